@@ -1,0 +1,187 @@
+"""Parameters and multiply-adds of a model, by the conventions of the published figures.
+
+XLA's own count leaves out the taps that fall on padding, which for a 31x31 kernel on a 14x14
+map are most of them, so it cannot be compared with any paper. Here every convolution counts
+height x width x kernel x channels, as the papers do.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from replk_jax.models.layers import BatchNorm, GlobalAveragePool
+from replk_jax.ops import DepthwiseConv2D
+
+
+@dataclasses.dataclass
+class Count:
+    """What one image of the given size costs; elements are numbers, not bytes.
+
+    Attributes:
+      parameters: trainable numbers, so running statistics are not among them.
+      convolution: multiply-adds of all convolutions.
+      linear: multiply-adds of the classifier.
+      batch_norm_elements: elements that leave a batch norm.
+      pooled_elements: elements that enter a global average pool.
+    """
+
+    parameters: int = 0
+    convolution: int = 0
+    linear: int = 0
+    batch_norm_elements: int = 0
+    pooled_elements: int = 0
+
+    @property
+    def mmpretrain_flops(self) -> int:
+        """"FLOPs" in the sense of mmpretrain's model index; the classifier is not counted."""
+        return self.convolution + 5 * self.batch_norm_elements + self.pooled_elements
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One top-level part of a model: its output's shape (H, W, C) or (C,), and its cost."""
+
+    name: str
+    shape: tuple[int, ...]
+    training: Count
+    merged: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Parameters and multiply-adds of both structures of a model.
+
+    Attributes:
+      title: what was counted, at which image size.
+      parts: stem, stages, transitions and head.
+      training, merged: totals of the training-time and of the re-parameterized structure.
+    """
+
+    title: str
+    parts: tuple[Part, ...]
+    training: Count
+    merged: Count
+
+    @property
+    def paper_flops(self) -> int:
+        """"FLOPs" in the sense of the paper: multiply-adds of the merged convolutions."""
+        return self.merged.convolution
+
+    @property
+    def mmpretrain_flops(self) -> int:
+        """"FLOPs" in the sense of mmpretrain: the training-time structure, with batch norms."""
+        return self.training.mmpretrain_flops
+
+    def __str__(self) -> str:
+        head = ("part", "output", "parameters", "conv MACs", "parameters merged", "conv MACs merged")
+        rows = [
+            (p.name, "x".join(map(str, p.shape)), *_figures(p.training), *_figures(p.merged))
+            for p in self.parts
+        ]
+        total = ("total", "", *_figures(self.training), *_figures(self.merged))
+        table = [head, *rows, total]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in table
+        ]
+        rule = "-" * len(lines[0])
+        return "\n".join(
+            [
+                self.title,
+                "",
+                lines[0],
+                rule,
+                *lines[1:-1],
+                rule,
+                lines[-1],
+                "",
+                f"Multiply-adds as the paper counts them      {self.paper_flops:>18,}"
+                "   convolutions of the merged structure",
+                f"Multiply-adds as mmpretrain counts them     {self.mmpretrain_flops:>18,}"
+                "   training-time structure, 5 for each batch-norm output, 1 for each pooled value",
+            ]
+        )
+
+
+def summary(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summary:
+    """Counts the parameters and multiply-adds of both structures of a model.
+
+    Nothing is computed on images: shapes alone are followed through the network.
+
+    Args:
+      model: any model of this package, in either structure.
+      image_size: one number or (height, width).
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    training = _count(model.clone(deploy=False), height, width)
+    merged = _count(model.clone(deploy=True), height, width)
+    parts = tuple(
+        Part(name, shape, count, merged.get(name, (shape, Count()))[1])
+        for name, (shape, count) in training.items()
+    )
+    title = f"{type(model).__name__} on {height}x{width} images, {model.architecture}"
+    return Summary(
+        title, parts, _total(p.training for p in parts), _total(p.merged for p in parts)
+    )
+
+
+def _count(model: nn.Module, height: int, width: int) -> dict[str, tuple[tuple[int, ...], Count]]:
+    """Output shape and cost of every top-level part."""
+    parts: dict[str, tuple[tuple[int, ...], Count]] = {}
+
+    def tally(module: nn.Module, x: jax.Array, y: jax.Array) -> None:
+        name = _part_name(module.path[0])
+        _, count = parts.get(name, (None, Count()))
+        parts[name] = (y.shape[1:], count)
+        own = module.variables.get("params", {})
+        leaves = {k: v for k, v in own.items() if hasattr(v, "shape")}
+        count.parameters += sum(math.prod(leaf.shape) for leaf in leaves.values())
+        if isinstance(module, nn.Conv | DepthwiseConv2D):
+            rows, columns, in_per_group, _ = leaves["kernel"].shape
+            count.convolution += math.prod(y.shape) * rows * columns * in_per_group
+        elif isinstance(module, nn.Dense):
+            count.linear += math.prod(leaves["kernel"].shape)
+        elif isinstance(module, BatchNorm) and not module.deploy:
+            count.batch_norm_elements += math.prod(y.shape)
+        elif isinstance(module, GlobalAveragePool):
+            count.pooled_elements += math.prod(x.shape)
+
+    def interceptor(call: Callable, args, kwargs, context: nn.module.InterceptorContext):
+        y = call(*args, **kwargs)
+        if context.method_name == "__call__" and context.module.path and hasattr(y, "shape"):
+            tally(context.module, args[0], y)
+        return y
+
+    image = jax.ShapeDtypeStruct((1, height, width, model.architecture.in_channels), model.dtype)
+    with nn.intercept_methods(interceptor):
+        jax.eval_shape(model.clone(remat=False).init, jax.random.key(0), image)
+    return parts
+
+
+def _part_name(module: str) -> str:
+    """The part that a top-level module belongs to: `transitions_0_1` to `transitions_0`."""
+    if module.startswith("stem_"):
+        return "stem"
+    if module.startswith("transitions_"):
+        return module.rsplit("_", 1)[0]
+    return module if module.startswith("stages_") else "head"
+
+
+def _total(counts) -> Count:
+    total = Count()
+    for count in counts:
+        for field in dataclasses.fields(Count):
+            value = getattr(total, field.name) + getattr(count, field.name)
+            setattr(total, field.name, value)
+    return total
+
+
+def _figures(count: Count) -> tuple[str, str]:
+    return f"{count.parameters:,}", f"{count.convolution:,}"

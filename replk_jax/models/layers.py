@@ -1,0 +1,167 @@
+"""The parts that the model families share, with PyTorch's conventions.
+
+The published checkpoints come from PyTorch, so these layers differ from Flax's
+defaults in padding, initialisation and batch-norm statistics.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from replk_jax.ops import DepthwiseConv2D
+
+# PyTorch's defaults. They are constants and not fields because `reparameterize` sees a
+# variable tree only, which does not store them.
+BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_MOMENTUM = 0.9  # share of the old statistic that stays; PyTorch calls it 0.1
+
+
+class ReparameterizableModule(nn.Module):
+    """A module that exists in two structures.
+
+    Attributes:
+      deploy: False builds the training-time structure, True the merged one.
+      dtype: of the computation. Batch-norm statistics are kept in at least float32.
+      param_dtype: of the parameters.
+    """
+
+    deploy: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def structure(self) -> dict[str, Any]:
+        """The fields above, to hand on to a submodule."""
+        return {"deploy": self.deploy, "dtype": self.dtype, "param_dtype": self.param_dtype}
+
+
+class BatchNorm(ReparameterizableModule):
+    """Batch norm over all axes but the last, as PyTorch computes it.
+
+    Differs from `flax.linen.BatchNorm` in the running variance, which is the unbiased
+    estimate (n / (n - 1)), and in the variance of a batch, which is taken in two passes:
+    the one-pass formula loses all digits where a channel's mean is large beside its spread.
+
+    Under `jax.jit` with a sharded batch the statistics are those of the global batch.
+
+    In the merged structure a batch norm that no convolution could absorb remains as the
+    affine map it is in eval mode: `scale` and `bias` without statistics.
+
+    Parameters `scale`, `bias` (C,); statistics `mean`, `var` (C,) in `batch_stats`.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (..., C) to (..., C)."""
+        channels = x.shape[-1]
+        wide = jnp.promote_types(jnp.float32, self.param_dtype)
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        scale, bias, x = scale.astype(wide), bias.astype(wide), x.astype(wide)
+        if self.deploy:
+            return (x * scale + bias).astype(self.dtype)
+
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), wide)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), wide)
+        if train:
+            count = x.size // channels
+            if count == 1:
+                raise ValueError(
+                    f"Batch norm cannot train on one value per channel (input {x.shape}): "
+                    "use a larger batch or larger images."
+                )
+            axes = tuple(range(x.ndim - 1))
+            mean = jnp.mean(x, axes)
+            var = jnp.mean(jnp.square(x - mean), axes)
+            if not self.is_initializing():
+                keep = BATCH_NORM_MOMENTUM
+                unbiased = var * (count / (count - 1))
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        y = (x - mean) * (scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)) + bias
+        return y.astype(self.dtype)
+
+
+class ConvNorm(ReparameterizableModule, kw_only=True):
+    """A convolution without bias followed by batch norm; merged, a convolution with bias.
+
+    Parameters: `conv/kernel` (k, k, I, O) and `bn`; merged, `conv/{kernel,bias}`. Padding
+    is k // 2 on every side whatever the stride, which XLA's "SAME" is not at stride 2.
+
+    Attributes:
+      features: output channels.
+      kernel_size: odd k of the k x k kernel.
+      stride: of both axes.
+      depthwise: whether every channel has a kernel of its own (features = input channels).
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    depthwise: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
+        fan_in = self.kernel_size**2 * (1 if self.depthwise else x.shape[-1])
+        settings = dict(
+            kernel_size=(self.kernel_size, self.kernel_size),
+            strides=self.stride,
+            padding=self.kernel_size // 2,
+            use_bias=self.deploy,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=pytorch_init(fan_in),
+            bias_init=pytorch_init(fan_in),
+            name="conv",
+        )
+        if self.depthwise:
+            x = DepthwiseConv2D(**settings)(x)
+        else:
+            x = nn.Conv(self.features, **settings)(x)
+        return x if self.deploy else BatchNorm(**self.structure(), name="bn")(x, train)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch, per image, with probability `rate`.
+
+    The branches that stay are scaled by 1 / (1 - rate). Draws from the `dropout` stream.
+    Huang et al., "Deep Networks with Stochastic Depth" (arXiv:1603.09382).
+    """
+
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, ...) to (N, ...)."""
+        every_axis_but_batch = tuple(range(1, x.ndim))
+        return nn.Dropout(self.rate, broadcast_dims=every_axis_but_batch)(
+            x, deterministic=not train
+        )
+
+
+class GlobalAveragePool(nn.Module):
+    """The mean over height and width, accumulated in at least float32."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to (N, C)."""
+        wide = jnp.promote_types(jnp.float32, x.dtype)
+        return jnp.mean(x, (1, 2), dtype=wide)
+
+
+def pytorch_init(fan_in: int) -> nn.initializers.Initializer:
+    """What PyTorch draws the weights and biases of convolutions and linear layers from.
+
+    U(-b, b) with b = 1 / sqrt(fan_in): Kaiming-uniform with a = sqrt(5).
+    """
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

@@ -1,0 +1,15 @@
+"""Eight CPU devices, and compiled programs kept between runs."""
+
+import os
+from pathlib import Path
+
+import jax
+
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / "jax"
+
+# In the environment as well, for the programs that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_num_cpu_devices", 8)

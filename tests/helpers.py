@@ -1,0 +1,63 @@
+"""What several test files need."""
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from replk_jax import RepLKNetArchitecture
+
+TINY = RepLKNetArchitecture((7, 5), (1, 1), (8, 12), small_kernel=3)
+
+
+def abstract_variables(model, image_size=32):
+    """Shapes and dtypes of a model's variables."""
+    image = jax.ShapeDtypeStruct(
+        (1, image_size, image_size, model.architecture.in_channels), model.dtype
+    )
+    return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+def random_variables(model, seed=0):
+    """Variables far from their initial values, so that no error can hide.
+
+    Kernels keep the signal's size; batch norms have negative scales, variances from 1e-4 up
+    and means and offsets that are not zero; residual branches end small, so that the depth of
+    a network does not blow up what passes it.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        shape, last = leaf.shape, path[-1]
+        if last == "var":
+            value = np.where(rng.random(shape) < 0.1, 1e-4, rng.uniform(0.5, 2, shape))
+        elif last == "mean":
+            value = 0.1 * rng.standard_normal(shape)
+        elif last == "bias":
+            value = 0.2 * rng.standard_normal(shape)
+        elif last == "scale":
+            value = rng.uniform(0.5, 1.5, shape) * rng.choice([1, 1, 1, -1], shape)
+            if path[-3:-1] == ("pw2", "bn"):
+                value *= 0.2
+        else:
+            fan_in = np.prod(shape[:-1])
+            value = rng.standard_normal(shape) * (1.4 / np.sqrt(fan_in))
+        return np.asarray(value, leaf.dtype)
+
+    flat = traverse_util.flatten_dict(abstract_variables(model))
+    variables = {path: draw(path, leaf) for path, leaf in sorted(flat.items())}
+    # A variance of 1e-4 beside a kernel for unit variance would multiply the signal by a
+    # hundred: scale it down by as much.
+    for path in variables:
+        if path[-1] == "var":
+            scale = ("params", *path[1:-1], "scale")
+            variables[scale] = variables[scale] * np.minimum(1, np.sqrt(variables[path])).astype(
+                variables[scale].dtype
+            )
+    return traverse_util.unflatten_dict(variables)
+
+
+def random_images(model, batch=2, size=32, seed=0):
+    """Normalised images (N, H, W, C); `size` is one number or (H, W)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (batch, height, width, model.architecture.in_channels)
+    return np.random.default_rng(seed).standard_normal(shape).astype(model.dtype)

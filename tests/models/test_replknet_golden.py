@@ -1,0 +1,206 @@
+"""RepLKNet against what the official PyTorch code computes with the same weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import replk_jax
+from replk_jax.torch_import import convert_state_dict
+from tests import golden
+
+pytestmark = golden.requires_golden
+
+CASES = golden.small_cases()
+FULL = golden.full_cases()
+
+
+def build(case):
+    """The model that a case of the small folder describes."""
+    arch = {**case["arch"]}
+    arch["kernel_sizes"] = arch.pop("large_kernel_sizes")
+    if "out_indices" in arch:
+        arch["out_indices"] = tuple(arch["out_indices"])
+    return replk_jax.create_model("replknet_31b", **arch)
+
+
+def load(name):
+    model = build(CASES[name])
+    return model, convert_state_dict(golden.state_dict(f"small/{name}.train.pth"), model)
+
+
+def assert_close(actual, expected, rtol, what):
+    """Largest difference against `rtol` times the larger of 1 and the largest expected value."""
+    assert actual.shape == expected.shape, what
+    bound = rtol * max(1.0, np.abs(expected).max())
+    error = np.abs(np.asarray(actual, np.float64) - expected).max()
+    assert error <= bound, f"{what}: {error:.2e} > {bound:.2e}"
+
+
+def run(model, variables, x):
+    """Outputs, and the maps of the parts that the reference data name."""
+    result, state = jax.jit(
+        lambda v, x: model.apply(v, x, capture_intermediates=True, mutable=["intermediates"])
+    )(variables, x)
+    outputs = state["intermediates"]
+    last = len(model.architecture.layers) - 1
+    maps = {"stem": jax.nn.relu(outputs["stem_3"]["__call__"][0])}
+    for s in range(last + 1):
+        maps[f"stage{s}"] = outputs[f"stages_{s}"]["__call__"][0][0]
+        if s < last:
+            maps[f"transition{s}"] = jax.nn.relu(outputs[f"transitions_{s}_1"]["__call__"][0])
+    if "norm" in outputs:
+        maps["norm"] = outputs["norm"]["__call__"][0]
+    return result, maps
+
+
+def test_there_are_cases():
+    assert len(CASES) == 7
+    assert len(FULL) == 6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_eval_outputs_and_every_map(name):
+    """1e-5 times the largest value: ten times the rounding of either side, and a tenth of
+    what the smallest known slip (batch-norm epsilon 1e-6) changes."""
+    model, variables = load(name)
+    expected = golden.arrays(f"small/{name}.npz")
+    maps = {}
+    for inputs in CASES[name]["input_shapes"]:
+        outputs, maps[inputs] = run(model, variables, golden.nhwc(expected[inputs]))
+        if model.out_indices is None:
+            assert_close(outputs, expected[f"{inputs}.logits.train_form"], 1e-5, inputs)
+            continue
+        assert len(outputs) == len(model.out_indices)
+        for i, output in enumerate(outputs):
+            assert_close(
+                output, golden.nhwc(expected[f"{inputs}.out{i}.train_form"]), 1e-5, f"{inputs} {i}"
+            )
+    named = {key.removeprefix("x1.feature.") for key in expected if key.startswith("x1.feature.")}
+    assert named - {"pooled"} == set(maps["x1"])
+    for part, actual in maps["x1"].items():
+        assert_close(actual, golden.nhwc(expected[f"x1.feature.{part}"]), 1e-5, part)
+    if "pooled" in named:
+        x = golden.nhwc(expected["x1"])
+        features = jax.jit(lambda v, x: model.apply(v, x, features=True))(variables, x)
+        assert_close(features, expected["x1.feature.pooled"][:, :, 0, 0], 1e-5, "pooled")
+
+
+def loss_of(case, expected):
+    """The training loss that the case names, of the model's outputs."""
+    if case["arch"]["num_classes"] is None:
+        targets = [golden.nhwc(expected[f"train.target{i}"]) for i in range(4)]
+        return lambda outputs: sum(
+            jnp.mean(jnp.square(o - t)) for o, t in zip(outputs, targets, strict=True)
+        )
+    return lambda logits: optax.softmax_cross_entropy_with_integer_labels(
+        logits, expected["train.labels"]
+    ).mean()
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "train_loss" in CASES[n]])
+def test_train_mode(name):
+    """Outputs, loss, gradients and running statistics after one step.
+
+    The bounds are multiples of how far the reference itself, in float32, is from a float64
+    run (`noise`), with a floor of 1e-5 where that is luckily small.
+    """
+    case, expected = CASES[name], golden.arrays(f"small/{name}.npz")
+    model, variables = load(name)
+    noise = {key: max(4 * value, 1e-5) for key, value in case["noise"].items()}
+    outputs_to_loss = loss_of(case, expected)
+
+    def loss_of_parameters(params):
+        outputs, state = model.apply(
+            {**variables, "params": params},
+            golden.nhwc(expected["train.x"]),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return outputs_to_loss(outputs), (outputs, state)
+
+    loss_and_grads = jax.jit(jax.value_and_grad(loss_of_parameters, has_aux=True))
+    (loss, (outputs, state)), grads = loss_and_grads(variables["params"])
+
+    tolerance = noise["train.logits_f32_minus_f64"]
+    if model.out_indices is None:
+        assert_close(outputs, expected["train.logits"], tolerance, "logits")
+    else:
+        for i, output in enumerate(outputs):
+            assert_close(output, golden.nhwc(expected[f"train.out{i}"]), tolerance, f"out{i}")
+    assert_close(loss, expected["train.loss"], noise["train.loss_f32_minus_f64"], "loss")
+
+    stats_tolerance = noise["train.running_stats_f32_minus_f64"]
+    after = _by_official_key({"batch_stats": state["batch_stats"]})
+    checked = 0
+    for key, value in expected.items():
+        if key.startswith("train.after.") and "num_batches" not in key:
+            assert_close(after[key.removeprefix("train.after.")], value, stats_tolerance, key)
+            checked += 1
+    assert checked == len(after)
+
+    # Where the true gradient is zero, both sides hold rounding noise.
+    grads = _by_official_key({"params": grads})
+    zero = set(case["zero_gradient"])
+    grad_tolerance = noise["train.grad_worst_relative_norm_error_f32_vs_f64"]
+    for key, norm in zip(case["grad_norms_order"], expected["train.grad_norms"], strict=True):
+        if key not in zero:
+            actual = np.linalg.norm(np.asarray(grads[key], np.float64))
+            assert abs(actual - norm) <= grad_tolerance * norm, (key, actual, norm)
+    for key, value in expected.items():
+        name_of_parameter = key.removeprefix("train.grad.")
+        if key.startswith("train.grad.") and name_of_parameter not in zero:
+            error = np.linalg.norm(np.asarray(grads[name_of_parameter], np.float64) - value)
+            assert error <= grad_tolerance * np.linalg.norm(value), (key, error)
+
+
+def _by_official_key(variables):
+    """Leaves by official name and in PyTorch's layout, written apart from the importer."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        *modules, last = [key.key for key in path[1:]]
+        name = ".".join(modules)
+        for digit in range(10):
+            name = name.replace(f"_{digit}", f".{digit}")
+        last = {"mean": "running_mean", "var": "running_var", "bias": "bias"}.get(last, "weight")
+        leaf = np.asarray(leaf)
+        leaves[f"{name}.{last}"] = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+    return leaves
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n == "replknet_31b_224" else pytest.param(n, marks=pytest.mark.slow)
+        for n in FULL
+    ],
+)
+def test_full_size(name):
+    """1e-4 absolute: below every slip that the reference tried, above all rounding."""
+    case, expected = FULL[name], golden.arrays(f"full/{name}.npz")
+    backbone = "backbone" in name
+    model = replk_jax.create_model(
+        case["model"].replace("RepLKNet-", "replknet_").lower(),
+        out_indices=(0, 1, 2, 3) if backbone else None,
+        norm_intermediate_features=backbone,
+    )
+    rule = golden.weights_rule()
+    manifest = golden.manifest(case["manifest"])
+    variables = convert_state_dict(rule.make_weights(manifest, case["seed"]), model)
+    x = golden.nhwc(rule.make_input(case["input_shape"], case["seed"]))
+
+    outputs = jax.jit(model.apply)(variables, x)
+    merged = jax.jit(model.clone(deploy=True).apply)(replk_jax.reparameterize(variables), x)
+    if not backbone:
+        for form, actual in (("logits_train", outputs), ("logits_deploy", merged)):
+            np.testing.assert_allclose(actual, expected[form], rtol=0, atol=1e-4)
+        return
+    for i, (output, output_merged) in enumerate(zip(outputs, merged, strict=True)):
+        sample = expected[f"out{i}.sample"]
+        bound = 1e-5 * case["out_max_abs"][i]  # the largest value is 29
+        for actual in (output, output_merged):
+            nchw = np.asarray(actual).transpose(0, 3, 1, 2)
+            assert nchw.shape == tuple(expected[f"out{i}.shape"])
+            values = nchw.reshape(-1)[expected[f"out{i}.index"]]
+            np.testing.assert_allclose(values, sample, rtol=0, atol=bound)
