@@ -1,0 +1,1 @@
+"""The training application, built on `replk_jax`."""

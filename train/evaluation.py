@@ -1,0 +1,106 @@
+"""Accuracy over a whole data set, every example counted once."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+import replk_jax
+from train import parallel
+from train.step import Batch, normalize
+
+Variables = dict[str, Any]
+
+
+class Evaluator:
+    """Runs a model over batches, alone or beside its re-parameterized self.
+
+    Args:
+      model: in its training-time structure.
+      mean, std: of the images, channel by channel, for values in [0, 1].
+      mesh: of the devices.
+    """
+
+    def __init__(
+        self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
+    ):
+        merged = model.clone(deploy=True)
+
+        def evaluate(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+            return _sums(model.apply(variables, normalize(batch["image"], mean, std)), batch)
+
+        def compare(
+            variables: Variables, merged_variables: Variables, batch: Batch
+        ) -> dict[str, jax.Array]:
+            images = normalize(batch["image"], mean, std)
+            expected = model.apply(variables, images)
+            actual = merged.apply(merged_variables, images)
+            difference = jnp.where(batch["mask"][:, None], jnp.abs(actual - expected), 0)
+            return {
+                **{f"training/{k}": v for k, v in _sums(expected, batch).items()},
+                **{f"merged/{k}": v for k, v in _sums(actual, batch).items()},
+                "largest_difference": difference.max(),
+            }
+
+        whole, split = parallel.replicated(mesh), parallel.split_batch(mesh)
+        self._evaluate = jax.jit(evaluate, in_shardings=(whole, split), out_shardings=whole)
+        self._compare = jax.jit(compare, in_shardings=(whole, whole, split), out_shardings=whole)
+
+    def evaluate(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, float]:
+        """`top1`, `top5` (shares of 1), `loss` (mean cross entropy) and `examples`."""
+        sums = _accumulate(lambda batch: self._evaluate(variables, batch), batches)
+        return _means(sums, "")
+
+    def compare(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Both structures on the same batches: `training`, `merged`, `largest_difference`.
+
+        The first two are as from `evaluate`; the last is that of any logit of any example.
+        """
+        merged_variables = jax.jit(replk_jax.reparameterize)(variables)
+        sums = _accumulate(
+            lambda batch: self._compare(variables, merged_variables, batch), batches
+        )
+        return {
+            "training": _means(sums, "training/"),
+            "merged": _means(sums, "merged/"),
+            "largest_difference": sums["largest_difference"],
+        }
+
+
+def _sums(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    labels, mask = batch["label"], batch["mask"]
+    _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+    hits = (best == labels[:, None]) & mask[:, None]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return {
+        "examples": mask.sum(),
+        "top1": hits[:, 0].sum(),
+        "top5": hits.sum(),
+        "loss": jnp.where(mask, losses, 0).sum(),
+    }
+
+
+def _accumulate(
+    run: Callable[[Batch], dict[str, jax.Array]], batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Sums over the batches, in Python numbers, which do not round; maxima of differences."""
+    total: dict[str, float] = {}
+    for batch in batches:
+        for name, value in jax.device_get(run(batch)).items():
+            value = value.item()
+            if name == "largest_difference":
+                # A NaN must not lose against a number.
+                total[name] = value if value != value else max(total.get(name, 0.0), value)
+            else:
+                total[name] = total.get(name, 0) + value
+    return total
+
+
+def _means(sums: dict[str, float], prefix: str) -> dict[str, float]:
+    examples = sums[f"{prefix}examples"]
+    means = {name: sums[prefix + name] / examples for name in ("top1", "top5", "loss")}
+    return {**means, "examples": examples}

@@ -1,0 +1,47 @@
+"""Trains a network: python -m train.main --config configs/digits.py --workdir out/digits
+
+Started again with the same workdir, it goes on where it was. Any field of the configuration
+can be set on the command line: --config.batch_size=256.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from train.errors import RunError
+from train.loop import run
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and the curve")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        _stop(f"Unknown argument {argv[1]!r}; fields are set with --config.FIELD=VALUE.")
+    workdir = Path(_WORKDIR.value)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        run(_CONFIG.value, workdir)
+    except (RunError, OSError) as error:
+        _stop(str(error))
+    except KeyboardInterrupt:
+        _stop(f"Interrupted. The same command goes on from the last checkpoint in {workdir}.")
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """As absl does, but with one line for a field or file that does not exist."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _stop(str(error))
+
+
+def _stop(message: str) -> None:
+    sys.exit(f"error: {message}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)
