@@ -1,5 +1,6 @@
 """RepLKNet and structural re-parameterization in JAX."""
 
+from replk_jax.accounting import Summary, summary
 from replk_jax.models import RepLKNet, RepLKNetArchitecture, create_model, list_models
 from replk_jax.ops import DepthwiseConv2D, depthwise_conv2d
 from replk_jax.reparam import (
@@ -8,7 +9,6 @@ from replk_jax.reparam import (
     merge_small_kernels,
     reparameterize,
 )
-from replk_jax.accounting import Summary, summary
 from replk_jax.torch_import import convert_state_dict
 
 __version__ = "0.1.0"

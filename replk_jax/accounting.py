@@ -36,7 +36,7 @@ class Count:
 
     @property
     def mmpretrain_flops(self) -> int:
-        """"FLOPs" in the sense of mmpretrain's model index; the classifier is not counted."""
+        """What mmpretrain's model index calls FLOPs; the classifier is not counted."""
         return self.convolution + 5 * self.batch_norm_elements + self.pooled_elements
 
 
@@ -67,16 +67,16 @@ class Summary:
 
     @property
     def paper_flops(self) -> int:
-        """"FLOPs" in the sense of the paper: multiply-adds of the merged convolutions."""
+        """What the paper calls FLOPs: multiply-adds of the merged convolutions."""
         return self.merged.convolution
 
     @property
     def mmpretrain_flops(self) -> int:
-        """"FLOPs" in the sense of mmpretrain: the training-time structure, with batch norms."""
+        """What mmpretrain calls FLOPs: the training-time structure, with its batch norms."""
         return self.training.mmpretrain_flops
 
     def __str__(self) -> str:
-        head = ("part", "output", "parameters", "conv MACs", "parameters merged", "conv MACs merged")
+        head = ("part", "output", "parameters", "conv MACs", "merged: parameters", "conv MACs")
         rows = [
             (p.name, "x".join(map(str, p.shape)), *_figures(p.training), *_figures(p.merged))
             for p in self.parts
@@ -127,9 +127,7 @@ def summary(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summar
         for name, (shape, count) in training.items()
     )
     title = f"{type(model).__name__} on {height}x{width} images, {model.architecture}"
-    return Summary(
-        title, parts, _total(p.training for p in parts), _total(p.merged for p in parts)
-    )
+    return Summary(title, parts, _total(p.training for p in parts), _total(p.merged for p in parts))
 
 
 def _count(model: nn.Module, height: int, width: int) -> dict[str, tuple[tuple[int, ...], Count]]:

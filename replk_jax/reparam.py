@@ -118,8 +118,9 @@ def check_equivalence(model: nn.Module, variables: Tree, images: jax.Array) -> E
     merged = model.clone(deploy=True)
     expected = jax.tree.leaves(jax.jit(model.apply)(variables, images))
     actual = jax.tree.leaves(jax.jit(merged.apply)(reparameterize(variables), images))
-    max_abs = max(float(jnp.max(jnp.abs(a - e))) for a, e in zip(actual, expected, strict=True))
-    scale = max(float(jnp.max(jnp.abs(e))) for e in expected)
+    differences = [jnp.max(jnp.abs(a - e)) for a, e in zip(actual, expected, strict=True)]
+    max_abs = float(jnp.max(jnp.stack(differences)))  # unlike Python's max, it keeps a NaN
+    scale = float(jnp.max(jnp.stack([jnp.max(jnp.abs(e)) for e in expected])))
     return Equivalence(max_abs, max_abs / scale if scale else float("inf"), scale)
 
 

@@ -51,6 +51,11 @@ def manifest(name: str) -> list[tuple[str, tuple[int, ...], str]]:
     return [(key, tuple(shape), dtype) for key, shape, dtype in entries]
 
 
+def manifest_index() -> dict[str, Any]:
+    """What each manifest is, with its parameter count."""
+    return json.loads((ROOT / "manifests/index.json").read_text())
+
+
 def weights_rule():
     """The module that makes the full-size models' weights and inputs."""
     spec = importlib.util.spec_from_file_location("weights_rule", ROOT / "full/weights_rule.py")
@@ -67,9 +72,10 @@ def state_dict(path: str) -> dict[str, np.ndarray]:
             return dict(_Unpickler(file, archive, stem).load())
 
 
-class _Unpickler(pickle.Unpickler):
-    _STORAGES = {"FloatStorage": np.float32, "LongStorage": np.int64}
+_STORAGES = {"FloatStorage": np.float32, "LongStorage": np.int64}
 
+
+class _Unpickler(pickle.Unpickler):
     def __init__(self, file, archive, stem):
         super().__init__(file)
         self._archive, self._stem = archive, stem
@@ -79,8 +85,8 @@ class _Unpickler(pickle.Unpickler):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return self._rebuild
-        if module == "torch" and name in self._STORAGES:
-            return self._STORAGES[name]
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
         raise pickle.UnpicklingError(f"{module}.{name} is not part of a plain state dict")
 
     def persistent_load(self, pid):

@@ -120,7 +120,9 @@ class Checkpoints:
 
     def _not_written(self, error: Exception) -> RunError:
         complete = sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
-        last = f"The last complete one is {self.path(complete[-1])}" if complete else "None is complete"
+        last = (
+            f"The last complete one is {self.path(complete[-1])}" if complete else "There is none"
+        )
         return RunError(
             f"A checkpoint could not be written to {self.folder}: {error}\n{last}. "
             "Make room or mend the folder's permissions, and start the same command again."

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -40,10 +41,12 @@ class Evaluator:
             expected = model.apply(variables, images)
             actual = merged.apply(merged_variables, images)
             difference = jnp.where(batch["mask"][:, None], jnp.abs(actual - expected), 0)
+            # A maximum across devices may lose a NaN to a number.
+            largest = jnp.where(jnp.isnan(difference).any(), jnp.nan, difference.max())
             return {
                 **{f"training/{k}": v for k, v in _sums(expected, batch).items()},
                 **{f"merged/{k}": v for k, v in _sums(actual, batch).items()},
-                "largest_difference": difference.max(),
+                "largest_difference": largest,
             }
 
         whole, split = parallel.replicated(mesh), parallel.split_batch(mesh)
@@ -61,9 +64,7 @@ class Evaluator:
         The first two are as from `evaluate`; the last is that of any logit of any example.
         """
         merged_variables = jax.jit(replk_jax.reparameterize)(variables)
-        sums = _accumulate(
-            lambda batch: self._compare(variables, merged_variables, batch), batches
-        )
+        sums = _accumulate(lambda batch: self._compare(variables, merged_variables, batch), batches)
         return {
             "training": _means(sums, "training/"),
             "merged": _means(sums, "merged/"),
@@ -93,8 +94,7 @@ def _accumulate(
         for name, value in jax.device_get(run(batch)).items():
             value = value.item()
             if name == "largest_difference":
-                # A NaN must not lose against a number.
-                total[name] = value if value != value else max(total.get(name, 0.0), value)
+                total[name] = float(np.maximum(total.get(name, 0.0), value))  # keeps a NaN
             else:
                 total[name] = total.get(name, 0) + value
     return total

@@ -182,8 +182,10 @@ def _diverged(broken: tuple[int, str, float], checkpoints: Checkpoints) -> str:
     step, name, value = broken
     checkpoints.wait()  # one may still be on its way, of a state that was found finite
     latest = checkpoints.latest()
-    last = f"The last good checkpoint is {checkpoints.path(latest)}." if latest else (
-        "There is no checkpoint yet."
+    last = (
+        f"The last good checkpoint is {checkpoints.path(latest)}."
+        if latest
+        else ("There is no checkpoint yet.")
     )
     return (
         f"{name} became {value} at step {step}. {last} Lower --config.optimizer.peak_lr or "

@@ -7,7 +7,7 @@ can be set on the command line: --config.batch_size=256.
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from train.errors import RunError
@@ -21,6 +21,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         _stop(f"Unknown argument {argv[1]!r}; fields are set with --config.FIELD=VALUE.")
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report every move at INFO
     workdir = Path(_WORKDIR.value)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import optax
 
 
-def warmup_cosine(
-    peak: float, final: float, warmup_steps: int, total_steps: int
-) -> optax.Schedule:
+def warmup_cosine(peak: float, final: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """The learning rate of the official training script, step by step.
 
     The warm-up includes both its ends, so it starts at 0 and the peak is used twice; the cosine

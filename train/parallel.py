@@ -24,9 +24,7 @@ def start_processes(distributed: Mapping[str, Any]) -> None:
     if coordinator == "auto":
         jax.distributed.initialize()
         return
-    jax.distributed.initialize(
-        coordinator, distributed["num_processes"], distributed["process_id"]
-    )
+    jax.distributed.initialize(coordinator, distributed["num_processes"], distributed["process_id"])
 
 
 def data_mesh(*batch_sizes: int) -> Mesh:

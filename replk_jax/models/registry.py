@@ -32,7 +32,7 @@ _FAMILIES: dict[type, type[nn.Module]] = {RepLKNetArchitecture: RepLKNet}
 
 def list_models(pattern: str = "*") -> list[str]:
     """The names that `create_model` knows, those that match a shell-style pattern."""
-    return fnmatch.filter(sorted(ARCHITECTURES), pattern)
+    return fnmatch.filter(ARCHITECTURES, pattern)
 
 
 def create_model(model: str | RepLKNetArchitecture, **overrides: Any) -> nn.Module:

@@ -47,7 +47,9 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], model: nn.Module) -
     leaves = traverse_util.flatten_dict(_abstract_variables(model))
     expected = {_official_key(path): (path, leaf) for path, leaf in leaves.items()}
     known = expected.keys() | {
-        key.removesuffix("running_var") + _COUNTER for key in expected if key.endswith("running_var")
+        key.removesuffix("running_var") + _COUNTER
+        for key in expected
+        if key.endswith("running_var")
     }
 
     faults, variables = [], {}
@@ -67,7 +69,8 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], model: nn.Module) -
     if faults:
         raise ValueError(
             f"The state dict does not fit {type(model).__name__} "
-            f"({'merged' if model.deploy else 'training-time'} structure):\n  " + "\n  ".join(faults)
+            f"({'merged' if model.deploy else 'training-time'} structure):\n  "
+            + "\n  ".join(faults)
         )
     return traverse_util.unflatten_dict(variables)
 

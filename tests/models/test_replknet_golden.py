@@ -171,10 +171,7 @@ def _by_official_key(variables):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        n if n == "replknet_31b_224" else pytest.param(n, marks=pytest.mark.slow)
-        for n in FULL
-    ],
+    [n if n == "replknet_31b_224" else pytest.param(n, marks=pytest.mark.slow) for n in FULL],
 )
 def test_full_size(name):
     """1e-4 absolute: below every slip that the reference tried, above all rounding."""

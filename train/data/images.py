@@ -23,6 +23,11 @@ class ImageData:
     """
 
     def __init__(self, config: ConfigDict, channels: int):
+        if channels not in (1, 3):
+            raise RunError(
+                "Images have 1 (grey) or 3 (colour) channels; config.model.in_channels is "
+                f"{channels}."
+            )
         self._config = config
         data = config.data
         for _ in parallel.in_turn():

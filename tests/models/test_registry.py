@@ -1,0 +1,41 @@
+"""Names of models."""
+
+import jax.numpy as jnp
+import pytest
+
+import replk_jax
+
+
+def test_names():
+    assert replk_jax.list_models() == [
+        "replknet_3", "replknet_7", "replknet_13", "replknet_25",
+        "replknet_31b", "replknet_31l", "replknet_xl",
+    ]  # fmt: skip
+    assert replk_jax.list_models("*31*") == ["replknet_31b", "replknet_31l"]
+    assert replk_jax.list_models("resnet*") == []
+
+
+def test_overrides_reach_module_and_architecture():
+    model = replk_jax.create_model(
+        "replknet_31b", num_classes=7, kernel_sizes=[13, 13, 13, 7], dtype=jnp.bfloat16
+    )
+    assert model.num_classes == 7
+    assert model.dtype == jnp.bfloat16
+    assert model.architecture.kernel_sizes == (13, 13, 13, 7)
+    assert model.architecture.channels == (128, 256, 512, 1024)
+    assert replk_jax.create_model("replknet_31b").architecture.kernel_sizes == (31, 29, 27, 13)
+
+
+def test_unknown_name_lists_what_exists():
+    with pytest.raises(ValueError, match=r"Did you mean 'replknet_31b'.*replknet_xl"):
+        replk_jax.create_model("replknet_31bb")
+
+
+def test_unknown_field_lists_what_exists():
+    with pytest.raises(TypeError, match=r"Unknown field classes\..*num_classes.*kernel_sizes"):
+        replk_jax.create_model("replknet_31b", classes=3)
+
+
+def test_neither_name_nor_architecture():
+    with pytest.raises(TypeError, match="name or an architecture"):
+        replk_jax.create_model(31)

@@ -1,0 +1,205 @@
+"""RepLKNet's interface: structures, outputs, precision, training and errors."""
+
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import replk_jax
+from replk_jax import RepLKNetArchitecture
+from tests import golden
+from tests.helpers import TINY, abstract_variables, random_images, random_variables
+
+
+def make(**fields):
+    return replk_jax.create_model(TINY, num_classes=4, **fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernel_sizes": (7, 6)}, r"odd.*\[6\]"),
+        ({"small_kernel": 7}, "small_kernel=7"),
+        ({"small_kernel": 2}, "odd"),
+        ({"small_kernel": -1}, "small_kernel=-1"),
+        ({"layers": (1, 1, 1)}, "one entry per stage"),
+        ({"kernel_sizes": (), "layers": (), "channels": ()}, "one entry per stage"),
+        ({"channels": (8, 0)}, "positive whole numbers"),
+        ({"channels": (8, 12.5)}, "positive whole numbers"),
+        ({"dw_ratio": 0.1}, "needs a channel"),
+        ({"in_channels": 0}, "needs a channel"),
+    ],
+)
+def test_impossible_architectures(change, message):
+    with pytest.raises(ValueError, match=message):
+        replk_jax.create_model(TINY, **change)
+
+
+def test_lists_are_as_good_as_tuples():
+    assert RepLKNetArchitecture([7, 5], [1, 1], [8, 12], small_kernel=3) == TINY
+
+
+@golden.requires_golden
+def test_drop_path_rates_are_the_official_ones():
+    """float32 values written out there, so a rounding of float32 apart."""
+    cases = json.loads((golden.ROOT / "training/drop_path_rates.json").read_text())
+    assert cases
+    for name, expected in cases.items():
+        rate, layers = name.removeprefix("rate ").split(", layers ")
+        layers = tuple(json.loads(layers))
+        arch = RepLKNetArchitecture((3,) * len(layers), layers, (8,) * len(layers), 3)
+        rates = arch.drop_path_rates(float(rate))
+        pairs = [[r for r in stage for _ in range(2)] for stage in rates]
+        chex.assert_trees_all_close(pairs, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (2, 4)),
+        ({"num_classes": None}, (2, 12)),
+        ({"out_indices": (0, 1)}, ((2, 9, 6, 8), (2, 5, 3, 12))),
+        ({"out_indices": (1,)}, ((2, 5, 3, 12),)),
+        ({"out_indices": (1, 0), "norm_intermediate_features": True},
+         ((2, 5, 3, 12), (2, 9, 6, 8))),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("deploy", [False, True])
+def test_output_shapes(fields, expected, deploy):
+    model = replk_jax.create_model(TINY, **{"num_classes": 4, **fields, "deploy": deploy})
+    x = random_images(model, 2, (33, 21))
+    shapes = jax.tree.map(jnp.shape, model.apply(random_variables(model), x))
+    assert shapes == expected
+
+
+def test_features_are_what_enters_the_head():
+    model = make()
+    variables, x = random_variables(model), random_images(model)
+    features = model.apply(variables, x, features=True)
+    head = variables["params"]["head"]
+    np.testing.assert_allclose(
+        features @ head["kernel"] + head["bias"], model.apply(variables, x), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_merged_features_need_a_model_without_head():
+    model = make()
+    variables, x = random_variables(model), random_images(model)
+    with pytest.raises(ValueError, match="num_classes=None"):
+        make(deploy=True).apply(replk_jax.reparameterize(variables), x, features=True)
+    params = {name: part for name, part in variables["params"].items() if name != "head"}
+    merged = replk_jax.reparameterize({**variables, "params": params})
+    headless = replk_jax.create_model(TINY, num_classes=None, deploy=True)
+    np.testing.assert_allclose(
+        headless.apply(merged, x), model.apply(variables, x, features=True), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_stage_norm_does_not_touch_the_next_stage():
+    """Only what is emitted passes the norm, so a change of it leaves the later map alone."""
+    model = make(out_indices=(0, 1), norm_intermediate_features=True)
+    variables, x = random_variables(model), random_images(model)
+    before = model.apply(variables, x)
+    changed = jax.tree.map(lambda leaf: leaf, variables)
+    changed["params"]["stages_0"]["norm"]["bias"] += 1
+    after = model.apply(changed, x)
+    np.testing.assert_allclose(after[0], before[0] + 1, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(after[1], before[1])
+
+
+def test_remat_changes_nothing():
+    variables, x = random_variables(make()), random_images(make())
+
+    def loss_and_grads(model):
+        def loss(params):
+            logits, _ = model.apply(
+                {**variables, "params": params},
+                x,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
+            )
+            return jnp.sum(logits**2)
+
+        return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+    plain = loss_and_grads(make(drop_path_rate=0.5))
+    remat = loss_and_grads(make(drop_path_rate=0.5, remat=True))
+    # The same operations in another order of fusion.
+    chex.assert_trees_all_close(plain, remat, rtol=1e-3, atol=1e-4)
+    abstract = abstract_variables(make(remat=True))
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract, abstract_variables(make()))
+
+
+def test_stochastic_depth_follows_its_key():
+    model = make(drop_path_rate=0.5)
+    variables, x = random_variables(model), random_images(model, 8)
+
+    def run(seed):
+        return model.apply(
+            variables,
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(seed)},
+        )[0]
+
+    np.testing.assert_array_equal(run(0), run(0))
+    assert not np.allclose(run(0), run(1))
+    # In eval mode there is none.
+    np.testing.assert_array_equal(
+        model.apply(variables, x), make(drop_path_rate=0.0).apply(variables, x)
+    )
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+def test_bfloat16_is_close_to_float32(deploy):
+    """Twelve layers, each a rounding of 2^-9 of values of about one: 5 % of the largest logit
+    is ten times what that adds up to, and far below what a wrong layer does."""
+    model = make(deploy=deploy)
+    variables, x = random_variables(model), random_images(model)
+    half = make(deploy=deploy, dtype=jnp.bfloat16)
+    expected, actual = model.apply(variables, x), half.apply(variables, x.astype(jnp.bfloat16))
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=0.05 * np.abs(expected).max())
+    maps = make(deploy=deploy, dtype=jnp.bfloat16, out_indices=(0,)).apply(variables, x)
+    assert maps[0].dtype == jnp.bfloat16
+
+
+def test_param_dtype():
+    leaves = jax.tree.leaves(abstract_variables(make(param_dtype=jnp.bfloat16))["params"])
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_kernels_larger_than_the_map():
+    """13 x 13 on 1 x 1: all taps but one see padding."""
+    model = replk_jax.create_model(TINY, kernel_sizes=(31, 13), num_classes=4)
+    variables = random_variables(model)
+    logits = model.apply(variables, random_images(model, 2, (4, 2)))
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.zeros((1, 32, 32, 1), np.float32), ValueError, r"\(N, H, W, 3\)"),
+        (np.zeros((32, 32, 3), np.float32), ValueError, r"\(N, H, W, 3\)"),
+        (np.zeros((1, 32, 32, 3), np.uint8), TypeError, "normalised"),
+    ],
+)
+def test_bad_images(x, error, message):
+    model = make()
+    with pytest.raises(error, match=message):
+        model.apply(random_variables(model), x)
+
+
+def test_bad_stages():
+    model = make(out_indices=(0, 2))
+    with pytest.raises(ValueError, match=r"stages \[2\].*\[0, 1\]"):
+        model.apply({}, random_images(model))
+    backbone = make(out_indices=(0,))
+    with pytest.raises(ValueError, match="no features"):
+        backbone.apply(random_variables(backbone), random_images(backbone), features=True)

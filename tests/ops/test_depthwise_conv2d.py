@@ -1,0 +1,149 @@
+"""The operator against a float64 sum written out in NumPy."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replk_jax import DepthwiseConv2D, depthwise_conv2d
+
+
+def reference(x, kernel, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1)):
+    """The definition, tap by tap, in float64."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    x = np.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = kernel.shape[:2]
+    out = [
+        (x.shape[i + 1] - (kernel.shape[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in (0, 1)
+    ]
+    y = np.zeros((x.shape[0], *out, x.shape[3]))
+    for u in range(rows):
+        for v in range(columns):
+            top, left = u * dilation[0], v * dilation[1]
+            window = x[
+                :,
+                top : top + out[0] * stride[0] : stride[0],
+                left : left + out[1] * stride[1] : stride[1],
+            ]
+            y += window[:, : out[0], : out[1]] * kernel[u, v, 0]
+    return y
+
+
+def draw(shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+SIZES = st.integers(1, 9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 3), h=SIZES, w=SIZES, c=st.integers(1, 5),
+    kh=SIZES, kw=SIZES, stride=st.integers(1, 3), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_shape_with_padding_of_half_the_kernel(n, h, w, c, kh, kw, stride, seed):
+    """Odd and even kernels, larger than the map too; 1e-5 is 50 roundings of float32."""
+    x, kernel = draw((n, h, w, c), seed), draw((kh, kw, 1, c), seed + 1)
+    padding = (kh // 2, kw // 2)
+    expected = reference(x, kernel, (stride, stride), [(p, p) for p in padding])
+    actual = depthwise_conv2d(x, kernel, stride=stride, padding=padding)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "explicit"),
+    [
+        ({}, {"padding": ((3, 3), (2, 2))}),
+        ({"padding": "VALID"}, {}),
+        ({"padding": 3}, {"padding": ((3, 3), (3, 3))}),
+        ({"padding": ((0, 1), 2)}, {"padding": ((0, 1), (2, 2))}),
+        ({"padding": 4, "dilation": (2, 1)}, {"padding": ((4, 4), (4, 4)), "dilation": (2, 1)}),
+        ({"padding": 0, "stride": (2, 1)}, {"stride": (2, 1)}),
+    ],
+)
+def test_options(options, explicit):
+    x, kernel, bias = draw((2, 14, 11, 3)), draw((7, 5, 1, 3), 1), draw((3,), 2)
+    actual = depthwise_conv2d(x, kernel, bias, **options)
+    np.testing.assert_allclose(
+        actual, reference(x, kernel, **explicit) + bias, rtol=1e-5, atol=1e-4
+    )
+
+
+def test_gradients():
+    """Against the definition: the loss is linear in each operand, so its gradients are sums."""
+    x, kernel, bias = draw((2, 6, 9, 3)), draw((5, 3, 1, 3), 1), draw((3,), 2)
+    weights = draw((2, 6, 9, 3), 3)
+
+    def loss(x, kernel, bias):
+        return jnp.sum(weights * depthwise_conv2d(x, kernel, bias))
+
+    dx, dkernel, dbias = jax.grad(loss, (0, 1, 2))(x, kernel, bias)
+    flipped = kernel[::-1, ::-1]
+    padding = ((2, 2), (1, 1))
+    np.testing.assert_allclose(dx, reference(weights, flipped, padding=padding), atol=1e-4)
+    padded = np.pad(np.float64(x), ((0, 0), *padding, (0, 0)))
+    for u in range(5):
+        for v in range(3):
+            expected = np.sum(padded[:, u : u + 6, v : v + 9] * weights, (0, 1, 2))
+            np.testing.assert_allclose(dkernel[u, v, 0], expected, atol=1e-4)
+    np.testing.assert_allclose(dbias, weights.sum((0, 1, 2)), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_16_bit_types_are_summed_in_float32(dtype):
+    """961 products: one rounding of the result, not one for each sum.
+
+    The bound is one unit in the last place; sums in bfloat16 would be off by tens of them.
+    """
+    x, kernel = draw((1, 31, 31, 4)).astype(dtype), draw((31, 31, 1, 4), 1).astype(dtype)
+    expected = reference(x, kernel, padding=((15, 15), (15, 15)))
+    actual = depthwise_conv2d(jnp.asarray(x), jnp.asarray(kernel))
+    assert actual.dtype == dtype
+    unit = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.float64(actual), expected, rtol=unit, atol=1e-3)
+
+
+def test_promotes_operands():
+    x, kernel = draw((1, 5, 5, 2)), draw((3, 3, 1, 2), 1)
+    y = depthwise_conv2d(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel))
+    assert y.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "bias", "error", "message"),
+    [
+        ((4, 4, 3), (3, 3, 1, 3), None, ValueError, r"\(N, H, W, C\)"),
+        ((1, 4, 4, 3), (3, 3, 1, 4), None, ValueError, r"must be \(KH, KW, 1, 3\)"),
+        ((1, 4, 4, 3), (3, 3, 3, 3), None, ValueError, r"must be \(KH, KW, 1, 3\)"),
+        ((1, 4, 4, 3), (3, 3, 1, 3), (4,), ValueError, r"bias must be of shape \(3,\)"),
+    ],
+)
+def test_bad_shapes(x, kernel, bias, error, message):
+    bias = None if bias is None else np.zeros(bias, np.float32)
+    with pytest.raises(error, match=message):
+        depthwise_conv2d(np.zeros(x, np.float32), np.zeros(kernel, np.float32), bias)
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match="floating-point"):
+        depthwise_conv2d(np.zeros((1, 4, 4, 3), np.int32), np.zeros((3, 3, 1, 3), np.int32))
+
+
+def test_layer_takes_the_variables_of_flax_conv():
+    x = draw((2, 9, 9, 6))
+    settings = dict(kernel_size=(5, 3), strides=2, padding="VALID", kernel_dilation=(1, 2))
+    conv = nn.Conv(6, feature_group_count=6, **settings)
+    variables = conv.init(jax.random.key(0), x)
+    layer = DepthwiseConv2D(**settings)
+    assert jax.tree.map(jnp.shape, layer.init(jax.random.key(0), x)) == jax.tree.map(
+        jnp.shape, variables
+    )
+    np.testing.assert_allclose(
+        layer.apply(variables, x), conv.apply(variables, x), rtol=1e-5, atol=1e-5
+    )
+    half = DepthwiseConv2D(**settings, dtype=jnp.bfloat16)
+    assert half.apply(variables, x).dtype == jnp.bfloat16

@@ -1,0 +1,317 @@
+"""Re-parameterization: the merged network computes what the training-time one does."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import replk_jax
+from replk_jax import RepLKNetArchitecture, check_equivalence, merge_small_kernels, reparameterize
+from tests import golden
+from tests.helpers import TINY, abstract_variables, random_images, random_variables
+from tests.models.test_replknet_golden import CASES, assert_close, load
+
+
+def make(architecture=TINY, **fields):
+    return replk_jax.create_model(architecture, **{"num_classes": 4, **fields})
+
+
+KINDS = {
+    "classifier": {},
+    "features": {"num_classes": None},
+    "backbone": {"out_indices": (0, 1)},
+    "normed backbone": {"out_indices": (0, 1), "norm_intermediate_features": True},
+}
+
+ARCHITECTURES = st.integers(1, 3).flatmap(
+    lambda stages: st.builds(
+        RepLKNetArchitecture,
+        kernel_sizes=st.tuples(*[st.sampled_from([3, 5, 9, 13])] * stages),
+        layers=st.tuples(*[st.integers(1, 2)] * stages),
+        channels=st.tuples(*[st.sampled_from([4, 6, 8])] * stages),
+        small_kernel=st.sampled_from([None, 1, 3]),
+        dw_ratio=st.sampled_from([1.0, 1.5]),
+        ffn_ratio=st.sampled_from([2.0, 4.0]),
+        in_channels=st.sampled_from([1, 3]),
+    )
+)
+
+
+@settings(max_examples=8, deadline=None)
+@given(architecture=ARCHITECTURES, kind=st.sampled_from(sorted(KINDS)), seed=st.integers(0, 99))
+def test_equivalence_float32(architecture, kind, seed):
+    """Any architecture, statistics far from their start: 1e-4 of the largest output."""
+    fields = {**KINDS[kind]}
+    if "out_indices" in fields:
+        fields["out_indices"] = tuple(range(len(architecture.layers)))
+    model = make(architecture, **fields)
+    variables, images = random_variables(model, seed), random_images(model, 2, (21, 32), seed)
+    result = check_equivalence(model, variables, images)
+    assert result.scale > 0.05, "the outputs must be large enough for the check to mean anything"
+    assert result.max_rel < 1e-4
+    assert result.max_abs == pytest.approx(result.max_rel * result.scale)
+
+
+@settings(max_examples=4, deadline=None)
+@given(architecture=ARCHITECTURES, kind=st.sampled_from(sorted(KINDS)), seed=st.integers(0, 99))
+def test_equivalence_float64(architecture, kind, seed):
+    """With x64 the identities hold to 1e-9, so nothing is approximate but the rounding."""
+    fields = {**KINDS[kind], "dtype": jnp.float64, "param_dtype": jnp.float64}
+    if "out_indices" in fields:
+        fields["out_indices"] = tuple(range(len(architecture.layers)))
+    with jax.enable_x64(True):
+        model = make(architecture, **fields)
+        variables, images = random_variables(model, seed), random_images(model, 1, 32, seed)
+        assert images.dtype == np.float64
+        assert check_equivalence(model, variables, images).max_rel < 1e-9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_tree_is_that_of_the_deploy_model(kind, param_dtype):
+    for small_kernel in (None, 3):
+        model = make(param_dtype=param_dtype, small_kernel=small_kernel, **KINDS[kind])
+        merged = jax.eval_shape(reparameterize, abstract_variables(model))
+        expected = abstract_variables(model.clone(deploy=True))
+        chex.assert_trees_all_equal_structs(merged, expected)
+        chex.assert_trees_all_equal_shapes_and_dtypes(merged, expected)
+        assert "bn" not in str(jax.tree.structure(merged))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_idempotent(kind):
+    merged = reparameterize(random_variables(make(**KINDS[kind])))
+    chex.assert_trees_all_equal(reparameterize(merged), merged)
+
+
+def test_leaves_its_argument_alone():
+    variables = random_variables(make())
+    before = jax.tree.map(np.copy, variables)
+    reparameterize(variables)
+    chex.assert_trees_all_equal(variables, before)
+
+
+def test_merging_in_two_steps_is_merging_in_one():
+    variables = random_variables(make())
+    in_two = reparameterize(merge_small_kernels(variables))
+    chex.assert_trees_all_close(in_two, reparameterize(variables), rtol=1e-6)
+
+
+def test_jit_vmap_and_grad():
+    model = make()
+    singles = [random_variables(model, seed) for seed in range(3)]
+    merged = [reparameterize(variables) for variables in singles]
+    chex.assert_trees_all_close(
+        jax.jit(reparameterize)(singles[0]), merged[0], rtol=1e-5, atol=1e-6
+    )
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
+    expected = jax.tree.map(lambda *leaves: np.stack(leaves), *merged)
+    chex.assert_trees_all_close(jax.vmap(reparameterize)(stacked), expected, rtol=1e-5, atol=1e-6)
+
+    # The derivative of the merged network's logits with respect to the training-time variables
+    # is that of the training-time network's logits.
+    images = random_images(model)
+
+    def through_merged(params):
+        merged = reparameterize({**singles[0], "params": params})
+        return jnp.sum(model.clone(deploy=True).apply(merged, images) ** 2)
+
+    def direct(params):
+        return jnp.sum(model.apply({**singles[0], "params": params}, images) ** 2)
+
+    actual = jax.jit(jax.grad(through_merged))(singles[0]["params"])
+    expected = jax.jit(jax.grad(direct))(singles[0]["params"])
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    chex.assert_trees_all_close(actual, expected, rtol=1e-3, atol=1e-5 * largest)
+
+
+def test_sharded_arrays():
+    """Output channels over eight devices, inside and outside of jit."""
+    model = make(RepLKNetArchitecture((7, 5), (1, 1), (8, 16), small_kernel=3), num_classes=8)
+    variables = random_variables(model)
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+
+    def shard(leaf):
+        spec = PartitionSpec(*[None] * (leaf.ndim - 1), "model")
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+    sharded = jax.tree.map(shard, variables)
+    expected = reparameterize(variables)
+    for transform in (reparameterize, jax.jit(reparameterize)):
+        merged = transform(sharded)
+        chex.assert_trees_all_close(merged, expected, rtol=1e-5, atol=1e-6)
+        kernel = merged["params"]["stages_0"]["blocks_0"]["large_kernel"]["lkb_reparam"]["kernel"]
+        assert len(kernel.sharding.device_set) == 8
+        assert not kernel.sharding.is_fully_replicated
+
+
+def without(tree, *path):
+    """The tree less one of its nodes."""
+    first, *rest = path
+    if not rest:
+        return {name: child for name, child in tree.items() if name != first}
+    return {**tree, first: without(tree[first], *rest)}
+
+
+def with_node(tree, node, *path):
+    """The tree with one more node."""
+    first, *rest = path
+    return {**tree, first: with_node(tree.get(first, {}), node, *rest) if rest else node}
+
+
+BLOCK = ("stages_0", "blocks_0")
+ARRAY = np.zeros(8, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda v: without(v, "batch_stats", *BLOCK, "pw1", "bn", "mean"),
+         r"stages_0/blocks_0/pw1/bn: expected \{bias, mean, scale, var\}"),
+        (lambda v: without(v, "batch_stats", *BLOCK, "prelkb_bn"), "blocks_0/prelkb_bn: expected"),
+        (lambda v: without(v, "batch_stats"), "/bn: expected"),
+        (lambda v: without(v, "params", "norm"), "norm"),
+        (lambda v: without(without(v, "params", "norm"), "batch_stats", "norm"), "norm is missing"),
+        (lambda v: without(without(v, "params", *BLOCK, "prelkb_bn"),
+                           "batch_stats", *BLOCK, "prelkb_bn"), "prelkb_bn is missing"),
+        (lambda v: without(v, "params", *BLOCK, "pw2"), "blocks_0/pw2: expected"),
+        (lambda v: without(v, "params", *BLOCK, "large_kernel", "lkb_origin"), "large_kernel"),
+        (lambda v: without(v, "params", "head", "bias"), "head: expected"),
+        (lambda v: with_node(v, ARRAY, "params", *BLOCK, "attention"), "blocks_0.*attention"),
+        (lambda v: with_node(v, {"kernel": ARRAY}, "params", "stages_0", "attention"),
+         "stages_0/attention is not a part"),
+        (lambda v: with_node(v, {"kernel": ARRAY}, "params", "neck"), "neck is not a part"),
+        (lambda v: with_node(v, ARRAY, "params", "stem_0", "conv", "bias"),
+         "stem_0/conv: expected"),
+        (lambda v: with_node(v, np.ones(3, np.float32), "batch_stats", "norm", "var"),
+         r"norm/var: expected shape \(12,\), found \(3,\)"),
+        (lambda v: with_node(v, ARRAY, "batch_stats", "stem_9", "mean"), "stem_9: expected"),
+        (lambda v: {**v, "intermediates": {}}, "intermediates"),
+        (lambda v: v["params"], "batch_stats"),
+    ],
+)  # fmt: skip
+def test_foreign_and_incomplete_trees_are_refused(spoil, message):
+    with pytest.raises(ValueError, match=message):
+        reparameterize(spoil(random_variables(make())))
+
+
+def test_a_stage_norm_without_statistics_is_refused():
+    """It must not pass for one that is merged already."""
+    variables = random_variables(make(**KINDS["normed backbone"]))
+    with pytest.raises(ValueError, match="stages_0/norm: expected"):
+        reparameterize(without(variables, "batch_stats", "stages_0", "norm"))
+
+
+def test_a_small_kernel_that_does_not_fit_is_refused():
+    variables = random_variables(make())
+    path = (*BLOCK, "large_kernel", "small_conv", "conv", "kernel")
+    variables = with_node(variables, np.zeros((9, 9, 1, 8), np.float32), "params", *path)
+    with pytest.raises(ValueError, match=r"large_kernel: the small kernel \(9, 9, 1, 8\)"):
+        reparameterize(variables)
+
+
+def test_check_equivalence_sees_a_wrong_merge(monkeypatch):
+    model = make()
+    variables, images = random_variables(model), random_images(model)
+
+    def forgetful(variables):
+        merged = reparameterize(variables)
+        merged["params"]["stem_1"]["conv"]["bias"] += 0.1
+        return merged
+
+    monkeypatch.setattr("replk_jax.reparam.reparameterize", forgetful)
+    assert check_equivalence(model, variables, images).max_rel > 1e-3
+
+
+def test_check_equivalence_does_not_hide_nan():
+    model = make(out_indices=(0, 1))
+    variables = random_variables(model)
+    variables["params"]["stages_1"]["blocks_0"]["pw1"]["bn"]["bias"][0] = np.nan
+    assert np.isnan(check_equivalence(model, variables, random_images(model)).max_abs)
+
+
+def test_check_equivalence_wants_the_training_time_model():
+    with pytest.raises(ValueError, match="deploy=True"):
+        check_equivalence(make(deploy=True), {}, np.zeros((1, 32, 32, 3)))
+
+
+@golden.requires_golden
+@pytest.mark.parametrize("name", CASES)
+def test_golden_merged_kernels_and_outputs(name):
+    """The official `structural_reparam()` gives the same kernels, and its network the same
+    outputs. Kernels are sums of two products: 1e-6 is ten roundings."""
+    model, variables = load(name)
+    expected = golden.arrays(f"small/{name}.npz")
+    merged = merge_small_kernels(variables)
+    for key, value in expected.items():
+        if not key.startswith("merged."):
+            continue
+        *modules, last = key.removeprefix("merged.").split(".")
+        path = ".".join(modules).replace(".0", "_0").replace(".1", "_1").replace(".2", "_2")
+        node = merged["params"]
+        for part in path.replace(".3", "_3").split("."):
+            node = node[part]
+        leaf = np.asarray(node["kernel" if last == "weight" else "bias"])
+        leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf
+        assert_close(leaf, value, 1e-6, key)
+
+    x = golden.nhwc(expected["x1"])
+    outputs = jax.jit(model.clone(deploy=True).apply)(reparameterize(variables), x)
+    for form in ("deploy_form", "deep_fused_form"):
+        if f"x1.logits.{form}" in expected:
+            assert_close(outputs, expected[f"x1.logits.{form}"], 1e-5, form)
+        if f"x1.out0.{form}" in expected:
+            for i, output in enumerate(outputs):
+                assert_close(output, golden.nhwc(expected[f"x1.out{i}.{form}"]), 1e-5, form)
+
+
+@golden.requires_golden
+def test_golden_deep_fused_file():
+    """The official `deep_fuse_BN()` leaves the batch norms before blocks standing; its state
+    dict, which is merged in part, comes to the same as ours from the training-time weights."""
+    _, variables = load("replk_31")
+    fused = _partly_merged(golden.state_dict("small/replk_31.deep_fused.pth"))
+    chex.assert_trees_all_close(
+        reparameterize(fused), reparameterize(variables), rtol=1e-4, atol=1e-5
+    )
+
+
+def _partly_merged(state_dict):
+    """Official names to a variable tree, for a structure that no model here has."""
+    variables = {"params": {}, "batch_stats": {}}
+    leaf_names = {"running_mean": "mean", "running_var": "var", "bias": "bias"}
+    for key, value in state_dict.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        *modules, last = key.split(".")
+        path = []
+        for part in modules:
+            if part.isdigit():
+                path[-1] += f"_{part}"
+            else:
+                path.append(part)
+        kind = {1: "scale", 2: "kernel", 4: "kernel"}[value.ndim]
+        leaf = leaf_names.get(last, kind)
+        collection = "batch_stats" if last.startswith("running") else "params"
+        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+        variables = with_node(variables, value, collection, *path, leaf)
+    return variables
+
+
+@golden.requires_golden
+@pytest.mark.parametrize("name", ["replknet_31b", "replknet_31l", "replknet_xl"])
+def test_golden_parameter_counts(name):
+    """Counts of the training-time form and of the official merged form, to the digit."""
+    index = golden.manifest_index()
+    abstract = abstract_variables(replk_jax.create_model(name))
+    merged = jax.eval_shape(merge_small_kernels, abstract)
+
+    def count(variables):
+        return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+    assert count(abstract) == index[f"{name}.official.train.json"]["params"]
+    assert count(merged) == index[f"{name}.official.deploy.json"]["params"]

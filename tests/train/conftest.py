@@ -1,0 +1,67 @@
+"""Fixtures of the training tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def pytest_configure(config):
+    # Grain's worker processes read absl flags, which only absl.app parses.
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where data sets of the whole session are prepared."""
+    return tmp_path_factory.mktemp("tensorflow_datasets")
+
+
+@pytest.fixture
+def start(data_dir):
+    """Starts `python -m train.main` on the tiny configuration; returns the process."""
+    running = []
+
+    def start(workdir, *overrides, config="tests/train/tiny.py", devices=1, **environment):
+        command = [
+            sys.executable, "-m", "train.main", "--config", config, "--workdir", str(workdir),
+            f"--config.data.data_dir={data_dir}", *overrides,
+        ]  # fmt: skip
+        variables = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            **environment,
+        }
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def train(start):
+    """Runs `python -m train.main` to its end; returns (exit status, output, errors)."""
+
+    def train(*arguments, **keywords):
+        process = start(*arguments, **keywords)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    return train

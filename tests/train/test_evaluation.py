@@ -1,0 +1,100 @@
+"""Accuracy, counted by hand."""
+
+import jax
+import numpy as np
+import pytest
+
+import replk_jax
+from tests.helpers import TINY, random_variables
+from train import parallel
+from train.evaluation import Evaluator
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+EXAMPLES = 21
+
+
+@pytest.fixture(scope="module")
+def model():
+    return replk_jax.create_model(TINY, num_classes=8)
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return random_variables(model)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (EXAMPLES, 16, 16, 3), np.uint8)
+    return images, rng.integers(0, 8, EXAMPLES, np.int32)
+
+
+def batches(examples, batch_size, mesh):
+    """The examples once, then what fills the last batch."""
+
+    def rows():
+        images, labels = examples
+        for start in range(0, EXAMPLES, batch_size):
+            index = np.arange(start, start + batch_size)
+            mask = index < EXAMPLES
+            index = np.minimum(index, EXAMPLES - 1)
+            yield {"image": images[index], "label": labels[index], "mask": mask}
+
+    return parallel.global_batches(rows(), mesh)
+
+
+def logits_of(model, variables, examples):
+    images = (examples[0] / 255 - 0.5) / 0.25
+    return np.float64(jax.jit(model.apply)(variables, images.astype(np.float32)))
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 8), (1, 21), (8, 8), (8, 32)])
+def test_counts_do_not_depend_on_batches_and_devices(
+    model, variables, examples, devices, batch_size
+):
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((devices,), ("data",), auto, devices=jax.devices()[:devices])
+    scores = Evaluator(model, MEAN, STD, mesh).evaluate(
+        variables, batches(examples, batch_size, mesh)
+    )
+    logits, labels = logits_of(model, variables, examples), examples[1]
+    order = np.argsort(-logits, 1)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert scores["examples"] == EXAMPLES
+    assert scores["top1"] == pytest.approx(np.mean(order[:, 0] == labels))
+    assert scores["top5"] == pytest.approx(np.mean((order[:, :5] == labels[:, None]).any(1)))
+    assert scores["loss"] == pytest.approx(-log_p[np.arange(EXAMPLES), labels].mean(), rel=1e-4)
+
+
+def test_comparison_of_both_structures(model, variables, examples):
+    mesh = parallel.data_mesh(8)
+    evaluator = Evaluator(model, MEAN, STD, mesh)
+    result = evaluator.compare(variables, batches(examples, 8, mesh))
+    merged = model.clone(deploy=True)
+    difference = logits_of(merged, replk_jax.reparameterize(variables), examples) - logits_of(
+        model, variables, examples
+    )
+    assert 0 < result["largest_difference"] < 1e-4
+    assert result["largest_difference"] == pytest.approx(np.abs(difference).max(), abs=1e-5)
+    assert result["training"] == evaluator.evaluate(variables, batches(examples, 8, mesh))
+    assert result["merged"]["top1"] == result["training"]["top1"]
+    assert result["merged"]["examples"] == EXAMPLES
+
+
+def test_comparison_does_not_hide_nan(model, variables, examples):
+    broken = jax.tree.map(np.copy, variables)
+    broken["params"]["head"]["bias"][0] = np.nan
+    mesh = parallel.data_mesh(8)
+    result = Evaluator(model, MEAN, STD, mesh).compare(broken, batches(examples, 8, mesh))
+    assert np.isnan(result["largest_difference"])
+
+
+def test_fewer_than_five_classes(examples):
+    model = replk_jax.create_model(TINY, num_classes=3)
+    mesh = parallel.data_mesh(8)
+    few = examples[0], examples[1] % 3
+    scores = Evaluator(model, MEAN, STD, mesh).evaluate(
+        random_variables(model), batches(few, 8, mesh)
+    )
+    assert scores["top5"] == 1

@@ -1,0 +1,176 @@
+"""Where images come from."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from train.data.sources import open_source
+from train.errors import RunError
+
+
+def data(data_dir=None, name="digits", folder=None):
+    return {"name": name, "data_dir": str(data_dir) if data_dir else None, "folder": folder}
+
+
+def test_digits_are_all_there_once(data_dir):
+    """Both splits together are scikit-learn's images, pixel for pixel, and labels."""
+    digits = load_digits()
+    found = []
+    sizes = []
+    for split in ("train", "test"):
+        source = open_source(data(data_dir), split)
+        sizes.append(len(source))
+        assert source.class_names == [str(digit) for digit in range(10)]
+        for i in range(len(source)):
+            example = source[i]
+            pixels = np.asarray(Image.open(io.BytesIO(example["image"])))
+            assert pixels.shape == (8, 8)
+            found.append((np.round(pixels * (16 / 255)).astype(int).tobytes(), example["label"]))
+    assert sizes == [1498, 299]
+    expected = [
+        (image.astype(int).tobytes(), int(label))
+        for image, label in zip(digits.images, digits.target, strict=True)
+    ]
+    assert sorted(found) == sorted(expected)
+
+
+def test_tensorflow_is_not_imported(data_dir):
+    program = (
+        "import sys; from train.data.sources import open_source; "
+        f"source = open_source({data(data_dir)!r}, 'train'); source[0]; "
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("name", ["imagenet2012", "mnist"])
+def test_a_set_that_is_not_prepared(tmp_path, name):
+    with pytest.raises(RunError) as caught:
+        open_source(data(tmp_path, name), "train")
+    message = str(caught.value)
+    assert f"{name} is not prepared in {tmp_path}" in message
+    assert "download_and_prepare" in message
+    assert "--config.data.folder=DIR" in message
+    assert ("ILSVRC2012_img_train.tar" in message) == (name == "imagenet2012")
+    assert (f"{tmp_path}/downloads/manual" in message) == (name == "imagenet2012")
+
+
+def test_an_unknown_set(tmp_path):
+    with pytest.raises(RunError, match=r"no 'digitz'.*Did you mean digits"):
+        open_source(data(tmp_path, "digitz"), "train")
+
+
+def test_an_unknown_split(data_dir):
+    with pytest.raises(RunError, match="no split 'validation'; it has train, test"):
+        open_source(data(data_dir), "validation")
+
+
+def photo(seed, size=(40, 30)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def write_imagenet(data_dir, file_format="array_record"):
+    """Prepares a set that lies on disk as TFDS lays imagenet2012, with eight photos."""
+
+    # The library has one of this name.
+    class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = "imagenet2012"
+        VERSION = tfds.core.Version("5.1.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(num_classes=1000),
+                "file_name": tfds.features.Text(),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(6), "validation": self._generate_examples(2)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                yield i, {"image": photo(i), "label": 100 + i, "file_name": f"{i}.JPEG"}
+
+    Imagenet2012(data_dir=str(data_dir), file_format=file_format).download_and_prepare()
+
+
+def test_imagenet_as_tfds_prepares_it(tmp_path):
+    """The library's own builder reads what lies on disk, by name, without TensorFlow."""
+    write_imagenet(tmp_path)
+    program = (
+        "from train.data.sources import open_source; "
+        f"d = {data(tmp_path, 'imagenet2012')!r}; "
+        "train, val = open_source(d, 'train'), open_source(d, 'validation'); "
+        "part = open_source(d, 'train[:50%]'); "
+        "print(len(train), len(val), len(part), len(train.class_names), "
+        "sorted(train[i]['label'] for i in range(6)), train[0]['image'][:2].hex(), "
+        "train[3]['origin'])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split("\n")[-2] == (
+        "6 2 3 1000 [100, 101, 102, 103, 104, 105] ffd8 imagenet2012, split train, example 3"
+    )
+
+
+def test_a_set_that_is_no_classification_set(tmp_path):
+    class Pairs(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"number": np.int64})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield 0, {"number": 1}
+
+    Pairs(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    with pytest.raises(RunError, match="pairs is not a classification set"):
+        open_source(data(tmp_path, "pairs"), "train")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, count in (("train", 3), ("val", 2)):
+        for label, name in enumerate(("cat", "dog", "eel")):
+            place = tmp_path / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                photo(10 * label + i).save(place / f"{i}.png")
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_folders(folder):
+    train = open_source(data(folder=str(folder)), "train")
+    assert train.class_names == ["cat", "dog", "eel"]
+    assert [train[i]["label"] for i in range(len(train))] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert train[4]["origin"] == str(folder / "train/dog/1.png")
+    assert train[4]["image"] == (folder / "train/dog/1.png").read_bytes()
+    # ImageNet's folder is called val where TFDS says validation.
+    assert len(open_source(data(folder=str(folder)), "validation")) == 6
+
+
+def test_folders_that_are_not_there_or_empty(folder):
+    with pytest.raises(RunError, match=r"no folder .*test.*test/<class>/<image>"):
+        open_source(data(folder=str(folder)), "test")
+    (folder / "empty" / "cat").mkdir(parents=True)
+    with pytest.raises(RunError, match="holds no images"):
+        open_source(data(folder=str(folder)), "empty")

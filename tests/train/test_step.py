@@ -1,0 +1,118 @@
+"""The training step, on one device and on eight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import replk_jax
+from tests.helpers import TINY
+from train import parallel
+from train.errors import RunError
+from train.optimizer import adamw, warmup_cosine
+from train.step import init_state, make_train_step, normalize
+
+RECIPE = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.05}
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def mesh_of(devices):
+    return jax.make_mesh(
+        (devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+
+
+def batches(count, batch_size=16):
+    """Images whose brightness is their label, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        labels = rng.integers(0, 4, batch_size)
+        images = rng.integers(0, 100, (batch_size, 16, 16, 3)) + 40 * labels[:, None, None, None]
+        yield {"image": images.astype(np.uint8), "label": labels.astype(np.int32)}
+
+
+def losses(devices, steps=8, seed=0, drop_path_rate=0.1):
+    model = replk_jax.create_model(TINY, num_classes=4, drop_path_rate=drop_path_rate)
+    mesh = mesh_of(devices)
+    optimizer = adamw(RECIPE, warmup_cosine(1e-2, 1e-5, 2, steps))
+    state = init_state(model, optimizer, 16, seed, mesh)
+    step = make_train_step(
+        model, optimizer, mean=MEAN, std=STD, label_smoothing=0.1, seed=seed, mesh=mesh
+    )
+    curve = []
+    for batch in parallel.global_batches(batches(steps), mesh):
+        assert len(batch["image"].sharding.device_set) == devices
+        state, metrics = step(state, batch)
+        curve.append(float(metrics["loss"]))
+    assert int(state.step) == steps
+    return curve, state
+
+
+def test_eight_devices_follow_the_curve_of_one():
+    """Batch norm sees the global batch and stochastic depth its rows, so only the order of
+    sums differs. That is 1e-7; Adam, which divides gradients by their size, lets it grow."""
+    one, state_of_one = losses(1)
+    eight, state_of_eight = losses(8)
+    np.testing.assert_allclose(eight, one, rtol=1e-3)
+    assert one[-1] < one[0]
+    # The first step has moved the statistics before Adam has moved anything.
+    for a, b in zip(
+        jax.tree.leaves(state_of_one.batch_stats), jax.tree.leaves(state_of_eight.batch_stats),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_allclose(a, b, rtol=0.05, atol=0.05)
+    for leaf in jax.tree.leaves(state_of_eight):
+        assert leaf.sharding.is_fully_replicated
+
+
+def test_runs_are_reproducible_to_the_bit():
+    (one, first), (two, second) = losses(1), losses(1)
+    assert one == two
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert losses(1, seed=1)[0] != one
+
+
+def test_loss_and_statistics_of_one_step():
+    """Cross entropy with smoothed labels and the gradient's norm, computed apart."""
+    model = replk_jax.create_model(TINY, num_classes=4)
+    mesh = mesh_of(1)
+    optimizer = adamw(RECIPE, lambda step: 1e-3)
+    state = init_state(model, optimizer, 16, 0, mesh)
+    before = jax.tree.map(np.array, state)
+    step = make_train_step(
+        model, optimizer, mean=MEAN, std=STD, label_smoothing=0.2, seed=0, mesh=mesh
+    )
+    batch = next(batches(1))
+    state, metrics = step(state, batch)
+
+    images = ((batch["image"] / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+
+    def loss(params):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": before.batch_stats},
+            images, train=True, mutable=["batch_stats"],
+        )  # fmt: skip
+        log_p = jax.nn.log_softmax(logits)
+        hard = -jnp.take_along_axis(log_p, batch["label"][:, None], 1).mean()
+        return 0.8 * hard - 0.2 * log_p.mean(), updates["batch_stats"]
+
+    (expected, stats), grads = jax.value_and_grad(loss, has_aux=True)(before.params)
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        state.batch_stats, stats,
+    )  # fmt: skip
+
+
+def test_normalize():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3), np.uint8)
+    expected = (images / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(normalize(images, MEAN, STD), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_that_the_devices_cannot_share():
+    with pytest.raises(RunError, match=r"batch of 12 .* 8 devices"):
+        parallel.data_mesh(16, 12)
+    assert parallel.data_mesh(16, 8).shape == {"data": 8}
