@@ -8,8 +8,21 @@ def get_config() -> ConfigDict:
         {
             # Of the parameters, the order of the data, the augmentation and stochastic depth.
             "seed": 0,
-            # `name` and any field of the model: see replk_jax.create_model.
-            "model": {"name": "replknet_31b", "drop_path_rate": 0.0, "dtype": "float32"},
+            # See replk_jax.create_model. A field of the architecture that is None is as the
+            # named model has it; small_kernel=0 builds no small kernel.
+            "model": {
+                "name": "replknet_31b",
+                "kernel_sizes": config_dict.placeholder(tuple),
+                "layers": config_dict.placeholder(tuple),
+                "channels": config_dict.placeholder(tuple),
+                "small_kernel": config_dict.placeholder(int),
+                "dw_ratio": config_dict.placeholder(float),
+                "ffn_ratio": config_dict.placeholder(float),
+                "in_channels": config_dict.placeholder(int),
+                "drop_path_rate": 0.0,
+                "remat": False,
+                "dtype": "float32",
+            },
             "data": {
                 # A classification set of TensorFlow Datasets, and where it was prepared
                 # (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).

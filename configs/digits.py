@@ -1,7 +1,7 @@
 """A small RepLKNet on handwritten digits: minutes on a laptop, no network needed.
 
 13 x 13 kernels on 8 x 8 maps: larger than the map, as in the paper's last stages. Reaches 98 %
-on the digits of 13 writers that it was not trained on.
+on of 299 test images.
 
     python -m train.main --config configs/digits.py --workdir out/digits
 """
@@ -13,18 +13,11 @@ from configs import common
 
 def get_config() -> ConfigDict:
     config = common.get_config()
-    config.model = ConfigDict(
-        {
-            "name": "replknet_13",
-            "kernel_sizes": (13, 7),
-            "layers": (1, 1),
-            "channels": (16, 32),
-            "small_kernel": 5,
-            "in_channels": 1,
-            "drop_path_rate": 0.1,
-            "dtype": "float32",
-        }
-    )
+    config.model.kernel_sizes = (13, 7)
+    config.model.layers = (1, 1)
+    config.model.channels = (16, 32)
+    config.model.in_channels = 1
+    config.model.drop_path_rate = 0.1
     config.data.name = "digits"
     config.data.eval_split = "test"
     config.data.image_size = 32
@@ -36,9 +29,9 @@ def get_config() -> ConfigDict:
     config.data.reading.threads = 2
     config.batch_size = 64
     config.eval_batch_size = 64
-    config.epochs = 20.0
+    config.epochs = 30.0
     config.optimizer.peak_lr = 4e-3
-    config.optimizer.warmup_epochs = 2.0
+    config.optimizer.warmup_epochs = 3.0
     config.log_every_steps = 10
     config.eval_every_epochs = 2.0
     config.checkpoints.every_steps = 100

@@ -46,10 +46,8 @@ def test_bench_model(tmp_path, capsys, monkeypatch):
     """All modes of a tiny model; what is measured is not looked at."""
     monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
     path = tmp_path / "report.json"
-    main(
-        ["bench", "model", "--model", "tiny", "--image-size", "32", "--batch-size", "2"]
-        + ["--seconds", "0.01", "--json", str(path)]
-    )
+    settings = ["--image-size", "32", "--batch-size", "2", "--seconds", "0.01"]
+    main(["bench", "model", "--model", "tiny", *settings, "--json", str(path)])
     report = json.loads(path.read_text())
     assert [t["mode"] for t in report["timings"]] == ["inference", "inference-merged", "training"]
     for timing in report["timings"]:

@@ -170,10 +170,12 @@ class _Window:
 
 
 def _build_model(config: ConfigDict) -> nn.Module:
-    fields = config.model.to_dict()
-    name, dtype = fields.pop("name"), jnp.dtype(fields.pop("dtype"))
+    fields = {name: value for name, value in config.model.items() if value is not None}
+    if fields.get("small_kernel") == 0:
+        fields["small_kernel"] = None
+    name = fields.pop("name")
     try:
-        return replk_jax.create_model(name, dtype=dtype, **fields)
+        return replk_jax.create_model(name, **{**fields, "dtype": jnp.dtype(fields["dtype"])})
     except (ValueError, TypeError) as error:
         raise RunError(f"config.model: {error}") from error
 

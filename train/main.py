@@ -21,8 +21,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         _stop(f"Unknown argument {argv[1]!r}; fields are set with --config.FIELD=VALUE.")
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report every move at INFO
+    if not flags.FLAGS["verbosity"].present:
+        # Orbax and TFDS report every move, and warn of what is meant: saving without scores.
+        logging.set_verbosity(logging.ERROR)
     workdir = Path(_WORKDIR.value)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -37,7 +38,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """As absl does, but with one line for a field or file that does not exist."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except KeyError as error:
+        _stop(f"The configuration has no field {error}; configs/common.py lists all.")
+    except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
         _stop(str(error))
 
 

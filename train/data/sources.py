@@ -101,7 +101,7 @@ class TfdsSource:
                 f"Prepare it again as array_record:\n{_how_to_prepare(name, data_dir)}"
             ) from error
         except (ValueError, AssertionError) as error:
-            splits = ", ".join(builder.info.splits)
+            splits = ", ".join(sorted(builder.info.splits))
             raise RunError(f"{name} has no split {split!r}; it has {splits}.") from error
         self._origin = f"{name}, split {split}, example"
         self.class_names = features[self._label].names
@@ -121,6 +121,7 @@ class TfdsSource:
 def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     if name in _EMBEDDED:
         builder = _EMBEDDED[name](data_dir=data_dir, file_format="array_record")
+        tfds.disable_progress_bar()  # it takes a second
         builder.download_and_prepare()
         return builder
     try:

@@ -1,0 +1,95 @@
+"""What runs on a GPU is what runs on the CPU. Needs jax, flax, optax, chex, numpy and pytest."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import replk_jax
+from tests.helpers import TINY, random_images, random_variables
+
+try:
+    GPU, CPU = jax.devices("gpu")[0], jax.devices("cpu")[0]
+except RuntimeError:
+    GPU = None
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(GPU is None, reason="JAX finds no GPU on this machine"),
+]
+
+
+@pytest.fixture(autouse=True)
+def float32_products():
+    """By default a GPU rounds the operands of float32 products to ten bits."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def on(device, function, *arguments):
+    """The result of a function compiled for a device."""
+    return jax.device_get(jax.jit(function)(*jax.device_put(arguments, device)))
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(14, 31, 1), (15, 5, 1), (16, 3, 2)])
+def test_depthwise_conv2d_and_its_gradients(size, kernel, stride):
+    x, w = draw(2, size, size, 6), draw(kernel, kernel, 1, 6, seed=1)
+
+    def run(x, w):
+        def loss(x, w):
+            y = replk_jax.depthwise_conv2d(x, w, stride=stride, padding=kernel // 2)
+            return jnp.sum(y**2), y
+
+        (_, y), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, w)
+        return y, *grads
+
+    for actual, expected in zip(on(GPU, run, x, w), on(CPU, run, x, w), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize(("name", "size"), [("tiny", 32), ("replknet_31b", 96)])
+def test_outputs(name, size, deploy):
+    model = replk_jax.create_model(TINY if name == "tiny" else name, num_classes=10)
+    variables, images = random_variables(model), random_images(model, 2, size)
+    if deploy:
+        model, variables = model.clone(deploy=True), replk_jax.reparameterize(variables)
+    actual, expected = (on(device, model.apply, variables, images) for device in (GPU, CPU))
+    np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_bfloat16():
+    model = replk_jax.create_model(TINY, num_classes=10)
+    variables, images = random_variables(model), random_images(model)
+    half = model.clone(dtype=jnp.bfloat16)
+    actual, expected = (
+        on(GPU, half.apply, variables, images),
+        on(CPU, model.apply, variables, images),
+    )
+    np.testing.assert_allclose(actual, expected, atol=0.05 * np.abs(expected).max())
+
+
+def test_gradients_and_statistics():
+    model = replk_jax.create_model(TINY, num_classes=10)
+    variables, images = random_variables(model), random_images(model, 8)
+
+    def run(variables, images):
+        def loss(params):
+            logits, updates = model.apply(
+                {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+            )
+            return jnp.mean(logits**2), updates
+
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    (grads, stats), (expected_grads, expected_stats) = (
+        on(device, run, variables, images) for device in (GPU, CPU)
+    )
+    chex.assert_trees_all_close(stats, expected_stats, rtol=1e-4, atol=1e-5)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_grads))
+    chex.assert_trees_all_close(grads, expected_grads, rtol=1e-3, atol=1e-4 * largest)
