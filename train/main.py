@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax and TFDS report every move, and warn of what is meant: saving without scores.
         logging.set_verbosity(logging.ERROR)
-    workdir = Path(_WORKDIR.value)
+    workdir = Path(_WORKDIR.value).absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         run(_CONFIG.value, workdir)
