@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import replk_jax
+from replk_jax import merge_small_kernels
 from replk_jax.torch_import import convert_state_dict
 from tests import golden
 
@@ -187,17 +188,35 @@ def test_full_size(name):
     variables = convert_state_dict(rule.make_weights(manifest, case["seed"]), model)
     x = golden.nhwc(rule.make_input(case["input_shape"], case["seed"]))
 
-    outputs = jax.jit(model.apply)(variables, x)
-    merged = jax.jit(model.clone(deploy=True).apply)(replk_jax.reparameterize(variables), x)
-    if not backbone:
-        for form, actual in (("logits_train", outputs), ("logits_deploy", merged)):
-            np.testing.assert_allclose(actual, expected[form], rtol=0, atol=1e-4)
+    outputs, maps = run(model, variables, x)
+    merged_variables = replk_jax.reparameterize(variables)
+    merged = jax.jit(model.clone(deploy=True).apply)(merged_variables, x)
+    if backbone:
+        for structure in (outputs, merged):
+            for i, output in enumerate(structure):
+                assert_sample(output, expected, f"out{i}")
         return
-    for i, (output, output_merged) in enumerate(zip(outputs, merged, strict=True)):
-        sample = expected[f"out{i}.sample"]
-        bound = 1e-5 * case["out_max_abs"][i]  # the largest value is 29
-        for actual in (output, output_merged):
-            nchw = np.asarray(actual).transpose(0, 3, 1, 2)
-            assert nchw.shape == tuple(expected[f"out{i}.shape"])
-            values = nchw.reshape(-1)[expected[f"out{i}.index"]]
-            np.testing.assert_allclose(values, sample, rtol=0, atol=bound)
+    for form, actual in (("logits_train", outputs), ("logits_deploy", merged)):
+        np.testing.assert_allclose(actual, expected[form], rtol=0, atol=1e-4)
+    for part, actual in maps.items():
+        assert_sample(actual, expected, part)
+    stage, block = merged_layer(case)
+    kernel = merge_small_kernels(variables)["params"][stage][block]["large_kernel"]["lkb_reparam"]
+    # As a batch of kernels (C, K, K, 1), whose last axis moves forward like a map's.
+    assert_sample(kernel["kernel"].transpose(3, 0, 1, 2), expected, "merged_weight")
+    assert_sample(kernel["bias"], expected, "merged_bias")
+
+
+def assert_sample(actual, expected, part):
+    """Shape, and the 64 values that were kept, within 1e-4."""
+    nchw = np.asarray(actual)
+    nchw = nchw.transpose(0, 3, 1, 2) if nchw.ndim == 4 else nchw
+    assert nchw.shape == tuple(expected[f"{part}.shape"]), part
+    sample = nchw.reshape(-1)[expected[f"{part}.index"]]
+    np.testing.assert_allclose(sample, expected[f"{part}.sample"], rtol=0, atol=1e-4, err_msg=part)
+
+
+def merged_layer(case):
+    """The stage and block whose merged kernel the case holds."""
+    _, stage, _, block, *_ = case["merged_layer"].split(".")
+    return f"stages_{stage}", f"blocks_{block}"

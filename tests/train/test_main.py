@@ -252,6 +252,7 @@ def test_the_imagenet_recipe_on_a_folder_of_images(train, tmp_path):
     assert "test accuracy" in out
 
 
+@pytest.mark.usefixtures("undisturbed")  # it has prepared the data
 def test_a_full_disk_stops_the_run_and_loses_nothing(start, train, tmp_path):
     """No file may grow beyond 20 kB: saving fails as on a full disk. With room again, the same
     command goes on."""

@@ -61,13 +61,19 @@ def test_a_set_that_is_not_prepared(tmp_path, name):
     assert (f"{tmp_path}/downloads/manual" in message) == (name == "imagenet2012")
 
 
+def test_digits_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match=r"could not be prepared in .*--config\.data\.data_dir"):
+        open_source(data(tmp_path / "file"), "train")
+
+
 def test_an_unknown_set(tmp_path):
     with pytest.raises(RunError, match=r"no 'digitz'.*Did you mean digits"):
         open_source(data(tmp_path, "digitz"), "train")
 
 
 def test_an_unknown_split(data_dir):
-    with pytest.raises(RunError, match="no split 'validation'; it has train, test"):
+    with pytest.raises(RunError, match="no split 'validation'; it has test, train"):
         open_source(data(data_dir), "validation")
 
 

@@ -120,9 +120,15 @@ class TfdsSource:
 
 def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     if name in _EMBEDDED:
-        builder = _EMBEDDED[name](data_dir=data_dir, file_format="array_record")
         tfds.disable_progress_bar()  # it takes a second
-        builder.download_and_prepare()
+        try:
+            builder = _EMBEDDED[name](data_dir=data_dir, file_format="array_record")
+            builder.download_and_prepare()
+        except (OSError, RuntimeError) as error:
+            raise RunError(
+                f"{name} could not be prepared in {data_dir or tfds.core.constants.DATA_DIR}: "
+                f"{error}. Make room, or name another place with --config.data.data_dir=DIR."
+            ) from error
         return builder
     try:
         builder = tfds.builder(name, data_dir=data_dir)
