@@ -1,7 +1,14 @@
 """Metrics on disk."""
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import struct
+import subprocess
+import sys
+import termios
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -42,6 +49,36 @@ def test_values_reach_lines_and_files(tmp_path, capsys):
     assert "step 5/10  train/loss 1.5  images_per_second 20" in out
     assert "done" in out
     assert err == ""  # no bar where there is no terminal
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from train.reporting import Reporter
+with Reporter(Path(sys.argv[1]), 1, 3) as reporter:
+    for step in (2, 3):
+        reporter.advance()
+        reporter.scalars(step, {"train/loss": 0.5})
+    reporter.scalars(3, {"eval/top1": 0.75})
+"""
+
+
+def test_a_terminal_shows_a_bar(tmp_path):
+    outer, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=inner, stderr=inner)
+    os.close(inner)
+    shown = ""
+    with contextlib.suppress(OSError):  # how Linux tells that the other end is closed
+        while data := os.read(outer, 4096):
+            shown += data.decode()
+    os.close(outer)
+    assert process.wait() == 0, shown
+    assert "1/3" in shown
+    assert "3/3" in shown
+    assert "train/loss 0.5" in shown
+    assert "step 3  eval/top1 0.75" in shown
 
 
 def test_a_resumed_run_reports_every_step_once(tmp_path):
