@@ -13,10 +13,11 @@ import flax.linen as nn
 import jax
 
 from replk_jax.models.layers import BatchNorm, GlobalAveragePool
+from replk_jax.models.variables import abstract_variables
 from replk_jax.ops import DepthwiseConv2D
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Count:
     """What one image of the given size costs; elements are numbers, not bytes.
 
@@ -33,6 +34,10 @@ class Count:
     linear: int = 0
     batch_norm_elements: int = 0
     pooled_elements: int = 0
+
+    def __add__(self, other: "Count") -> "Count":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Count(*(mine + theirs for mine, theirs in pairs))
 
     @property
     def mmpretrain_flops(self) -> int:
@@ -127,7 +132,9 @@ def summary(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summar
         for name, (shape, count) in training.items()
     )
     title = f"{type(model).__name__} on {height}x{width} images, {model.architecture}"
-    return Summary(title, parts, _total(p.training for p in parts), _total(p.merged for p in parts))
+    training_total = sum((part.training for part in parts), Count())
+    merged_total = sum((part.merged for part in parts), Count())
+    return Summary(title, parts, training_total, merged_total)
 
 
 def _count(model: nn.Module, height: int, width: int) -> dict[str, tuple[tuple[int, ...], Count]]:
@@ -135,21 +142,21 @@ def _count(model: nn.Module, height: int, width: int) -> dict[str, tuple[tuple[i
     parts: dict[str, tuple[tuple[int, ...], Count]] = {}
 
     def tally(module: nn.Module, x: jax.Array, y: jax.Array) -> None:
-        name = _part_name(module.path[0])
-        _, count = parts.get(name, (None, Count()))
-        parts[name] = (y.shape[1:], count)
         own = module.variables.get("params", {})
         leaves = {k: v for k, v in own.items() if hasattr(v, "shape")}
-        count.parameters += sum(math.prod(leaf.shape) for leaf in leaves.values())
+        count = {"parameters": sum(math.prod(leaf.shape) for leaf in leaves.values())}
         if isinstance(module, nn.Conv | DepthwiseConv2D):
             rows, columns, in_per_group, _ = leaves["kernel"].shape
-            count.convolution += math.prod(y.shape) * rows * columns * in_per_group
+            count["convolution"] = math.prod(y.shape) * rows * columns * in_per_group
         elif isinstance(module, nn.Dense):
-            count.linear += math.prod(leaves["kernel"].shape)
+            count["linear"] = math.prod(leaves["kernel"].shape)
         elif isinstance(module, BatchNorm) and not module.deploy:
-            count.batch_norm_elements += math.prod(y.shape)
+            count["batch_norm_elements"] = math.prod(y.shape)
         elif isinstance(module, GlobalAveragePool):
-            count.pooled_elements += math.prod(x.shape)
+            count["pooled_elements"] = math.prod(x.shape)
+        name = _part_name(module.path[0])
+        _, so_far = parts.get(name, (None, Count()))
+        parts[name] = (y.shape[1:], so_far + Count(**count))
 
     def interceptor(call: Callable, args, kwargs, context: nn.module.InterceptorContext):
         y = call(*args, **kwargs)
@@ -157,9 +164,8 @@ def _count(model: nn.Module, height: int, width: int) -> dict[str, tuple[tuple[i
             tally(context.module, args[0], y)
         return y
 
-    image = jax.ShapeDtypeStruct((1, height, width, model.architecture.in_channels), model.dtype)
     with nn.intercept_methods(interceptor):
-        jax.eval_shape(model.clone(remat=False).init, jax.random.key(0), image)
+        abstract_variables(model.clone(remat=False), (height, width))
     return parts
 
 
@@ -170,15 +176,6 @@ def _part_name(module: str) -> str:
     if module.startswith("transitions_"):
         return module.rsplit("_", 1)[0]
     return module if module.startswith("stages_") else "head"
-
-
-def _total(counts) -> Count:
-    total = Count()
-    for count in counts:
-        for field in dataclasses.fields(Count):
-            value = getattr(total, field.name) + getattr(count, field.name)
-            setattr(total, field.name, value)
-    return total
 
 
 def _figures(count: Count) -> tuple[str, str]:

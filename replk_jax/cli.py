@@ -5,6 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from replk_jax.accounting import summary
 from replk_jax.benchmark import MODES, benchmark_model, format_report
 from replk_jax.models import create_model, list_models
@@ -18,6 +20,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.run(arguments)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        parser.exit(2, f"error: out of memory; use a smaller batch.\n{error}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,6 +74,12 @@ def _models(arguments: argparse.Namespace) -> None:
 
 
 def _bench_model(arguments: argparse.Namespace) -> None:
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise ValueError(
+            f"There is no folder {arguments.json.parent} to write {arguments.json} to."
+        )
+    # A program that is found in the cache would not be compiled.
+    jax.config.update("jax_enable_compilation_cache", False)
     report = benchmark_model(
         arguments.model,
         image_size=arguments.image_size,

@@ -19,7 +19,6 @@ part that it does not know.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,7 +54,7 @@ def reparameterize(variables: Tree) -> dict[str, Any]:
     Raises:
       ValueError: a part that is foreign, incomplete or of the wrong shape, with its path.
     """
-    return {"params": _network(_join(variables), ())}
+    return {"params": _network(_join(variables))}
 
 
 def merge_small_kernels(variables: Tree) -> dict[str, Any]:
@@ -73,13 +72,14 @@ def merge_small_kernels(variables: Tree) -> dict[str, Any]:
       {"params": ..., "batch_stats": ...}.
 
     Raises:
-      ValueError: an incomplete large-kernel convolution, with its path.
+      ValueError: as `reparameterize`.
     """
+    jax.eval_shape(reparameterize, variables)  # refuses what it does not know
 
     def merge(node, path):
         if not isinstance(node, Mapping):
             return node
-        if "lkb_origin" in node:
+        if path[-1:] == ("large_kernel",):
             return _large_kernel(node, path)
         return {name: merge(child, (*path, name)) for name, child in node.items()}
 
@@ -92,18 +92,20 @@ class Equivalence:
 
     Attributes:
       max_abs: largest absolute difference of any output.
-      max_rel: the same over the largest absolute output, `scale`.
-      scale: largest absolute output of the training-time structure. If it is tiny, or hardly
-        depends on the image as in a freshly initialised model, the check says nothing.
+      max_rel: the same, each output's over its own largest absolute value.
     """
 
     max_abs: float
     max_rel: float
-    scale: float
 
 
 def check_equivalence(model: nn.Module, variables: Tree, images: jax.Array) -> Equivalence:
     """Runs both structures in eval mode on the same images and compares their outputs.
+
+    Matrix products are taken at the highest precision, so that what is left on an accelerator
+    is the difference of the structures. With a 16-bit `dtype` the rounding of the activations
+    is in it too. A freshly initialised model proves nothing: its logits are the classifier's
+    bias, whatever the image and however wrong the merge.
 
     Args:
       model: in its training-time structure (`deploy=False`).
@@ -116,12 +118,13 @@ def check_equivalence(model: nn.Module, variables: Tree, images: jax.Array) -> E
     if model.deploy:
         raise ValueError("check_equivalence takes the training-time model; got deploy=True.")
     merged = model.clone(deploy=True)
-    expected = jax.tree.leaves(jax.jit(model.apply)(variables, images))
-    actual = jax.tree.leaves(jax.jit(merged.apply)(reparameterize(variables), images))
+    with jax.default_matmul_precision("highest"):
+        expected = jax.tree.leaves(jax.jit(model.apply)(variables, images))
+        actual = jax.tree.leaves(jax.jit(merged.apply)(reparameterize(variables), images))
     differences = [jnp.max(jnp.abs(a - e)) for a, e in zip(actual, expected, strict=True)]
-    max_abs = float(jnp.max(jnp.stack(differences)))  # unlike Python's max, it keeps a NaN
-    scale = float(jnp.max(jnp.stack([jnp.max(jnp.abs(e)) for e in expected])))
-    return Equivalence(max_abs, max_abs / scale if scale else float("inf"), scale)
+    relative = [d / jnp.max(jnp.abs(e)) for d, e in zip(differences, expected, strict=True)]
+    # jnp.max keeps a NaN, which Python's max may lose.
+    return Equivalence(float(jnp.max(jnp.stack(differences))), float(jnp.max(jnp.stack(relative))))
 
 
 # --- The algebra -------------------------------------------------------------------------
@@ -172,55 +175,73 @@ _AFFINE = {"scale", "bias"}
 _LINEAR = {"kernel", "bias"}
 
 
-def _network(node: Tree, path: tuple[str, ...]) -> dict[str, Any]:
+def _network(node: Tree) -> dict[str, Any]:
     """RepLKNet, classifier or backbone."""
+    stages = max(1, sum(name.startswith("stages_") for name in node))
+    stem = {f"stem_{i}" for i in range(4)}
+    transitions = {f"transitions_{s}_{i}" for s in range(stages - 1) for i in range(2)}
+    body = stem | transitions | {f"stages_{s}" for s in range(stages)}
+    _expect(node, (), body, body | {"norm"}, body | {"head"}, body | {"norm", "head"})
     merged = not _has_statistics(node)  # then what is left of a batch norm is affine already
-    result = {}
-    for name, child in node.items():
-        if re.fullmatch(r"stem_\d+|transitions_\d+_\d+", name):
-            result[name] = _conv_norm(child, (name,))
-        elif re.fullmatch(r"stages_\d+", name):
-            result[name] = _stage(child, (name,), merged)
-        elif name not in ("norm", "head"):
-            raise _foreign((name,), "stem_*, stages_*, transitions_*_*, norm and head")
-    if "head" not in node:
-        if "norm" in node:
-            result["norm"] = _lone_norm(node["norm"], ("norm",), merged)
-        return result
 
+    result = {name: _conv_norm(node[name], (name,)) for name in sorted(stem | transitions)}
+    for s in range(stages):
+        result[f"stages_{s}"] = _stage(node[f"stages_{s}"], (f"stages_{s}",), merged)
+    if "head" in node:
+        result["head"] = _head(node, merged)
+    elif "norm" in node:
+        result["norm"] = _lone_norm(node["norm"], ("norm",), merged)
+    return result
+
+
+def _head(node: Tree, merged: bool) -> dict[str, jax.Array]:
+    """The final batch norm, the average pool, which it commutes with, and the classifier."""
     _expect(node["head"], ("head",), _LINEAR)
+    kernel = node["head"]["kernel"]
+    _expect_shape(kernel, ("head", "kernel"), 2)
+    _expect_shape(node["head"]["bias"], ("head", "bias"), kernel.shape[-1:])
     head = {name: _wide(leaf) for name, leaf in node["head"].items()}
     if "norm" in node:
-        _expect_norm(node["norm"], ("norm",), head["kernel"].shape[0])
+        _expect_norm(node["norm"], ("norm",), kernel.shape[0])
         head = _fold_norm_before(node["norm"], head)
     elif not merged:
-        raise ValueError("params/norm is missing: the head of a training-time model follows it.")
-    result["head"] = _like(head, node["head"]["kernel"])
-    return result
+        raise ValueError("norm is missing: in a training-time model it precedes the head.")
+    return _like(head, kernel)
 
 
 def _stage(node: Tree, path: tuple[str, ...], merged: bool) -> dict[str, Any]:
+    """Blocks by turns: RepLKBlock, ConvFFN."""
+    count = sum(name.startswith("blocks_") for name in node) if isinstance(node, Mapping) else 0
+    blocks = [f"blocks_{i}" for i in range(max(2, count + count % 2))]
+    _expect(node, path, set(blocks), {*blocks, "norm"})
     result = {}
-    for name, child in node.items():
-        child_path = (*path, name)
-        if name == "norm":
-            result[name] = _lone_norm(child, child_path, merged)
-        elif not re.fullmatch(r"blocks_\d+", name):
-            raise _foreign(child_path, "blocks_* and norm")
-        elif "large_kernel" in child:
-            result[name] = _block(child, child_path, "prelkb_bn")
-            large_kernel = _large_kernel(child["large_kernel"], (*child_path, "large_kernel"))
-            result[name]["large_kernel"] = large_kernel
-        else:
-            result[name] = _block(child, child_path, "preffn_bn")
+    for i, name in enumerate(blocks):
+        block = _replk_block if i % 2 == 0 else _conv_ffn
+        result[name] = block(node[name], (*path, name))
+    if "norm" in node:
+        result["norm"] = _lone_norm(node["norm"], (*path, "norm"), merged)
     return result
 
 
-def _block(node: Tree, path: tuple[str, ...], norm_name: str) -> dict[str, Any]:
-    """What RepLKBlock and ConvFFN share: batch norm, pw1, something, pw2."""
-    parts = {"pw1", "pw2"} | ({"large_kernel"} & set(node))
-    _expect(node, path, parts | {norm_name}, parts)
-    pw1 = _linear(node["pw1"], (*path, "pw1"))
+def _replk_block(node: Tree, path: tuple[str, ...]) -> dict[str, Any]:
+    parts = {"pw1", "large_kernel", "pw2"}
+    _expect(node, path, parts | {"prelkb_bn"}, parts)
+    large_kernel = _large_kernel(node["large_kernel"], (*path, "large_kernel"))
+    return {"large_kernel": large_kernel, **_pointwise(node, path, "prelkb_bn")}
+
+
+def _conv_ffn(node: Tree, path: tuple[str, ...]) -> dict[str, Any]:
+    parts = {"pw1", "pw2"}
+    _expect(node, path, parts | {"preffn_bn"}, parts)
+    return _pointwise(node, path, "preffn_bn")
+
+
+def _pointwise(node: Tree, path: tuple[str, ...], norm_name: str) -> dict[str, Any]:
+    """What both blocks share: a batch norm that is folded into pw1, and pw2."""
+    pw1, pw2 = (_linear(node[name], (*path, name)) for name in ("pw1", "pw2"))
+    for name, linear in (("pw1", pw1), ("pw2", pw2)):
+        kernel = linear["kernel"]
+        _expect_shape(kernel, (*path, name, "conv", "kernel"), (1, 1, *kernel.shape[2:]))
     if norm_name in node:
         _expect_norm(node[norm_name], (*path, norm_name), pw1["kernel"].shape[-2])
         pw1 = _fold_norm_before(node[norm_name], pw1)
@@ -228,7 +249,7 @@ def _block(node: Tree, path: tuple[str, ...], norm_name: str) -> dict[str, Any]:
         raise ValueError(f"{_name((*path, norm_name))} is missing: a training-time block has it.")
     return {
         "pw1": {"conv": _like(pw1, node["pw1"]["conv"]["kernel"])},
-        "pw2": _conv_norm(node["pw2"], (*path, "pw2")),
+        "pw2": {"conv": _like(pw2, node["pw2"]["conv"]["kernel"])},
     }
 
 
@@ -236,18 +257,13 @@ def _large_kernel(node: Tree, path: tuple[str, ...]) -> dict[str, Any]:
     """ReparamLargeKernelConv: both branches in one kernel."""
     _expect(node, path, {"lkb_origin", "small_conv"}, {"lkb_origin"}, {"lkb_reparam"})
     if "lkb_reparam" in node:
-        _expect(node["lkb_reparam"], (*path, "lkb_reparam"), _LINEAR)
-        return {"lkb_reparam": dict(node["lkb_reparam"])}
+        merged = _kernel_and_bias(node["lkb_reparam"], (*path, "lkb_reparam"))
+        return {"lkb_reparam": _like(merged, node["lkb_reparam"]["kernel"])}
     branches = {name: _linear(node[name], (*path, name)) for name in node}
     large = branches["lkb_origin"]
     if "small_conv" in branches:
         small = branches["small_conv"]
-        shapes = small["kernel"].shape, large["kernel"].shape
-        if shapes[0][0] > shapes[1][0] or shapes[0][2:] != shapes[1][2:]:
-            raise ValueError(
-                f"{_name(path)}: the small kernel {shapes[0]} does not fit into "
-                f"the large one {shapes[1]}."
-            )
+        _expect_to_fit(small["kernel"], large["kernel"], path)
         large = _add_centred(large, small)
     return {"lkb_reparam": _like(large, node["lkb_origin"]["conv"]["kernel"])}
 
@@ -260,14 +276,21 @@ def _conv_norm(node: Tree, path: tuple[str, ...]) -> dict[str, Any]:
 def _linear(node: Tree, path: tuple[str, ...]) -> dict[str, jax.Array]:
     """Kernel and bias of a ConvNorm, merged or not, still in the dtype sums are taken in."""
     _expect(node, path, {"conv", "bn"}, {"conv"})
-    conv_path = (*path, "conv")
     if "bn" not in node:
-        _expect(node["conv"], conv_path, _LINEAR)
-        return {name: _wide(leaf) for name, leaf in node["conv"].items()}
-    _expect(node["conv"], conv_path, {"kernel"})
+        return _kernel_and_bias(node["conv"], (*path, "conv"))
+    _expect(node["conv"], (*path, "conv"), {"kernel"})
     kernel = node["conv"]["kernel"]
+    _expect_shape(kernel, (*path, "conv", "kernel"), 4)
     _expect_norm(node["bn"], (*path, "bn"), kernel.shape[-1])
     return _fold_norm_after(kernel, node["bn"])
+
+
+def _kernel_and_bias(node: Tree, path: tuple[str, ...]) -> dict[str, jax.Array]:
+    """A convolution that is merged already, in the dtype sums are taken in."""
+    _expect(node, path, _LINEAR)
+    _expect_shape(node["kernel"], (*path, "kernel"), 4)
+    _expect_shape(node["bias"], (*path, "bias"), node["kernel"].shape[-1:])
+    return {name: _wide(leaf) for name, leaf in node.items()}
 
 
 def _lone_norm(node: Tree, path: tuple[str, ...], merged: bool) -> dict[str, jax.Array]:
@@ -285,26 +308,46 @@ def _lone_norm(node: Tree, path: tuple[str, ...], merged: bool) -> dict[str, jax
 
 def _expect(node: Any, path: tuple[str, ...], *forms: set[str]) -> None:
     """Raises unless the children of `node` are exactly those of one of `forms`."""
-    given = set(node) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping):
+        raise ValueError(f"{_name(path)}: expected a part of a network, found an array.")
+    given = set(node)
     if given in forms:
         return
-    wanted = " or ".join("{" + ", ".join(sorted(form)) + "}" for form in forms)
-    found = "an array" if given is None else "{" + ", ".join(sorted(given)) + "}"
-    raise ValueError(f"{_name(path)}: expected {wanted}, found {found}.")
+    nearest = min(forms, key=lambda form: len(form ^ given))
+    faults = [
+        f"{fault} {', '.join(sorted(names))}"
+        for fault, names in (("missing", nearest - given), ("not known here:", given - nearest))
+        if names
+    ]
+    raise ValueError(f"{_name(path)}: {'; '.join(faults)}.")
 
 
 def _expect_norm(node: Any, path: tuple[str, ...], channels: int) -> None:
     """Raises unless `node` is a batch norm, statistics included, of so many channels."""
     _expect(node, path, _AFFINE | _STATISTICS)
     for name, leaf in node.items():
-        if leaf.shape != (channels,):
-            raise ValueError(
-                f"{_name((*path, name))}: expected shape ({channels},), found {leaf.shape}."
-            )
+        _expect_shape(leaf, (*path, name), (channels,))
 
 
-def _foreign(path: tuple[str, ...], known: str) -> ValueError:
-    return ValueError(f"{_name(path)} is not a part of a RepLKNet; known here: {known}.")
+def _expect_shape(leaf: Any, path: tuple[str, ...], shape: int | tuple[int, ...]) -> None:
+    """Raises unless `leaf` is an array of this shape, or of so many dimensions."""
+    if isinstance(leaf, Mapping):
+        raise ValueError(f"{_name(path)}: expected an array, found a part of a network.")
+    if isinstance(shape, int) and len(leaf.shape) != shape:
+        raise ValueError(f"{_name(path)}: expected {shape} dimensions, found shape {leaf.shape}.")
+    if isinstance(shape, tuple) and leaf.shape != shape:
+        raise ValueError(f"{_name(path)}: expected shape {shape}, found {leaf.shape}.")
+
+
+def _expect_to_fit(small: jax.Array, large: jax.Array, path: tuple[str, ...]) -> None:
+    """Raises unless `small` can be centred in `large`."""
+    margins = [outer - inner for outer, inner in zip(large.shape[:2], small.shape[:2], strict=True)]
+    centred = margins[0] == margins[1] >= 0 and margins[0] % 2 == 0
+    if not centred or small.shape[2:] != large.shape[2:]:
+        raise ValueError(
+            f"{_name(path)}: the small kernel {small.shape} cannot be centred in the large one "
+            f"{large.shape}."
+        )
 
 
 def _name(path: tuple[str, ...]) -> str:

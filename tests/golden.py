@@ -99,6 +99,17 @@ class _Unpickler(pickle.Unpickler):
         return storage[offset : offset + size].reshape(shape)
 
 
+def flax_path(key: str) -> list[str]:
+    """The parts of an official name, with numbers joined to what they count: `blocks_4`."""
+    path: list[str] = []
+    for part in key.split("."):
+        if part.isdigit():
+            path[-1] += f"_{part}"
+        else:
+            path.append(part)
+    return path
+
+
 def nhwc(x: np.ndarray) -> np.ndarray:
     """Images or maps from PyTorch's order of axes."""
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1))

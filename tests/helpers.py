@@ -1,27 +1,19 @@
 """What several test files need."""
 
-import jax
 import numpy as np
 from flax import traverse_util
 
 from replk_jax import RepLKNetArchitecture
+from replk_jax.models.variables import abstract_variables
 
 TINY = RepLKNetArchitecture((7, 5), (1, 1), (8, 12), small_kernel=3)
-
-
-def abstract_variables(model, image_size=32):
-    """Shapes and dtypes of a model's variables."""
-    image = jax.ShapeDtypeStruct(
-        (1, image_size, image_size, model.architecture.in_channels), model.dtype
-    )
-    return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
 def random_variables(model, seed=0):
     """Variables far from their initial values, so that no error can hide.
 
-    Kernels keep the signal's size; batch norms have negative scales, variances from 1e-4 up
-    and means and offsets that are not zero; residual branches end small, so that the depth of
+    Kernels keep the signal's size; batch norms have negative scales, variances from nothing to
+    2 and means and offsets that are not zero; residual branches end small, so that the depth of
     a network does not blow up what passes it.
     """
     rng = np.random.default_rng(seed)
@@ -29,7 +21,8 @@ def random_variables(model, seed=0):
     def draw(path, leaf):
         shape, last = leaf.shape, path[-1]
         if last == "var":
-            value = np.where(rng.random(shape) < 0.1, 1e-4, rng.uniform(0.5, 2, shape))
+            tiny = rng.choice([0, 1e-12, 1e-6, 1e-4], shape)
+            value = np.where(rng.random(shape) < 0.2, tiny, rng.uniform(0.5, 2, shape))
         elif last == "mean":
             value = 0.1 * rng.standard_normal(shape)
         elif last == "bias":
@@ -45,14 +38,14 @@ def random_variables(model, seed=0):
 
     flat = traverse_util.flatten_dict(abstract_variables(model))
     variables = {path: draw(path, leaf) for path, leaf in sorted(flat.items())}
-    # A variance of 1e-4 beside a kernel for unit variance would multiply the signal by a
-    # hundred: scale it down by as much.
+    # Kernels have unit variance: a channel whose statistics say otherwise would multiply the
+    # signal by up to three hundred, so its scale makes good for it.
     for path in variables:
         if path[-1] == "var":
             scale = ("params", *path[1:-1], "scale")
-            variables[scale] = variables[scale] * np.minimum(1, np.sqrt(variables[path])).astype(
-                variables[scale].dtype
-            )
+            deviation = np.sqrt(np.float64(variables[path]) + 1e-5)
+            damped = variables[scale] * np.minimum(1, deviation)
+            variables[scale] = damped.astype(variables[scale].dtype)
     return traverse_util.unflatten_dict(variables)
 
 

@@ -1,6 +1,7 @@
 """Parameters and multiply-adds: the published figures, to the digit."""
 
 import json
+import math
 
 import pytest
 
@@ -22,13 +23,19 @@ OFFICIAL = {
     ("replknet_31l", 384): 96.0,
     ("replknet_xl", 320): 128.7,
 }
-# Table 5 of the paper: parameters in 1e6 and FLOPs in 1e9.
+# Table 5 of the paper: parameters in 1e6 and FLOPs in 1e9, cut or rounded as well.
 TABLE_5 = {
     "replknet_3": (71.8, 12.9),
     "replknet_7": (72.2, 13.1),
     "replknet_13": (73.7, 13.4),
     "replknet_25": (78.2, 14.8),
+    "replknet_31b": (79.3, 15.3),
 }
+
+
+def cut_or_rounded(value):
+    """To one decimal; the sources do both."""
+    return math.floor(10 * value) / 10, round(value, 1)
 
 
 @pytest.mark.parametrize(("name", "image_size"), MMPRETRAIN)
@@ -37,15 +44,15 @@ def test_published_figures(name, image_size):
     parameters, flops = MMPRETRAIN[name, image_size]
     assert counts.training.parameters == parameters
     assert counts.mmpretrain_flops == flops
-    assert abs(counts.paper_flops / 1e9 - OFFICIAL[name, image_size]) < 0.1
+    assert OFFICIAL[name, image_size] in cut_or_rounded(counts.paper_flops / 1e9)
 
 
 @pytest.mark.parametrize("name", TABLE_5)
 def test_table_5(name):
     counts = replk_jax.summary(replk_jax.create_model(name))
     parameters, flops = TABLE_5[name]
-    assert round(counts.merged.parameters / 1e6, 1) == parameters
-    assert round(counts.paper_flops / 1e9, 1) == flops
+    assert parameters in cut_or_rounded(counts.merged.parameters / 1e6)
+    assert flops in cut_or_rounded(counts.paper_flops / 1e9)
 
 
 def test_parameters_with_every_batch_norm_folded():

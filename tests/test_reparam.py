@@ -5,14 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import replk_jax
 from replk_jax import RepLKNetArchitecture, check_equivalence, merge_small_kernels, reparameterize
+from replk_jax.models.variables import abstract_variables
 from tests import golden
-from tests.helpers import TINY, abstract_variables, random_images, random_variables
+from tests.helpers import TINY, random_images, random_variables
 from tests.models.test_replknet_golden import CASES, assert_close, load
 
 
@@ -32,13 +33,19 @@ ARCHITECTURES = st.integers(1, 3).flatmap(
         RepLKNetArchitecture,
         kernel_sizes=st.tuples(*[st.sampled_from([3, 5, 9, 13])] * stages),
         layers=st.tuples(*[st.integers(1, 2)] * stages),
-        channels=st.tuples(*[st.sampled_from([4, 6, 8])] * stages),
+        channels=st.tuples(*[st.sampled_from([6, 8, 12])] * stages),
         small_kernel=st.sampled_from([None, 1, 3]),
         dw_ratio=st.sampled_from([1.0, 1.5]),
         ffn_ratio=st.sampled_from([2.0, 4.0]),
         in_channels=st.sampled_from([1, 3]),
     )
 )
+
+
+def depends_on_the_image(model, variables, images):
+    """Narrow networks may have all their ReLUs shut, and then no merge is seen to be wrong."""
+    outputs = jax.tree.leaves(jax.jit(model.apply)(variables, images))
+    return all(np.ptp(output, axis=0).max() > 0.1 * np.abs(output).max() for output in outputs)
 
 
 @settings(max_examples=8, deadline=None)
@@ -50,10 +57,8 @@ def test_equivalence_float32(architecture, kind, seed):
         fields["out_indices"] = tuple(range(len(architecture.layers)))
     model = make(architecture, **fields)
     variables, images = random_variables(model, seed), random_images(model, 2, (21, 32), seed)
-    result = check_equivalence(model, variables, images)
-    assert result.scale > 0.05, "the outputs must be large enough for the check to mean anything"
-    assert result.max_rel < 1e-4
-    assert result.max_abs == pytest.approx(result.max_rel * result.scale)
+    assume(depends_on_the_image(model, variables, images))
+    assert check_equivalence(model, variables, images).max_rel < 1e-4
 
 
 @settings(max_examples=4, deadline=None)
@@ -167,51 +172,83 @@ BLOCK = ("stages_0", "blocks_0")
 ARRAY = np.zeros(8, np.float32)
 
 
+def drop(*path):
+    """Takes a part out of both collections."""
+
+    def spoil(variables):
+        for collection in ("params", "batch_stats"):
+            variables = without(variables, collection, *path)
+        return variables
+
+    return spoil
+
+
+def put(node, *path):
+    return lambda variables: with_node(variables, node, *path)
+
+
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
+
+
+LARGE_KERNEL = ("params", *BLOCK, "large_kernel")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda v: without(v, "batch_stats", *BLOCK, "pw1", "bn", "mean"),
-         r"stages_0/blocks_0/pw1/bn: expected \{bias, mean, scale, var\}"),
-        (lambda v: without(v, "batch_stats", *BLOCK, "prelkb_bn"), "blocks_0/prelkb_bn: expected"),
-        (lambda v: without(v, "batch_stats"), "/bn: expected"),
-        (lambda v: without(v, "params", "norm"), "norm"),
-        (lambda v: without(without(v, "params", "norm"), "batch_stats", "norm"), "norm is missing"),
-        (lambda v: without(without(v, "params", *BLOCK, "prelkb_bn"),
-                           "batch_stats", *BLOCK, "prelkb_bn"), "prelkb_bn is missing"),
-        (lambda v: without(v, "params", *BLOCK, "pw2"), "blocks_0/pw2: expected"),
-        (lambda v: without(v, "params", *BLOCK, "large_kernel", "lkb_origin"), "large_kernel"),
-        (lambda v: without(v, "params", "head", "bias"), "head: expected"),
-        (lambda v: with_node(v, ARRAY, "params", *BLOCK, "attention"), "blocks_0.*attention"),
-        (lambda v: with_node(v, {"kernel": ARRAY}, "params", "stages_0", "attention"),
-         "stages_0/attention is not a part"),
-        (lambda v: with_node(v, {"kernel": ARRAY}, "params", "neck"), "neck is not a part"),
-        (lambda v: with_node(v, ARRAY, "params", "stem_0", "conv", "bias"),
-         "stem_0/conv: expected"),
-        (lambda v: with_node(v, np.ones(3, np.float32), "batch_stats", "norm", "var"),
-         r"norm/var: expected shape \(12,\), found \(3,\)"),
-        (lambda v: with_node(v, ARRAY, "batch_stats", "stem_9", "mean"), "stem_9: expected"),
+         r"^stages_0/blocks_0/pw1/bn: missing mean\."),
+        (lambda v: without(v, "batch_stats", *BLOCK, "prelkb_bn"), "prelkb_bn: missing mean, var"),
+        (lambda v: without(v, "batch_stats"), "stem_0/bn: missing mean, var"),
+        (lambda v: without(v, "params", *BLOCK, "pw2"), "blocks_0/pw2: missing conv"),
+        (lambda v: without(v, *LARGE_KERNEL, "lkb_origin"), "large_kernel/lkb_origin: missing"),
+        (lambda v: without(v, "params", "head", "bias"), "head: missing bias"),
+        (lambda v: {"params": {}}, "the variables: missing stages_0, stem_0"),
         (lambda v: {**v, "intermediates": {}}, "intermediates"),
         (lambda v: v["params"], "batch_stats"),
+        (drop("norm"), "norm is missing"),
+        (drop(*BLOCK, "prelkb_bn"), "blocks_0/prelkb_bn is missing"),
+        (drop("stem_2"), "the variables: missing stem_2"),
+        (drop("stages_0"), "the variables: missing stages_0"),
+        (drop("transitions_0_1"), "missing transitions_0_1"),
+        (drop(*BLOCK), "stages_0: missing blocks_0"),
+        (drop(*BLOCK, "large_kernel"), "blocks_0: missing large_kernel"),
+        (put(ARRAY, "params", *BLOCK, "attention"), "blocks_0: not known here: attention"),
+        (put({"kernel": ARRAY}, "params", "neck"), "not known here: neck"),
+        (put(ARRAY, "params", "stem_0", "conv", "bias"), "stem_0/conv: not known here: bias"),
+        (put(ARRAY, "params", "stages_1", "blocks_1"), "stages_1/blocks_1"),
+        (put(ARRAY, "batch_stats", "stem_9", "mean"), "not known here: stem_9"),
+        (put({"a": ARRAY}, "params", "head", "bias"), "head/bias: expected an array"),
+        (put(zeros(3), "batch_stats", "norm", "var"),
+         r"norm/var: expected shape \(12,\), found \(3,\)"),
+        (put(zeros(9), "params", "head", "bias"), r"head/bias: expected shape \(4,\)"),
+        (put(zeros(3, 3, 8, 8), "params", *BLOCK, "pw1", "conv", "kernel"),
+         r"pw1/conv/kernel: expected shape \(1, 1, 8, 8\), found \(3, 3, 8, 8\)"),
+        (put(zeros(8, 8), "params", *BLOCK, "pw2", "conv", "kernel"), "expected 4 dimensions"),
+        (put(zeros(9, 9, 1, 8), *LARGE_KERNEL, "small_conv", "conv", "kernel"), "be centred"),
+        (put(zeros(4, 4, 1, 8), *LARGE_KERNEL, "small_conv", "conv", "kernel"), "be centred"),
+        (put(zeros(3, 5, 1, 8), *LARGE_KERNEL, "small_conv", "conv", "kernel"), "be centred"),
     ],
 )  # fmt: skip
 def test_foreign_and_incomplete_trees_are_refused(spoil, message):
-    with pytest.raises(ValueError, match=message):
-        reparameterize(spoil(random_variables(make())))
+    spoilt = spoil(random_variables(make()))
+    for transform in (reparameterize, merge_small_kernels):
+        with pytest.raises(ValueError, match=message):
+            transform(spoilt)
+
+
+def test_a_merged_tree_of_the_wrong_shape_is_refused():
+    merged = reparameterize(random_variables(make()))
+    with pytest.raises(ValueError, match=r"stem_0/conv/bias: expected shape \(8,\), found \(5,\)"):
+        reparameterize(with_node(merged, zeros(5), "params", "stem_0", "conv", "bias"))
 
 
 def test_a_stage_norm_without_statistics_is_refused():
     """It must not pass for one that is merged already."""
     variables = random_variables(make(**KINDS["normed backbone"]))
-    with pytest.raises(ValueError, match="stages_0/norm: expected"):
+    with pytest.raises(ValueError, match="stages_0/norm: missing mean, var"):
         reparameterize(without(variables, "batch_stats", "stages_0", "norm"))
-
-
-def test_a_small_kernel_that_does_not_fit_is_refused():
-    variables = random_variables(make())
-    path = (*BLOCK, "large_kernel", "small_conv", "conv", "kernel")
-    variables = with_node(variables, np.zeros((9, 9, 1, 8), np.float32), "params", *path)
-    with pytest.raises(ValueError, match=r"large_kernel: the small kernel \(9, 9, 1, 8\)"):
-        reparameterize(variables)
 
 
 def test_check_equivalence_sees_a_wrong_merge(monkeypatch):
@@ -225,6 +262,22 @@ def test_check_equivalence_sees_a_wrong_merge(monkeypatch):
 
     monkeypatch.setattr("replk_jax.reparam.reparameterize", forgetful)
     assert check_equivalence(model, variables, images).max_rel > 1e-3
+
+
+def test_check_equivalence_does_not_measure_a_small_output_by_a_large_one(monkeypatch):
+    model = make(**KINDS["normed backbone"])
+    variables, images = random_variables(model), random_images(model)
+    for leaf in ("scale", "bias"):
+        variables["params"]["stages_0"]["norm"][leaf] *= 1e-5
+
+    def wrong_in_the_small_output(variables):
+        merged = reparameterize(variables)
+        merged["params"]["stages_0"]["norm"]["bias"] *= 2
+        return merged
+
+    assert check_equivalence(model, variables, images).max_rel < 1e-4
+    monkeypatch.setattr("replk_jax.reparam.reparameterize", wrong_in_the_small_output)
+    assert check_equivalence(model, variables, images).max_rel > 1e-2
 
 
 def test_check_equivalence_does_not_hide_nan():
@@ -250,10 +303,9 @@ def test_golden_merged_kernels_and_outputs(name):
     for key, value in expected.items():
         if not key.startswith("merged."):
             continue
-        *modules, last = key.removeprefix("merged.").split(".")
-        path = ".".join(modules).replace(".0", "_0").replace(".1", "_1").replace(".2", "_2")
+        *modules, last = golden.flax_path(key.removeprefix("merged."))
         node = merged["params"]
-        for part in path.replace(".3", "_3").split("."):
+        for part in modules:
             node = node[part]
         leaf = np.asarray(node["kernel" if last == "weight" else "bias"])
         leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf
@@ -287,13 +339,7 @@ def _partly_merged(state_dict):
     for key, value in state_dict.items():
         if key.endswith("num_batches_tracked"):
             continue
-        *modules, last = key.split(".")
-        path = []
-        for part in modules:
-            if part.isdigit():
-                path[-1] += f"_{part}"
-            else:
-                path.append(part)
+        *path, last = golden.flax_path(key)
         kind = {1: "scale", 2: "kernel", 4: "kernel"}[value.ndim]
         leaf = leaf_names.get(last, kind)
         collection = "batch_stats" if last.startswith("running") else "params"

@@ -27,6 +27,7 @@ ARCHITECTURES: dict[str, RepLKNetArchitecture] = {
     ),
 }
 
+# Which network an architecture describes.
 _FAMILIES: dict[type, type[nn.Module]] = {RepLKNetArchitecture: RepLKNet}
 
 
@@ -35,7 +36,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter(ARCHITECTURES, pattern)
 
 
-def create_model(model: str | RepLKNetArchitecture, **overrides: Any) -> nn.Module:
+def create_model(name: str | RepLKNetArchitecture, **overrides: Any) -> nn.Module:
     """Builds a model from its name, or from an architecture of your own.
 
         create_model("replknet_31b", num_classes=10, drop_path_rate=0.1)
@@ -43,7 +44,7 @@ def create_model(model: str | RepLKNetArchitecture, **overrides: Any) -> nn.Modu
         create_model(RepLKNetArchitecture((7, 5), (1, 1), (32, 64)), num_classes=10)
 
     Args:
-      model: a name out of `list_models()`, or an architecture.
+      name: one of `list_models()`; or an architecture, which needs no name.
       **overrides: fields of the module (`num_classes`, `deploy`, `dtype`, ...) or of the
         architecture (`kernel_sizes`, `channels`, ...).
 
@@ -51,16 +52,16 @@ def create_model(model: str | RepLKNetArchitecture, **overrides: Any) -> nn.Modu
       ValueError: an unknown name, or an architecture that cannot exist.
       TypeError: an unknown field.
     """
-    architecture = model
-    if isinstance(model, str):
-        if model not in ARCHITECTURES:
+    architecture = name
+    if isinstance(name, str):
+        if name not in ARCHITECTURES:
             names = list_models()
-            close = difflib.get_close_matches(model, names, n=1)
+            close = difflib.get_close_matches(name, names, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"Unknown model {model!r}.{hint} Known: {', '.join(names)}.")
-        architecture = ARCHITECTURES[model]
+            raise ValueError(f"Unknown model {name!r}.{hint} Known: {', '.join(names)}.")
+        architecture = ARCHITECTURES[name]
     if type(architecture) not in _FAMILIES:
-        raise TypeError(f"create_model takes a name or an architecture; got {model!r}.")
+        raise TypeError(f"create_model takes a name or an architecture; got {name!r}.")
     family = _FAMILIES[type(architecture)]
 
     of_architecture = {field.name for field in dataclasses.fields(architecture)}

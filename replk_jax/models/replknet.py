@@ -6,6 +6,9 @@ there is `params/stages_2/blocks_4/pw1/conv/kernel` here.
 """
 
 import dataclasses
+import math
+import operator
+from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -52,10 +55,12 @@ class RepLKNetArchitecture:
     def __post_init__(self):
         per_stage = {}
         for field in ("kernel_sizes", "layers", "channels"):
-            per_stage[field] = tuple(getattr(self, field))  # lists would not be hashable
-            object.__setattr__(self, field, per_stage[field])
-            if not all(isinstance(value, int) and value > 0 for value in per_stage[field]):
-                raise ValueError(f"{field} must be positive whole numbers; got {per_stage[field]}.")
+            per_stage[field] = _whole_numbers(field, getattr(self, field))
+            object.__setattr__(self, field, per_stage[field])  # a list would not be hashable
+        for field in ("small_kernel", "in_channels"):
+            if getattr(self, field) is not None:
+                (value,) = _whole_numbers(field, (getattr(self, field),))
+                object.__setattr__(self, field, value)
         if len({len(values) for values in per_stage.values()}) != 1 or not self.layers:
             raise ValueError(
                 "kernel_sizes, layers and channels must have one entry per stage; got "
@@ -69,22 +74,33 @@ class RepLKNetArchitecture:
             )
         if self.small_kernel is not None:
             too_small = [k for k in self.kernel_sizes if k < self.small_kernel]
-            if self.small_kernel < 1 or too_small:
+            if too_small:
                 raise ValueError(
-                    f"small_kernel={self.small_kernel} must lie between 1 and the smallest of "
+                    f"small_kernel={self.small_kernel} must not be larger than the smallest of "
                     f"kernel_sizes={self.kernel_sizes}; None builds no small kernel."
                 )
-        if min(self.dw_ratio, self.ffn_ratio) * min(self.channels) < 1 or self.in_channels < 1:
+        narrowest = [ratio * min(self.channels) for ratio in (self.dw_ratio, self.ffn_ratio)]
+        if not all(1 <= width < math.inf for width in narrowest):
             raise ValueError(
-                "Every convolution needs a channel; got "
-                f"channels={self.channels}, dw_ratio={self.dw_ratio}, "
-                f"ffn_ratio={self.ffn_ratio}, in_channels={self.in_channels}."
+                f"Every convolution needs a channel; got channels={self.channels}, "
+                f"dw_ratio={self.dw_ratio}, ffn_ratio={self.ffn_ratio}."
             )
 
     def drop_path_rates(self, rate: float) -> list[tuple[float, ...]]:
         """One rate per (RepLKBlock, ConvFFN) pair, a tuple per stage, from 0 up to `rate`."""
         rates = np.linspace(0.0, rate, sum(self.layers))
         return [tuple(stage.tolist()) for stage in np.split(rates, np.cumsum(self.layers)[:-1])]
+
+
+def _whole_numbers(field: str, values: Sequence[int]) -> tuple[int, ...]:
+    """The values as Python's own integers, so that architectures compare and print alike."""
+    try:
+        numbers = tuple(operator.index(value) for value in values)
+    except TypeError:
+        numbers = (0,)
+    if any(number < 1 for number in numbers):
+        raise ValueError(f"{field} must be positive whole numbers; got {values}.")
+    return numbers
 
 
 class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
@@ -252,7 +268,8 @@ class RepLKNet(ReparameterizableModule, kw_only=True):
           stage s named, in `dtype`; odd sizes round up.
 
         Raises:
-          ValueError: images of another shape, or features of a merged classifier.
+          ValueError: images of another shape, features of a merged classifier, or fields of
+            the module that make no sense.
           TypeError: images that are not floating point.
         """
         arch = self.architecture
@@ -261,8 +278,8 @@ class RepLKNet(ReparameterizableModule, kw_only=True):
         drop_path_rates = arch.drop_path_rates(self.drop_path_rate)
         last_stage = len(arch.layers) - 1
 
-        def conv_norm_relu(x, name, features, **settings):
-            return nn.relu(conv_norm(features=features, **settings, name=name)(x, train))
+        def conv_norm_relu(maps, name, width, **settings):
+            return nn.relu(conv_norm(features=width, **settings, name=name)(maps, train))
 
         width = arch.channels[0]
         x = conv_norm_relu(x, "stem_0", width, kernel_size=3, stride=2)
@@ -270,7 +287,7 @@ class RepLKNet(ReparameterizableModule, kw_only=True):
         x = conv_norm_relu(x, "stem_2", width)
         x = conv_norm_relu(x, "stem_3", width, kernel_size=3, stride=2, depthwise=True)
 
-        maps = []
+        outputs = []
         for s, kernel_size in enumerate(arch.kernel_sizes):
             x, emitted = Stage(
                 kernel_size=kernel_size,
@@ -283,7 +300,7 @@ class RepLKNet(ReparameterizableModule, kw_only=True):
                 **self.structure(),
                 name=f"stages_{s}",
             )(x, train)
-            maps.append(emitted)
+            outputs.append(emitted)
             if s < last_stage:
                 width = arch.channels[s + 1]
                 x = conv_norm_relu(x, f"transitions_{s}_0", width)
@@ -291,7 +308,7 @@ class RepLKNet(ReparameterizableModule, kw_only=True):
                     x, f"transitions_{s}_1", width, kernel_size=3, stride=2, depthwise=True
                 )
         if self.out_indices is not None:
-            return tuple(maps[s] for s in self.out_indices)
+            return tuple(outputs[s] for s in self.out_indices)
 
         has_head = self.num_classes is not None
         if not (self.deploy and has_head):  # merged, this batch norm is part of the head
@@ -320,6 +337,10 @@ class RepLKNet(ReparameterizableModule, kw_only=True):
                 f"RepLKNet takes normalised floating-point images; got {x.dtype}. "
                 "Convert them, and apply the mean and standard deviation of the checkpoint."
             )
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must lie in [0, 1); got {self.drop_path_rate}.")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes must be positive, or None; got {self.num_classes}.")
         stages = range(len(arch.layers))
         unknown = [s for s in self.out_indices or () if s not in stages]
         if unknown:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+
+from replk_jax.models.variables import abstract_variables
 
 _LAST_PART = {
     "kernel": "weight",
@@ -34,17 +35,21 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], model: nn.Module) -
 
     Args:
       state_dict: official names to arrays, in PyTorch's layouts.
-      model: the model that the weights are for; its structure decides which keys must exist.
+      model: the model that the weights are for, in its training-time structure.
 
     Returns:
-      {"params": ..., "batch_stats": ...} (the merged structure has no batch_stats), in the
-      dtypes of the model's variables.
+      {"params": ..., "batch_stats": ...}, in the dtypes of the model's variables.
 
     Raises:
-      ValueError: naming every key that is missing, left over, of the wrong shape or not
-        numeric.
+      ValueError: a model in its merged structure, which no official state dict has; or, in one
+        error, every key that is missing, left over, of the wrong shape or not floating point.
     """
-    leaves = traverse_util.flatten_dict(_abstract_variables(model))
+    if model.deploy:
+        raise ValueError(
+            "The official code leaves batch norms standing that the merged structure here has "
+            "not: convert to the model with deploy=False, then reparameterize the variables."
+        )
+    leaves = traverse_util.flatten_dict(abstract_variables(model))
     expected = {_official_key(path): (path, leaf) for path, leaf in leaves.items()}
     known = expected.keys() | {
         key.removesuffix("running_var") + _COUNTER
@@ -61,23 +66,16 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], model: nn.Module) -
         if value.shape != _official_shape(leaf.shape):
             shape = _official_shape(leaf.shape)
             faults.append(f"wrong shape: {key} is {value.shape}, the model has {shape}")
-        elif not jnp.issubdtype(value.dtype, jnp.number):
-            faults.append(f"not numeric: {key} is {value.dtype}")
+        elif not jnp.issubdtype(value.dtype, jnp.floating):
+            faults.append(f"not floating point: {key} is {value.dtype}")
         else:
             variables[path] = jnp.asarray(_to_flax_layout(value), leaf.dtype)
     faults += [f"not in the model: {key}" for key in state_dict if key not in known]
     if faults:
         raise ValueError(
-            f"The state dict does not fit {type(model).__name__} "
-            f"({'merged' if model.deploy else 'training-time'} structure):\n  "
-            + "\n  ".join(faults)
+            f"The state dict does not fit this {type(model).__name__}:\n  " + "\n  ".join(faults)
         )
     return traverse_util.unflatten_dict(variables)
-
-
-def _abstract_variables(model: nn.Module) -> dict[str, Any]:
-    image = jax.ShapeDtypeStruct((1, 32, 32, model.architecture.in_channels), model.dtype)
-    return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
 def _official_key(path: tuple[str, ...]) -> str:

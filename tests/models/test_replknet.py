@@ -10,8 +10,9 @@ import pytest
 
 import replk_jax
 from replk_jax import RepLKNetArchitecture
+from replk_jax.models.variables import abstract_variables
 from tests import golden
-from tests.helpers import TINY, abstract_variables, random_images, random_variables
+from tests.helpers import TINY, random_images, random_variables
 
 
 def make(**fields):
@@ -24,13 +25,16 @@ def make(**fields):
         ({"kernel_sizes": (7, 6)}, r"odd.*\[6\]"),
         ({"small_kernel": 7}, "small_kernel=7"),
         ({"small_kernel": 2}, "odd"),
-        ({"small_kernel": -1}, "small_kernel=-1"),
+        ({"small_kernel": -1}, "small_kernel must be positive whole"),
+        ({"small_kernel": 3.0}, "small_kernel must be positive whole"),
         ({"layers": (1, 1, 1)}, "one entry per stage"),
         ({"kernel_sizes": (), "layers": (), "channels": ()}, "one entry per stage"),
         ({"channels": (8, 0)}, "positive whole numbers"),
         ({"channels": (8, 12.5)}, "positive whole numbers"),
         ({"dw_ratio": 0.1}, "needs a channel"),
-        ({"in_channels": 0}, "needs a channel"),
+        ({"ffn_ratio": float("nan")}, "needs a channel"),
+        ({"in_channels": 0}, "in_channels must be positive"),
+        ({"kernel_sizes": (7, None)}, "kernel_sizes must be positive"),
     ],
 )
 def test_impossible_architectures(change, message):
@@ -38,8 +42,18 @@ def test_impossible_architectures(change, message):
         replk_jax.create_model(TINY, **change)
 
 
-def test_lists_are_as_good_as_tuples():
-    assert RepLKNetArchitecture([7, 5], [1, 1], [8, 12], small_kernel=3) == TINY
+def test_lists_and_numpys_integers_are_as_good():
+    sizes = np.array([7, 5])
+    assert RepLKNetArchitecture(sizes, [1, 1], [8, 12], small_kernel=np.int64(3)) == TINY
+
+
+@pytest.mark.parametrize(
+    "fields", [{"drop_path_rate": 1.0}, {"drop_path_rate": -0.5}, {"num_classes": 0}]
+)
+def test_fields_that_make_no_sense(fields):
+    model = replk_jax.create_model(TINY, **fields)
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        model.init(jax.random.key(0), random_images(model))
 
 
 @golden.requires_golden
@@ -130,6 +144,8 @@ def test_remat_changes_nothing():
     remat = loss_and_grads(make(drop_path_rate=0.5, remat=True))
     # The same operations in another order of fusion.
     chex.assert_trees_all_close(plain, remat, rtol=1e-3, atol=1e-4)
+    program = str(jax.make_jaxpr(make(remat=True).apply)(variables, x))
+    assert program.count("prevent_cse") == sum(2 * layers for layers in TINY.layers)
     abstract = abstract_variables(make(remat=True))
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract, abstract_variables(make()))
 

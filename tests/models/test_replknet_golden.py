@@ -1,5 +1,7 @@
 """RepLKNet against what the official PyTorch code computes with the same weights."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,9 +163,7 @@ def _by_official_key(variables):
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         *modules, last = [key.key for key in path[1:]]
-        name = ".".join(modules)
-        for digit in range(10):
-            name = name.replace(f"_{digit}", f".{digit}")
+        name = ".".join(re.sub(r"_(?=\d)", ".", module) for module in modules)
         last = {"mean": "running_mean", "var": "running_var", "bias": "bias"}.get(last, "weight")
         leaf = np.asarray(leaf)
         leaves[f"{name}.{last}"] = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T

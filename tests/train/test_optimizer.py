@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import replk_jax
+from replk_jax.models.variables import abstract_variables
 from tests import golden
-from tests.helpers import abstract_variables
 from train.optimizer import adamw, warmup_cosine
 
 RECIPE = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.05}
