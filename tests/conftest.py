@@ -1,4 +1,4 @@
-"""Eight CPU devices, and compiled programs kept between runs."""
+"""The CPU as eight devices, and compiled programs kept between runs."""
 
 import os
 from pathlib import Path
@@ -13,3 +13,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_configure(config):
+    # The tests count on eight devices, so a GPU is used only when it is asked for: -m gpu.
+    if config.getoption("-m") != "gpu":
+        jax.config.update("jax_platforms", "cpu")

@@ -4,11 +4,13 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -113,3 +115,15 @@ def flax_path(key: str) -> list[str]:
 def nhwc(x: np.ndarray) -> np.ndarray:
     """Images or maps from PyTorch's order of axes."""
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def by_official_name(variables):
+    """Leaves by official name and in PyTorch's layout, written apart from the importer."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        *modules, last = [key.key for key in path[1:]]
+        name = ".".join(re.sub(r"_(?=\d)", ".", module) for module in modules)
+        last = {"mean": "running_mean", "var": "running_var", "bias": "bias"}.get(last, "weight")
+        leaf = np.asarray(leaf)
+        leaves[f"{name}.{last}"] = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+    return leaves

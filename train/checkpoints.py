@@ -125,7 +125,8 @@ class Checkpoints:
         )
         return RunError(
             f"A checkpoint could not be written to {self.folder}: {error}\n{last}. "
-            "Make room or mend the folder's permissions, and start the same command again."
+            "If the disk is full or must not be written to, mend that; then start the same "
+            "command again."
         )
 
 

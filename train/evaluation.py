@@ -29,7 +29,9 @@ class Evaluator:
     def __init__(
         self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
     ):
-        merged = model.clone(deploy=True)
+        # So that what is left is the difference of the structures.
+        precise = model.clone(dtype=jnp.promote_types(model.dtype, jnp.float32))
+        merged = precise.clone(deploy=True)
 
         def evaluate(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
             return _sums(model.apply(variables, normalize(batch["image"], mean, std)), batch)
@@ -38,7 +40,7 @@ class Evaluator:
             variables: Variables, merged_variables: Variables, batch: Batch
         ) -> dict[str, jax.Array]:
             images = normalize(batch["image"], mean, std)
-            expected = model.apply(variables, images)
+            expected = precise.apply(variables, images)
             actual = merged.apply(merged_variables, images)
             difference = jnp.where(batch["mask"][:, None], jnp.abs(actual - expected), 0)
             # A maximum across devices may lose a NaN to a number.
@@ -62,9 +64,13 @@ class Evaluator:
         """Both structures on the same batches: `training`, `merged`, `largest_difference`.
 
         The first two are as from `evaluate`; the last is that of any logit of any example.
+        Computed in float32 at the highest precision, whatever the model trains in.
         """
         merged_variables = jax.jit(replk_jax.reparameterize)(variables)
-        sums = _accumulate(lambda batch: self._compare(variables, merged_variables, batch), batches)
+        with jax.default_matmul_precision("highest"):
+            sums = _accumulate(
+                lambda batch: self._compare(variables, merged_variables, batch), batches
+            )
         return {
             "training": _means(sums, "training/"),
             "merged": _means(sums, "merged/"),

@@ -4,9 +4,12 @@ Started again with the same workdir, it goes on where it was. Any field of the c
 can be set on the command line: --config.batch_size=256.
 """
 
+import os
 import sys
+import traceback
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -38,14 +41,24 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """As absl does, but with one line for a field or file that does not exist."""
     try:
         return flags.FLAGS(argv)
-    except KeyError as error:
-        _stop(f"The configuration has no field {error}; configs/common.py lists all.")
-    except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
-        _stop(str(error))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        if _raised_inside_get_config(error):
+            raise
+        reason = f"no such field: {error.args[0]}" if isinstance(error, KeyError) else str(error)
+        _stop(f"{reason} (configs/common.py lists all fields)")
+
+
+def _raised_inside_get_config(error: BaseException) -> bool:
+    """Whether a configuration file is at fault, whose author needs the traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.name == "get_config" for frame in frames)
 
 
 def _stop(message: str) -> None:
-    sys.exit(f"error: {message}")
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(1)  # an orderly exit would wait minutes for the other processes
+    sys.exit(1)
 
 
 if __name__ == "__main__":

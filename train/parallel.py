@@ -1,7 +1,7 @@
 """Devices and processes: one mesh, its axis `data`, the batch split along it."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -10,6 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from train.errors import RunError
 
+T = TypeVar("T")
+
 
 def start_processes(distributed: Mapping[str, Any]) -> None:
     """Joins the processes of a run over several hosts; does nothing for a single process.
@@ -17,14 +19,22 @@ def start_processes(distributed: Mapping[str, Any]) -> None:
     Args:
       distributed: `coordinator` ("host:port" of process 0; "auto" lets JAX ask the cluster's
         scheduler; None for a single process), `num_processes` and `process_id`.
+
+    Raises:
+      RunError: they do not find one another.
     """
     coordinator = distributed["coordinator"]
     if coordinator is None:
         return
-    if coordinator == "auto":
-        jax.distributed.initialize()
-        return
-    jax.distributed.initialize(coordinator, distributed["num_processes"], distributed["process_id"])
+    try:
+        if coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(
+                coordinator, distributed["num_processes"], distributed["process_id"]
+            )
+    except (ValueError, RuntimeError) as error:
+        raise RunError(f"config.distributed.coordinator={coordinator}: {error}") from error
 
 
 def data_mesh(*batch_sizes: int) -> Mesh:
@@ -72,13 +82,33 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def in_turn() -> Iterator[None]:
-    """Yields once in every process, one process after another.
+def together(work: Callable[[], T]) -> T:
+    """Runs `work` in every process at once; where it fails in one, it fails in all.
+
+    Otherwise the others would wait for that one without end.
+
+    Raises:
+      RunError: its own, or one that names the processes that failed.
+    """
+    result, failure = None, None
+    try:
+        result = work()
+    except RunError as error:
+        failure = error
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(failure is not None))
+        if failure is None and failed.any():
+            processes = ", ".join(map(str, np.flatnonzero(failed)))
+            failure = RunError(f"Process {processes} had to stop; its own message says why.")
+    if failure is not None:
+        raise failure
+    return result
+
+
+def in_turn(work: Callable[[], None]) -> None:
+    """Runs `work` in one process after another, as `together` does.
 
     For preparing files, whether or not the processes share a disk.
     """
     for process in range(jax.process_count()):
-        if process == jax.process_index():
-            yield
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"turn of process {process}")
+        together(work if process == jax.process_index() else lambda: None)

@@ -1,8 +1,6 @@
 """What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard and a curve."""
 
 import json
-import math
-import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +8,11 @@ from types import TracebackType
 from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from train.files import replace_text
+
+# What the bar shows, and under which name.
+_ON_BAR = {"train/loss": "loss", "images_per_second": "images/s"}
 
 
 class Reporter:
@@ -62,13 +65,12 @@ class Reporter:
         self._jsonl.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if self._bar.disable:
-            print(f"step {step}/{self._bar.total}  {text}", flush=True)
-        elif any(name.startswith("eval/") for name in values):
-            self._bar.write(f"step {step}  {text}", file=sys.stdout)
-        else:
-            self._bar.set_postfix_str(text, refresh=False)
+        on_bar = {short: values[name] for name, short in _ON_BAR.items() if name in values}
+        self._bar.set_postfix({short: f"{value:.4g}" for short, value in on_bar.items()})
+        # A terminal has the bar, so only what the bar does not say goes above it.
+        if not sys.stdout.isatty() or not on_bar:
+            text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.say(f"step {step}/{self._bar.total}  {text}")
 
     def advance(self) -> None:
         """One step is done."""
@@ -79,6 +81,7 @@ class Reporter:
         """A line for the user."""
         if self._active:
             self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
     def draw_curve(self) -> None:
         """Draws loss and accuracy over the steps, from metrics.jsonl into curve.png."""
@@ -100,15 +103,6 @@ class Reporter:
         figure.savefig(self.curve_path, dpi=120)
 
 
-def first_not_finite(window: dict[int, dict[str, float]]) -> tuple[int, str, float] | None:
-    """The first (step, name, value) of a window of metrics that is NaN or infinite."""
-    for step, metrics in window.items():
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                return step, name, value
-    return None
-
-
 def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
@@ -119,6 +113,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:
             continue  # a line that the kill cut short
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(temporary, path)
+    replace_text(path, "".join(f"{line}\n" for line in kept))

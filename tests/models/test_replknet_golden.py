@@ -1,7 +1,5 @@
 """RepLKNet against what the official PyTorch code computes with the same weights."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,7 +133,7 @@ def test_train_mode(name):
     assert_close(loss, expected["train.loss"], noise["train.loss_f32_minus_f64"], "loss")
 
     stats_tolerance = noise["train.running_stats_f32_minus_f64"]
-    after = _by_official_key({"batch_stats": state["batch_stats"]})
+    after = golden.by_official_name({"batch_stats": state["batch_stats"]})
     checked = 0
     for key, value in expected.items():
         if key.startswith("train.after.") and "num_batches" not in key:
@@ -144,7 +142,7 @@ def test_train_mode(name):
     assert checked == len(after)
 
     # Where the true gradient is zero, both sides hold rounding noise.
-    grads = _by_official_key({"params": grads})
+    grads = golden.by_official_name({"params": grads})
     zero = set(case["zero_gradient"])
     grad_tolerance = noise["train.grad_worst_relative_norm_error_f32_vs_f64"]
     for key, norm in zip(case["grad_norms_order"], expected["train.grad_norms"], strict=True):
@@ -156,18 +154,6 @@ def test_train_mode(name):
         if key.startswith("train.grad.") and name_of_parameter not in zero:
             error = np.linalg.norm(np.asarray(grads[name_of_parameter], np.float64) - value)
             assert error <= grad_tolerance * np.linalg.norm(value), (key, error)
-
-
-def _by_official_key(variables):
-    """Leaves by official name and in PyTorch's layout, written apart from the importer."""
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        *modules, last = [key.key for key in path[1:]]
-        name = ".".join(re.sub(r"_(?=\d)", ".", module) for module in modules)
-        last = {"mean": "running_mean", "var": "running_var", "bias": "bias"}.get(last, "weight")
-        leaf = np.asarray(leaf)
-        leaves[f"{name}.{last}"] = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
-    return leaves
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from train.data.sources import prepare
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -18,8 +20,10 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """Where data sets of the whole session are prepared."""
-    return tmp_path_factory.mktemp("tensorflow_datasets")
+    """Where the digits lie prepared for the whole session."""
+    folder = tmp_path_factory.mktemp("tensorflow_datasets")
+    prepare({"name": "digits", "data_dir": str(folder), "folder": None})
+    return folder
 
 
 @pytest.fixture

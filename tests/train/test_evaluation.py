@@ -71,15 +71,30 @@ def test_comparison_of_both_structures(model, variables, examples):
     mesh = parallel.data_mesh(8)
     evaluator = Evaluator(model, MEAN, STD, mesh)
     result = evaluator.compare(variables, batches(examples, 8, mesh))
-    merged = model.clone(deploy=True)
-    difference = logits_of(merged, replk_jax.reparameterize(variables), examples) - logits_of(
-        model, variables, examples
-    )
     assert 0 < result["largest_difference"] < 1e-4
-    assert result["largest_difference"] == pytest.approx(np.abs(difference).max(), abs=1e-5)
-    assert result["training"] == evaluator.evaluate(variables, batches(examples, 8, mesh))
-    assert result["merged"]["top1"] == result["training"]["top1"]
+    scores = evaluator.evaluate(variables, batches(examples, 8, mesh))
+    assert result["training"] == pytest.approx(scores, rel=1e-5)
+    assert result["merged"]["top1"] == scores["top1"]
     assert result["merged"]["examples"] == EXAMPLES
+
+
+def test_comparison_measures_the_largest_difference(monkeypatch, model, variables, examples):
+    """With a merge that is wrong by a known amount, another for each image."""
+    reparameterize = replk_jax.reparameterize
+
+    def wrong(variables):
+        merged = reparameterize(variables)
+        kernel = merged["params"]["head"]["kernel"]
+        merged["params"]["head"]["kernel"] = kernel.at[:, 3].multiply(1.5)
+        return merged
+
+    monkeypatch.setattr(replk_jax, "reparameterize", wrong)
+    logits = logits_of(model, variables, examples)
+    difference = np.abs(logits_of(model.clone(deploy=True), wrong(variables), examples) - logits)
+    mesh = parallel.data_mesh(8)
+    result = Evaluator(model, MEAN, STD, mesh).compare(variables, batches(examples, 8, mesh))
+    assert result["largest_difference"] == pytest.approx(difference.max(), rel=1e-4)
+    assert difference.max() > 1.01 * difference[-5:].max()  # so the last batch is not enough
 
 
 def test_comparison_does_not_hide_nan(model, variables, examples):

@@ -1,6 +1,7 @@
 """Whole runs of `python -m train.main`, as a user starts them."""
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -11,18 +12,18 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-STEPS = 23  # 1,498 digits in batches of 64
+STEPS = 4 * 46  # 1,498 digits in batches of 32
 
 
 def weights(workdir):
-    """All arrays of the last checkpoint, as one list."""
-    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    path = workdir / "checkpoints" / str(steps[-1])
+    """Step and all arrays of the last checkpoint."""
+    step = _newest(workdir / "checkpoints")
+    path = workdir / "checkpoints" / str(step)
     arrays = []
     for item in ("params", "batch_stats", "opt_state"):
         tree = ocp.PyTreeCheckpointer().restore(path / item)
         arrays += [np.asarray(leaf) for leaf in _leaves(tree)]
-    return steps[-1], arrays
+    return step, arrays
 
 
 def _leaves(tree):
@@ -31,6 +32,12 @@ def _leaves(tree):
     if isinstance(tree, list | tuple):
         return [leaf for child in tree for leaf in _leaves(child)]
     return [] if tree is None else [tree]
+
+
+def _newest(checkpoints):
+    """The step of the latest complete checkpoint, or 0."""
+    names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def losses(workdir):
@@ -59,8 +66,11 @@ def test_a_run(undisturbed):
     workdir, out = undisturbed
     result = json.loads((workdir / "result.json").read_text())
     assert result["training"]["examples"] == result["merged"]["examples"] == 299
-    assert result["merged"]["top1"] == pytest.approx(result["training"]["top1"], abs=0.01)
-    assert 0 < result["largest_difference"] < 1e-3
+    # The network has learnt, so that a wrong merge would show.
+    assert result["training"]["top1"] > 0.8
+    assert result["training"]["loss"] < 1
+    assert result["merged"]["top1"] == result["training"]["top1"]
+    assert 0 < result["largest_difference"] < 1e-4
     for text in (
         f"step {STEPS}/{STEPS}",
         "images_per_second",
@@ -76,8 +86,8 @@ def test_a_run(undisturbed):
     assert (workdir / "curve.png").stat().st_size > 1000
     assert list((workdir / "tensorboard").iterdir())
     curve = losses(workdir)
-    assert set(curve) == {4, 8, 12, 16, 20, 23}
-    assert curve[23] < curve[4]
+    assert {5, 10, 46, STEPS} < set(curve)
+    assert curve[STEPS] < 0.6 * curve[5]
     description = json.loads(
         (workdir / "checkpoints" / str(STEPS) / "description" / "metadata").read_text()
     )
@@ -95,26 +105,33 @@ def test_a_finished_run_started_again_evaluates_again(undisturbed, train):
 
 
 def test_killed_runs_end_with_the_same_parameters(undisturbed, start, train, tmp_path):
-    """SIGKILL three times, at moments of the machine's choosing; to the bit."""
-    rng = np.random.default_rng()
+    """SIGKILL three times, at random moments of start, training and saving; to the bit."""
     checkpoints = tmp_path / "checkpoints"
-    interrupted = 0
-    for wanted in (1, 2, 4):
+    seed = time.time_ns() % 2**32
+    rng = np.random.default_rng(seed)
+    killed = 0
+    for _ in range(3):
+        before = _newest(checkpoints)
         process = start(tmp_path)
         deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            # A folder appears under a temporary name as soon as a save begins.
-            begun = len(list(checkpoints.iterdir())) if checkpoints.is_dir() else 0
-            if begun >= wanted:
-                break
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.1))
+        # Until training goes on, and then for part of the time that the rest takes.
+        while process.poll() is None and _newest(checkpoints) <= before:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 2))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        interrupted += process.returncode == -signal.SIGKILL
-    assert interrupted, "every run was over before it could be killed"
-    status, _, err = train(tmp_path)
-    assert status == 0, err
+        killed += process.returncode == -signal.SIGKILL
+    early = start(tmp_path)
+    time.sleep(rng.uniform(0, 8))  # while it starts, restores or compiles
+    early.send_signal(signal.SIGKILL)
+    early.communicate()
+    assert killed, f"seed {seed}: every run was over before it could be killed"
+    kept = _newest(checkpoints)
+    status, out, err = train(tmp_path)
+    assert status == 0, f"seed {seed}: {err}"
+    assert f"Going on from {checkpoints / str(kept)}" in out
+    assert kept > 0
 
     step, actual = weights(tmp_path)
     expected_step, expected = weights(undisturbed[0])
@@ -129,61 +146,124 @@ def test_killed_runs_end_with_the_same_parameters(undisturbed, start, train, tmp
     assert before == after
 
 
+def assert_same_curve(one, other):
+    """The order of sums differs, 1e-7, and Adam, which divides gradients by their size, makes
+    that grow: by the middle of the run to 1e-4, at its end, where the loss is small, to 1e-2.
+    The first epoch is held to 1e-4."""
+    one, other = losses(one), losses(other)
+    assert one.keys() == other.keys()
+    first = [step for step in one if step <= 46]
+    assert len(first) > 5
+    for steps, bound in ((first, 1e-4), (list(one), 2e-2)):
+        np.testing.assert_allclose(
+            [other[step] for step in steps], [one[step] for step in steps], rtol=bound
+        )
+
+
 def test_eight_devices_give_the_same_curve(undisturbed, train, tmp_path):
-    """The order of sums differs, 1e-7, and Adam lets that grow over 23 steps."""
     status, _, err = train(tmp_path, "--config.eval_batch_size=32", devices=8)
     assert status == 0, err
-    one, eight = losses(undisturbed[0]), losses(tmp_path)
-    assert one.keys() == eight.keys()
-    np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=2e-3)
+    assert_same_curve(undisturbed[0], tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["training"]["examples"] == 299
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_same_curve(undisturbed, start, tmp_path):
-    """Two hosts by configuration alone, four devices each."""
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def two_processes(start, workdir, *overrides):
+    """Two hosts by configuration alone, four devices each: [(status, output, errors), ...].
+
+    Each of `overrides` is a pair, one for each process.
+    """
+    port = free_port()
     processes = [
         start(
-            tmp_path,
+            workdir,
             f"--config.distributed.coordinator=127.0.0.1:{port}",
             "--config.distributed.num_processes=2",
             f"--config.distributed.process_id={process}",
+            *(pair[process] for pair in overrides),
             devices=4,
-            JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
         )
         for process in range(2)
     ]
     with ThreadPoolExecutor() as pool:  # a full pipe would stop the one that is not read
-        outputs = list(pool.map(lambda process: process.communicate(timeout=300), processes))
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    np.testing.assert_allclose(
-        list(losses(tmp_path).values()), list(losses(undisturbed[0]).values()), rtol=2e-3
-    )
-    assert json.loads((tmp_path / "result.json").read_text())["training"]["examples"] == 299
-    assert "test accuracy" in outputs[0][0]
-    assert "test accuracy" not in outputs[1][0]
+        texts = list(pool.map(lambda process: process.communicate(timeout=300), processes))
+    return [(p.returncode, *text) for p, text in zip(processes, texts, strict=True)]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_curve(undisturbed, start, tmp_path):
+    (status, out, err), (other_status, other_out, other_err) = two_processes(start, tmp_path)
+    assert (status, other_status) == (0, 0), err + other_err
+    assert_same_curve(undisturbed[0], tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["training"]["examples"] == 299
+    assert "test accuracy" in out
+    assert other_out == ""
+    # Started again, they restore what both have saved.
+    (status, out, err), _ = two_processes(start, tmp_path)
+    assert status == 0, err
+    assert f"Going on from {tmp_path / 'checkpoints' / str(STEPS)}" in out
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+@pytest.mark.slow
+def test_what_stops_one_process_stops_all(start, tmp_path):
+    began = time.monotonic()
+    good, bad = "--config.data.train_split=train", "--config.data.train_split=trian"
+    (status, _, err), (other_status, _, other_err) = two_processes(start, tmp_path, (good, bad))
+    assert (status, other_status) == (1, 1)
+    assert "Process 1 had to stop" in err
+    assert "no split 'trian'" in other_err
+    assert time.monotonic() - began < 100  # and not the five minutes that JAX would wait
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
-    """It names the step and the last good checkpoint, which was saved before."""
-    status, _, err = train(
-        tmp_path, "--config.optimizer.peak_lr=1e38", "--config.optimizer.warmup_epochs=1.0"
-    )
+    """It names the step and the last good checkpoint, and that one is good indeed: with a
+    learning rate that makes sense the run goes on from it."""
+    every_step = "--config.checkpoints.every_steps=1"
+    status, _, err = train(tmp_path, every_step, "--config.optimizer.peak_lr=1e30")
     assert status == 1
     assert "became" in err
     assert "at step" in err
     assert "peak_lr" in err
-    saved = [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
-    for path in saved:
-        params = ocp.PyTreeCheckpointer().restore(path / "params")
-        assert all(np.isfinite(leaf).all() for leaf in _leaves(params))
-    assert ("There is no checkpoint yet" in err) == (not saved)
-    if saved:
-        assert str(max(saved, key=lambda path: int(path.name))) in err
+    good = tmp_path / "checkpoints" / str(_newest(tmp_path / "checkpoints"))
+    assert f"The last good checkpoint is {good};" in err
+    params = ocp.PyTreeCheckpointer().restore(good / "params")
+    assert max(np.abs(leaf).max() for leaf in _leaves(params)) < 10
+    status, out, err = train(tmp_path, "--config.epochs=0.5")
+    assert status == 0, err
+    assert f"Going on from {good}" in out
+    assert "Since the last start config.optimizer.peak_lr was 1e+30, now 0.004" in out
+
+
+def test_a_loss_that_is_not_finite_at_once(train, tmp_path):
+    overrides = ("--config.optimizer.peak_lr=1e38", "--config.optimizer.warmup_epochs=0")
+    status, _, err = train(tmp_path, *overrides)
+    assert status == 1
+    assert "There is no checkpoint yet" in err
+
+
+def test_a_configuration_cut_short_by_a_kill_does_not_come_about(undisturbed, train, tmp_path):
+    """What a run rewrites at every start is replaced whole."""
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json.tmp").write_text('{"seed"')  # a kill while it was written
+    status, _, err = train(tmp_path)
+    assert status == 0, err
+    assert not (tmp_path / "config.json.tmp").exists()
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+
+
+def test_fewer_epochs_than_are_done(undisturbed, train, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    status, _, err = train(tmp_path, "--config.epochs=1")
+    assert status == 1
+    assert f"beyond the 46 steps that config.epochs = {1.0}" in err
 
 
 @pytest.mark.parametrize(
@@ -197,6 +277,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
         ("--config.data.eval_split=validation", "it has test, train"),
         ("--config.batch_size=3000", "do not fill one batch"),
         ("--config.model.in_channels=2", "1 (grey) or 3 (colour)"),
+        ("--config.model.in_channels=3", "must have 3 values"),
+        ("--config.epochs=0", "config.epochs must be positive"),
+        ("--config.distributed.num_processes=2", "coordinator"),
         ("--configs.batch_size=3", "Unknown command line flag"),
         ("rubbish", "Unknown argument 'rubbish'"),
     ],
@@ -252,7 +335,6 @@ def test_the_imagenet_recipe_on_a_folder_of_images(train, tmp_path):
     assert "test accuracy" in out
 
 
-@pytest.mark.usefixtures("undisturbed")  # it has prepared the data
 def test_a_full_disk_stops_the_run_and_loses_nothing(start, train, tmp_path):
     """No file may grow beyond 20 kB: saving fails as on a full disk. With room again, the same
     command goes on."""
@@ -269,3 +351,17 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(start, train, tmp_path):
     assert "Make room" in err
     status, _, err = train(tmp_path)
     assert status == 0, err
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promise(train, tmp_path):
+    """What `make demo` runs, data preparation and all: 97 % and more, before and after."""
+    status, out, err = train(
+        tmp_path / "run", f"--config.data.data_dir={tmp_path / 'data'}", config="configs/digits.py"
+    )
+    assert status == 0, err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["training"]["top1"] >= 0.97
+    assert result["merged"]["top1"] == result["training"]["top1"]
+    assert result["largest_difference"] < 1e-4
+    assert "test accuracy" in out

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from train.data.sources import open_source
+from train.data.sources import open_source, prepare
 from train.errors import RunError
 
 
@@ -49,6 +49,11 @@ def test_tensorflow_is_not_imported(data_dir):
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_a_set_whose_builder_needs_tensorflow(tmp_path):
+    with pytest.raises(RunError, match="builder of coco cannot be made here"):
+        open_source(data(tmp_path, "coco"), "train")
+
+
 @pytest.mark.parametrize("name", ["imagenet2012", "mnist"])
 def test_a_set_that_is_not_prepared(tmp_path, name):
     with pytest.raises(RunError) as caught:
@@ -64,7 +69,7 @@ def test_a_set_that_is_not_prepared(tmp_path, name):
 def test_digits_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match=r"could not be prepared in .*--config\.data\.data_dir"):
-        open_source(data(tmp_path / "file"), "train")
+        prepare(data(tmp_path / "file"))
 
 
 def test_an_unknown_set(tmp_path):
@@ -178,5 +183,13 @@ def test_folders_that_are_not_there_or_empty(folder):
     with pytest.raises(RunError, match=r"no folder .*test.*test/<class>/<image>"):
         open_source(data(folder=str(folder)), "test")
     (folder / "empty" / "cat").mkdir(parents=True)
-    with pytest.raises(RunError, match="holds no images"):
+    with pytest.raises(RunError, match=r"empty/cat holds no images"):
         open_source(data(folder=str(folder)), "empty")
+    (folder / "bare").mkdir()
+    with pytest.raises(RunError, match=r"bare holds no images"):
+        open_source(data(folder=str(folder)), "bare")
+
+
+def test_hidden_folders_are_no_classes(folder):
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    assert open_source(data(folder=str(folder)), "train").class_names == ["cat", "dog", "eel"]

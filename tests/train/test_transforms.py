@@ -23,7 +23,12 @@ def picture(width, height, seed=0):
 
 @pytest.mark.parametrize(
     ("size", "resized"),
-    [((500, 375), (341, 256)), ((375, 500), (256, 341)), ((64, 64), (256, 256))],
+    [
+        ((500, 375), (341, 256)),
+        ((375, 500), (256, 341)),
+        ((64, 64), (256, 256)),
+        ((49, 98), (256, 512)),
+    ],
 )
 def test_evaluation_resizes_the_shorter_side_and_crops_the_centre(size, resized):
     """224 / 0.875 = 256; the longer side is cut to whole pixels as torchvision does."""
@@ -97,6 +102,18 @@ def test_every_colour_mode_becomes_colour_or_grey(mode):
     assert np.asarray(decode(encoded, 3)).shape == (7, 9, 3)
     result = ResizeAndCentreCrop(4, 1, None).map(encoded)
     assert result["image"].shape == (4, 4, 1)
+
+
+def test_sixteen_bits_are_scaled_and_not_cut():
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    grey = np.asarray(decode(example(Image.fromarray(ramp)), 1))
+    np.testing.assert_array_equal(grey, ramp >> 8)
+
+
+def test_values_without_a_range_are_refused():
+    image = Image.fromarray(np.ones((4, 4), np.float32))
+    with pytest.raises(RunError, match=r"cat\.png.*no known range"):
+        decode(example(image, format="TIFF"), 1)
 
 
 def test_bytes_that_are_no_image_are_named():

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from train import parallel
 from train.data import pipeline
 from train.data.sources import open_source
 from train.data.transforms import RandomResizedCropAndFlip, ResizeAndCentreCrop
@@ -30,9 +29,13 @@ class ImageData:
             )
         self._config = config
         data = config.data
-        for _ in parallel.in_turn():
-            self._train = open_source(data, data.train_split)
-            self._eval = open_source(data, data.eval_split)
+        if not len(data.mean) == len(data.std) == channels:
+            raise RunError(
+                f"config.data.mean and config.data.std must have {channels} values, one for each "
+                f"channel; they are {data.mean} and {data.std}."
+            )
+        self._train = open_source(data, data.train_split)
+        self._eval = open_source(data, data.eval_split)
         if self._train.class_names != self._eval.class_names:
             raise RunError(
                 f"The splits {data.train_split!r} and {data.eval_split!r} do not have the same "

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from train.data.digits import Digits
 from train.errors import RunError
 
-# Builders of this project, prepared on first use.
+# Builders of this project.
 _EMBEDDED = {"digits": Digits}
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 
@@ -27,6 +27,26 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def prepare(data: Mapping[str, Any]) -> None:
+    """Writes a data set that this project embeds to disk, if `data` names one not yet there.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    if data["folder"] or data["name"] not in _EMBEDDED:
+        return
+    tfds.disable_progress_bar()  # it takes a second
+    try:
+        builder = _EMBEDDED[data["name"]](data_dir=data["data_dir"], file_format="array_record")
+        builder.download_and_prepare()
+    except (OSError, RuntimeError) as error:
+        folder = data["data_dir"] or tfds.core.constants.DATA_DIR
+        raise RunError(
+            f"{data['name']} could not be prepared in {folder}: {error}. Make room, or name "
+            "another place with --config.data.data_dir=DIR."
+        ) from error
 
 
 def open_source(data: Mapping[str, Any], split: str) -> Source:
@@ -56,17 +76,24 @@ class FolderSource:
                 f"There is no folder {root / split}. A folder of images must hold "
                 f"{split}/<class>/<image>, for example {split}/tabby_cat/001.jpg."
             )
-        self.class_names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        self.class_names = sorted(
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
         self._examples = [
             (str(path), label)
             for label, name in enumerate(self.class_names)
             for path in sorted((folder / name).rglob("*"))
             if path.suffix.lower() in _IMAGE_SUFFIXES
         ]
-        if not self._examples:
+        empty = set(range(len(self.class_names))) - {label for _, label in self._examples}
+        if empty or not self._examples:
+            without = [str(folder / self.class_names[label]) for label in sorted(empty)]
             raise RunError(
-                f"{folder} holds no images: expected <class>/<image> below it, with one of the "
-                f"endings {', '.join(sorted(_IMAGE_SUFFIXES))}."
+                f"{', '.join(without) or folder} holds no images: expected "
+                f"{folder}/<class>/<image>, with one of the endings "
+                f"{', '.join(sorted(_IMAGE_SUFFIXES))}."
             )
 
     def __len__(self) -> int:
@@ -102,7 +129,10 @@ class TfdsSource:
             ) from error
         except (ValueError, AssertionError) as error:
             splits = ", ".join(sorted(builder.info.splits))
-            raise RunError(f"{name} has no split {split!r}; it has {splits}.") from error
+            raise RunError(
+                f"{name} has no split {split!r}; it has {splits}, and parts of them such as "
+                f"{sorted(builder.info.splits)[0]}[:10%]. ({error})"
+            ) from error
         self._origin = f"{name}, split {split}, example"
         self.class_names = features[self._label].names
 
@@ -111,25 +141,13 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._source[index]
-        return {
-            "image": example[self._image],
-            "label": int(example[self._label]),
-            "origin": f"{self._origin} {index}",
-        }
+        label, origin = int(example[self._label]), f"{self._origin} {index}"
+        if not 0 <= label < len(self.class_names):
+            raise RunError(f"{origin} has no label; use a split that is labelled.")
+        return {"image": example[self._image], "label": label, "origin": origin}
 
 
 def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    if name in _EMBEDDED:
-        tfds.disable_progress_bar()  # it takes a second
-        try:
-            builder = _EMBEDDED[name](data_dir=data_dir, file_format="array_record")
-            builder.download_and_prepare()
-        except (OSError, RuntimeError) as error:
-            raise RunError(
-                f"{name} could not be prepared in {data_dir or tfds.core.constants.DATA_DIR}: "
-                f"{error}. Make room, or name another place with --config.data.data_dir=DIR."
-            ) from error
-        return builder
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
@@ -137,6 +155,8 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
         close = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise RunError(f"TensorFlow Datasets knows no {name!r}.{hint}") from error
+    except ImportError as error:
+        raise RunError(f"The builder of {name} cannot be made here: {error}.") from error
     if not builder.is_prepared():
         raise RunError(
             f"{name} is not prepared in {builder.data_dir}.\n{_how_to_prepare(name, data_dir)}"

@@ -88,11 +88,8 @@ class ResizeAndCentreCrop(grain.transforms.Map):
             image = _resize(image, (self.size, self.size))
         else:
             shorter = int(self.size / self.crop_fraction)
-            scale = shorter / min(image.size)
             # The longer side is cut, not rounded, as torchvision does.
-            width, height = (
-                shorter if side == min(image.size) else int(side * scale) for side in image.size
-            )
+            width, height = (shorter * side // min(image.size) for side in image.size)
             image = _resize(image, (width, height))
             left, top = round((width - self.size) / 2), round((height - self.size) / 2)
             image = image.crop((left, top, left + self.size, top + self.size))
@@ -107,8 +104,13 @@ def decode(example: dict[str, Any], channels: int) -> Image.Image:
       RunError: bytes that are no image, or not the whole of one.
     """
     try:
-        return Image.open(io.BytesIO(example["image"])).convert(_MODES[channels])
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        image = Image.open(io.BytesIO(example["image"]))
+        if image.mode.startswith("I;16"):  # convert() would cut at 255, not scale
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise OSError(f"its values have no known range (mode {image.mode})")
+        return image.convert(_MODES[channels])
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise RunError(
             f"Cannot read the image {example['origin']}: {error}. Mend it or take it away."
         ) from error

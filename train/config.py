@@ -1,0 +1,111 @@
+"""What a configuration must satisfy, and how a run remembers its own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from train.errors import RunError
+from train.files import replace_text
+
+
+def check(config: ConfigDict) -> None:
+    """Raises RunError, naming field and value, where a value makes no sense.
+
+    The fields of the model and the data check themselves where they are used.
+    """
+    for fields, holds, wanted in _RULES:
+        for field in fields.split():
+            value = _get(config, field)
+            if not holds(value):
+                raise RunError(f"config.{field} must be {wanted}; it is {value}.")
+    if config.optimizer.warmup_epochs > config.epochs:
+        raise RunError(
+            f"config.optimizer.warmup_epochs = {config.optimizer.warmup_epochs} is more than "
+            f"config.epochs = {config.epochs}."
+        )
+    distributed = config.distributed
+    several = distributed.coordinator not in (None, "auto")
+    if several != (distributed.num_processes > 1) or (
+        not 0 <= distributed.process_id < distributed.num_processes
+    ):
+        raise RunError(
+            "config.distributed must name coordinator, num_processes (at least 2) and process_id "
+            "(0 to num_processes - 1) together; a single process, or coordinator=auto, names "
+            f"neither number. It is {distributed.to_dict()}."
+        )
+
+
+def remember(config: ConfigDict, workdir: Path) -> list[str]:
+    """Keeps the configuration in `config.json`; returns what has changed since the last start."""
+    path = workdir / "config.json"
+    text = config.to_json_best_effort(indent=2)
+    changes = []
+    if path.exists():
+        before, now = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+        changes = [
+            f"config.{field} was {before.get(field)}, now {now.get(field)}"
+            for field in sorted(before.keys() | now.keys())
+            if before.get(field) != now.get(field)
+        ]
+    replace_text(path, text + "\n")
+    return changes
+
+
+def _range(value: tuple[float, float], top: float) -> bool:
+    return len(value) == 2 and 0 < value[0] <= value[1] <= top
+
+
+# Fields, the condition on each, and the condition in words.
+_RULES: list[tuple[str, Callable[[Any], bool], str]] = [
+    (
+        "batch_size eval_batch_size log_every_steps checkpoints.every_steps checkpoints.keep "
+        "data.image_size data.reading.threads",
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (
+        "epochs eval_every_epochs optimizer.peak_lr optimizer.eps",
+        lambda value: value > 0,
+        "positive",
+    ),
+    (
+        "optimizer.final_lr optimizer.warmup_epochs optimizer.weight_decay data.reading.workers",
+        lambda value: value >= 0,
+        "0 or more",
+    ),
+    (
+        "label_smoothing optimizer.b1 optimizer.b2 model.drop_path_rate",
+        lambda value: 0 <= value < 1,
+        "0 or more and less than 1",
+    ),
+    (
+        "data.eval_crop_fraction",
+        lambda value: value is None or 0 < value <= 1,
+        "None, or more than 0 and at most 1",
+    ),
+    ("data.crop_scale", lambda value: _range(value, 1), "two shares in order, (0.08, 1.0)"),
+    ("data.crop_ratio", lambda value: _range(value, float("inf")), "two ratios in order"),
+    (
+        "model.dtype",
+        lambda value: value in ("float32", "bfloat16"),
+        "float32 or bfloat16",
+    ),
+]
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    value = config
+    for part in field.split("."):
+        value = value[part]
+    return value
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        nested = isinstance(value, dict)
+        flat.update(_flat(value, f"{prefix}{name}.") if nested else {prefix + name: value})
+    return flat
