@@ -1,7 +1,6 @@
 """Checkpoints of a run: atomic, written in the background, the latest few and the best."""
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -46,13 +45,8 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self.wait()
         self._manager.close()
 

@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import TracebackType
 
 from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
@@ -46,12 +45,7 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._active:
             self._bar.close()
             self._tensorboard.close()

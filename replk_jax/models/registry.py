@@ -75,4 +75,6 @@ def create_model(name: str | RepLKNetArchitecture, **overrides: Any) -> nn.Modul
             f"{', '.join(sorted(of_architecture))}."
         )
     changes = {field: overrides.pop(field) for field in of_architecture & set(overrides)}
-    return family(architecture=dataclasses.replace(architecture, **changes), **overrides)
+    # A list, as JSON has them, would make the module unfit for `jax.jit`.
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+    return family(architecture=dataclasses.replace(architecture, **changes), **fields)

@@ -26,6 +26,18 @@ def test_overrides_reach_module_and_architecture():
     assert replk_jax.create_model("replknet_31b").architecture.kernel_sizes == (31, 29, 27, 13)
 
 
+def test_lists_become_tuples():
+    model = replk_jax.create_model("replknet_31b", out_indices=[0, 2], kernel_sizes=[7, 7, 7, 7])
+    assert model.out_indices == (0, 2)
+    assert hash(model) == hash(model.clone())
+
+
+def test_an_architecture_of_ones_own():
+    arch = replk_jax.RepLKNetArchitecture((7, 5), (1, 1), (32, 64))
+    assert replk_jax.create_model(arch, small_kernel=3).architecture.small_kernel == 3
+    assert replk_jax.create_model(name="replknet_xl").architecture.dw_ratio == 1.5
+
+
 def test_unknown_name_lists_what_exists():
     with pytest.raises(ValueError, match=r"Did you mean 'replknet_31b'.*replknet_xl"):
         replk_jax.create_model("replknet_31bb")
