@@ -2,9 +2,11 @@
 # make test   run the tests
 # make lint   check style
 #
-# PYTHON names the interpreter that the environment is made with, VENV where it lies.
+# PYTHON names the interpreter that the environment is made with, VENV where it lies, and JOBS
+# how many tests run at once.
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
@@ -15,7 +17,7 @@ demo: $(VENV)/train.stamp
 	$(BIN)/python -m train.main --config configs/digits.py --workdir out/digits
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

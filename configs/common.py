@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
                 "eval_crop_fraction": config_dict.placeholder(float),  # None: warp, no crop
                 "mean": (0.485, 0.456, 0.406),
                 "std": (0.229, 0.224, 0.225),
-                # Threads decode in this process; workers are processes that do so instead.
+                # Threads that decode; with workers, so many processes with as many threads each.
                 "reading": {"threads": 8, "workers": 0},
             },
             "batch_size": 2048,  # of all devices together

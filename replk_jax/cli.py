@@ -57,7 +57,10 @@ def _models(arguments: argparse.Namespace) -> None:
     if arguments.name:
         print(summary(create_model(arguments.name), arguments.image_size))
         return
-    print(f"{'':14}{'parameters':>13}{'merged':>13}{'multiply-adds':>17}  kernels, channels")
+    print(
+        f"{'':14}{'parameters':>13}{'merged':>13}{'MACs, paper':>17}{'mmpretrain':>17}"
+        "  kernels, channels"
+    )
     for name in list_models():
         model = create_model(name)
         counts = summary(model, arguments.image_size)
@@ -67,10 +70,13 @@ def _models(arguments: argparse.Namespace) -> None:
         )
         print(
             f"{name:14}{counts.training.parameters:13,}{counts.merged.parameters:13,}"
-            f"{counts.paper_flops:17,}  {kernels}, {channels}"
+            f"{counts.paper_flops:17,}{counts.mmpretrain_flops:17,}  {kernels}, {channels}"
         )
     size = arguments.image_size
-    print(f"Multiply-adds of the merged convolutions at {size} x {size}, as the paper counts.")
+    print(
+        f"Multiply-adds (MACs) at {size} x {size}. Paper: the merged convolutions. mmpretrain: the "
+        "training-time\nconvolutions, batch norms (5 for each output) and pooled values."
+    )
 
 
 def _bench_model(arguments: argparse.Namespace) -> None:

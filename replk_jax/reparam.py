@@ -122,7 +122,10 @@ def check_equivalence(model: nn.Module, variables: Tree, images: jax.Array) -> E
         expected = jax.tree.leaves(jax.jit(model.apply)(variables, images))
         actual = jax.tree.leaves(jax.jit(merged.apply)(reparameterize(variables), images))
     differences = [jnp.max(jnp.abs(a - e)) for a, e in zip(actual, expected, strict=True)]
-    relative = [d / jnp.max(jnp.abs(e)) for d, e in zip(differences, expected, strict=True)]
+    relative = [
+        jnp.where(difference == 0, 0, difference / jnp.max(jnp.abs(e)))
+        for difference, e in zip(differences, expected, strict=True)
+    ]
     # jnp.max keeps a NaN, which Python's max may lose.
     return Equivalence(float(jnp.max(jnp.stack(differences))), float(jnp.max(jnp.stack(relative))))
 
@@ -190,7 +193,8 @@ def _network(node: Tree) -> dict[str, Any]:
     if "head" in node:
         result["head"] = _head(node, merged)
     elif "norm" in node:
-        result["norm"] = _lone_norm(node["norm"], ("norm",), merged)
+        width = _width(result[f"stages_{stages - 1}"])
+        result["norm"] = _lone_norm(node["norm"], ("norm",), width, merged)
     return result
 
 
@@ -219,15 +223,24 @@ def _stage(node: Tree, path: tuple[str, ...], merged: bool) -> dict[str, Any]:
         block = _replk_block if i % 2 == 0 else _conv_ffn
         result[name] = block(node[name], (*path, name))
     if "norm" in node:
-        result["norm"] = _lone_norm(node["norm"], (*path, "norm"), merged)
+        result["norm"] = _lone_norm(node["norm"], (*path, "norm"), _width(result), merged)
     return result
+
+
+def _width(stage: Tree) -> int:
+    """The channels of a merged stage's map."""
+    return stage["blocks_0"]["pw2"]["conv"]["bias"].shape[0]
 
 
 def _replk_block(node: Tree, path: tuple[str, ...]) -> dict[str, Any]:
     parts = {"pw1", "large_kernel", "pw2"}
     _expect(node, path, parts | {"prelkb_bn"}, parts)
+    pointwise = _pointwise(node, path, "prelkb_bn")
     large_kernel = _large_kernel(node["large_kernel"], (*path, "large_kernel"))
-    return {"large_kernel": large_kernel, **_pointwise(node, path, "prelkb_bn")}
+    merged, inner = large_kernel["lkb_reparam"]["kernel"], pointwise["pw1"]["conv"]["bias"]
+    size = merged.shape[0]
+    _expect_shape(merged, (*path, "large_kernel", "lkb_*"), (size, size, 1, *inner.shape))
+    return {"large_kernel": large_kernel, **pointwise}
 
 
 def _conv_ffn(node: Tree, path: tuple[str, ...]) -> dict[str, Any]:
@@ -239,9 +252,9 @@ def _conv_ffn(node: Tree, path: tuple[str, ...]) -> dict[str, Any]:
 def _pointwise(node: Tree, path: tuple[str, ...], norm_name: str) -> dict[str, Any]:
     """What both blocks share: a batch norm that is folded into pw1, and pw2."""
     pw1, pw2 = (_linear(node[name], (*path, name)) for name in ("pw1", "pw2"))
-    for name, linear in (("pw1", pw1), ("pw2", pw2)):
-        kernel = linear["kernel"]
-        _expect_shape(kernel, (*path, name, "conv", "kernel"), (1, 1, *kernel.shape[2:]))
+    outer, inner = pw1["kernel"].shape[2:]
+    _expect_shape(pw1["kernel"], (*path, "pw1", "conv", "kernel"), (1, 1, outer, inner))
+    _expect_shape(pw2["kernel"], (*path, "pw2", "conv", "kernel"), (1, 1, inner, outer))
     if norm_name in node:
         _expect_norm(node[norm_name], (*path, norm_name), pw1["kernel"].shape[-2])
         pw1 = _fold_norm_before(node[norm_name], pw1)
@@ -293,12 +306,14 @@ def _kernel_and_bias(node: Tree, path: tuple[str, ...]) -> dict[str, jax.Array]:
     return {name: _wide(leaf) for name, leaf in node.items()}
 
 
-def _lone_norm(node: Tree, path: tuple[str, ...], merged: bool) -> dict[str, jax.Array]:
+def _lone_norm(
+    node: Tree, path: tuple[str, ...], channels: int, merged: bool
+) -> dict[str, jax.Array]:
     """A batch norm with no neighbour to fold into."""
     if merged:
-        _expect(node, path, _AFFINE)
+        _expect_vectors(node, path, _AFFINE, channels)
         return dict(node)
-    _expect(node, path, _AFFINE | _STATISTICS)
+    _expect_norm(node, path, channels)
     a, b = _affine(node)
     return _like({"scale": a, "bias": b}, node["scale"])
 
@@ -324,15 +339,21 @@ def _expect(node: Any, path: tuple[str, ...], *forms: set[str]) -> None:
 
 def _expect_norm(node: Any, path: tuple[str, ...], channels: int) -> None:
     """Raises unless `node` is a batch norm, statistics included, of so many channels."""
-    _expect(node, path, _AFFINE | _STATISTICS)
+    _expect_vectors(node, path, _AFFINE | _STATISTICS, channels)
+
+
+def _expect_vectors(node: Any, path: tuple[str, ...], names: set[str], channels: int) -> None:
+    """Raises unless `node` has exactly these vectors, of so many channels."""
+    _expect(node, path, names)
     for name, leaf in node.items():
         _expect_shape(leaf, (*path, name), (channels,))
 
 
 def _expect_shape(leaf: Any, path: tuple[str, ...], shape: int | tuple[int, ...]) -> None:
     """Raises unless `leaf` is an array of this shape, or of so many dimensions."""
-    if isinstance(leaf, Mapping):
-        raise ValueError(f"{_name(path)}: expected an array, found a part of a network.")
+    if not hasattr(leaf, "shape"):
+        found = "a part of a network" if isinstance(leaf, Mapping) else repr(leaf)
+        raise ValueError(f"{_name(path)}: expected an array, found {found}.")
     if isinstance(shape, int) and len(leaf.shape) != shape:
         raise ValueError(f"{_name(path)}: expected {shape} dimensions, found shape {leaf.shape}.")
     if isinstance(shape, tuple) and leaf.shape != shape:

@@ -16,6 +16,7 @@ def test_models_lists_all(capsys):
     assert "79,864,168" in out
     assert "79,388,776" in out
     assert "15,352,501,248" in out
+    assert "15,636,547,584" in out
 
 
 def test_models_counts_one(capsys):

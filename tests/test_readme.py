@@ -16,7 +16,7 @@ TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 def test_code(monkeypatch, capsys):
     """With a tiny architecture under the name of the large one."""
     monkeypatch.setitem(registry.ARCHITECTURES, "replknet_31b", TINY)
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[0]
     names = {}
     exec(code.replace("224", "32"), names)
     assert names["logits"].shape == (1, 10)

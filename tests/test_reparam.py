@@ -226,6 +226,9 @@ LARGE_KERNEL = ("params", *BLOCK, "large_kernel")
         (put(zeros(3, 3, 8, 8), "params", *BLOCK, "pw1", "conv", "kernel"),
          r"pw1/conv/kernel: expected shape \(1, 1, 8, 8\), found \(3, 3, 8, 8\)"),
         (put(zeros(8, 8), "params", *BLOCK, "pw2", "conv", "kernel"), "expected 4 dimensions"),
+        (put(None, "params", *BLOCK, "pw2", "conv", "kernel"), "pw2/conv/kernel: .*found None"),
+        (put(zeros(1, 1, 99, 12), "params", "stages_1", "blocks_1", "pw2", "conv", "kernel"),
+         r"pw2/conv/kernel: expected shape \(1, 1, 48, 12\)"),
         (put(zeros(9, 9, 1, 8), *LARGE_KERNEL, "small_conv", "conv", "kernel"), "be centred"),
         (put(zeros(4, 4, 1, 8), *LARGE_KERNEL, "small_conv", "conv", "kernel"), "be centred"),
         (put(zeros(3, 5, 1, 8), *LARGE_KERNEL, "small_conv", "conv", "kernel"), "be centred"),
@@ -249,6 +252,29 @@ def test_a_stage_norm_without_statistics_is_refused():
     variables = random_variables(make(**KINDS["normed backbone"]))
     with pytest.raises(ValueError, match="stages_0/norm: missing mean, var"):
         reparameterize(without(variables, "batch_stats", "stages_0", "norm"))
+
+
+def test_a_norm_that_stays_is_checked_too():
+    variables = random_variables(make(**KINDS["normed backbone"]))
+    spoilt = with_node(variables, zeros(1), "batch_stats", "stages_0", "norm", "mean")
+    with pytest.raises(ValueError, match=r"stages_0/norm/mean: expected shape \(8,\)"):
+        reparameterize(spoilt)
+    variables = random_variables(make(**KINDS["features"]))
+    merged = reparameterize(variables)
+    for tree in (variables, merged):
+        with pytest.raises(ValueError, match=r"norm/scale: expected shape \(12,\)"):
+            reparameterize(with_node(tree, zeros(99, 12), "params", "norm", "scale"))
+
+
+def test_a_large_kernel_of_another_width_is_refused():
+    variables = random_variables(make(small_kernel=None))
+    for collection, leaf in (("params", "scale"), ("params", "bias"),
+                             ("batch_stats", "mean"), ("batch_stats", "var")):  # fmt: skip
+        path = (*BLOCK, "large_kernel", "lkb_origin", "bn", leaf)
+        variables = with_node(variables, np.ones(9, np.float32), collection, *path)
+    kernel = (*LARGE_KERNEL, "lkb_origin", "conv", "kernel")
+    with pytest.raises(ValueError, match=r"large_kernel/.*expected shape \(7, 7, 1, 8\)"):
+        reparameterize(with_node(variables, zeros(7, 7, 1, 9), *kernel))
 
 
 def test_check_equivalence_sees_a_wrong_merge(monkeypatch):
@@ -285,6 +311,12 @@ def test_check_equivalence_does_not_hide_nan():
     variables = random_variables(model)
     variables["params"]["stages_1"]["blocks_0"]["pw1"]["bn"]["bias"][0] = np.nan
     assert np.isnan(check_equivalence(model, variables, random_images(model)).max_abs)
+
+
+def test_check_equivalence_of_outputs_that_are_zero():
+    model = make()
+    variables = jax.tree.map(np.zeros_like, random_variables(model))
+    assert check_equivalence(model, variables, random_images(model)).max_rel == 0
 
 
 def test_check_equivalence_wants_the_training_time_model():

@@ -1,5 +1,6 @@
 """Checkpoints of a run: atomic, written in the background, the latest few and the best."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,11 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.wait()
-        self._manager.close()
+            self._manager.close()
+            return
+        # What stopped the run is what its user must hear, not a save that failed besides.
+        with contextlib.suppress(Exception):
+            self._manager.close()
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Starts writing a checkpoint and returns; a failure shows here or in `wait`.

@@ -1,12 +1,16 @@
-"""What a configuration must satisfy, and how a run remembers its own."""
+"""What a configuration must satisfy, which model it means, and how a run remembers it."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+import replk_jax
 from train.errors import RunError
 from train.files import replace_text
 
@@ -36,6 +40,22 @@ def check(config: ConfigDict) -> None:
             "(0 to num_processes - 1) together; a single process, or coordinator=auto, names "
             f"neither number. It is {distributed.to_dict()}."
         )
+
+
+def build_model(config: ConfigDict) -> nn.Module:
+    """The model that `config.model` describes; its `num_classes` follows from the data.
+
+    Raises:
+      RunError: an unknown name, or an architecture that cannot exist.
+    """
+    fields = {name: value for name, value in config.model.items() if value is not None}
+    if fields.get("small_kernel") == 0:  # None has no place in a field that may be overridden
+        fields["small_kernel"] = None
+    fields["dtype"] = jnp.dtype(fields["dtype"])
+    try:
+        return replk_jax.create_model(**fields)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"config.model: {error}") from error
 
 
 def remember(config: ConfigDict, workdir: Path) -> list[str]:
@@ -68,12 +88,13 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ),
     (
         "epochs eval_every_epochs optimizer.peak_lr optimizer.eps",
-        lambda value: value > 0,
-        "positive",
+        lambda value: 0 < value < math.inf,
+        "positive and finite",
     ),
     (
-        "optimizer.final_lr optimizer.warmup_epochs optimizer.weight_decay data.reading.workers",
-        lambda value: value >= 0,
+        "seed optimizer.final_lr optimizer.warmup_epochs optimizer.weight_decay "
+        "data.reading.workers",
+        lambda value: 0 <= value < math.inf,
         "0 or more",
     ),
     (
@@ -87,6 +108,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "None, or more than 0 and at most 1",
     ),
     ("data.crop_scale", lambda value: _range(value, 1), "two shares in order, (0.08, 1.0)"),
+    ("data.std", lambda value: min(value, default=0) > 0, "positive, a value for each channel"),
     ("data.crop_ratio", lambda value: _range(value, float("inf")), "two ratios in order"),
     (
         "model.dtype",

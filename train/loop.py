@@ -1,15 +1,14 @@
 """The course of a run, from the data to the re-parameterized network."""
 
+import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-import replk_jax
 from train import config as configuration
 from train import parallel
 from train.checkpoints import Checkpoints
@@ -47,7 +46,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         state, first_step = training.start(checkpoints)
         main = parallel.is_main_process()
         with Reporter(workdir, first_step, training.total_steps, active=main) as reporter:
-            if first_step:
+            if first_step == training.total_steps:
+                reporter.say(
+                    f"{checkpoints.path(first_step)} is the end of this run, which is only "
+                    "evaluated again; to train anew, name another --workdir."
+                )
+            elif first_step:
                 reporter.say(f"Going on from {checkpoints.path(first_step)}.")
             for change in configuration.remember(config, workdir) if main else ():
                 reporter.say(f"Since the last start {change}.")
@@ -69,12 +73,12 @@ class _Training:
     def __init__(self, config: ConfigDict):
         self._config = config
         self._mesh = parallel.data_mesh(config.batch_size, config.eval_batch_size)
-        model = _build_model(config)
+        model = configuration.build_model(config)
         parallel.in_turn(lambda: prepare(config.data))
         self._data = parallel.together(lambda: ImageData(config, model.architecture.in_channels))
         self._model = model.clone(num_classes=self._data.num_classes)
         self.description = {
-            "model": config.model.to_dict(),
+            "architecture": dataclasses.asdict(model.architecture),
             "num_classes": self._data.num_classes,
         }
 
@@ -155,10 +159,14 @@ class _Training:
         The loss of a step is that of the parameters before it, so what the step made of them
         must be tried before it is saved as good.
         """
-        batches = self.eval_batches()
-        scores = self.evaluator.evaluate(state.variables, batches if whole else [next(batches)])
+        batches = self.eval_batches() if whole else [self._first_eval_batch]
+        scores = self.evaluator.evaluate(state.variables, batches)
         require_finite(step, "eval/loss", scores["loss"])
         return scores
+
+    @functools.cached_property
+    def _first_eval_batch(self) -> Batch:
+        return next(self.eval_batches())
 
     def _is_evaluation(self, step: int) -> bool:
         return step == self.total_steps or step % self._steps_per_evaluation == 0
@@ -170,17 +178,6 @@ class _Training:
     def _is_report(self, step: int) -> bool:
         """Before every save too: what is saved must have been found finite."""
         return self._is_save(step) or step % self._config.log_every_steps == 0
-
-
-def _build_model(config: ConfigDict) -> nn.Module:
-    fields = {name: value for name, value in config.model.items() if value is not None}
-    if fields.get("small_kernel") == 0:
-        fields["small_kernel"] = None
-    fields["dtype"] = jnp.dtype(fields["dtype"])
-    try:
-        return replk_jax.create_model(**fields)
-    except (ValueError, TypeError) as error:
-        raise RunError(f"config.model: {error}") from error
 
 
 def _diverged(error: NotFiniteError, checkpoints: Checkpoints) -> str:
@@ -205,7 +202,7 @@ def _closing_words(result: dict[str, Any], checkpoints: Checkpoints, reporter: R
         "re-parameterized": f"{merged['top1']:.2%}, "
         f"largest difference of any logit {result['largest_difference']:.1e}",
         "checkpoint": checkpoints.path(checkpoints.latest()),
-        "best checkpoint": checkpoints.path(checkpoints.best()),
+        "best checkpoint": checkpoints.path(checkpoints.best() or checkpoints.latest()),
         "metrics": reporter.metrics_path,
         "TensorBoard": reporter.tensorboard_path,
         "curve": reporter.curve_path,

@@ -27,12 +27,16 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax and TFDS report every move, and warn of what is meant: saving without scores.
         logging.set_verbosity(logging.ERROR)
-    workdir = Path(_WORKDIR.value).absolute()
+    workdir = Path(_WORKDIR.value).expanduser().absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         run(_CONFIG.value, workdir)
     except (RunError, OSError) as error:
         _stop(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _stop(f"Out of memory: lower --config.batch_size, or set --config.model.remat.\n{error}")
     except KeyboardInterrupt:
         _stop(f"Interrupted. The same command goes on from the last checkpoint in {workdir}.")
 

@@ -56,10 +56,11 @@ class MetricWindow:
         if self._timed_steps:
             averages["images_per_second"] = self._timed_steps * self._batch_size / seconds
         self._steps = {}
+        self.restart_clock()
         return averages
 
     def restart_clock(self) -> None:
-        """Leaves out the time since the last step: evaluating and saving are no training."""
+        """Leaves out the time since the window began: evaluating and saving are no training."""
         self._clock, self._timed_steps = time.perf_counter(), 0
 
 

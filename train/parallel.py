@@ -88,12 +88,12 @@ def together(work: Callable[[], T]) -> T:
     Otherwise the others would wait for that one without end.
 
     Raises:
-      RunError: its own, or one that names the processes that failed.
+      RunError, OSError: its own, or one that names the processes that failed.
     """
     result, failure = None, None
     try:
         result = work()
-    except RunError as error:
+    except (RunError, OSError) as error:
         failure = error
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.array(failure is not None))

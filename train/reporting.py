@@ -61,8 +61,8 @@ class Reporter:
             self._tensorboard.add_scalar(name, value, step)
         on_bar = {short: values[name] for name, short in _ON_BAR.items() if name in values}
         self._bar.set_postfix({short: f"{value:.4g}" for short, value in on_bar.items()})
-        # A terminal has the bar, so only what the bar does not say goes above it.
-        if not sys.stdout.isatty() or not on_bar:
+        # Where both streams are a terminal, only what the bar does not say goes above it.
+        if self._bar.disable or not sys.stdout.isatty() or not on_bar:
             text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.say(f"step {step}/{self._bar.total}  {text}")
 

@@ -59,7 +59,7 @@ class BatchNorm(ReparameterizableModule):
         wide = jnp.promote_types(jnp.float32, self.param_dtype)
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
-        scale, bias, x = scale.astype(wide), bias.astype(wide), x.astype(wide)
+        x = x.astype(jnp.promote_types(wide, self.dtype))
         if self.deploy:
             return (x * scale + bias).astype(self.dtype)
 
@@ -76,10 +76,10 @@ class BatchNorm(ReparameterizableModule):
             mean = jnp.mean(x, axes)
             var = jnp.mean(jnp.square(x - mean), axes)
             if not self.is_initializing():
-                keep = BATCH_NORM_MOMENTUM
                 unbiased = var * (count / (count - 1))
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+                for running, new in ((running_mean, mean), (running_var, unbiased)):
+                    kept = BATCH_NORM_MOMENTUM * running.value
+                    running.value = kept + (1 - BATCH_NORM_MOMENTUM) * new.astype(wide)
         else:
             mean, var = running_mean.value, running_var.value
         y = (x - mean) * (scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)) + bias

@@ -116,7 +116,6 @@ class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, C) to (N, H, W, C)."""
-        branch = partial(ConvNorm, features=x.shape[-1], depthwise=True, **self.structure())
         if self.deploy:
             return DepthwiseConv2D(
                 kernel_size=(self.kernel_size, self.kernel_size),
@@ -124,8 +123,10 @@ class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 kernel_init=pytorch_init(self.kernel_size**2),
+                bias_init=pytorch_init(self.kernel_size**2),
                 name="lkb_reparam",
             )(x)
+        branch = partial(ConvNorm, features=x.shape[-1], depthwise=True, **self.structure())
         y = branch(kernel_size=self.kernel_size, name="lkb_origin")(x, train)
         if self.small_kernel is not None:
             y += branch(kernel_size=self.small_kernel, name="small_conv")(x, train)

@@ -46,6 +46,15 @@ def test_batch_norm_keeps_statistics_in_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype("float32")}
 
 
+def test_batch_norm_does_not_narrow_a_wide_computation():
+    with jax.enable_x64(True):
+        x = 1 + 1e-10 * np.arange(4.0)[:, None]
+        norm = BatchNorm(dtype=jnp.float64)
+        y = norm.apply(norm.init(jax.random.key(0), x), x)
+        np.testing.assert_allclose(y, x / np.sqrt(1 + 1e-5), rtol=1e-7)
+        assert np.ptp(y) == pytest.approx(3e-10, rel=1e-3)
+
+
 def test_batch_norm_refuses_to_train_on_one_value():
     norm = BatchNorm()
     x = draw(1, 1, 1, 4)

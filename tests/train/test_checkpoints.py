@@ -71,6 +71,15 @@ def test_what_was_half_written_is_not_taken_for_whole(tmp_path):
         time.sleep(0.01)
 
 
+def test_a_save_that_fails_besides_does_not_hide_what_stopped_the_run(tmp_path, monkeypatch):
+    def fail(self):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "close", fail)
+    with pytest.raises(RunError, match="no such cat"), Checkpoints(tmp_path, 2, {}):
+        raise RunError("no such cat")
+
+
 def test_another_architecture_is_refused(tmp_path):
     with Checkpoints(tmp_path, 2, {}) as checkpoints:
         checkpoints.save(1, state(1), None)

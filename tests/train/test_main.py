@@ -1,16 +1,20 @@
 """Whole runs of `python -m train.main`, as a user starts them."""
 
 import json
+import re
 import shutil
 import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+
+from replk_jax import check_equivalence
 
 STEPS = 4 * 46  # 1,498 digits in batches of 32
 
@@ -91,8 +95,22 @@ def test_a_run(undisturbed):
     description = json.loads(
         (workdir / "checkpoints" / str(STEPS) / "description" / "metadata").read_text()
     )
-    assert description["model"]["kernel_sizes"] == [5, 3]
+    assert description["architecture"]["kernel_sizes"] == [5, 3]
     assert description["num_classes"] == 10
+
+
+def test_the_way_from_a_checkpoint_to_a_model(undisturbed):
+    """README's, with the path of this run."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[1]
+    path = undisturbed[0] / "checkpoints" / str(STEPS)
+    code, count = re.subn(r"out/digits/checkpoints/\d+", str(path), code)
+    assert count == 1
+    names = {}
+    exec(code, names)
+    model, variables = names["model"], names["variables"]
+    images = np.random.default_rng(0).standard_normal((2, 16, 16, 1), np.float32)
+    assert check_equivalence(model, variables, images).max_rel < 1e-4
 
 
 def test_a_finished_run_started_again_evaluates_again(undisturbed, train):
@@ -100,38 +118,42 @@ def test_a_finished_run_started_again_evaluates_again(undisturbed, train):
     before = json.loads((workdir / "result.json").read_text())
     status, out, err = train(workdir)
     assert status == 0, err
-    assert f"Going on from {workdir / 'checkpoints' / str(STEPS)}" in out
+    assert f"{workdir / 'checkpoints' / str(STEPS)} is the end of this run" in out
     assert json.loads((workdir / "result.json").read_text()) == before
 
 
 def test_killed_runs_end_with_the_same_parameters(undisturbed, start, train, tmp_path):
-    """SIGKILL three times, at random moments of start, training and saving; to the bit."""
+    """SIGKILL while the program starts, while it saves (three times), and while it trains on;
+    then to the end, and the same to the bit."""
     checkpoints = tmp_path / "checkpoints"
-    seed = time.time_ns() % 2**32
-    rng = np.random.default_rng(seed)
-    killed = 0
-    for _ in range(3):
-        before = _newest(checkpoints)
+
+    def kill_when(condition, delay=0.0):
         process = start(tmp_path)
         deadline = time.monotonic() + 120
-        # Until training goes on, and then for part of the time that the rest takes.
-        while process.poll() is None and _newest(checkpoints) <= before:
+        while not condition():
+            assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 2))
+            time.sleep(0.001)
+        time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-    early = start(tmp_path)
-    time.sleep(rng.uniform(0, 8))  # while it starts, restores or compiles
-    early.send_signal(signal.SIGKILL)
-    early.communicate()
-    assert killed, f"seed {seed}: every run was over before it could be killed"
+        assert process.returncode == -signal.SIGKILL
+
+    def saving():
+        return any("tmp" in path.name for path in checkpoints.glob("*"))
+
+    kill_when(lambda: True, delay=2)
+    for delay in (0, 0.02, 0.1):
+        newest = _newest(checkpoints)
+        kill_when(lambda newest=newest: saving() and _newest(checkpoints) > newest, delay)
+    newest = _newest(checkpoints)
+    kill_when(lambda: _newest(checkpoints) > newest, delay=0.2)
+
     kept = _newest(checkpoints)
+    assert 0 < kept < STEPS
     status, out, err = train(tmp_path)
-    assert status == 0, f"seed {seed}: {err}"
+    assert status == 0, err
     assert f"Going on from {checkpoints / str(kept)}" in out
-    assert kept > 0
 
     step, actual = weights(tmp_path)
     expected_step, expected = weights(undisturbed[0])
@@ -208,7 +230,7 @@ def test_two_processes_give_the_same_curve(undisturbed, start, tmp_path):
     # Started again, they restore what both have saved.
     (status, out, err), _ = two_processes(start, tmp_path)
     assert status == 0, err
-    assert f"Going on from {tmp_path / 'checkpoints' / str(STEPS)}" in out
+    assert f"{tmp_path / 'checkpoints' / str(STEPS)} is the end of this run" in out
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 

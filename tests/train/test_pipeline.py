@@ -1,6 +1,7 @@
 """Batches: complete, in an order of their own, and the same whatever reads them."""
 
 import hashlib
+import time
 from itertools import islice
 
 import grain
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from train.data import pipeline
+from train.errors import RunError
 
 THREADS = {"threads": 2, "workers": 0}
 
@@ -79,6 +81,38 @@ def test_resumes_at_any_step():
 @pytest.mark.parametrize("reading", [{"threads": 1, "workers": 0}, {"threads": 1, "workers": 2}])
 def test_threads_and_workers_change_nothing(reading):
     assert digest(train_batches()) == digest(train_batches(reading=reading))
+
+
+def test_no_more_is_read_than_two_batches_ahead():
+    """Batches of ImageNet are hundreds of megabytes."""
+
+    class Counting(Numbers):
+        reads = 0
+
+        def __getitem__(self, index):
+            Counting.reads += 1
+            return super().__getitem__(index)
+
+    batches = pipeline.train_batches(
+        Counting(1000), Noise(), batch_size=8, seed=0, start_step=0, reading=THREADS
+    )
+    next(batches)
+    time.sleep(0.2)
+    assert Counting.reads <= 8 + 2 * 8 + THREADS["threads"]
+
+
+def test_a_broken_example_stops_the_run_with_its_own_error():
+    class Broken(Numbers):
+        def __getitem__(self, index):
+            if index == 5:
+                raise RunError("cat.png is broken")
+            return super().__getitem__(index)
+
+    batches = pipeline.train_batches(
+        Broken(8), Noise(), batch_size=8, seed=0, start_step=0, reading=THREADS
+    )
+    with pytest.raises(RunError, match=r"cat\.png is broken"):
+        next(batches)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

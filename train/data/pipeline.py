@@ -42,7 +42,8 @@ def train_batches(
       {"image": uint8 (batch_size / processes, S, S, C), "label": int32 (...)}.
     """
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
-    return _read(_own_rows(dataset, batch_size)[start_step:], reading)
+    size = _own_size(batch_size)
+    return _read(_own_rows(dataset, batch_size)[start_step * size :], size, reading)
 
 
 def eval_batches(
@@ -60,7 +61,7 @@ def eval_batches(
       {"image": uint8 (batch_size / processes, S, S, C), "label": int32, "mask": bool}.
     """
     dataset = grain.MapDataset.source(_Padded(source, batch_size)).map(transform)
-    return _read(_own_rows(dataset, batch_size), reading)
+    return _read(_own_rows(dataset, batch_size), _own_size(batch_size), reading)
 
 
 class _Padded:
@@ -98,16 +99,23 @@ class _Rows(grain.MapDataset):
         return self._parent[batch * self._batch + self._start + row]
 
 
+def _own_size(batch_size: int) -> int:
+    return batch_size // jax.process_count()
+
+
 def _own_rows(dataset: grain.MapDataset, batch_size: int) -> grain.MapDataset:
-    size = batch_size // jax.process_count()
-    rows = _Rows(dataset, batch=batch_size, start=jax.process_index() * size, size=size)
-    return rows.batch(size, drop_remainder=True)
+    size = _own_size(batch_size)
+    return _Rows(dataset, batch=batch_size, start=jax.process_index() * size, size=size)
 
 
-def _read(dataset: grain.MapDataset, reading: Mapping[str, int]) -> Iterator[Batch]:
+def _read(rows: grain.MapDataset, size: int, reading: Mapping[str, int]) -> Iterator[Batch]:
+    """Batches of `size` rows, two of which are being made while one is used."""
     threads, workers = reading["threads"], reading["workers"]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
-    iterator = dataset.to_iter_dataset(options)
     if workers:
-        iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(iterator)
+        # Whole batches for each worker: single examples would come back in another order.
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        batches = rows.batch(size, drop_remainder=True).to_iter_dataset(options)
+        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        return iter(batches.mp_prefetch(processes))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * size)
+    return iter(rows.to_iter_dataset(options).batch(size, drop_remainder=True))

@@ -60,7 +60,7 @@ def open_source(data: Mapping[str, Any], split: str) -> Source:
       RunError: the data are not there, or are no classification set.
     """
     if data["folder"]:
-        return FolderSource(Path(data["folder"]), split)
+        return FolderSource(Path(data["folder"]).expanduser(), split)
     return TfdsSource(data["name"], split, data["data_dir"])
 
 
