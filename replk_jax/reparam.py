@@ -149,7 +149,7 @@ def _fold_norm_after(kernel: jax.Array, norm: Tree) -> dict[str, jax.Array]:
 def _fold_norm_before(norm: Tree, linear: Tree) -> dict[str, jax.Array]:
     """W BN(x) + c for a kernel (..., I, O) that sums over I alone."""
     a, b = _affine(norm)
-    kernel, bias = _wide(linear["kernel"]), _wide(linear["bias"])
+    kernel, bias = linear["kernel"], linear["bias"]
     # HIGHEST: accelerators would otherwise round the operands to bfloat16 or TF32.
     moved = jnp.matmul(b, kernel, precision=jax.lax.Precision.HIGHEST)
     return {"kernel": kernel * a[:, None], "bias": bias + moved.reshape(bias.shape)}

@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import jax
 import numpy as np
 from flax import traverse_util
 
@@ -54,3 +55,9 @@ def random_images(model, batch=2, size=32, seed=0):
     height, width = (size, size) if isinstance(size, int) else size
     shape = (batch, height, width, model.architecture.in_channels)
     return np.random.default_rng(seed).standard_normal(shape).astype(model.dtype)
+
+
+def data_mesh(devices):
+    """The mesh that training would have if there were only so many devices."""
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices,), ("data",), auto, devices=jax.devices()[:devices])

@@ -24,7 +24,7 @@ class Checkpoints:
     Args:
       folder: where they lie.
       keep: how many of the latest to keep, besides the one of the best `top1`.
-      description: what to store beside each for whoever finds it: the model's name and fields.
+      description: what to store beside each for whoever finds it: which model it is of.
     """
 
     def __init__(self, folder: Path, keep: int, description: dict[str, Any]):
@@ -118,6 +118,7 @@ class Checkpoints:
         )
 
     def _not_written(self, error: Exception) -> RunError:
+        # Not `latest()`, which counts one as soon as its writing begins.
         complete = sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
         last = (
             f"The last complete one is {self.path(complete[-1])}" if complete else "There is none"

@@ -139,12 +139,11 @@ class _Training:
             averages["epoch"] = step / self._data.steps_per_epoch
             reporter.scalars(step, averages)
             if self._is_save(step):
-                scores = self._evaluate(state, step, whole=self._is_evaluation(step))
-                if self._is_evaluation(step):
+                whole = self._is_evaluation(step)
+                scores = self._evaluate(state, step, whole=whole)
+                if whole:
                     reporter.scalars(step, {f"eval/{k}": v for k, v in scores.items()})
-                    checkpoints.save(step, state, scores)
-                else:
-                    checkpoints.save(step, state, None)
+                checkpoints.save(step, state, scores if whole else None)
             window.restart_clock()
         checkpoints.wait()
         return state

@@ -47,7 +47,7 @@ def data_mesh(*batch_sizes: int) -> Mesh:
     """
     devices = jax.device_count()
     for batch_size in batch_sizes:
-        if batch_size < 1 or batch_size % devices:
+        if batch_size % devices:
             raise RunError(
                 f"A batch of {batch_size} cannot be split evenly over {devices} devices; "
                 f"use a multiple of {devices} for batch_size and eval_batch_size."

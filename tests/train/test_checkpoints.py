@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.helpers import data_mesh
 from train import parallel
 from train.checkpoints import Checkpoints
 from train.errors import RunError
@@ -15,8 +16,6 @@ from train.step import TrainState
 
 
 def state(value=1.0, width=8, devices=1):
-    auto = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((devices,), ("data",), auto, devices=jax.devices()[:devices])
     tree = TrainState(
         step=jnp.asarray(int(value), jnp.int32),
         params={
@@ -26,7 +25,7 @@ def state(value=1.0, width=8, devices=1):
         batch_stats={"bn": {"mean": jnp.full(width, -value)}},
         opt_state=({"mu": jnp.full(width, value / 2)}, jnp.asarray(int(value))),
     )
-    return jax.device_put(tree, parallel.replicated(mesh))
+    return jax.device_put(tree, parallel.replicated(data_mesh(devices)))
 
 
 def test_round_trip_onto_other_devices(tmp_path):

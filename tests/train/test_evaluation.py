@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import replk_jax
-from tests.helpers import TINY, random_variables
+from tests.helpers import TINY, data_mesh, random_variables
 from train import parallel
 from train.evaluation import Evaluator
 
@@ -53,8 +53,7 @@ def logits_of(model, variables, examples):
 def test_counts_do_not_depend_on_batches_and_devices(
     model, variables, examples, devices, batch_size
 ):
-    auto = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((devices,), ("data",), auto, devices=jax.devices()[:devices])
+    mesh = data_mesh(devices)
     scores = Evaluator(model, MEAN, STD, mesh).evaluate(
         variables, batches(examples, batch_size, mesh)
     )

@@ -138,6 +138,17 @@ def test_imagenet_as_tfds_prepares_it(tmp_path):
     )
 
 
+def test_a_format_without_random_access(tmp_path):
+    """As TFDS writes by default; its records cannot be read by position."""
+    write_imagenet(tmp_path)
+    info = tmp_path / "imagenet2012" / "5.1.0" / "dataset_info.json"
+    text = info.read_text()
+    assert '"array_record"' in text
+    info.write_text(text.replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(RunError, match=r"without random access(.|\n)*file_format='array_record'"):
+        open_source(data(tmp_path, "imagenet2012"), "train")
+
+
 def test_a_set_that_is_no_classification_set(tmp_path):
     class Pairs(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")

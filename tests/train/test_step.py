@@ -8,7 +8,7 @@ import pytest
 
 import replk_jax
 from tests import golden
-from tests.helpers import TINY
+from tests.helpers import TINY, data_mesh
 from tests.models.test_replknet_golden import load
 from train import parallel
 from train.errors import RunError
@@ -17,12 +17,6 @@ from train.step import TrainState, init_state, make_train_step, normalize
 
 RECIPE = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.05}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-
-
-def mesh_of(devices):
-    return jax.make_mesh(
-        (devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
-    )
 
 
 def batches(count, batch_size=16):
@@ -36,7 +30,7 @@ def batches(count, batch_size=16):
 
 def losses(devices, steps=8, seed=0, drop_path_rate=0.1):
     model = replk_jax.create_model(TINY, num_classes=4, drop_path_rate=drop_path_rate)
-    mesh = mesh_of(devices)
+    mesh = data_mesh(devices)
     optimizer = adamw(RECIPE, warmup_cosine(2e-3, 1e-5, 2, 8))
     state = init_state(model, optimizer, 16, seed, mesh)
     step = make_train_step(
@@ -96,7 +90,7 @@ def test_three_steps_of_the_official_training():
         adamw({**RECIPE, "weight_decay": recipe["weight_decay"]}, lambda step: recipe["lr"]),
         optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, scales)),
     )
-    mesh = mesh_of(1)
+    mesh = data_mesh(1)
     state = TrainState(
         jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"])
     )
@@ -130,7 +124,7 @@ def test_runs_are_reproducible_to_the_bit():
 def test_loss_and_statistics_of_one_step():
     """Cross entropy with smoothed labels and the gradient's norm, computed apart."""
     model = replk_jax.create_model(TINY, num_classes=4)
-    mesh = mesh_of(1)
+    mesh = data_mesh(1)
     optimizer = adamw(RECIPE, lambda step: 1e-3)
     state = init_state(model, optimizer, 16, 0, mesh)
     before = jax.tree.map(np.array, state)

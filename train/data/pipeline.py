@@ -109,7 +109,10 @@ def _own_rows(dataset: grain.MapDataset, batch_size: int) -> grain.MapDataset:
 
 
 def _read(rows: grain.MapDataset, size: int, reading: Mapping[str, int]) -> Iterator[Batch]:
-    """Batches of `size` rows, two of which are being made while one is used."""
+    """Batches of `size` rows, some of which are being made while one is used.
+
+    Threads alone are two batches ahead; with workers each thread of each is at one batch.
+    """
     threads, workers = reading["threads"], reading["workers"]
     if workers:
         # Whole batches for each worker: single examples would come back in another order.
