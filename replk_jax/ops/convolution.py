@@ -1,0 +1,72 @@
+"""What a depthwise convolution is, apart from its arrays: the one word all implementations share."""
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+Pair = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """The static description of y = x * k.
+
+    x is (N, H, W, C), k is (KH, KW, 1, C), y is (N, OH, OW, C). It is the trilinear form
+
+        F(x, k, g) = sum g[n, i, j, c] x[n, s i + d u - p, s j + d v - q, c] k[u, v, 0, c]
+
+    with stride s, dilation d, padding p and q, and x zero outside the map: y, the gradient
+    with respect to x and that with respect to k are its three partial derivatives. An
+    implementation computes them with
+
+        forward(x, k, convolution)          -> y
+        input_gradient(g, k, convolution)   -> dx, shaped as x
+        kernel_gradient(x, g, convolution)  -> dk, shaped as k
+
+    where both arrays and the result have one dtype.
+
+    Attributes:
+      size: (H, W) of the input map.
+      kernel_size: (KH, KW).
+      stride: step of the window, (rows, columns).
+      padding: zeros (before, after) for the rows and for the columns; negative crops.
+      dilation: spacing of the kernel's taps, (rows, columns).
+      precision: of products on matrix units, as in `jax.lax.conv_general_dilated`.
+    """
+
+    size: Pair
+    kernel_size: Pair
+    stride: Pair = (1, 1)
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+    precision: Any = None
+
+    @cached_property
+    def output_size(self) -> Pair:
+        """(OH, OW); 0 where the window does not fit into the padded map."""
+        spans = [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        return tuple(
+            max(0, (size + sum(pad) - span) // step + 1)
+            for size, pad, span, step in zip(
+                self.size, self.padding, spans, self.stride, strict=True
+            )
+        )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether stride and dilation are 1."""
+        return self.stride == self.dilation == (1, 1)
+
+    def transposed(self) -> "Convolution":
+        """The convolution of g with the flipped kernel that is the gradient for x.
+
+        Raises:
+          ValueError: with a stride or dilation it is not a convolution of this kind.
+        """
+        if not self.is_dense:
+            raise ValueError("Only a convolution of stride and dilation 1 has one.")
+        padding = tuple(
+            (k - 1 - before, k - 1 - after)
+            for k, (before, after) in zip(self.kernel_size, self.padding, strict=True)
+        )
+        return dataclasses.replace(self, size=self.output_size, padding=padding)
