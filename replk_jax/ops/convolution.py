@@ -1,8 +1,10 @@
-"""What a depthwise convolution is, apart from its arrays: the one word all implementations share."""
+"""What a depthwise convolution is, apart from its arrays."""
 
 import dataclasses
 from functools import cached_property
-from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
 
 Pair = tuple[int, int]
 
@@ -31,7 +33,7 @@ class Convolution:
       stride: step of the window, (rows, columns).
       padding: zeros (before, after) for the rows and for the columns; negative crops.
       dilation: spacing of the kernel's taps, (rows, columns).
-      precision: of products on matrix units, as in `jax.lax.conv_general_dilated`.
+      precision: of products on matrix units; None leaves it to the implementation.
     """
 
     size: Pair
@@ -39,7 +41,7 @@ class Convolution:
     stride: Pair = (1, 1)
     padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)
-    precision: Any = None
+    precision: lax.Precision | None = None
 
     @cached_property
     def output_size(self) -> Pair:
@@ -56,6 +58,20 @@ class Convolution:
     def is_dense(self) -> bool:
         """Whether stride and dilation are 1."""
         return self.stride == self.dilation == (1, 1)
+
+    @property
+    def has_known_size(self) -> bool:
+        """Whether H and W are numbers, and not the symbols of an export."""
+        return all(isinstance(size, int) for size in self.size)
+
+    def product_precision(self, dtype) -> lax.Precision:
+        """What matrix products need to lose nothing that `dtype` holds, if not asked for less.
+
+        HIGH is three bfloat16 products on a TPU and tensorfloat32 on a GPU.
+        """
+        if self.precision is not None:
+            return self.precision
+        return lax.Precision.HIGH if jnp.dtype(dtype).itemsize < 4 else lax.Precision.HIGHEST
 
     def transposed(self) -> "Convolution":
         """The convolution of g with the flipped kernel that is the gradient for x.
