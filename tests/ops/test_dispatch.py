@@ -1,0 +1,178 @@
+"""Which implementation is chosen, why, and what users can do about it."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from replk_jax import depthwise_conv2d
+from replk_jax.ops import explain, measurements, shapes
+from replk_jax.ops.dispatch import IMPLEMENTATIONS, ROLES, Case
+from replk_jax.ops.measurements import Measurement, Table
+
+LAYER = shapes.REPLKNET_224[0].convolution
+
+
+def measured(seconds, role="forward", size=56, kernel=31, stride=1, batch=4, channels=128):
+    return Measurement(
+        role, "float32", batch, channels, (size, size), (kernel, kernel), (stride, stride), seconds
+    )
+
+
+@pytest.fixture
+def own_table(tmp_path, monkeypatch):
+    """Writes the user's own table of the CPU."""
+    monkeypatch.setenv("REPLK_JAX_TABLES", str(tmp_path))
+
+    def write(*entries):
+        path = measurements.own_path("cpu")
+        measurements.write(Table("cpu", {"note": "invented"}, entries), path)
+        return path
+
+    return write
+
+
+def fastest(role="forward", convolution=LAYER, batch=4, channels=128, platform="cpu"):
+    return Case(convolution, batch, channels, jnp.dtype("float32"), platform).fastest(role).name
+
+
+class TestTable:
+    def test_the_users_own_goes_before_the_packages(self, own_table):
+        own_table(measured({"xla": 1.0, "dft": 2.0}))
+        assert fastest() == "xla"
+        own_table(measured({"xla": 2.0, "dft": 1.0, "shift": 3.0}))
+        assert fastest() == "dft"
+
+    def test_is_used_by_the_operator(self, own_table):
+        x, kernel = jnp.ones((1, 12, 12, 2)), jnp.ones((3, 3, 1, 2))
+        own_table(*(measured({"dft": 1.0}, role=role) for role in ROLES))
+        # A function of its own, since JAX remembers what it has lowered before.
+        text = jax.jit(lambda x: depthwise_conv2d(x, kernel)).lower(x).as_text()
+        assert "stablehlo.dot_general" in text
+        assert "stablehlo.convolution" not in text
+
+    def test_nearest_entry_decides(self, own_table):
+        own_table(
+            measured({"shift": 1.0, "dft": 2.0}, kernel=5),
+            measured({"shift": 2.0, "dft": 1.0}, kernel=31),
+            measured({"xla": 1.0, "dft": 2.0, "shift": 3.0}, kernel=5, stride=2),
+            measured({"toeplitz": 1.0, "dft": 2.0}, size=7, kernel=13),
+            measured({"dft": 2.0, "xla": 1.0}, role="kernel_gradient"),
+        )
+        for size, kernel, stride, name in [
+            (56, 7, 1, "shift"),
+            (56, 21, 1, "dft"),
+            (48, 3, 2, "xla"),
+            (6, 11, 1, "toeplitz"),
+        ]:
+            shape = shapes.Shape("", (size, size), (kernel, kernel), 128, stride)
+            assert fastest(convolution=shape.convolution) == name, (size, kernel, stride)
+        assert fastest("kernel_gradient") == "xla"
+
+    def test_skips_what_cannot_compute_the_case(self, own_table):
+        """The nearest entry has only the Toeplitz matrix, which is for small maps."""
+        own_table(measured({"toeplitz": 1.0}), measured({"dft": 1.0}, kernel=3, size=7))
+        assert fastest() == "dft"
+
+    def test_a_file_that_is_no_table(self, own_table):
+        path = own_table()
+        path.write_text('{"device": "cpu"}')
+        with pytest.raises(ValueError, match=r"cpu\.json is not a table.*--tune"):
+            fastest()
+
+    def test_survives_an_interrupted_write(self, own_table, monkeypatch):
+        own_table(measured({"xla": 1.0}))
+
+        def interrupted(self, text):
+            self.open("w").write(text[:20])
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, "write_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            own_table(measured({"dft": 1.0}))
+        assert fastest() == "xla"
+
+    def test_tables_of_the_package(self):
+        paths = list(measurements.PACKAGED.glob("*.json"))
+        assert paths
+        for path in paths:
+            table = measurements._read(path, 0)
+            assert {each.role for each in table.measurements} == set(ROLES)
+            assert {"date", "jax"} <= table.setting.keys()
+            for each in table.measurements:
+                assert each.seconds.keys() <= IMPLEMENTATIONS.keys()
+                assert min(each.seconds.values()) > 0
+
+
+class TestUnmeasuredDevice:
+    """By arithmetic and bandwidth."""
+
+    @pytest.mark.parametrize(
+        ("shape", "name"),
+        [
+            (shapes.REPLKNET_224[0], "dft"),
+            (shapes.REPLKNET_224[3], "toeplitz"),
+            (shapes.SMALL[0], "xla"),
+            (shapes.SMALL[1], "xla"),
+        ],
+        ids=lambda value: getattr(value, "name", value),
+    )
+    def test_choice(self, shape, name):
+        assert fastest(convolution=shape.convolution, platform="tpu") == name
+
+    def test_a_map_of_unknown_size_is_left_to_xla(self):
+        (size,) = jax.export.symbolic_shape("h")
+        convolution = dataclasses.replace(LAYER, size=(size, size))
+        assert fastest(convolution=convolution) == "xla"
+
+
+class TestExplain:
+    def test_names_the_measurement(self):
+        explanation = explain((4, 56, 56, 128), (31, 31, 1, 128), platform="cpu")
+        assert explanation.choices.keys() == set(ROLES)
+        assert explanation.choices["forward"].name == "dft"
+        text = str(explanation)
+        assert "forward: dft (fastest at the nearest measured convolution" in text
+        assert "not toeplitz: toeplitz squares the map" in text
+        assert "not mosaic_gpu: its kernels are for NVIDIA's Hopper GPUs" in text
+
+    def test_takes_the_devices_platform(self):
+        shapes = (1, 9, 9, 4), (3, 3, 1, 4)
+        assert explain(*shapes) == explain(*shapes, platform="cpu")
+
+    def test_options(self):
+        explanation = explain((1, 9, 9, 4), (3, 3, 1, 4), platform="cpu", stride=2)
+        assert explanation.choices.keys() == set(ROLES)
+
+    def test_unknown_platform(self):
+        with pytest.raises(ValueError, match="Unknown platform 'npu'; known: cpu, cuda"):
+            explain((1, 9, 9, 4), (3, 3, 1, 4), platform="npu")
+
+    def test_shapes_that_do_not_belong_together(self):
+        with pytest.raises(ValueError, match=r"must be \(KH, KW, 1, 4\)"):
+            explain((1, 9, 9, 4), (3, 3, 1, 5))
+
+
+class TestDemand:
+    @pytest.mark.parametrize(
+        ("name", "size", "message"),
+        [
+            ("cudnn", 9, "Unknown implementation 'cudnn'; known: xla, dft, shift, toeplitz"),
+            ("toeplitz", 30, "squares the map, and 900 positions.*These can: xla, dft, shift"),
+            ("mosaic_gpu", 30, r"Hopper GPUs \(compute capability 9.0\), not cpu"),
+        ],
+    )
+    def test_what_cannot_be(self, name, size, message):
+        x, kernel = jnp.ones((1, size, size, 2)), jnp.ones((9, 9, 1, 2))
+        with pytest.raises(ValueError, match=message):
+            depthwise_conv2d(x, kernel, implementation=name)
+
+
+def test_decided_for_the_platform_a_program_is_lowered_for():
+    """Traced on a CPU, lowered for a TPU."""
+    x, kernel = jnp.ones((4, 7, 7, 8)), jnp.ones((3, 3, 1, 8))
+    traced = jax.jit(lambda x, kernel: depthwise_conv2d(x, kernel)).trace(x, kernel)
+    assert "stablehlo.convolution" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
