@@ -1,9 +1,12 @@
-# make demo   train a small RepLKNet on handwritten digits
-# make test   run the tests
-# make lint   check style
+# make demo              train a small RepLKNet on handwritten digits
+# make test              run the tests
+# make lint              check style
+# make test-jax-latest   run the tests of operators and models with the newest JAX
+# make kernels-sass      compile the GPU kernels, without a GPU, and see what they occupy
 #
 # PYTHON names the interpreter that the environment is made with, VENV where it lies, and JOBS
-# how many tests run at once.
+# how many tests run at once. The last two need Python 3.12 or newer, which they look for or
+# LATEST_PYTHON names, and have environments of their own; to update one, delete its folder.
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -11,7 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo test lint
+.PHONY: demo test lint test-jax-latest test-operators kernels-sass
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python -m train.main --config configs/digits.py --workdir out/digits
@@ -22,6 +25,24 @@ test: $(VENV)/dev.stamp
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+test-jax-latest:
+	@if python=$$(.ci/newer-python); then \
+	  $(MAKE) --no-print-directory VENV=.venv-jax-latest PYTHON=$$python test-operators; \
+	elif test "$$LATEST_PYTHON"; then echo "$$python" >&2; exit 1; \
+	else echo "test-jax-latest is skipped: $$python"; fi
+
+# The tests of what uses JAX in ways that its releases change. Those of training need more packages,
+# and the comparisons with the official code of whole networks more time.
+test-operators: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu" \
+	  tests/ops tests/models tests/test_reparam.py --ignore tests/models/test_replknet_golden.py
+
+kernels-sass:
+	@python=$$(.ci/newer-python) || { echo "kernels-sass needs a newer Python: $$python" >&2; exit 1; }; \
+	$(MAKE) --no-print-directory VENV=.venv-sass PYTHON=$$python .venv-sass/sass.stamp || \
+	  { echo "kernels-sass: see above why its packages (1.5 GB) could not be installed." >&2; exit 1; }
+	.venv-sass/bin/python .ci/sass/check.py
 
 # The environment, with the dependencies of one extra of pyproject.toml.
 $(VENV)/%.stamp: pyproject.toml
