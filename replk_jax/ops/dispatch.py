@@ -22,6 +22,8 @@ IMPLEMENTATIONS: Mapping[str, ModuleType] = {
     "toeplitz": toeplitz,
     "mosaic_gpu": mosaic_gpu,
 }
+# Kernels of our own, which XLA cannot divide over a mesh by itself.
+OPAQUE = frozenset({"mosaic_gpu"})
 ROLES = ("forward", "input_gradient", "kernel_gradient")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 

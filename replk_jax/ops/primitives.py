@@ -25,7 +25,8 @@ from jax.interpreters import ad, batching, mlir
 
 from replk_jax.ops import xla
 from replk_jax.ops.convolution import Convolution
-from replk_jax.ops.dispatch import IMPLEMENTATIONS, PLATFORMS, Case
+from replk_jax.ops.dispatch import IMPLEMENTATIONS, OPAQUE, PLATFORMS, Case
+from replk_jax.ops.partitioning import divided
 
 
 def convolve(
@@ -60,7 +61,8 @@ def _primitive(role: str) -> Primitive:
         batch, channels = (b if role == "kernel_gradient" else a).shape[::3]
         case = Case(convolution, batch, channels, a.dtype, platform)
         choice = case.demanded(implementation) if implementation else case.fastest(role)
-        return getattr(IMPLEMENTATIONS[choice.name], role)(a, b, convolution)
+        function = partial(getattr(IMPLEMENTATIONS[choice.name], role), convolution=convolution)
+        return divided(role, function)(a, b) if choice.name in OPAQUE else function(a, b)
 
     for platform in PLATFORMS:
         lowering = mlir.lower_fun(partial(compute, platform=platform), multiple_results=False)
