@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxlib.mlir import ir
 
+from replk_jax.ops import shapes
 from replk_jax.ops.convolution import Convolution
 from replk_jax.ops.mosaic_gpu.forward import forward
 from replk_jax.ops.mosaic_gpu.kernel_gradient import kernel_gradient, refuses_kernel_gradient
@@ -81,15 +82,10 @@ class Kernel:
         return traced.lower(lowering_platforms=("cuda",)).compiler_ir("stablehlo")
 
 
-# The stages of RepLKNet-31 at 224 and at 384 pixels: the map, the channels, the kernel.
-LAYERS = (
-    (56, 128, 31),
-    (28, 256, 29),
-    (14, 512, 27),
-    (96, 128, 31),
-    (48, 256, 29),
-    (24, 512, 27),
-    (12, 1024, 13),
+# The stages of RepLKNet-31 at 224 and at 384 pixels, but for the one of 7 x 7.
+LAYERS = tuple(
+    (shape.size[0], shape.channels, shape.kernel_size[0])
+    for shape in (*shapes.REPLKNET_224[:3], *shapes.REPLKNET_384)
 )
 KERNELS = tuple(
     kernel
