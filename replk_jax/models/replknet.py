@@ -25,6 +25,7 @@ from replk_jax.models.layers import (
     pytorch_init,
 )
 from replk_jax.ops import DepthwiseConv2D
+from replk_jax.ops.materialize import materialize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +158,7 @@ class RepLKBlock(ReparameterizableModule, kw_only=True):
             name="large_kernel",
         )(y, train)
         y = pointwise(features=channels, name="pw2")(nn.relu(y), train)
-        return x + DropPath(self.drop_path_rate)(y, train)
+        return materialize(x + DropPath(self.drop_path_rate)(y, train))
 
 
 class ConvFFN(ReparameterizableModule, kw_only=True):
@@ -177,7 +178,7 @@ class ConvFFN(ReparameterizableModule, kw_only=True):
         y = pointwise(features=int(channels * self.ffn_ratio), name="pw1")(y, train)
         y = nn.gelu(y, approximate=False)
         y = pointwise(features=channels, name="pw2")(y, train)
-        return x + DropPath(self.drop_path_rate)(y, train)
+        return materialize(x + DropPath(self.drop_path_rate)(y, train))
 
 
 class Stage(ReparameterizableModule, kw_only=True):
