@@ -1,15 +1,23 @@
 """The verbs of `python -m replk_jax`."""
 
 import argparse
+import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from replk_jax.accounting import summary
-from replk_jax.benchmark import MODES, benchmark_model, format_report
+from replk_jax.benchmark import depthwise, targets
+from replk_jax.benchmark.environment import describe_environment, format_environment
+from replk_jax.benchmark.model import MODES, benchmark_model, format_report
+from replk_jax.benchmark.tune import tune
 from replk_jax.models import create_model, list_models
+from replk_jax.ops import measurements
+from replk_jax.ops.dispatch import IMPLEMENTATIONS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,9 +55,62 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--modes", nargs="+", choices=MODES, default=MODES, help="what to time (all)"
     )
+    model.add_argument(
+        "--peer",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="networks in PyTorch to run in turns with it: torch (the same), timm:NAME",
+    )
     model.add_argument("--seconds", type=float, default=10.0, help="to repeat each mode (10)")
     model.add_argument("--json", type=Path, metavar="FILE", help="write the report there as JSON")
     model.set_defaults(run=_bench_model)
+
+    layer = subjects.add_parser("depthwise", help="the depthwise convolution alone")
+    layer.add_argument(
+        "--suite", choices=depthwise.SUITES, help="layers (cpu on a CPU, paper elsewhere)"
+    )
+    layer.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of all arrays (float32 on a CPU, bfloat16 elsewhere; to tune elsewhere, both)",
+    )
+    layer.add_argument("--batch-size", type=_positive, help="in place of those of the suite")
+    layer.add_argument(
+        "--implementations",
+        nargs="*",
+        choices=IMPLEMENTATIONS,
+        default=("xla", "dft"),
+        help="measured beside the operator's own choice (xla dft)",
+    )
+    layer.add_argument(
+        "--peers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="PyTorch in the same process, where it is installed (yes)",
+    )
+    layer.add_argument("--seconds", type=float, help="to repeat each program (1; to tune 0.05)")
+    layer.add_argument(
+        "--limit",
+        type=float,
+        help="seconds of one call; contenders that are expected to take longer are skipped "
+        "(60 on a CPU, 2 elsewhere)",
+    )
+    layer.add_argument(
+        "--minutes",
+        type=float,
+        help="after which no layer is begun (no limit; to tune 10 on a CPU, 3 elsewhere)",
+    )
+    layer.add_argument("--json", type=Path, metavar="FILE", help="write the report there as JSON")
+    layer.add_argument(
+        "--tune",
+        action="store_true",
+        help="measure which implementation is fastest for what, and choose by that from now on",
+    )
+    layer.add_argument(
+        "--table", type=Path, metavar="FILE", help="write what --tune measures there instead"
+    )
+    layer.set_defaults(run=_bench_depthwise)
     return parser
 
 
@@ -80,10 +141,7 @@ def _models(arguments: argparse.Namespace) -> None:
 
 
 def _bench_model(arguments: argparse.Namespace) -> None:
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise ValueError(
-            f"There is no folder {arguments.json.parent} to write {arguments.json} to."
-        )
+    _check_folder(arguments.json)
     # A program that is found in the cache would not be compiled.
     jax.config.update("jax_enable_compilation_cache", False)
     report = benchmark_model(
@@ -92,11 +150,83 @@ def _bench_model(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,
         modes=tuple(arguments.modes),
+        peers=tuple(arguments.peer),
         seconds=arguments.seconds,
     )
     print(format_report(report))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    _write(report, arguments.json)
+
+
+def _bench_depthwise(arguments: argparse.Namespace) -> None:
+    jax.config.update("jax_enable_compilation_cache", False)
+    device = jax.devices()[0]
+    on_cpu = device.platform == "cpu"
+    if arguments.tune:
+        _tune(arguments, on_cpu)
+        return
+    if arguments.table:
+        raise ValueError("--table says where --tune writes to; it needs --tune.")
+    _check_folder(arguments.json)
+    benchmark = depthwise.Benchmark(
+        dtype=arguments.dtype or ("float32" if on_cpu else "bfloat16"),
+        implementations=tuple(arguments.implementations),
+        peers=arguments.peers,
+        seconds=1.0 if arguments.seconds is None else arguments.seconds,
+        limit=arguments.limit or (60.0 if on_cpu else 2.0),
+    )
+    suite = arguments.suite or ("cpu" if on_cpu else "paper")
+    layers = depthwise.layers_of(suite, arguments.batch_size)
+    report = {
+        "suite": suite,
+        **dataclasses.asdict(benchmark),
+        "environment": describe_environment(),
+        "rows": [],
+    }
+    print(format_environment(report["environment"]))
+    print(f"suite {suite}, {benchmark.dtype}, times of one call\n{depthwise.HEADER}")
+    rows = []
+    for row in benchmark.run(layers, arguments.minutes or math.inf):
+        print(row, flush=True)
+        rows.append(row)
+        # At once, so that they are there when a later one takes too long.
+        report["rows"].append(row.as_dict())
+        _write(report, arguments.json)
+    for line in targets.conclusions(rows, layers, device.device_kind, benchmark.dtype):
+        print(line)
+
+
+def _tune(arguments: argparse.Namespace, on_cpu: bool) -> None:
+    for name in ("suite", "batch_size", "limit", "json"):
+        if getattr(arguments, name) is not None:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"--tune measures a grid of its own and writes a table: no --{option}."
+            )
+    path = arguments.table or measurements.own_path(jax.devices()[0].device_kind)
+    dtypes = ("float32",) if on_cpu else ("bfloat16", "float32")
+    lines = tune(
+        path,
+        (arguments.dtype,) if arguments.dtype else dtypes,
+        minutes=arguments.minutes or (10.0 if on_cpu else 3.0),
+        seconds=0.05 if arguments.seconds is None else arguments.seconds,
+    )
+    for line in lines:
+        print(line, flush=True)
+    print(f"{path} is written.")
+
+
+def _check_folder(path: Path | None) -> None:
+    """Before anything is measured in vain."""
+    if path and not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} to write {path} to.")
+
+
+def _write(report: dict[str, Any], path: Path | None) -> None:
+    """What was there stays until the new report is whole."""
+    if path:
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(report, indent=2) + "\n")
+        partial.replace(path)
 
 
 def _positive(text: str) -> int:

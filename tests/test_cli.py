@@ -1,11 +1,15 @@
 """python -m replk_jax"""
 
 import json
+import sys
 
 import pytest
 
+from replk_jax.benchmark import depthwise, tune
 from replk_jax.cli import main
 from replk_jax.models import registry
+from replk_jax.ops import measurements
+from replk_jax.ops.shapes import Shape
 from tests.helpers import TINY
 
 
@@ -33,6 +37,12 @@ def test_models_counts_one(capsys):
         (["models", "replknet_3", "--image-size", "0"], "at least 1"),
         (["bench", "model", "--model", "resnet"], "Unknown model"),
         (["bench", "model", "--modes", "sleep"], "invalid choice"),
+        (["bench", "model", "--peer", "tf"], "Unknown peer 'tf'; known: torch, timm:NAME"),
+        (["bench", "model", "--json", "nowhere/x.json"], "no folder nowhere"),
+        (["bench", "depthwise", "--json", "nowhere/x.json"], "no folder nowhere"),
+        (["bench", "depthwise", "--suite", "abacus"], "invalid choice"),
+        (["bench", "depthwise", "--table", "x.json"], "it needs --tune"),
+        (["bench", "depthwise", "--tune", "--batch-size", "2"], "no --batch-size"),
         ([], "required"),
     ],
 )
@@ -50,11 +60,75 @@ def test_bench_model(tmp_path, capsys, monkeypatch):
     settings = ["--image-size", "32", "--batch-size", "2", "--seconds", "0.01"]
     main(["bench", "model", "--model", "tiny", *settings, "--json", str(path)])
     report = json.loads(path.read_text())
-    assert [t["mode"] for t in report["timings"]] == ["inference", "inference-merged", "training"]
+    assert [t["mode"] for t in report["timings"]] == [
+        "inference", "inference-merged", "gradients", "training",
+    ]  # fmt: skip
     for timing in report["timings"]:
         assert timing["runs"] >= 3
-        assert timing["images_per_second"] == pytest.approx(2 / timing["step_seconds"])
-    assert report["jax"]
+        assert timing["images_per_second"] == pytest.approx(2 / timing["median"])
+    assert report["environment"]["jax"]
     out = capsys.readouterr().out
     assert "times as fast" in out
     assert "compile s" in out
+
+
+def test_bench_model_with_peers(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch", reason="PyTorch, an optional peer, is not installed")
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    path = tmp_path / "report.json"
+    settings = ["--image-size", "32", "--batch-size", "2", "--seconds", "0.01"]
+    modes = ["--modes", "inference-merged", "gradients", "--peer", "torch", "timm:resnet50"]
+    main(["bench", "model", "--model", "tiny", *settings, *modes, "--json", str(path)])
+    timings = json.loads(path.read_text())["timings"]
+    assert [t["contender"] for t in timings] == 2 * ["replk_jax", "torch", "timm:resnet50"]
+    assert [bool(t["failure"]) for t in timings] == 2 * [False, False, True]
+    out = capsys.readouterr().out
+    assert "times as fast as torch" in out
+    assert "not measured: ModuleNotFoundError" in out
+
+
+def test_bench_model_without_torch(capsys, monkeypatch):
+    """It says so, and goes on."""
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    settings = ["--image-size", "32", "--seconds", "0.01", "--modes", "inference"]
+    main(["bench", "model", "--model", "tiny", *settings, "--peer", "torch"])
+    out = capsys.readouterr().out
+    assert "No peer was measured. PyTorch cannot be imported" in out
+    assert "images/s" in out
+
+
+@pytest.fixture
+def tiny_layers(monkeypatch):
+    layers = [depthwise.Layer(Shape("6/3", (6, 6), (3, 3), 2), 1)]
+    monkeypatch.setitem(depthwise.SUITES, "cpu", layers)
+    monkeypatch.setattr(tune, "grid", lambda platform: layers)
+
+
+def test_bench_depthwise(tmp_path, capsys, monkeypatch, tiny_layers):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = tmp_path / "report.json"
+    settings = ["--seconds", "0.001", "--batch-size", "2", "--implementations", "toeplitz"]
+    main(["bench", "depthwise", *settings, "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert (report["suite"], report["dtype"]) == ("cpu", "float32")
+    assert "PyTorch cannot be imported" in report["environment"]["torch"]
+    rows = [(row["name"], row["batch"], row["contender"]) for row in report["rows"]]
+    assert rows == 2 * [("6/3", 2, "replk_jax"), ("6/3", 2, "toeplitz")]
+    assert all(row["median"] > 0 for row in report["rows"])
+    out = capsys.readouterr().out
+    assert "PyTorch cannot be imported" in out
+    assert out.count("\n6/3 ") == 4
+    assert "Slower than another contender" in out
+
+
+def test_bench_depthwise_tune(tmp_path, capsys, monkeypatch, tiny_layers):
+    """Without a path, the table goes where the operator looks for it."""
+    monkeypatch.setenv("REPLK_JAX_TABLES", str(tmp_path))
+    main(["bench", "depthwise", "--tune", "--seconds", "0.001"])
+    assert f"{tmp_path / 'cpu.json'} is written" in capsys.readouterr().out
+    assert len(measurements.table_of("cpu").measurements) == 3
+    path = tmp_path / "other.json"
+    main(["bench", "depthwise", "--tune", "--seconds", "0.001", "--table", str(path)])
+    assert path.is_file()

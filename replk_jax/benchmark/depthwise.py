@@ -1,0 +1,284 @@
+"""The depthwise convolution alone, beside XLA's and PyTorch's, on the layers of networks."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from replk_jax.benchmark import torch_peers
+from replk_jax.benchmark.jax_programs import calls_of, contender, draw_operands, operator
+from replk_jax.benchmark.roofline import roofline_seconds
+from replk_jax.benchmark.timing import Contender, Program, Timing, compete
+from replk_jax.ops import explain, mosaic_gpu
+from replk_jax.ops.dispatch import IMPLEMENTATIONS, ROLES, Explanation
+from replk_jax.ops.mosaic_gpu.packing import pack
+from replk_jax.ops.shapes import DETECTION, REPLKNET_224, REPLKNET_384, SMALL, TABLE_1, Shape
+
+OURS = "replk_jax"
+PACKED = "mosaic_gpu packed"
+FORWARD, BOTH = DIRECTIONS = ("forward", "forward+backward")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution and the number of images that it is given at once."""
+
+    shape: Shape
+    batch: int
+
+    @property
+    def products(self) -> int:
+        """Multiplications, those with padding included: the time of direct methods goes with it."""
+        outputs = math.prod(self.shape.convolution.output_size)
+        return self.batch * outputs * self.shape.channels * math.prod(self.shape.kernel_size)
+
+    def explain(self, dtype: str) -> Explanation:
+        """What computes it, and what cannot."""
+        convolution, channels = self.shape.convolution, self.shape.channels
+        return explain(
+            (self.batch, *convolution.size, channels),
+            (*convolution.kernel_size, 1, channels),
+            dtype,
+            stride=convolution.stride,
+            padding=convolution.padding,
+            dilation=convolution.dilation,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.shape.name}, {self.shape.channels} channels, batch {self.batch}"
+
+
+def _layers(shapes: Iterable[Shape], batch: int) -> list[Layer]:
+    return [Layer(shape, batch) for shape in shapes]
+
+
+def _paper() -> list[Layer]:
+    """RepLKNet's layers, the paper's Table 1, and a detector's: what tells most comes first, and
+    the small before the large, so that the time of the large can be foreseen."""
+    large = [shape for shape in TABLE_1 if max(shape.kernel_size) == 31]
+    others = [shape for shape in reversed(TABLE_1) if shape not in large]
+    replknet = [*reversed(REPLKNET_224), *reversed(REPLKNET_384)]
+    return [
+        *_layers(replknet, 64),
+        *_layers(large, 64),
+        *_layers(DETECTION, 1),
+        *_layers(replknet, 1),
+        *_layers(replknet, 8),
+        *_layers(others, 64),
+        *_layers(replknet, 128),
+        *_layers(DETECTION, 2),
+        *_layers(DETECTION, 4),
+    ]
+
+
+SUITES = {
+    "cpu": [*_layers(SMALL, 4), *_layers(reversed(REPLKNET_224), 4)],
+    "replknet": _layers(reversed(REPLKNET_224), 64),
+    "paper": _paper(),
+}
+
+
+def layers_of(suite: str, batch: int | None = None) -> list[Layer]:
+    """The layers of one of `SUITES`, all at another batch if one is given."""
+    layers = SUITES[suite]
+    if batch is not None:
+        layers = [dataclasses.replace(layer, batch=batch) for layer in layers]
+    return list(dict.fromkeys(layers))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One contender on one layer.
+
+    Attributes:
+      layer: what was computed.
+      direction: one of `DIRECTIONS`.
+      contender: `OURS`, which is the operator as called without naming an implementation; an
+        implementation; "torch" and a layout; or `PACKED`, the kernel without changes of layout.
+      chosen: for `OURS`, the implementations of the result and of its two gradients.
+      timing: None where nothing was measured.
+      roofline: the roofline's time over the median; None for a device that it is not known of.
+      skipped: why nothing was measured.
+    """
+
+    layer: Layer
+    direction: str
+    contender: str
+    chosen: tuple[str, ...] = ()
+    timing: Timing | None = None
+    roofline: float | None = None
+    skipped: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields on one level, fit for JSON."""
+        fields = {name: getattr(self, name) for name in ("direction", "contender", "chosen")}
+        timing = dataclasses.asdict(self.timing) if self.timing else {}
+        last = {"roofline": self.roofline, "skipped": self.skipped}
+        shape = dataclasses.asdict(self.layer.shape)
+        return {**shape, "batch": self.layer.batch, **fields, **timing, **last}
+
+    def __str__(self) -> str:
+        shape = self.layer.shape
+        head = (
+            f"{shape.name:17}{self.layer.batch:4}{shape.channels:5} {self.direction:17}"
+            f"{self.contender:20}"
+        )
+        if self.timing is None:
+            return f"{head} not measured: {self.skipped}"
+        timing = self.timing
+        roofline = "" if self.roofline is None else f"{self.roofline:.1%}"
+        compiled = "" if timing.compile_seconds is None else f"{timing.compile_seconds:.2f}"
+        figures = (
+            f"{1e3 * timing.median:10.4g}{1e3 * timing.minimum:10.4g}{timing.runs:6}"
+            f"{roofline:>10}{compiled:>11}"
+        )
+        return f"{head}{figures}  {', '.join(self.chosen)}".rstrip()
+
+
+HEADER = (
+    f"{'layer':17}{'N':>4}{'C':>5} {'':17}{'':20}{'median ms':>10}{'least ms':>10}{'runs':>6}"
+    f"{'roofline':>10}{'compile s':>11}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """What is measured of every layer, on the default device.
+
+    JAX's persistent compilation cache must be off for the compile time to mean anything.
+
+    Attributes:
+      dtype: of all arrays, "float32", "bfloat16" or "float16".
+      implementations: of the operator, measured beside its own choice.
+      peers: whether PyTorch is measured too, where it is installed.
+      seconds: to repeat each program for; at least two runs are timed.
+      limit: seconds of one call. Another contender than `OURS` that is expected to take longer
+        is skipped; what to expect follows from the number of products and the layer nearest in
+        size that was measured before.
+
+    Raises:
+      ValueError: an unknown implementation.
+    """
+
+    dtype: str = "float32"
+    implementations: tuple[str, ...] = ("xla", "dft")
+    peers: bool = True
+    seconds: float = 1.0
+    limit: float = 60.0
+
+    def __post_init__(self):
+        unknown = sorted(set(self.implementations) - set(IMPLEMENTATIONS))
+        if unknown:
+            raise ValueError(
+                f"Unknown implementation {', '.join(unknown)}; known: {', '.join(IMPLEMENTATIONS)}."
+            )
+
+    def run(self, layers: Sequence[Layer], minutes: float = math.inf) -> Iterator[Row]:
+        """Measures layer after layer, and begins none once the minutes are over."""
+        end = time.monotonic() + 60 * minutes
+        rows: list[Row] = []
+        for layer in layers:
+            if time.monotonic() > end:
+                return
+            calls = calls_of(jax.devices()[0].platform)
+            operands = draw_operands(layer.shape, layer.batch, self.dtype, calls)
+            new = self._rows(layer, operands, rows)
+            rows += new
+            yield from new
+
+    def _rows(self, layer: Layer, operands: list, before: list[Row]) -> list[Row]:
+        """All contenders on one layer, in turns."""
+        explanation = layer.explain(self.dtype)
+        contenders = {
+            (direction, name): each
+            for direction in DIRECTIONS
+            for name, each in self._contenders(layer, direction, operands, explanation).items()
+        }
+        skipped = {}
+        for direction, name in contenders:
+            expected = _expected_seconds(layer, direction, name, before)
+            if name in explanation.refusals:
+                skipped[direction, name] = explanation.refusals[name]
+            elif name != OURS and expected > self.limit:
+                reason = f"{expected:.3g} s expected, more than {self.limit:g} s"
+                skipped[direction, name] = reason
+        able = {key: each for key, each in contenders.items() if key not in skipped}
+        results = compete(able, self.seconds, least_runs=2)
+        rows = []
+        for direction, name in contenders:
+            roles = ROLES if direction == BOTH else ROLES[:1]
+            chosen = tuple(explanation.choices[role].name for role in roles)
+            row = Row(layer, direction, name, chosen if name == OURS else ())
+            result = results.get((direction, name))
+            if result is None:
+                rows.append(dataclasses.replace(row, skipped=skipped[direction, name]))
+            elif isinstance(result, Exception):
+                rows.append(dataclasses.replace(row, skipped=f"failed, {_brief(result)}"))
+            else:
+                least = self._roofline_seconds(layer, direction)
+                fraction = None if least is None else least / result.median
+                rows.append(dataclasses.replace(row, timing=result, roofline=fraction))
+        return rows
+
+    def _contenders(
+        self, layer: Layer, direction: str, operands: list, explanation: Explanation
+    ) -> dict[str, Contender]:
+        """By name; those that will be skipped included."""
+        shape, backward = layer.shape, direction == BOTH
+        platform = jax.devices()[0].platform
+        contenders = {
+            name or OURS: contender(operator(shape, backward, name), operands)
+            for name in (None, *self.implementations)
+        }
+        if not backward and "mosaic_gpu" not in explanation.refusals:
+            contenders[PACKED] = Contender(partial(_packed, shape, operands))
+        if self.peers and not torch_peers.refuses(platform):
+            for layout in torch_peers.LAYOUTS:
+                prepare = partial(
+                    torch_peers.convolution_program,
+                    shape,
+                    layer.batch,
+                    dtype=self.dtype,
+                    layout=layout,
+                    backward=backward,
+                    calls=len(operands),
+                    platform=platform,
+                )
+                contenders[f"torch {layout}"] = Contender(prepare)
+        return contenders
+
+    def _roofline_seconds(self, layer: Layer, direction: str) -> float | None:
+        return roofline_seconds(
+            layer.shape,
+            layer.batch,
+            self.dtype,
+            direction == BOTH,
+            jax.devices()[0].device_kind,
+        )
+
+
+def _packed(shape: Shape, operands: list) -> Program:
+    """The kernel of `mosaic_gpu` on images that have its layout already."""
+    packed = [(jax.jit(pack)(x), kernel) for x, kernel, _ in operands]
+    convolve = partial(mosaic_gpu.forward_packed, convolution=shape.convolution)
+    return contender(convolve, packed).prepare()
+
+
+def _expected_seconds(layer: Layer, direction: str, name: str, before: list[Row]) -> float:
+    """What the same contender took for the layer nearest in size, in proportion; or else 0."""
+    comparable = [
+        row for row in before if row.timing and (row.direction, row.contender) == (direction, name)
+    ]
+    if not comparable:
+        return 0.0
+    nearest = min(comparable, key=lambda row: abs(math.log(row.layer.products / layer.products)))
+    return nearest.timing.median * layer.products / nearest.layer.products
+
+
+def _brief(error: Exception) -> str:
+    """The first line of an error."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

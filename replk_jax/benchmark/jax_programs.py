@@ -1,0 +1,110 @@
+"""Depthwise convolutions as compiled programs of JAX's, ready to be timed."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from replk_jax.benchmark.timing import Contender, Program
+from replk_jax.ops import depthwise_conv2d
+from replk_jax.ops.dispatch import IMPLEMENTATIONS
+from replk_jax.ops.shapes import Shape
+
+Operands = tuple[jax.Array, jax.Array, jax.Array]
+
+# Only XLA's part of a compilation gains by running beside another; Python's would just have to be
+# safe for it.
+_LOWERING = threading.Lock()
+
+
+def calls_of(platform: str) -> int:
+    """Convolutions in one program. On an accelerator the start of a program takes as long as
+    a small convolution, so several share it."""
+    return 1 if platform == "cpu" else 5
+
+
+def draw_operands(shape: Shape, batch: int, dtype: str, count: int) -> list[Operands]:
+    """Random x (N, H, W, C), kernel (KH, KW, 1, C) and cotangent (N, OH, OW, C), `count` times.
+
+    They differ, so that no result can be used twice, and as a rule not all fit into a cache.
+    """
+    convolution, channels = shape.convolution, shape.channels
+    sizes = (
+        (batch, *convolution.size, channels),
+        (*convolution.kernel_size, 1, channels),
+        (batch, *convolution.output_size, channels),
+    )
+
+    @jax.jit
+    def draw(key):
+        keys = jax.random.split(key, len(sizes))
+        return tuple(
+            jax.random.normal(each, size, jnp.dtype(dtype))
+            for each, size in zip(keys, sizes, strict=True)
+        )
+
+    return [draw(key) for key in jax.random.split(jax.random.key(0), count)]
+
+
+def operator(shape: Shape, backward: bool, implementation: str | None) -> Callable[..., Any]:
+    """(x, kernel, cotangent) to y, or to y, dx and dk: the operator as users call it."""
+    convolution = shape.convolution
+    convolve = partial(
+        depthwise_conv2d,
+        stride=convolution.stride,
+        padding=convolution.padding,
+        dilation=convolution.dilation,
+        implementation=implementation,
+    )
+
+    def forward(x, kernel, cotangent):
+        return convolve(x, kernel)
+
+    def forward_and_backward(x, kernel, cotangent):
+        y, pull_back = jax.vjp(convolve, x, kernel)
+        return y, *pull_back(cotangent)
+
+    return forward_and_backward if backward else forward
+
+
+def role_function(role: str, shape: Shape, implementation: str) -> Callable[..., Any]:
+    """(x, kernel, cotangent) to what one of `dispatch.ROLES` computes."""
+    compute = getattr(IMPLEMENTATIONS[implementation], role)
+
+    def run(x, kernel, cotangent):
+        if role == "forward":
+            return compute(x, kernel, shape.convolution)
+        if role == "input_gradient":
+            return compute(cotangent, kernel, shape.convolution)
+        return compute(x, cotangent, shape.convolution)
+
+    return run
+
+
+def contender(function: Callable[..., Any], operands: Sequence[tuple[jax.Array, ...]]) -> Contender:
+    """A program that calls `function` with each of the operands.
+
+    On a CPU nothing else is compiled meanwhile, so that the compile time means something.
+    """
+    on_cpu = jax.devices()[0].platform == "cpu"
+
+    def run(operands):
+        return [function(*each) for each in operands]
+
+    def prepare():
+        begin = time.perf_counter()
+        with _LOWERING:
+            lowered = jax.jit(run).lower(operands)
+        compiled = lowered.compile()
+        return Program(
+            partial(compiled, operands),
+            calls=len(operands),
+            asynchronous=not on_cpu,
+            compile_seconds=time.perf_counter() - begin if on_cpu else None,
+        )
+
+    return Contender(prepare, concurrent=not on_cpu)

@@ -1,0 +1,272 @@
+"""What the operator is to reach, and what the rows of a benchmark say of it."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from replk_jax.benchmark.depthwise import BOTH, DIRECTIONS, FORWARD, OURS, PACKED, Layer, Row
+from replk_jax.benchmark.roofline import roofline_seconds
+from replk_jax.ops.shapes import (
+    REPLKNET_31B_DEPTHS,
+    REPLKNET_224,
+    SMALL,
+    TABLE_1,
+    TABLE_1_KERNELS,
+    Shape,
+)
+
+TORCH = "torch channels_last"
+# Beyond this ratio to the fastest contender, another choice would have been better.
+TOLERANCE = 1.05
+# Of the paper's Table 1.
+TABLE_1_BATCH, TABLE_1_LAYERS = 64, 24
+
+
+class _Times:
+    """Seconds by shape, batch, direction and contender; KeyError where nothing was measured."""
+
+    def __init__(self, rows: Iterable[Row], statistic: str):
+        self._timings = {
+            (row.layer, row.direction, row.contender): row.timing for row in rows if row.timing
+        }
+        self._statistic = statistic
+
+    def of(self, shape: Shape, batch: int, direction: str, *contenders: str) -> float:
+        """The fastest of the contenders that were measured."""
+        layer = Layer(shape, batch)
+        measured = [name for name in contenders if (layer, direction, name) in self._timings]
+        return min(
+            getattr(self._timings[layer, direction, name], self._statistic)
+            for name in measured or contenders
+        )
+
+    def total(
+        self,
+        shapes: Sequence[Shape],
+        batch: int,
+        direction: str,
+        contender: str,
+        weights: Sequence[int],
+    ) -> float:
+        return sum(
+            weight * self.of(shape, batch, direction, contender)
+            for weight, shape in zip(weights, shapes, strict=True)
+        )
+
+    def compile_seconds(self, shape: Shape, batch: int, direction: str) -> float:
+        return self._timings[Layer(shape, batch), direction, OURS].compile_seconds
+
+
+def _over_torch(
+    shapes: Sequence[Shape], direction: str, weights: Sequence[int]
+) -> Callable[[_Times], float]:
+    """Our total at a batch of 4 over PyTorch's."""
+
+    def value(times):
+        ours, torch = (
+            times.total(shapes, 4, direction, contender, weights) for contender in (OURS, TORCH)
+        )
+        return ours / torch
+
+    return value
+
+
+def _least_gain(
+    shapes: Sequence[Shape], batch: int, direction: str, *others: str
+) -> Callable[[_Times], float]:
+    """The time of the fastest of other contenders over ours, for the shape where it is least."""
+
+    def value(times):
+        return min(
+            times.of(shape, batch, direction, *others) / times.of(shape, batch, direction, OURS)
+            for shape in shapes
+        )
+
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A bound of a figure.
+
+    Attributes:
+      what: the figure in words.
+      value: how it follows from the times.
+      bound: what it is to reach.
+      at_least: whether the bound is the least or the largest value that will do.
+    """
+
+    what: str
+    value: Callable[[_Times], float]
+    bound: float
+    at_least: bool
+
+    def report(self, rows: Sequence[Row]) -> str | None:
+        """One line, or None where not all that it takes was measured."""
+        try:
+            median, least = (self.value(_Times(rows, each)) for each in ("median", "minimum"))
+        except KeyError:
+            return None
+        reached = median >= self.bound if self.at_least else median <= self.bound
+        figures = f"{median:.3g}"
+        if median != least:
+            figures += f" by the medians, {least:.3g} by the minima"
+        relation = "at least" if self.at_least else "at most"
+        verdict = "reached" if reached else "MISSED"
+        return f"{self.what}: {figures}; {relation} {self.bound:g}: {verdict}"
+
+
+def targets(device: str, dtype: str) -> list[Target]:
+    """Those for a kind of device and a type."""
+    if (device, dtype) == ("cpu", "float32"):
+        return _CPU
+    if (device, dtype) == ("NVIDIA H200", "bfloat16"):
+        return _h200()
+    return []
+
+
+_ONCE = (1,) * len(SMALL)
+_CPU = [
+    Target(
+        "RepLKNet-31B's large kernels, batch 4, forward: total over PyTorch channels_last's",
+        _over_torch(REPLKNET_224, FORWARD, REPLKNET_31B_DEPTHS),
+        bound=1.0,
+        at_least=False,
+    ),
+    Target(
+        "the same, forward+backward",
+        _over_torch(REPLKNET_224, BOTH, REPLKNET_31B_DEPTHS),
+        bound=0.2,
+        at_least=False,
+    ),
+    Target(
+        "the same layers, forward: lax.conv's time over ours, the least",
+        _least_gain(REPLKNET_224, 4, FORWARD, "xla"),
+        bound=50.0,
+        at_least=True,
+    ),
+    Target(
+        "its small kernels, batch 4, forward: total over PyTorch channels_last's",
+        _over_torch(SMALL, FORWARD, _ONCE),
+        bound=2.0,
+        at_least=False,
+    ),
+    Target(
+        "the same, forward+backward",
+        _over_torch(SMALL, BOTH, _ONCE),
+        bound=2.0,
+        at_least=False,
+    ),
+    Target(
+        "seconds to compile a layer, forward+backward, the longest",
+        lambda t: max(t.compile_seconds(shape, 4, BOTH) for shape in [*REPLKNET_224, *SMALL]),
+        bound=1.0,
+        at_least=False,
+    ),
+]
+
+
+def _h200() -> list[Target]:
+    def roofline(shape: Shape, unit: str) -> float:
+        return roofline_seconds(shape, 64, "bfloat16", False, "NVIDIA H200", unit)
+
+    found = [
+        Target(
+            f"{shape.name}, batch 64, forward: fraction of the roofline of useful operations",
+            lambda t, shape=shape: roofline(shape, "bfloat16") / t.of(shape, 64, FORWARD, OURS),
+            bound=bound,
+            at_least=True,
+        )
+        for shape, bound in zip(REPLKNET_224[:3], (0.55, 0.55, 0.6), strict=True)
+    ]
+    found += [
+        Target(
+            f"Table 1, {shape.name}, forward: time over the least that CUDA cores can take",
+            lambda t, shape=shape: t.of(shape, 64, FORWARD, OURS) / roofline(shape, "float32"),
+            bound=1.0,
+            at_least=False,
+        )
+        for shape in TABLE_1
+        if min(shape.size) >= 32 and max(shape.kernel_size) >= 9
+    ]
+    peers = "xla", TORCH, "torch NCHW"
+    found += [
+        Target(
+            f"Table 1, {shape.name}, {direction}: the best of cuDNN's and PyTorch's time over ours",
+            _least_gain([shape], 64, direction, *peers),
+            bound=bound,
+            at_least=True,
+        )
+        for direction, bound in ((FORWARD, 20.0), (BOTH, 15.0))
+        for shape in TABLE_1
+        if max(shape.kernel_size) == 31
+    ]
+    return found
+
+
+def conclusions(
+    rows: Sequence[Row], layers: Sequence[Layer], device: str, dtype: str
+) -> Iterator[str]:
+    """What follows from the rows, line by line.
+
+    Args:
+      rows: measured.
+      layers: that were to be measured.
+      device: `jax.Device.device_kind`.
+      dtype: of the arrays.
+    """
+    measured = {row.layer for row in rows}
+    left_out = [str(layer) for layer in layers if layer not in measured]
+    if left_out:
+        yield f"no time was left for {'; '.join(left_out)}"
+    yield from _table_1(rows)
+    lines = [line for target in targets(device, dtype) if (line := target.report(rows))]
+    if lines:
+        yield "Targets"
+        yield from lines
+    slower = list(_slower_than_another(rows))
+    yield f"Slower than another contender by more than {TOLERANCE - 1:.0%}: {len(slower)} times"
+    yield from slower
+
+
+def _slower_than_another(rows: Sequence[Row]) -> Iterator[str]:
+    """Where another contender was faster than the operator by more than `TOLERANCE`."""
+    for ours in rows:
+        if ours.contender != OURS or not ours.timing:
+            continue
+        rivals = [
+            row
+            for row in rows
+            if (row.layer, row.direction) == (ours.layer, ours.direction)
+            and row.timing
+            and row.contender != PACKED
+        ]
+        best = min(rivals, key=lambda row: row.timing.median)
+        ratio = ours.timing.median / best.timing.median
+        if ratio > TOLERANCE:
+            yield f"{ours.layer}, {ours.direction}: {ratio:.2f} times the time of {best.contender}"
+
+
+def _table_1(rows: Sequence[Row]) -> Iterator[str]:
+    """The paper's Table 1: milliseconds for its 24 layers."""
+    times = {
+        (row.layer, row.direction, row.contender): row.timing.median for row in rows if row.timing
+    }
+    contenders = dict.fromkeys(row.contender for row in rows)
+    lines = []
+    for direction, size, contender in itertools.product(
+        DIRECTIONS, dict.fromkeys(shape.size for shape in TABLE_1), contenders
+    ):
+        shapes = [shape for shape in TABLE_1 if shape.size == size]
+        keys = [(Layer(shape, TABLE_1_BATCH), direction, contender) for shape in shapes]
+        if any(key in times for key in keys):
+            cells = [
+                f"{1e3 * TABLE_1_LAYERS * times[key]:10.2f}" if key in times else f"{'-':>10}"
+                for key in keys
+            ]
+            lines.append(f"{direction:17}{size[0]:4} {contender:20}{''.join(cells)}")
+    if lines:
+        kernels = "".join(f"{kernel:10}" for kernel in TABLE_1_KERNELS)
+        yield f"Table 1 of the paper, ms for {TABLE_1_LAYERS} layers at batch {TABLE_1_BATCH}"
+        yield f"{'':17}{'R':>4} {'':20}{kernels}"
+        yield from lines

@@ -1,0 +1,210 @@
+"""PyTorch, as a peer in the same process: the same convolution, the same network, and others.
+
+PyTorch need not be installed; it is imported where it is used.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from replk_jax.benchmark.timing import Program
+from replk_jax.models.replknet import RepLKNetArchitecture
+from replk_jax.ops.shapes import Shape
+
+LAYOUTS = ("NCHW", "channels_last")
+NETWORK_MODES = ("inference", "inference-merged", "gradients")
+
+
+def refuses(platform: str) -> str | None:
+    """Why there is no peer for JAX's platform ("cpu", "gpu", ...), or None if there is."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"PyTorch cannot be imported: {error}"
+    if platform == "cpu" or (platform == "gpu" and torch.cuda.is_available()):
+        return None
+    return f"PyTorch {torch.__version__} finds no {platform}"
+
+
+def describe() -> str:
+    """Version and settings, or why it is not there."""
+    if reason := refuses("cpu"):
+        return reason
+    import torch
+
+    text = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        tf32 = "with" if torch.backends.cudnn.allow_tf32 else "without"
+        text += f", cuDNN {torch.backends.cudnn.version()} with benchmark, {tf32} TF32"
+    return text
+
+
+def convolution_program(
+    shape: Shape,
+    batch: int,
+    *,
+    dtype: str,
+    layout: str,
+    backward: bool,
+    calls: int,
+    platform: str,
+) -> Program:
+    """The depthwise convolution of random images, `calls` times, each with its own operands.
+
+    On a GPU the calls are one CUDA graph, so that nothing but the device is timed.
+
+    Args:
+      shape: one whose padding is the same before and after.
+      batch: images at once.
+      dtype: of all tensors.
+      layout: one of `LAYOUTS`.
+      backward: whether both gradients follow, for a random cotangent.
+      calls: convolutions in a run.
+      platform: "cpu" or "gpu".
+    """
+    import torch
+
+    convolution, channels = shape.convolution, shape.channels
+    device = _device(platform)
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+
+    def draw(*sizes, requires_grad=False):
+        values = torch.randn(sizes, device=device).to(getattr(torch, dtype))
+        return values.contiguous(memory_format=memory_format).requires_grad_(requires_grad)
+
+    operands = [
+        (
+            draw(batch, channels, *convolution.size, requires_grad=backward),
+            draw(channels, 1, *convolution.kernel_size, requires_grad=backward),
+            draw(batch, channels, *convolution.output_size),
+        )
+        for _ in range(calls)
+    ]
+    padding = tuple(before for before, _ in convolution.padding)
+
+    def run():
+        results = []
+        for x, kernel, cotangent in operands:
+            y = torch.conv2d(
+                x, kernel, None, convolution.stride, padding, convolution.dilation, channels
+            )
+            gradients = torch.autograd.grad(y, (x, kernel), cotangent) if backward else ()
+            results.append((y.detach(), *gradients))
+        return results
+
+    if platform == "cpu":
+        return Program(run, _nothing, calls)
+    return Program(_captured(run), _synchronize, calls, asynchronous=True)
+
+
+def check_network(peer: str) -> None:
+    """Checks the name of a network that is to be a peer.
+
+    Raises:
+      ValueError: it is neither "torch" nor "timm:NAME".
+    """
+    library, _, name = peer.partition(":")
+    if peer != "torch" and not (library == "timm" and name):
+        raise ValueError(f"Unknown peer {peer!r}; known: torch, timm:NAME.")
+
+
+def network_program(
+    peer: str,
+    mode: str,
+    architecture: RepLKNetArchitecture,
+    *,
+    image_size: int,
+    batch_size: int,
+    dtype: str,
+    platform: str,
+) -> Program:
+    """A network with random weights on random images, channels_last, not compiled.
+
+    Args:
+      peer: one that `check_network` allows.
+      mode: one of `NETWORK_MODES`. timm's models have nothing to merge.
+      architecture: of RepLKNet.
+      image_size, batch_size: of the images.
+      dtype: of the computation. For inference the weights have it too; for gradients they
+        are float32, and the computation is autocast.
+      platform: "cpu" or "gpu".
+
+    Raises:
+      ImportError: timm is not there.
+    """
+    import torch
+
+    network = _network(peer, architecture, deploy=mode == "inference-merged")
+    network = network.to(_device(platform), memory_format=torch.channels_last)
+    images = torch.randn(
+        batch_size, architecture.in_channels, image_size, image_size, device=_device(platform)
+    )
+    images = images.contiguous(memory_format=torch.channels_last)
+    dtype = getattr(torch, dtype)
+    finish = _nothing if platform == "cpu" else _synchronize
+
+    if mode != "gradients":
+        network, images = network.eval().to(dtype), images.to(dtype)
+
+        @torch.inference_mode()
+        def infer():
+            return network(images)
+
+        return Program(infer, finish)
+
+    labels = torch.zeros(batch_size, dtype=torch.int64, device=images.device)
+
+    def differentiate():
+        network.zero_grad()
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            logits = network(images)
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+
+    return Program(differentiate, finish)
+
+
+def _network(peer: str, architecture: RepLKNetArchitecture, deploy: bool) -> Any:
+    if peer == "torch":
+        from replk_jax.benchmark.torch_replknet import RepLKNet
+
+        return RepLKNet(architecture, deploy=deploy)
+    import timm
+
+    return timm.create_model(peer.removeprefix("timm:"))
+
+
+def _device(platform: str) -> str:
+    """The name of PyTorch's device; on a GPU, cuDNN looks for its fastest algorithms."""
+    if platform == "cpu":
+        return "cpu"
+    import torch
+
+    torch.backends.cudnn.benchmark = True
+    return "cuda"
+
+
+def _captured(run: Callable[[], Any]) -> Callable[[], None]:
+    """The device's work of a function, as a CUDA graph to replay."""
+    import torch
+
+    # As PyTorch asks for: first on another stream, where cuDNN chooses its algorithms.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # JAX's threads may allocate memory meanwhile, which the graph has nothing to do with.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        run()
+    return graph.replay
+
+
+def _synchronize(_: Any) -> None:
+    import torch
+
+    torch.cuda.synchronize()
+
+
+def _nothing(_: Any) -> None:
+    """On a CPU PyTorch's functions return when they are done."""

@@ -1,0 +1,144 @@
+"""Measures the implementations on the device at hand and writes the table that chooses by it."""
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from replk_jax.benchmark.depthwise import Layer
+from replk_jax.benchmark.environment import describe_environment
+from replk_jax.benchmark.jax_programs import calls_of, contender, draw_operands, role_function
+from replk_jax.benchmark.timing import Timing, compete
+from replk_jax.ops.dispatch import IMPLEMENTATIONS, ROLES
+from replk_jax.ops.measurements import Measurement, Table, write
+from replk_jax.ops.shapes import REPLKNET_224, SMALL, Shape
+
+KERNELS = (3, 5, 7, 9, 13, 21, 31)
+# For batches other than the first.
+FEWER_KERNELS = (3, 7, 13, 31)
+STRIDED_KERNELS = (3, 5, 7)
+# Channels that a map of this size has in the networks.
+CHANNELS = {7: 1024, 14: 512, 28: 256, 56: 128, 112: 64}
+# An implementation that took so many times the time of the fastest for a convolution that is at
+# most so far (`Measurement.distance`) is left out.
+HOPELESS = 50
+NEAR = 2.5
+
+
+def grid(platform: str) -> list[Layer]:
+    """The convolutions to measure, those that tell most first.
+
+    The layers of RepLKNet-31B; kernels and maps between them; then other batches.
+    """
+    first, *others = (4, 1, 32) if platform == "cpu" else (32, 1, 4)
+    shapes = [
+        *SMALL,
+        *reversed(REPLKNET_224),
+        *_shapes(KERNELS),
+        *_shapes(STRIDED_KERNELS, stride=2),
+    ]
+    layers = [Layer(shape, first) for shape in shapes]
+    layers += [Layer(shape, batch) for batch in others for shape in _shapes(FEWER_KERNELS)]
+    layers += [Layer(shape, batch) for batch in others for shape in _shapes((3,), stride=2)]
+    return list(dict.fromkeys(layers))
+
+
+def tune(
+    path: Path,
+    dtypes: tuple[str, ...],
+    *,
+    layers: Iterable[Layer] | None = None,
+    minutes: float,
+    seconds: float = 0.05,
+) -> Iterator[str]:
+    """Measures every implementation that is able, for the result and for each gradient.
+
+    The table is written after every convolution, so that it is of use when this is stopped.
+
+    Args:
+      path: of the table.
+      dtypes: of the arrays.
+      layers: what to measure; None is the `grid` of the device.
+      minutes: after which no further convolution is begun.
+      seconds: to repeat each program for; at least two runs are timed.
+
+    Yields:
+      What was measured, a line for each role of each convolution, and which implementations
+      failed.
+
+    Raises:
+      OSError: the table cannot be written.
+    """
+    device = jax.devices()[0]
+    layers = grid(device.platform) if layers is None else layers
+    setting = {**describe_environment(), "calls": calls_of(device.platform)}
+    measurements: list[Measurement] = []
+    end = time.monotonic() + 60 * minutes
+    cases = [(layer, dtype) for layer in layers for dtype in dtypes]
+    for done, (layer, dtype) in enumerate(cases):
+        if time.monotonic() > end:
+            yield f"{minutes:g} minutes are over: {len(cases) - done} convolutions are left out"
+            return
+        before = Table(device.device_kind, setting, tuple(measurements))
+        results = _measure(layer, dtype, before, seconds)
+        for role in ROLES:
+            times = {name: result for (each, name), result in results.items() if each == role}
+            measured = {n: t.median for n, t in times.items() if isinstance(t, Timing)}
+            for name, error in times.items():
+                if name not in measured:
+                    yield f"{role}: {name} failed at {layer}, {dtype}: {error!r}"
+            if measured:
+                measurements.append(_measurement(role, layer, dtype, measured))
+                yield f"{role}: {measurements[-1]}"
+        write(Table(device.device_kind, setting, tuple(measurements)), path)
+
+
+def _measure(layer: Layer, dtype: str, before: Table, seconds: float) -> dict[Any, Any]:
+    """By (role, implementation): the timings of those that can and may be fast."""
+    operands = draw_operands(layer.shape, layer.batch, dtype, calls_of(jax.devices()[0].platform))
+    refusals = layer.explain(dtype).refusals
+    able = [name for name in IMPLEMENTATIONS if name not in refusals]
+    contenders = {
+        (role, name): contender(role_function(role, layer.shape, name), operands)
+        for role in ROLES
+        for name in able
+        if not _is_hopeless(role, name, layer, dtype, before)
+    }
+    return compete(contenders, seconds, least_runs=2)
+
+
+def _is_hopeless(role: str, name: str, layer: Layer, dtype: str, before: Table) -> bool:
+    """By the nearest convolution for which it was measured, if that is near."""
+    case = layer.shape.convolution, layer.batch, layer.shape.channels, dtype
+    for measured in before.by_distance(role, *case):
+        if name in measured.seconds:
+            ratio = measured.seconds[name] / min(measured.seconds.values())
+            return ratio > HOPELESS and measured.distance(*case) < NEAR
+    return False
+
+
+def _measurement(role: str, layer: Layer, dtype: str, seconds: dict[str, float]) -> Measurement:
+    shape = layer.shape
+    return Measurement(
+        role=role,
+        dtype=dtype,
+        batch=layer.batch,
+        channels=shape.channels,
+        size=shape.size,
+        kernel_size=shape.kernel_size,
+        stride=(shape.stride, shape.stride),
+        seconds=seconds,
+    )
+
+
+def _shapes(kernels: tuple[int, ...], stride: int = 1) -> list[Shape]:
+    """Every kernel on every map that is not much smaller than it."""
+    suffix = f" stride {stride}" if stride > 1 else ""
+    return [
+        Shape(f"{size}/{kernel}{suffix}", (size, size), (kernel, kernel), channels, stride)
+        for kernel in kernels
+        for size, channels in CHANNELS.items()
+        if kernel < 2 * size
+    ]

@@ -1,0 +1,63 @@
+"""The stopwatch, on programs that sleep."""
+
+import itertools
+import time
+
+import pytest
+
+from replk_jax.benchmark.timing import ROUNDS, Contender, Program, compete
+
+
+def sleeper(seconds, log, name, calls=1, asynchronous=False):
+    def start():
+        log.append(name)
+        time.sleep(seconds)
+
+    return Contender(lambda: Program(start, lambda _: None, calls, asynchronous, 1.5))
+
+
+def test_seconds_of_one_call():
+    log = []
+    timing = compete({"a": sleeper(0.02, log, "a", calls=4)}, seconds=0.2)["a"]
+    assert 0.005 <= timing.minimum < 0.02
+    assert timing.minimum <= timing.median
+    assert timing.runs < len(log)  # some only warm up
+    assert timing.compile_seconds == 1.5
+
+
+def test_turns_alternate():
+    """Every round has every program in it, whatever each takes."""
+    log = []
+    compete({"a": sleeper(0.001, log, "a"), "b": sleeper(0.002, log, "b")}, seconds=0.5)
+    changes = sum(one != other for one, other in itertools.pairwise(log))
+    assert changes == 2 * (1 + ROUNDS) - 1
+
+
+def test_long_programs_run_seldom():
+    log = []
+    timing = compete({"a": sleeper(0.3, log, "a")}, seconds=0.1, least_runs=2)["a"]
+    assert timing.runs == 2
+    assert len(log) == 3  # and once before
+
+
+def test_short_asynchronous_programs_are_waited_for_seldom():
+    starts, waits = [], []
+    program = Program(lambda: starts.append(0), waits.append, asynchronous=True)
+    compete({"a": Contender(lambda: program)}, seconds=0.01)
+    assert len(starts) > 10 * len(waits)
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_a_failure_does_not_end_the_others(concurrent):
+    def fail():
+        raise RuntimeError("no")
+
+    contenders = {
+        "cannot be made": Contender(fail, concurrent),
+        "cannot run": Contender(lambda: Program(fail), concurrent),
+        "can": sleeper(0.001, [], "can"),
+    }
+    results = compete(contenders, seconds=0.01)
+    assert list(results) == list(contenders)
+    assert str(results["cannot be made"]) == str(results["cannot run"]) == "no"
+    assert results["can"].runs >= 3

@@ -1,0 +1,97 @@
+"""What PyTorch is compared with is the same computation."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import replk_jax
+from replk_jax.benchmark import torch_peers
+from replk_jax.models.variables import abstract_variables
+from replk_jax.ops.shapes import REPLKNET_224, SMALL, UNUSUAL
+from tests.helpers import TINY
+from tests.ops import reference
+
+torch = pytest.importorskip("torch", reason="PyTorch, an optional peer, is not installed")
+
+SHAPES = [
+    shape
+    for shape in [*SMALL, *REPLKNET_224, *UNUSUAL]
+    if all(before == after for before, after in shape.convolution.padding)
+    and np.prod(shape.size) < 600
+]
+
+
+@pytest.mark.parametrize("layout", torch_peers.LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_convolution(shape, layout, monkeypatch):
+    """Result and gradients of what is timed are those of the reference."""
+    drawn = []
+
+    def draw(*arguments, original=torch.randn, **settings):
+        drawn.append(original(*arguments, **settings))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "randn", draw)
+    few = dataclasses.replace(shape, channels=3)
+    program = torch_peers.convolution_program(
+        few, 2, dtype="float32", layout=layout, backward=True, calls=2, platform="cpu"
+    )
+    results = program.start()
+    program.finish(results)
+    assert program.calls == len(results) == 2
+    convolution = shape.convolution
+    for call, (y, dx, dk) in enumerate(results):
+        memory_format = {"channels_last": torch.channels_last}.get(layout, torch.contiguous_format)
+        assert y.is_contiguous(memory_format=memory_format)
+        x, kernel, g = drawn[3 * call : 3 * call + 3]
+        x, g = nhwc(x), nhwc(g)
+        kernel = kernel.detach().numpy().transpose(2, 3, 1, 0)
+        close(nhwc(y), reference.forward(x, kernel, convolution))
+        close(nhwc(dx), reference.input_gradient(g, kernel, convolution))
+        close(dk.numpy().transpose(2, 3, 1, 0), reference.kernel_gradient(x, g, convolution))
+
+
+def nhwc(tensor):
+    return tensor.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize(
+    "architecture", [TINY, replk_jax.RepLKNetArchitecture((9, 5), (2, 1), (8, 12), None, 1.5)]
+)
+def test_network_has_the_same_parameters(architecture, deploy):
+    """As many of every shape, and the structures' outputs are of the right size."""
+    from replk_jax.benchmark.torch_replknet import RepLKNet
+
+    network = RepLKNet(architecture, deploy=deploy).eval()
+    shapes = sorted(sorted(parameter.shape) for parameter in network.parameters())
+    model = replk_jax.create_model(architecture, deploy=deploy)
+    leaves = jax.tree.leaves(abstract_variables(model)["params"])
+    assert shapes == sorted(sorted(leaf.shape) for leaf in leaves)
+    with torch.inference_mode():
+        assert network(torch.zeros(2, 3, 33, 40)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", torch_peers.NETWORK_MODES)
+def test_network_programs_run(mode, dtype):
+    program = torch_peers.network_program(
+        "torch", mode, TINY, image_size=32, batch_size=2, dtype=dtype, platform="cpu"
+    )
+    result = program.start()
+    if mode == "gradients":
+        assert result is None
+    else:
+        assert (result.shape, result.dtype) == ((2, 1000), getattr(torch, dtype))
+
+
+def test_descriptions():
+    assert torch_peers.refuses("cpu") is None
+    assert "finds no tpu" in torch_peers.refuses("tpu")
+    assert torch_peers.describe().startswith(f"torch {torch.__version__}, ")
