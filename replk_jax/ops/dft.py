@@ -76,27 +76,29 @@ class _Transform:
     precision: lax.Precision
 
     def spectrum(self, values: jax.Array) -> jax.Array:
-        """(N, H, W, C) to (N, 2, m, 2, m', C), in float32 or float64."""
+        """(N, H, W, C) to (N, 2, m, 2, m', C), in float32 or float64.
+
+        Columns come last, and first on the way back: on a CPU twice as fast as the reverse.
+        """
         if values.dtype.itemsize < 4:
             values = values.astype(jnp.float32)
         n, _, _, c = values.shape
-        spectrum = self._along_rows(self.rows, self._along_columns(self.columns, values))
+        spectrum = self._along_columns(self.columns, self._along_rows(self.rows, values))
         return spectrum.reshape(n, 2, self.rows.shape[0] // 2, 2, self.columns.shape[0] // 2, c)
 
     def values(self, spectrum: jax.Array) -> jax.Array:
         """(N, 2, m, 2, m', C) to (N, H, W, C): the inverse, as far as results are wanted."""
         rows, columns = self._inverse()
-        return self._along_columns(columns, self._along_rows(rows, _merged(spectrum)))
+        return self._along_rows(rows, self._along_columns(columns, _merged(spectrum)))
 
     def values_summed(self, spectrum: jax.Array) -> jax.Array:
-        """The same summed over N, (1, H, W, C). The sum is part of the product along the rows,
+        """The same summed over N, (1, H, W, C). The sum is part of the last matrix product,
         which is many times faster than a reduction of its own."""
         rows, columns = self._inverse()
-        spectrum = _merged(spectrum)
-        rows = jnp.broadcast_to(rows.astype(spectrum.dtype), (spectrum.shape[0], *rows.shape))
+        partly = self._along_columns(columns, _merged(spectrum))
+        rows = jnp.broadcast_to(rows.astype(partly.dtype), (partly.shape[0], *rows.shape))
         dimensions = (((0, 2), (0, 1)), ((), ()))
-        summed = lax.dot_general(rows, spectrum, dimensions, precision=self.precision)
-        return self._along_columns(columns, summed[None])
+        return lax.dot_general(rows, partly, dimensions, precision=self.precision)[None]
 
     def _inverse(self) -> tuple[np.ndarray, np.ndarray]:
         """The matrices from frequencies to positions, (H, 2 m) and (W, 2 m')."""
