@@ -3,6 +3,7 @@
 PyTorch need not be installed; it is imported where it is used.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ NETWORK_MODES = ("inference", "inference-merged", "gradients")
 
 def refuses(platform: str) -> str | None:
     """Why there is no peer for JAX's platform ("cpu", "gpu", ...), or None if there is."""
+    # Its idle threads sleep instead of spinning, which would take the cores from JAX's. OpenMP
+    # reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import torch
     except ImportError as error:
@@ -31,7 +35,8 @@ def describe() -> str:
         return reason
     import torch
 
-    text = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    policy = os.environ["OMP_WAIT_POLICY"]
+    text = f"torch {torch.__version__}, {torch.get_num_threads()} threads ({policy} when idle)"
     if torch.cuda.is_available():
         tf32 = "with" if torch.backends.cudnn.allow_tf32 else "without"
         text += f", cuDNN {torch.backends.cudnn.version()} with benchmark, {tf32} TF32"

@@ -11,7 +11,9 @@ from jax import lax
 from replk_jax.ops.convolution import Convolution
 
 # Every tap is a term in the compiled program.
-MOST_TAPS = 200
+MOST_TAPS = 100
+# The pixels of a map below which a border of zeros costs less than results in five parts.
+SMALL_MAP = 32 * 32
 
 
 def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
@@ -27,12 +29,12 @@ def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -
 
 
 def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
-    """y[s i] = sum_u x[s i + d u - p] k[u], for rows and columns."""
-    (sh, sw), (oh, ow) = convolution.stride, convolution.output_size
-    (dh, dw), kernel = convolution.dilation, _accumulated(kernel)
-    x = _padded(x, convolution)
+    """y[i] = sum_u x[s i + d u - p] k[u], for rows and columns."""
+    if convolution.stride == (1, 1):
+        return _by_regions(x, kernel, convolution)
+    kernel = _accumulated(kernel)
     y = sum(
-        _window(x, dh * u, dw * v, (sh, sw), (oh, ow)) * kernel[u, v]
+        _bordered_window(x, u, v, convolution) * kernel[u, v]
         for u in range(kernel.shape[0])
         for v in range(kernel.shape[1])
     )
@@ -45,32 +47,31 @@ def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) ->
     Input positions of one residue modulo the stride meet the same taps, at shifts that are the
     same for all of them: each of the s x s phases of dx is a convolution of stride 1.
     """
-    dtype, kernel = g.dtype, _accumulated(kernel)
+    if convolution.is_dense:
+        return _by_regions(g, kernel[::-1, ::-1], convolution.transposed())
+    kernel = _accumulated(kernel)
     (sh, sw), (height, width) = convolution.stride, convolution.size
     rows, columns = (_phases(convolution, axis) for axis in (0, 1))
+    size = -(-height // sh), -(-width // sw)
     # Every phase reads a window of one map, far enough beyond its borders on all sides.
     (top, bottom), (left, right) = (
-        _margins(phases, -(-size // step), extent)
-        for phases, size, step, extent in zip(
-            (rows, columns), (height, width), (sh, sw), convolution.output_size, strict=True
+        _margins(phases, count, extent)
+        for phases, count, extent in zip(
+            (rows, columns), size, convolution.output_size, strict=True
         )
     )
-    size = -(-height // sh), -(-width // sw)
-    g = _materialised(jnp.pad(g, ((0, 0), (top, bottom), (left, right), (0, 0))))
+    g = jnp.pad(g, ((0, 0), (top, bottom), (left, right), (0, 0)))
     zero = jnp.zeros((g.shape[0], *size, g.shape[-1]), kernel.dtype)
 
     def phase(row_taps, column_taps):
         terms = [
-            _window(g, top + i, left + j, (1, 1), size) * kernel[u, v]
+            _window(g, top + i, left + j, size) * kernel[u, v]
             for u, i in row_taps
             for v, j in column_taps
         ]
-        return sum(terms, start=zero).astype(dtype)
+        return sum(terms, start=zero).astype(g.dtype)
 
-    phases = [[phase(r, c) for c in columns] for r in rows]
-    if (sh, sw) == (1, 1):
-        return phases[0][0]
-    dx = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
+    dx = jnp.stack([jnp.stack([phase(r, c) for c in columns], axis=3) for r in rows], axis=2)
     dx = dx.reshape(dx.shape[0], size[0] * sh, size[1] * sw, dx.shape[-1])
     return dx[:, :height, :width]
 
@@ -78,44 +79,115 @@ def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) ->
 def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax.Array:
     """dk[u] = sum_i x[s i + d u - p] g[i].
 
-    A loop over the output's rows adds products, column by column, to one array for every
-    column of the kernel; only the last step is a reduction, which XLA does slowly on CPUs.
+    A loop over the output's rows adds the products of a row to one array for every tap, as far
+    as the map reaches; only the last step is a reduction, which XLA does slowly on CPUs.
     """
-    dtype = g.dtype
-    (sh, sw), (oh, ow) = convolution.stride, convolution.output_size
-    (dh, dw), (kh, kw) = convolution.dilation, convolution.kernel_size
-    x = _padded(x, convolution)
+    (sh, sw), (oh, _) = convolution.stride, convolution.output_size
+    (dh, _), (kh, kw) = convolution.dilation, convolution.kernel_size
+    height, top = convolution.size[0], convolution.padding[0][0]
+    n, _, _, c = x.shape
+    reached = [_reached(convolution, 1, v) for v in range(kw)]
 
     def add_row(i, sums):
-        row = lax.dynamic_slice_in_dim(g, i, 1, axis=1)
-        rows = lax.dynamic_slice_in_dim(x, sh * i, dh * (kh - 1) + 1, axis=1)
-        return [
-            total + _accumulated(_window(rows, 0, dw * v, (dh, sw), (kh, ow))) * row
-            for v, total in enumerate(sums)
-        ]
+        g_row = lax.dynamic_slice_in_dim(g, i, 1, axis=1)
+        new = []
+        for u in range(kh):
+            t = sh * i + dh * u - top
+            x_row = lax.dynamic_slice_in_dim(x, jnp.clip(t, 0, height - 1), 1, axis=1)
+            factor = _accumulated(jnp.where((t >= 0) & (t < height), g_row, 0))
+            for v, (outputs, start, stop) in enumerate(reached):
+                window = lax.slice(x_row, (0, 0, start, 0), (n, 1, stop, c), (1, 1, sw, 1))
+                product = window * factor[:, :, outputs.start : outputs.stop]
+                new.append(sums[u * kw + v] + product)
+        return new
 
-    sums = lax.fori_loop(1, oh, add_row, add_row(0, [0] * kw))
-    return jnp.stack([total.sum((0, 2)) for total in sums], axis=1)[:, :, None].astype(dtype)
-
-
-def _padded(x: jax.Array, convolution: Convolution) -> jax.Array:
-    """x with its border of zeros, as an array of its own: in the loop over the result, the
-    border would be a condition on every element read."""
-    rows, columns = convolution.padding
-    borders = ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0))
-    return _materialised(lax.pad(x, jnp.zeros((), x.dtype), borders))
+    sums = lax.fori_loop(1, oh, add_row, add_row(0, [0] * (kh * kw)))
+    dk = jnp.stack([total.sum((0, 1, 2)) for total in sums])
+    return dk.reshape(kh, kw, 1, c).astype(g.dtype)
 
 
-_materialised = lax.optimization_barrier
+def _by_regions(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
+    """A convolution of stride 1, written part by part: the inner part, whose windows lie within
+    the map, and four strips around it, of which alone the input gets a border of zeros."""
+    (oh, ow), (n, _, _, c) = convolution.output_size, x.shape
+    rows, columns = (_inner_outputs(convolution, axis) for axis in (0, 1))
+    if not rows or not columns or oh * ow < SMALL_MAP:
+        return _region(x, kernel, convolution, range(oh), range(ow))
+    y = jnp.zeros((n, oh, ow, c), x.dtype)
+    for part in (
+        (rows, columns),
+        (range(rows.start), range(ow)),
+        (range(rows.stop, oh), range(ow)),
+        (rows, range(columns.start)),
+        (rows, range(columns.stop, ow)),
+    ):
+        if all(part):
+            result = _region(x, kernel, convolution, *part)
+            y = lax.dynamic_update_slice(y, result, (0, part[0].start, part[1].start, 0))
+    return y
 
 
-def _window(
-    x: jax.Array, top: int, left: int, stride: tuple[int, int], size: tuple[int, int]
+def _region(
+    x: jax.Array, kernel: jax.Array, convolution: Convolution, rows: range, columns: range
 ) -> jax.Array:
-    """(N, *size, C) out of x, from (top, left) in steps of `stride`."""
+    """The outputs of some rows and columns, for stride 1."""
+    starts, ends, borders = [], [], []
+    for axis, outputs in enumerate((rows, columns)):
+        reach = (convolution.kernel_size[axis] - 1) * convolution.dilation[axis]
+        start = outputs.start - convolution.padding[axis][0]
+        end, size = start + len(outputs) + reach, convolution.size[axis]
+        starts.append(min(max(start, 0), size))
+        ends.append(max(min(end, size), starts[-1]))
+        before = min(max(0, -start), end - start)
+        borders.append((before, end - start - before - (ends[-1] - starts[-1]), 0))
     n, _, _, c = x.shape
-    ends = [a + (k - 1) * s + 1 for a, k, s in zip((top, left), size, stride, strict=True)]
-    return lax.slice(x, (0, top, left, 0), (n, *ends, c), (1, *stride, 1))
+    x = lax.slice(x, (0, *starts, 0), (n, *ends, c))
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *borders, (0, 0, 0)))
+    (dh, dw), size, wide = convolution.dilation, (len(rows), len(columns)), _accumulated(kernel)
+    y = sum(
+        _window(x, dh * u, dw * v, size) * wide[u, v]
+        for u in range(kernel.shape[0])
+        for v in range(kernel.shape[1])
+    )
+    return y.astype(x.dtype)
+
+
+def _inner_outputs(convolution: Convolution, axis: int) -> range:
+    """The outputs, for stride 1, whose whole window lies within the map."""
+    reach = (convolution.kernel_size[axis] - 1) * convolution.dilation[axis]
+    before, size = convolution.padding[axis][0], convolution.size[axis]
+    return range(convolution.output_size[axis])[max(0, before) : max(0, size + before - reach)]
+
+
+def _window(x: jax.Array, top: int, left: int, size: tuple[int, int]) -> jax.Array:
+    """(N, *size, C) out of x, from (top, left) on."""
+    n, _, _, c = x.shape
+    return lax.slice(x, (0, top, left, 0), (n, top + size[0], left + size[1], c))
+
+
+def _bordered_window(x: jax.Array, u: int, v: int, convolution: Convolution) -> jax.Array:
+    """(N, OH, OW, C): what tap (u, v) reads, cut out of x before zeros are put around it. With a
+    stride, a border around all of x would take longer to write than what is read of it."""
+    (rows, top, bottom), (columns, left, right) = (
+        _reached(convolution, axis, tap) for axis, tap in enumerate((u, v))
+    )
+    (oh, ow), (n, _, _, c) = convolution.output_size, x.shape
+    inside = lax.slice(x, (0, top, left, 0), (n, bottom, right, c), (1, *convolution.stride, 1))
+    borders = (rows.start, oh - rows.stop, 0), (columns.start, ow - columns.stop, 0)
+    return lax.pad(inside, jnp.zeros((), x.dtype), ((0, 0, 0), *borders, (0, 0, 0)))
+
+
+def _reached(convolution: Convolution, axis: int, tap: int) -> tuple[range, int, int]:
+    """The outputs for which a tap lies within the map, and the first input position of these
+    and that behind the last."""
+    step, size = convolution.stride[axis], convolution.size[axis]
+    offset = tap * convolution.dilation[axis] - convolution.padding[axis][0]
+    outputs = range(convolution.output_size[axis])[
+        max(0, -(offset // step)) : max(0, (size - 1 - offset) // step + 1)
+    ]
+    if not outputs:
+        return range(0), 0, 0
+    return outputs, step * outputs[0] + offset, step * outputs[-1] + offset + 1
 
 
 def _phases(convolution: Convolution, axis: int) -> list[list[tuple[int, int]]]:
