@@ -12,8 +12,6 @@ from replk_jax.ops.convolution import Convolution
 
 # Every tap is a term in the compiled program.
 MOST_TAPS = 100
-# The pixels of a map below which a border of zeros costs less than results in five parts.
-SMALL_MAP = 32 * 32
 
 
 def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
@@ -30,14 +28,22 @@ def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -
 
 def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
     """y[i] = sum_u x[s i + d u - p] k[u], for rows and columns."""
-    if convolution.stride == (1, 1):
-        return _by_regions(x, kernel, convolution)
     kernel = _accumulated(kernel)
-    y = sum(
-        _bordered_window(x, u, v, convolution) * kernel[u, v]
-        for u in range(kernel.shape[0])
-        for v in range(kernel.shape[1])
-    )
+    (kh, kw), (dh, dw) = convolution.kernel_size, convolution.dilation
+    if convolution.stride == (1, 1):
+        rows, columns = convolution.padding
+        borders = ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0))
+        padded = lax.pad(x, jnp.zeros((), x.dtype), borders)
+
+        def window(u, v):
+            return _window(padded, dh * u, dw * v, convolution.output_size)
+
+    else:
+
+        def window(u, v):
+            return _bordered_window(x, u, v, convolution)
+
+    y = sum(window(u, v) * kernel[u, v] for u in range(kh) for v in range(kw))
     return y.astype(x.dtype)
 
 
@@ -48,7 +54,7 @@ def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) ->
     same for all of them: each of the s x s phases of dx is a convolution of stride 1.
     """
     if convolution.is_dense:
-        return _by_regions(g, kernel[::-1, ::-1], convolution.transposed())
+        return forward(g, kernel[::-1, ::-1], convolution.transposed())
     kernel = _accumulated(kernel)
     (sh, sw), (height, width) = convolution.stride, convolution.size
     rows, columns = (_phases(convolution, axis) for axis in (0, 1))
@@ -104,59 +110,6 @@ def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax
     sums = lax.fori_loop(1, oh, add_row, add_row(0, [0] * (kh * kw)))
     dk = jnp.stack([total.sum((0, 1, 2)) for total in sums])
     return dk.reshape(kh, kw, 1, c).astype(g.dtype)
-
-
-def _by_regions(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
-    """A convolution of stride 1, written part by part: the inner part, whose windows lie within
-    the map, and four strips around it, of which alone the input gets a border of zeros."""
-    (oh, ow), (n, _, _, c) = convolution.output_size, x.shape
-    rows, columns = (_inner_outputs(convolution, axis) for axis in (0, 1))
-    if not rows or not columns or oh * ow < SMALL_MAP:
-        return _region(x, kernel, convolution, range(oh), range(ow))
-    y = jnp.zeros((n, oh, ow, c), x.dtype)
-    for part in (
-        (rows, columns),
-        (range(rows.start), range(ow)),
-        (range(rows.stop, oh), range(ow)),
-        (rows, range(columns.start)),
-        (rows, range(columns.stop, ow)),
-    ):
-        if all(part):
-            result = _region(x, kernel, convolution, *part)
-            y = lax.dynamic_update_slice(y, result, (0, part[0].start, part[1].start, 0))
-    return y
-
-
-def _region(
-    x: jax.Array, kernel: jax.Array, convolution: Convolution, rows: range, columns: range
-) -> jax.Array:
-    """The outputs of some rows and columns, for stride 1."""
-    starts, ends, borders = [], [], []
-    for axis, outputs in enumerate((rows, columns)):
-        reach = (convolution.kernel_size[axis] - 1) * convolution.dilation[axis]
-        start = outputs.start - convolution.padding[axis][0]
-        end, size = start + len(outputs) + reach, convolution.size[axis]
-        starts.append(min(max(start, 0), size))
-        ends.append(max(min(end, size), starts[-1]))
-        before = min(max(0, -start), end - start)
-        borders.append((before, end - start - before - (ends[-1] - starts[-1]), 0))
-    n, _, _, c = x.shape
-    x = lax.slice(x, (0, *starts, 0), (n, *ends, c))
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *borders, (0, 0, 0)))
-    (dh, dw), size, wide = convolution.dilation, (len(rows), len(columns)), _accumulated(kernel)
-    y = sum(
-        _window(x, dh * u, dw * v, size) * wide[u, v]
-        for u in range(kernel.shape[0])
-        for v in range(kernel.shape[1])
-    )
-    return y.astype(x.dtype)
-
-
-def _inner_outputs(convolution: Convolution, axis: int) -> range:
-    """The outputs, for stride 1, whose whole window lies within the map."""
-    reach = (convolution.kernel_size[axis] - 1) * convolution.dilation[axis]
-    before, size = convolution.padding[axis][0], convolution.size[axis]
-    return range(convolution.output_size[axis])[max(0, before) : max(0, size + before - reach)]
 
 
 def _window(x: jax.Array, top: int, left: int, size: tuple[int, int]) -> jax.Array:
