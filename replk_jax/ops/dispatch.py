@@ -57,11 +57,16 @@ class Case:
     dtype: jnp.dtype
     platform: str
 
+    @property
+    def known_batch(self) -> int | None:
+        """N, or None."""
+        return self.batch if isinstance(self.batch, int) else None
+
     def refusals(self) -> dict[str, str]:
         """Why the implementations that cannot compute this cannot."""
         reasons = {}
         for name, module in IMPLEMENTATIONS.items():
-            reason = module.refuses(self.convolution, self.batch, self.channels, self.dtype)
+            reason = module.refuses(self.convolution, self.known_batch, self.channels, self.dtype)
             if name == "mosaic_gpu":
                 reason = _refused_platform(self.platform) or reason
             if reason:
@@ -95,7 +100,7 @@ class Case:
         table = measurements.table_of(device) if device else None
         if table is None or not self.convolution.has_known_size:
             return self._unmeasured(able)
-        case = self.convolution, self.batch, self.channels, self.dtype
+        case = self.convolution, self.known_batch, self.channels, self.dtype
         for nearest in table.by_distance(role, *case):
             if name := nearest.fastest(able):
                 return Choice(name, f"fastest at the nearest measured convolution: {nearest}")
@@ -109,7 +114,7 @@ class Case:
             "mosaic_gpu" in able
             and _is_hopper(self.platform)
             and taps >= 9
-            and (self.batch or 0) >= 16
+            and (self.known_batch or 0) >= 16
         ):
             return Choice("mosaic_gpu", "not measured; tensor cores, and a batch that fills them")
         if "toeplitz" in able and taps >= 5 and max(height, width) <= 8:

@@ -57,16 +57,24 @@ def _primitive(role: str) -> Primitive:
         reference = partial(getattr(xla, role), convolution=convolution)
         return jax.make_jaxpr(reference)(a, b).out_avals[0]
 
-    def compute(a, b, *, convolution, implementation, platform):
+    def compute(a, b, *, convolution, implementation, platform, devices_known):
         batch, channels = (b if role == "kernel_gradient" else a).shape[::3]
         case = Case(convolution, batch, channels, a.dtype, platform)
         choice = case.demanded(implementation) if implementation else case.fastest(role)
         function = partial(getattr(IMPLEMENTATIONS[choice.name], role), convolution=convolution)
-        return divided(role, function)(a, b) if choice.name in OPAQUE else function(a, b)
+        if choice.name in OPAQUE and devices_known:
+            function = divided(role, function)
+        return function(a, b)
+
+    def lower(ctx, a, b, *, platform, **how):
+        # What is lowered for a machine that is not there, or to be exported, has no devices yet
+        # over which it could be divided.
+        devices = getattr(ctx.module_context.axis_context, "device_assignment", ())
+        chosen = partial(compute, platform=platform, devices_known=devices is not None)
+        return mlir.lower_fun(chosen, multiple_results=False)(ctx, a, b, **how)
 
     for platform in PLATFORMS:
-        lowering = mlir.lower_fun(partial(compute, platform=platform), multiple_results=False)
-        mlir.register_lowering(primitive, lowering, platform=platform)
+        mlir.register_lowering(primitive, partial(lower, platform=platform), platform=platform)
     return primitive
 
 
