@@ -18,7 +18,7 @@ class DepthwiseConv2D(nn.Module):
 
     Attributes:
       kernel_size: (KH, KW).
-      strides, padding, kernel_dilation, precision: as in `depthwise_conv2d`.
+      strides, padding, kernel_dilation, precision, implementation: as in `depthwise_conv2d`.
       use_bias: whether to add a learned bias.
       dtype: of the computation; None promotes input and parameters.
       param_dtype: of the parameters.
@@ -33,6 +33,7 @@ class DepthwiseConv2D(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
     precision: Any = None
+    implementation: str | None = None
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
 
@@ -54,4 +55,5 @@ class DepthwiseConv2D(nn.Module):
             padding=self.padding,
             dilation=self.kernel_dilation,
             precision=self.precision,
+            implementation=self.implementation,
         )

@@ -147,3 +147,24 @@ def test_layer_takes_the_variables_of_flax_conv():
     )
     half = DepthwiseConv2D(**settings, dtype=jnp.bfloat16)
     assert half.apply(variables, x).dtype == jnp.bfloat16
+
+
+def test_layer_takes_an_implementation():
+    x = draw((1, 9, 9, 2))
+    layer = DepthwiseConv2D((3, 3), implementation="toeplitz")
+    assert layer.apply(layer.init(jax.random.key(0), x), x).shape == x.shape
+    with pytest.raises(ValueError, match="squares the map"):
+        layer.init(jax.random.key(0), draw((1, 40, 40, 2)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": 0}, "must be at least 1"),
+        ({"dilation": (1, 0)}, "must be at least 1"),
+        ({"precision": "exact"}, "precision must be None or one of 'default', 'high', 'highest'"),
+    ],
+)
+def test_options_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        depthwise_conv2d(draw((1, 5, 5, 2)), draw((3, 3, 1, 2)), **options)

@@ -25,7 +25,7 @@ from jax import lax
 
 from replk_jax.ops.convolution import Convolution
 from replk_jax.ops.mosaic_gpu.packing import pack, split
-from replk_jax.ops.mosaic_gpu.plan import round_up
+from replk_jax.ops.mosaic_gpu.plan import refuses_always, round_up
 from replk_jax.ops.mosaic_gpu.tiling import Tiling, choose_tiling
 
 
@@ -40,17 +40,8 @@ def refuses_kernel_gradient(
       channels: C.
       dtype: of all arrays.
     """
-    dtype = jnp.dtype(dtype)
-    if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-        return f"its kernels take bfloat16, float16 and float32, not {dtype}"
-    if dtype == jnp.float32 and convolution.precision == lax.Precision.HIGHEST:
-        return "its kernels multiply float32 in parts of bfloat16, less exactly than HIGHEST"
-    if not convolution.is_dense:
-        return "its kernels have stride 1 and dilation 1"
-    if not (convolution.has_known_size and isinstance(batch, int)):
-        return f"its kernels are cut for one size, and {(batch, *convolution.size)} is not known"
-    if 0 in (batch, channels, *convolution.output_size):
-        return "a sum over nothing needs no kernel"
+    if reason := refuses_always(convolution, batch, channels, dtype):
+        return reason
     # Reading beyond the width of a map gives the zeros above and below it, except in a map of
     # one tile of 8 columns, whose index the copy drops.
     if min(convolution.size[1], convolution.output_size[1]) <= 8:

@@ -218,6 +218,22 @@ def _input_rows(convolution: Convolution, first: int, count: int) -> range:
     return range(max(0, first - top), min(height, first + count - 1 + taps - top))
 
 
+def refuses_always(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
+    """What neither this kernel nor that of the kernel's gradient can compute."""
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+        return f"its kernels take bfloat16, float16 and float32, not {dtype}"
+    if dtype == jnp.float32 and convolution.precision == lax.Precision.HIGHEST:
+        return "its kernels multiply float32 in parts of bfloat16, less exactly than HIGHEST"
+    if not convolution.is_dense:
+        return "its kernels have stride 1 and dilation 1"
+    if not (convolution.has_known_size and isinstance(batch, int)):
+        return f"its kernels are cut for one size, and {(batch, *convolution.size)} is not known"
+    if 0 in (batch, channels, *convolution.output_size):
+        return "the result has no elements"
+    return None
+
+
 def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
     """Why the kernel cannot compute this convolution, or None if it can.
 
@@ -227,18 +243,9 @@ def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -
       channels: C.
       dtype: of all arrays.
     """
-    dtype = jnp.dtype(dtype)
+    if reason := refuses_always(convolution, batch, channels, dtype):
+        return reason
     kernel, padding = convolution.kernel_size, convolution.padding
-    if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-        return f"its kernels take bfloat16, float16 and float32, not {dtype}"
-    if dtype == jnp.float32 and convolution.precision == lax.Precision.HIGHEST:
-        return "its kernels multiply float32 in parts of bfloat16, less exactly than HIGHEST"
-    if not convolution.is_dense:
-        return "its kernels have stride 1 and dilation 1"
-    if not (convolution.has_known_size and isinstance(batch, int)):
-        return f"its kernels are cut for one size, and {(batch, *convolution.size)} is not known"
-    if 0 in (channels, *convolution.output_size):
-        return "the result has no elements"
     if not 8 < max(convolution.size) <= 96:
         return f"its kernels are for maps of 9 to 96 pixels, not of {convolution.size}"
     if max(kernel) < 7:
@@ -247,7 +254,7 @@ def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -
         return f"its kernels need paddings below the kernel's size {kernel}, not {padding}"
     if batch < 16:
         return f"its kernels are for batches of 16 images and more, not of {batch}"
-    if not plans(convolution, dtype):
+    if not plans(convolution, jnp.dtype(dtype)):
         return f"kernels of {kernel} for maps of {convolution.size} exceed the shared memory"
     return None
 
