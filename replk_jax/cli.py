@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="networks in PyTorch to run in turns with it: torch (the same), timm:NAME",
     )
-    model.add_argument("--seconds", type=float, default=10.0, help="to repeat each mode (10)")
+    model.add_argument("--seconds", type=_seconds, default=10.0, help="to repeat each mode (10)")
     model.add_argument("--json", type=Path, metavar="FILE", help="write the report there as JSON")
     model.set_defaults(run=_bench_model)
 
@@ -89,16 +89,16 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="PyTorch in the same process, where it is installed (yes)",
     )
-    layer.add_argument("--seconds", type=float, help="to repeat each program (1; to tune 0.05)")
+    layer.add_argument("--seconds", type=_seconds, help="to repeat each program (1; to tune 0.05)")
     layer.add_argument(
         "--limit",
-        type=float,
+        type=_seconds,
         help="seconds of one call; contenders that are expected to take longer are skipped "
         "(60 on a CPU, 2 elsewhere)",
     )
     layer.add_argument(
         "--minutes",
-        type=float,
+        type=_seconds,
         help="after which no layer is begun (no limit; to tune 10 on a CPU, 3 elsewhere)",
     )
     layer.add_argument("--json", type=Path, metavar="FILE", help="write the report there as JSON")
@@ -212,7 +212,6 @@ def _tune(arguments: argparse.Namespace, on_cpu: bool) -> None:
     )
     for line in lines:
         print(line, flush=True)
-    print(f"{path} is written.")
 
 
 def _check_folder(path: Path | None) -> None:
@@ -227,6 +226,13 @@ def _write(report: dict[str, Any], path: Path | None) -> None:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(report, indent=2) + "\n")
         partial.replace(path)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {value:g}")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -126,8 +126,9 @@ def test_bench_depthwise(tmp_path, capsys, monkeypatch, tiny_layers):
 def test_bench_depthwise_tune(tmp_path, capsys, monkeypatch, tiny_layers):
     """Without a path, the table goes where the operator looks for it."""
     monkeypatch.setenv("REPLK_JAX_TABLES", str(tmp_path))
+    monkeypatch.setattr(measurements, "PACKAGED", tmp_path / "none")
     main(["bench", "depthwise", "--tune", "--seconds", "0.001"])
-    assert f"{tmp_path / 'cpu.json'} is written" in capsys.readouterr().out
+    assert f"From now on {tmp_path / 'cpu.json'} holds" in capsys.readouterr().out
     assert len(measurements.table_of("cpu").measurements) == 3
     path = tmp_path / "other.json"
     main(["bench", "depthwise", "--tune", "--seconds", "0.001", "--table", str(path)])

@@ -4,6 +4,7 @@ PyTorch need not be installed; it is imported where it is used.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,7 @@ NETWORK_MODES = ("inference", "inference-merged", "gradients")
 
 def refuses(platform: str) -> str | None:
     """Why there is no peer for JAX's platform ("cpu", "gpu", ...), or None if there is."""
-    # Its idle threads sleep instead of spinning, which would take the cores from JAX's. OpenMP
-    # reads this when it is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _let_idle_threads_sleep()
     try:
         import torch
     except ImportError as error:
@@ -29,14 +28,24 @@ def refuses(platform: str) -> str | None:
     return f"PyTorch {torch.__version__} finds no {platform}"
 
 
+_WAIT_POLICY = "OMP_WAIT_POLICY"
+
+
+def _let_idle_threads_sleep() -> None:
+    """Spinning threads would take the cores from JAX's. OpenMP reads this when it is loaded."""
+    if "torch" not in sys.modules:
+        os.environ.setdefault(_WAIT_POLICY, "passive")
+
+
 def describe() -> str:
     """Version and settings, or why it is not there."""
     if reason := refuses("cpu"):
         return reason
     import torch
 
-    policy = os.environ["OMP_WAIT_POLICY"]
-    text = f"torch {torch.__version__}, {torch.get_num_threads()} threads ({policy} when idle)"
+    text = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    if _WAIT_POLICY in os.environ:
+        text += f", {_WAIT_POLICY}={os.environ[_WAIT_POLICY]}"
     if torch.cuda.is_available():
         tf32 = "with" if torch.backends.cudnn.allow_tf32 else "without"
         text += f", cuDNN {torch.backends.cudnn.version()} with benchmark, {tf32} TF32"

@@ -1,5 +1,6 @@
 """Measures the implementations on the device at hand and writes the table that chooses by it."""
 
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from replk_jax.benchmark.environment import describe_environment
 from replk_jax.benchmark.jax_programs import calls_of, contender, draw_operands, role_function
 from replk_jax.benchmark.timing import Timing, compete
 from replk_jax.ops.dispatch import IMPLEMENTATIONS, ROLES
-from replk_jax.ops.measurements import Measurement, Table, write
+from replk_jax.ops.measurements import Measurement, Table, table_of, write
 from replk_jax.ops.shapes import REPLKNET_224, SMALL, Shape
 
 KERNELS = (3, 5, 7, 9, 13, 21, 31)
@@ -55,7 +56,8 @@ def tune(
 ) -> Iterator[str]:
     """Measures every implementation that is able, for the result and for each gradient.
 
-    The table is written after every convolution, so that it is of use when this is stopped.
+    The table is written after every convolution, so that it is of use when this is stopped. What
+    the device's present table holds, and is not measured anew, stays in it.
 
     Args:
       path: of the table.
@@ -74,14 +76,15 @@ def tune(
     device = jax.devices()[0]
     layers = grid(device.platform) if layers is None else layers
     setting = {**describe_environment(), "calls": calls_of(device.platform)}
-    measurements: list[Measurement] = []
+    present = table_of(device.device_kind)
+    measurements = {_case(each): each for each in present.measurements} if present else {}
     end = time.monotonic() + 60 * minutes
     cases = [(layer, dtype) for layer in layers for dtype in dtypes]
     for done, (layer, dtype) in enumerate(cases):
         if time.monotonic() > end:
             yield f"{minutes:g} minutes are over: {len(cases) - done} convolutions are left out"
             return
-        before = Table(device.device_kind, setting, tuple(measurements))
+        before = Table(device.device_kind, setting, tuple(measurements.values()))
         results = _measure(layer, dtype, before, seconds)
         for role in ROLES:
             times = {name: result for (each, name), result in results.items() if each == role}
@@ -90,9 +93,12 @@ def tune(
                 if name not in measured:
                     yield f"{role}: {name} failed at {layer}, {dtype}: {error!r}"
             if measured:
-                measurements.append(_measurement(role, layer, dtype, measured))
-                yield f"{role}: {measurements[-1]}"
-        write(Table(device.device_kind, setting, tuple(measurements)), path)
+                new = _measurement(role, layer, dtype, measured)
+                measurements[_case(new)] = new
+                yield f"{role}: {new}"
+        write(Table(device.device_kind, setting, tuple(measurements.values())), path)
+        if not done:
+            yield f"From now on {path} holds what is measured."
 
 
 def _measure(layer: Layer, dtype: str, before: Table, seconds: float) -> dict[Any, Any]:
@@ -117,6 +123,11 @@ def _is_hopeless(role: str, name: str, layer: Layer, dtype: str, before: Table) 
             ratio = measured.seconds[name] / min(measured.seconds.values())
             return ratio > HOPELESS and measured.distance(*case) < NEAR
     return False
+
+
+def _case(measurement: Measurement) -> tuple:
+    """All but the seconds."""
+    return dataclasses.astuple(dataclasses.replace(measurement, seconds=None))
 
 
 def _measurement(role: str, layer: Layer, dtype: str, seconds: dict[str, float]) -> Measurement:

@@ -59,11 +59,6 @@ class Convolution:
         """Whether stride and dilation are 1."""
         return self.stride == self.dilation == (1, 1)
 
-    @property
-    def has_known_size(self) -> bool:
-        """Whether H and W are numbers, and not the symbols of an export."""
-        return all(isinstance(size, int) for size in self.size)
-
     def product_precision(self, dtype) -> lax.Precision:
         """What matrix products need to lose nothing that `dtype` holds, if not asked for less.
 

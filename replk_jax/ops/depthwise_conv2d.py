@@ -1,5 +1,6 @@
 """The depthwise 2-D convolution, the one operator every network of this package rests on."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from replk_jax.ops.convolution import Convolution
-from replk_jax.ops.dispatch import PLATFORMS, ROLES, Case, Explanation
+from replk_jax.ops.dispatch import PLATFORMS, ROLES, Case, Explanation, platform_of
 from replk_jax.ops.primitives import convolve
 
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -31,8 +32,12 @@ def depthwise_conv2d(
     `feature_group_count=C` (a cross-correlation, as in every deep-learning
     framework). 16-bit operands are summed in float32. It can be differentiated any number of
     times, in reverse and in forward mode, with respect to `x`, `kernel` and `bias`; mapped
-    with `vmap`; exported with a symbolic N; and sharded over N and C without communication,
-    but for the sum of the kernel's gradient over N.
+    with `vmap`; exported; and sharded over N and C without communication, but for the sum of
+    the kernel's gradient over N.
+
+    An export may leave N open, and with "xla" or None H and W as well, which are then left to
+    `lax` with its limits. A program for Hopper GPUs that is to be exported takes
+    `implementation="dft"`, or a `DisabledSafetyCheck` for their custom call.
 
     A value that is not finite spoils at least the results that it belongs to. With an
     implementation other than "xla" and "shift" it may spoil more of the same channel of the
@@ -49,8 +54,11 @@ def depthwise_conv2d(
         PyTorch's usual choice); or one number or pair (before, after) for the rows and one for
         the columns.
       dilation: spacing of the kernel's taps, one number or (rows, columns).
-      precision: of products on matrix units, as in `jax.lax.conv_general_dilated`. None keeps
-        float32's accuracy, except with "xla", which does what XLA does on the platform.
+      precision: of products on matrix units: "default", "high" or "highest", or a
+        `jax.lax.Precision`; None takes `jax_default_matmul_precision` if that is one of these.
+        If neither says anything, float32 is computed in float32, with two exceptions: "xla"
+        does what XLA does on the platform, and "mosaic_gpu" makes three products of bfloat16
+        parts, with errors of 5e-6 of a typical result. "highest" excludes "mosaic_gpu".
       implementation: None takes the fastest that is known for the platform the program is
         compiled for, as `explain` tells; or a name: "xla" (XLA's own convolution), "dft"
         (matrix products with Fourier matrices), "shift" (a sum over the taps), "toeplitz" (a
@@ -66,20 +74,32 @@ def depthwise_conv2d(
         depends on the platform, the error comes when the program is compiled.
       TypeError: operands that are not floating point.
     """
-    if x.ndim != 4 or kernel.ndim != 4:
-        raise ValueError(
-            "depthwise_conv2d takes x of shape (N, H, W, C) and kernel of shape (KH, KW, 1, C); "
-            f"got {x.shape} and {kernel.shape}."
-        )
+    _check_shapes(x.shape, kernel.shape)
     channels = x.shape[-1]
     if bias is not None and bias.shape != (channels,):
         raise ValueError(f"bias must be of shape ({channels},); got {bias.shape}.")
     operands = [x, kernel] if bias is None else [x, kernel, bias]
-    dtype = jnp.result_type(*operands)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"depthwise_conv2d takes floating-point operands; got {dtype}.")
-    convolution = _convolution(x.shape, kernel.shape, stride, padding, dilation, precision)
-    y = convolve(x.astype(dtype), kernel.astype(dtype), convolution, implementation)
+    dtype = _checked_dtype(jnp.result_type(*operands))
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    if all(isinstance(size, int) for size in x.shape[1:3]):
+        how = _convolution(x.shape, kernel.shape, stride, padding, dilation, precision)
+        y = convolve(x, kernel, how, implementation)
+    elif implementation in (None, "xla"):
+        y = lax.conv_general_dilated(
+            x,
+            kernel,
+            _pair(stride, "stride"),
+            padding if isinstance(padding, str) else _explicit(padding),
+            rhs_dilation=_pair(dilation, "dilation"),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=channels,
+            precision=_precision(precision),
+        )
+    else:
+        raise ValueError(
+            f"implementation={implementation!r} is built for one size of the map, and that of "
+            f"{x.shape} is open; None and 'xla' take it."
+        )
     return y if bias is None else y + bias.astype(dtype)
 
 
@@ -92,6 +112,7 @@ def explain(
     stride: int | tuple[int, int] = 1,
     padding: Padding = "SAME",
     dilation: int | tuple[int, int] = 1,
+    precision: lax.Precision | str | None = None,
 ) -> Explanation:
     """Which implementation `depthwise_conv2d` takes for these shapes, and why.
 
@@ -100,56 +121,94 @@ def explain(
       kernel_shape: (KH, KW, 1, C).
       dtype: of both.
       platform: "cpu", "cuda", "rocm" or "tpu"; None is that of JAX's default device.
-      stride, padding, dilation: as in `depthwise_conv2d`.
+      stride, padding, dilation, precision: as in `depthwise_conv2d`.
 
     Returns:
-      The choice for the result and for each gradient, with its reason, and why the
-      implementations that cannot compute this cannot. Print it.
+      `choices`, by "forward", "input_gradient" and "kernel_gradient": each with a `name` and a
+      `reason`; and `refusals`: by implementation, why it cannot compute this. Print it.
 
     Raises:
       ValueError: an unknown platform, or shapes that do not belong together.
+      TypeError: a dtype that is not floating point.
     """
-    platform = platform or jax.devices()[0].platform
-    platform = "cuda" if platform == "gpu" else platform
+    x_shape, kernel_shape = tuple(x_shape), tuple(kernel_shape)
+    _check_shapes(x_shape, kernel_shape)
+    platform = platform or platform_of(jax.devices()[0])
     if platform not in PLATFORMS:
         raise ValueError(f"Unknown platform {platform!r}; known: {', '.join(PLATFORMS)}.")
-    convolution = _convolution(x_shape, kernel_shape, stride, padding, dilation, None)
-    case = Case(convolution, x_shape[0], x_shape[-1], jnp.dtype(dtype), platform)
+    convolution = _convolution(x_shape, kernel_shape, stride, padding, dilation, precision)
+    case = Case(convolution, x_shape[0], x_shape[-1], _checked_dtype(dtype), platform)
     return Explanation({role: case.fastest(role) for role in ROLES}, case.refusals())
+
+
+def _check_shapes(x: tuple, kernel: tuple) -> None:
+    if len(x) != 4 or len(kernel) != 4:
+        raise ValueError(
+            "depthwise_conv2d takes x of shape (N, H, W, C) and kernel of shape (KH, KW, 1, C); "
+            f"got {x} and {kernel}."
+        )
+    if kernel[2:] != (1, x[-1]) or x[-1] == 0:
+        raise ValueError(
+            f"x of shape {x} has {x[-1]} channels, of which there must be some, and the kernel "
+            f"must be (KH, KW, 1, {x[-1]}); got {kernel}."
+        )
+
+
+def _checked_dtype(dtype) -> jnp.dtype:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"depthwise_conv2d takes floating-point operands; got {dtype}.")
+    return jnp.dtype(dtype)
 
 
 def _convolution(x_shape, kernel_shape, stride, padding, dilation, precision) -> Convolution:
     """The checked geometry of a call."""
-    if kernel_shape[2:] != (1, x_shape[-1]):
-        raise ValueError(
-            f"x of shape {x_shape} has {x_shape[-1]} channels, so the kernel must be "
-            f"(KH, KW, 1, {x_shape[-1]}); got {kernel_shape}."
-        )
     size, kernel_size = x_shape[1:3], kernel_shape[:2]
-    stride, dilation = _pair(stride), _pair(dilation)
+    stride, dilation = _pair(stride, "stride"), _pair(dilation, "dilation")
     if min(*kernel_size, *stride, *dilation) < 1:
         raise ValueError(
             "Kernel size, stride and dilation must be at least 1; "
             f"got {kernel_size}, {stride} and {dilation}."
         )
     if isinstance(padding, str):
+        if padding.upper() not in ("SAME", "VALID"):
+            raise ValueError(f'padding must be "SAME", "VALID" or numbers; got {padding!r}.')
         spans = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
-        padding = lax.padtype_to_pads(size, spans, stride, padding)
-    padding = tuple(_pair(side) for side in _pair(padding))
+        padding = lax.padtype_to_pads(size, spans, stride, padding.upper())
     return Convolution(
-        tuple(size), tuple(kernel_size), stride, padding, dilation, _precision(precision)
+        size, kernel_size, stride, _explicit(padding), dilation, _precision(precision)
     )
 
 
 def _precision(precision: lax.Precision | str | None) -> lax.Precision | None:
     """The given one, or the one that the user's configuration asks for."""
+    if precision is None:
+        # The configuration may name an algorithm for dot products, which convolutions lack.
+        asked = jax.config.jax_default_matmul_precision
+        return lax.Precision(asked) if asked in _PRECISIONS else None
     try:
-        precision = precision or jax.config.jax_default_matmul_precision
-        return None if precision is None else lax.Precision(precision)
+        return lax.Precision(precision)
     except ValueError:
-        names = ", ".join(repr(each.name.lower()) for each in lax.Precision)
-        raise ValueError(f"precision must be None or one of {names}; got {precision!r}.") from None
+        raise ValueError(
+            f"precision must be None, 'default', 'high' or 'highest'; got {precision!r}."
+        ) from None
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+_PRECISIONS = ("default", "fastest", "bfloat16", "high", "tensorfloat32", "highest", "float32")
+
+
+def _explicit(padding) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((before, after) for the rows, and for the columns)."""
+    sides = padding if isinstance(padding, (tuple, list)) else (padding, padding)
+    if len(sides) != 2:
+        raise ValueError(f"padding must be for rows and columns; got {padding!r}.")
+    return tuple(_pair(side, "padding") for side in sides)
+
+
+def _pair(value, name: str) -> tuple[int, int]:
+    """Two whole numbers, or one for both."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    try:
+        first, second = map(operator.index, values)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be one whole number or two; got {value!r}.") from None
+    return first, second

@@ -30,11 +30,9 @@ from replk_jax.ops.convolution import Convolution
 
 
 def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
-    """Maps of unknown size and results without elements."""
-    if not convolution.has_known_size:
-        return f"dft builds its matrices for one map size, and {convolution.size} is not known"
-    if 0 in convolution.output_size:
-        return "the result has no elements"
+    """Maps and results without elements."""
+    if 0 in (*convolution.size, *convolution.output_size):
+        return "the map or the result has no elements"
     return None
 
 

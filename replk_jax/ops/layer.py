@@ -1,5 +1,6 @@
 """The depthwise convolution as a Flax layer that drops into any network."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ class DepthwiseConv2D(nn.Module):
     `nn.Conv(C, (KH, KW), feature_group_count=C)` loads into it unchanged.
 
     Attributes:
-      kernel_size: (KH, KW).
+      kernel_size: (KH, KW), or one number for both.
       strides, padding, kernel_dilation, precision, implementation: as in `depthwise_conv2d`.
       use_bias: whether to add a learned bias.
       dtype: of the computation; None promotes input and parameters.
@@ -25,7 +26,7 @@ class DepthwiseConv2D(nn.Module):
       kernel_init, bias_init: initialisers.
     """
 
-    kernel_size: tuple[int, int]
+    kernel_size: int | tuple[int, int]
     strides: int | tuple[int, int] = 1
     padding: str | int | Sequence[int | tuple[int, int]] = "SAME"
     kernel_dilation: int | tuple[int, int] = 1
@@ -39,16 +40,18 @@ class DepthwiseConv2D(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, C) to (N, H', W', C)."""
+        """Maps (..., H, W, C) to (..., H', W', C)."""
         channels = x.shape[-1]
-        kernel_shape = (*self.kernel_size, 1, channels)
+        size = self.kernel_size
+        kernel_shape = (*((size, size) if isinstance(size, int) else size), 1, channels)
         kernel = self.param("kernel", self.kernel_init, kernel_shape, self.param_dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return depthwise_conv2d(
-            x,
+        batch = x.shape[:-3]
+        y = depthwise_conv2d(
+            x.reshape(math.prod(batch), *x.shape[-3:]),
             kernel,
             bias,
             stride=self.strides,
@@ -57,3 +60,4 @@ class DepthwiseConv2D(nn.Module):
             precision=self.precision,
             implementation=self.implementation,
         )
+        return y.reshape(*batch, *y.shape[1:])

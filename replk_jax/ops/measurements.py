@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from replk_jax.ops.convolution import Convolution
 
 PACKAGED = Path(__file__).with_name("tables")
@@ -93,18 +95,24 @@ class Table:
 def own_path(device: str) -> Path:
     """Where the user's own table of a device lies: in the folder that the environment variable
     REPLK_JAX_TABLES names, or in .cache/replk_jax under the home folder."""
-    folder = os.environ.get("REPLK_JAX_TABLES") or Path.home() / ".cache" / "replk_jax"
+    folder = os.environ.get("REPLK_JAX_TABLES") or os.path.expanduser("~/.cache/replk_jax")
     return Path(folder) / _file_name(device)
 
 
 def table_of(device: str) -> Table | None:
     """The user's own table of a device, or else the package's, or else None.
 
+    Processes that run one program together must choose alike: they use a table of the user's
+    only if REPLK_JAX_TABLES names the folder.
+
     Raises:
       ValueError: a file that is no table.
     """
-    for path in (own_path(device), PACKAGED / _file_name(device)):
-        if path.is_file():
+    paths = [PACKAGED / _file_name(device)]
+    if jax.process_count() == 1 or os.environ.get("REPLK_JAX_TABLES"):
+        paths.insert(0, own_path(device))
+    for path in paths:
+        if os.path.isfile(path):  # False, too, where the folder cannot be read
             return _read(path, path.stat().st_mtime_ns)
     return None
 

@@ -16,6 +16,18 @@ RULES = {
 }
 
 
+def parts(images: P, other: P) -> tuple:
+    """The mesh axes over which each dimension of a map-like result is divided: batch as the
+    images are, channels as either operand's are, as far as the batch leaves these axes over."""
+    by_batch = _axes(images, 0)
+    taken = by_batch if isinstance(by_batch, tuple) else (by_batch,)
+    for by_channels in (_axes(images, 3), _axes(other, 3)):
+        names = by_channels if isinstance(by_channels, tuple) else (by_channels,)
+        if by_channels is not None and not set(names) & set(taken):
+            return by_batch, None, None, by_channels
+    return by_batch, None, None, None
+
+
 def divided(role: str, function: Callable) -> Callable:
     """`function(a, b)`, computing `role` ("forward", ...), as every device's work on its part.
 
@@ -23,23 +35,23 @@ def divided(role: str, function: Callable) -> Callable:
     """
     over_mesh = custom_partitioning(lambda a, b: function(a, b))
 
-    def parts(mesh, arguments, result):
+    def partition(mesh, arguments, result):
         images, other = (argument.sharding.spec for argument in arguments)
-        by_batch, by_channels = _axes(images, 0), _axes(images, 3)
-        if by_channels is None:
-            by_channels = _axes(other, 3)
+        by_batch, *_, by_channels = parts(images, other)
         map_like = NamedSharding(mesh, P(by_batch, None, None, by_channels))
         kernel_like = NamedSharding(mesh, P(None, None, None, by_channels))
-        local, operands, output = function, (map_like, kernel_like), map_like
-        if role == "kernel_gradient":
-            operands, output = (map_like, map_like), kernel_like
-            if by_batch is not None:
-                local = lambda x, g: jax.lax.psum(function(x, g), by_batch)  # noqa: E731
-        return mesh, local, output, operands
+        if role != "kernel_gradient":
+            return mesh, function, map_like, (map_like, kernel_like)
 
-    over_mesh.def_partition(parts, sharding_rule=RULES[role])
+        def summed(x, g):
+            dk = function(x, g)
+            return dk if by_batch is None else jax.lax.psum(dk, by_batch)
+
+        return mesh, summed, kernel_like, (map_like, map_like)
+
+    over_mesh.def_partition(partition, sharding_rule=RULES[role])
     return over_mesh
 
 
-def _axes(spec, dimension):
+def _axes(spec: P, dimension: int):
     return spec[dimension] if dimension < len(spec) else None

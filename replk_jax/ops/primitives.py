@@ -20,13 +20,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src import dispatch
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from replk_jax.ops import xla
 from replk_jax.ops.convolution import Convolution
-from replk_jax.ops.dispatch import IMPLEMENTATIONS, OPAQUE, PLATFORMS, Case
-from replk_jax.ops.partitioning import divided
+from replk_jax.ops.dispatch import IMPLEMENTATIONS, PLATFORMS, UNDIVIDED, Case, platform_of
+from replk_jax.ops.partitioning import divided, parts
 
 
 def convolve(
@@ -36,8 +39,12 @@ def convolve(
 
     `implementation` is a name of `IMPLEMENTATIONS`, or None for the fastest known.
     """
-    x, kernel = _varying_alike(x, kernel)
-    return forward_p.bind(x, kernel, convolution=convolution, implementation=implementation)
+    how = dict(convolution=convolution, implementation=implementation)
+    bind = partial(forward_p.bind, **how)
+    explicit = _explicit_sharding(x, kernel)
+    if explicit is not None:
+        bind = jax.sharding.auto_axes(bind, out_sharding=explicit)
+    return bind(*_varying_alike(x, kernel))
 
 
 def _primitive(role: str) -> Primitive:
@@ -48,7 +55,13 @@ def _primitive(role: str) -> Primitive:
     def run(a, b, *, convolution, implementation):
         return primitive.bind(a, b, convolution=convolution, implementation=implementation)
 
-    primitive.def_impl(run)
+    def compute_eagerly(a, b, *, convolution, implementation):
+        how = dict(convolution=convolution, implementation=implementation)
+        if not jax.config.jax_disable_jit:
+            return run(a, b, **how)
+        return compute(a, b, **how, platform=platform_of(*a.devices()), devices_known=False)
+
+    primitive.def_impl(compute_eagerly)
 
     @primitive.def_abstract_eval
     def type_of_result(a, b, *, convolution, implementation):
@@ -58,13 +71,16 @@ def _primitive(role: str) -> Primitive:
         return jax.make_jaxpr(reference)(a, b).out_avals[0]
 
     def compute(a, b, *, convolution, implementation, platform, devices_known):
-        batch, channels = (b if role == "kernel_gradient" else a).shape[::3]
-        case = Case(convolution, batch, channels, a.dtype, platform)
-        choice = case.demanded(implementation) if implementation else case.fastest(role)
-        function = partial(getattr(IMPLEMENTATIONS[choice.name], role), convolution=convolution)
-        if choice.name in OPAQUE and devices_known:
-            function = divided(role, function)
-        return function(a, b)
+        def choose(a):
+            case = Case(convolution, a.shape[0], a.shape[3], a.dtype, platform)
+            return case.demanded(implementation) if implementation else case.fastest(role)
+
+        def compute_part(a, b):
+            return getattr(IMPLEMENTATIONS[choose(a).name], role)(a, b, convolution)
+
+        # A device's part is smaller, and another implementation may be the one for it.
+        over_mesh = devices_known and choose(a).name in UNDIVIDED
+        return (divided(role, compute_part) if over_mesh else compute_part)(a, b)
 
     def lower(ctx, a, b, *, platform, **how):
         # What is lowered for a machine that is not there, or to be exported, has no devices yet
@@ -75,6 +91,8 @@ def _primitive(role: str) -> Primitive:
 
     for platform in PLATFORMS:
         mlir.register_lowering(primitive, partial(lower, platform=platform), platform=platform)
+    # JAX lowers without devices what does not say, by its own private list, that it needs them.
+    dispatch.prim_requires_devices_during_lowering.add(primitive)
     return primitive
 
 
@@ -137,11 +155,11 @@ def _into_channels(a: jax.Array, dim: Any, count: int) -> jax.Array:
         a = jnp.broadcast_to(a[..., None, :], (*a.shape[:-1], count, a.shape[-1]))
     else:
         a = jnp.moveaxis(a, dim, -2)
-    return a.reshape(*a.shape[:-2], -1)
+    return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
 
 
 def _out_of_channels(a: jax.Array, count: int) -> tuple[jax.Array, int]:
-    return a.reshape(*a.shape[:-1], count, -1), a.ndim - 1
+    return a.reshape(*a.shape[:-1], count, a.shape[-1] // count), a.ndim - 1
 
 
 batching.primitive_batchers[forward_p] = partial(_map_over_kernels, forward_p)
@@ -160,3 +178,18 @@ def _varying_alike(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Arra
         jax.lax.pcast(operand, tuple(names), to="varying") if names else operand
         for operand, names in zip((x, kernel), missing, strict=True)
     )
+
+
+def _explicit_sharding(x: jax.Array, kernel: jax.Array) -> NamedSharding | None:
+    """That of y, where a mesh with explicit axes makes sharding a part of types; the operations
+    inside the convolution are left to the compiler."""
+    mesh = next((m for m in map(_mesh, (x, kernel)) if m is not None), None)
+    if mesh is None:
+        return None
+    images, other = (jax.typeof(operand).sharding.spec for operand in (x, kernel))
+    return NamedSharding(mesh, P(*parts(images, other)))
+
+
+def _mesh(operand: jax.Array):
+    mesh = jax.typeof(operand).sharding.mesh
+    return mesh if AxisType.Explicit in mesh.axis_types else None

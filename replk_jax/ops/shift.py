@@ -15,11 +15,9 @@ MOST_TAPS = 100
 
 
 def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
-    """Maps of unknown size, results without elements, and kernels of very many taps."""
-    if not convolution.has_known_size:
-        return f"shift cuts slices of one map size, and {convolution.size} is not known"
-    if 0 in convolution.output_size:
-        return "the result has no elements"
+    """Maps and results without elements, and kernels of very many taps."""
+    if 0 in (*convolution.size, *convolution.output_size):
+        return "the map or the result has no elements"
     taps = convolution.kernel_size[0] * convolution.kernel_size[1]
     if taps > MOST_TAPS:
         return f"shift compiles a term for every tap, and {taps} are more than {MOST_TAPS}"

@@ -15,9 +15,7 @@ LARGEST_MAP = 144
 
 
 def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
-    """Maps of unknown size, and all but small ones."""
-    if not convolution.has_known_size:
-        return f"toeplitz builds a matrix for one map size, and {convolution.size} is not known"
+    """All but small maps."""
     largest = max(np.prod(convolution.size), np.prod(convolution.output_size))
     if largest > LARGEST_MAP:
         return f"toeplitz squares the map, and {largest} positions are more than {LARGEST_MAP}"
@@ -39,12 +37,13 @@ def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) ->
 def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax.Array:
     """The gradient of the matrix, summed over the elements that a tap fills."""
     matrix = _product("noc,nic->oic", _flat(g), _flat(x), convolution)
-    matrix = matrix.reshape(-1, matrix.shape[-1])
+    channels = g.shape[-1]
+    matrix = matrix.reshape(-1, channels)
     taps = _taps(convolution).ravel()
     kh, kw = convolution.kernel_size
     # The last row collects the pairs of positions that no tap joins.
     dk = jax.ops.segment_sum(matrix, taps, num_segments=kh * kw + 1)[:-1]
-    return dk.reshape(kh, kw, 1, -1).astype(g.dtype)
+    return dk.reshape(kh, kw, 1, channels).astype(g.dtype)
 
 
 def _matrix(kernel: jax.Array, convolution: Convolution) -> jax.Array:
@@ -75,7 +74,8 @@ def _taps(convolution: Convolution) -> np.ndarray:
 
 def _flat(x: jax.Array) -> jax.Array:
     """(N, H, W, C) to (N, H W, C)."""
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+    n, h, w, c = x.shape
+    return x.reshape(n, h * w, c)
 
 
 def _product(subscripts: str, a: jax.Array, b: jax.Array, convolution: Convolution) -> jax.Array:

@@ -162,9 +162,33 @@ def test_layer_takes_an_implementation():
     [
         ({"stride": 0}, "must be at least 1"),
         ({"dilation": (1, 0)}, "must be at least 1"),
-        ({"precision": "exact"}, "precision must be None or one of 'default', 'high', 'highest'"),
+        ({"stride": (2, 2, 2)}, "stride must be one whole number or two"),
+        ({"stride": 2.0}, "stride must be one whole number or two"),
+        ({"padding": ((1, 1),)}, "padding must be for rows and columns"),
+        ({"padding": 1.5}, "padding must be one whole number or two"),
+        ({"padding": "CIRCULAR"}, '"SAME", "VALID" or numbers'),
+        ({"precision": "exact"}, "precision must be None, 'default', 'high' or 'highest'"),
     ],
 )
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
         depthwise_conv2d(draw((1, 5, 5, 2)), draw((3, 3, 1, 2)), **options)
+
+
+def test_precision_of_the_configuration():
+    """One that convolutions lack is not for them."""
+    x, kernel = draw((1, 5, 5, 2)), draw((3, 3, 1, 2))
+    for name in ("high", "BF16_BF16_F32_X3"):
+        with jax.default_matmul_precision(name):
+            assert depthwise_conv2d(x, kernel).shape == x.shape
+
+
+def test_layer_takes_one_number_and_any_batch():
+    layer = DepthwiseConv2D(3)
+    x = draw((2, 3, 8, 7, 4))
+    variables = layer.init(jax.random.key(0), x)
+    conv = nn.Conv(4, (3, 3), feature_group_count=4)
+    for part in (x, x[0], x[0, 0]):
+        np.testing.assert_allclose(
+            layer.apply(variables, part), conv.apply(variables, part), rtol=1e-5, atol=1e-5
+        )

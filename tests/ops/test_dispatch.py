@@ -1,6 +1,5 @@
 """Which implementation is chosen, why, and what users can do about it."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -122,11 +121,6 @@ class TestUnmeasuredDevice:
     def test_choice(self, shape, name):
         assert fastest(convolution=shape.convolution, platform="tpu") == name
 
-    def test_a_map_of_unknown_size_is_left_to_xla(self):
-        (size,) = jax.export.symbolic_shape("h")
-        convolution = dataclasses.replace(LAYER, size=(size, size))
-        assert fastest(convolution=convolution) == "xla"
-
 
 class TestExplain:
     def test_names_the_measurement(self):
@@ -134,7 +128,7 @@ class TestExplain:
         assert explanation.choices.keys() == set(ROLES)
         assert explanation.choices["forward"].name == "dft"
         text = str(explanation)
-        assert "forward: dft (fastest at the nearest measured convolution" in text
+        assert "forward: dft (fastest that can, at the nearest measured convolution" in text
         assert "not toeplitz: toeplitz squares the map" in text
         assert "not mosaic_gpu: its kernels are for NVIDIA's Hopper GPUs" in text
 
@@ -145,6 +139,16 @@ class TestExplain:
     def test_options(self):
         explanation = explain((1, 9, 9, 4), (3, 3, 1, 4), platform="cpu", stride=2)
         assert explanation.choices.keys() == set(ROLES)
+
+    def test_precision(self):
+        shapes = (64, 56, 56, 128), (31, 31, 1, 128)
+        explanation = explain(*shapes, platform="cuda", precision="highest")
+        assert "less exactly than HIGHEST" in explanation.refusals["mosaic_gpu"]
+        assert "mosaic_gpu" not in explain(*shapes, platform="cuda").refusals
+
+    def test_integers(self):
+        with pytest.raises(TypeError, match="floating-point"):
+            explain((1, 9, 9, 4), (3, 3, 1, 4), "int32")
 
     def test_unknown_platform(self):
         with pytest.raises(ValueError, match="Unknown platform 'npu'; known: cpu, cuda"):

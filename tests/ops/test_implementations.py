@@ -162,7 +162,7 @@ def test_any_geometry(implementation, convolution, batch, channels):
     assert_close(actual, of_reference(*arrays, convolution), 1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "shift"])
+@pytest.mark.parametrize("implementation", ANYWHERE)
 def test_cropping(implementation):
     """Negative padding, which the gradient of more than full padding has."""
     convolution = Convolution((9, 8), (3, 3), padding=((-2, 1), (1, -3)))
@@ -171,6 +171,30 @@ def test_cropping(implementation):
     y, dx, dk = of_reference(x[:, 2:, :-3], kernel, g, inner)
     dx = np.pad(dx, ((0, 0), (2, 0), (0, 3), (0, 0)))
     assert_close(computed(x, kernel, g, convolution, implementation), (y, dx, dk), 1e-5)
+
+
+@pytest.mark.parametrize("implementation", ANYWHERE)
+def test_empty_batch(implementation):
+    convolution = Convolution((5, 4), (3, 3), padding=((1, 1), (1, 1)))
+    y, dx, dk = computed(*operands(convolution, 0, 3), convolution, implementation)
+    assert y.shape == dx.shape == (0, 5, 4, 3)
+    assert not dk.any()
+
+
+def test_empty_map():
+    """Padding alone: zeros."""
+    convolution = Convolution((0, 4), (3, 3), padding=((2, 2), (1, 1)))
+    y, dx, dk = computed(*operands(convolution, 1, 3), convolution, None)
+    assert y.shape == (1, 2, 4, 3)
+    assert dx.size == 0
+    assert not y.any()
+    assert not dk.any()
+
+
+def test_few_shapes_are_left_out():
+    """What `cases` leaves out is what the forms cannot do, and no more."""
+    for name, least in (("xla", 1.0), ("dft", 1.0), ("shift", 0.5), ("toeplitz", 0.25)):
+        assert len(cases(112, (name,))) >= least * len(SHAPES), name
 
 
 def test_no_output():

@@ -30,6 +30,7 @@ OPERANDS = {"forward": (X, KERNEL), "input_gradient": (G, KERNEL), "kernel_gradi
         (P(None, None, None, "model"), P(None, None, None, "model")),
         (P("data", None, None, "model"), P(None, None, None, "model")),
         (P(("data", "model")), P()),
+        (P("data"), P(None, None, None, "data")),  # the kernel is gathered
         (P(None, "data"), P()),  # rows are gathered: every device needs whole maps
     ],
     ids=str,
@@ -52,7 +53,8 @@ def test_every_device_computes_its_part(role, images, kernel):
 
     text = compiled.as_text()
     by_rows, by_batch = images == P(None, "data"), images[0] is not None
-    assert (" all-gather(" in text) == by_rows
+    gathered = by_rows or (kernel == P(None, None, None, "data") and role != "kernel_gradient")
+    assert (" all-gather(" in text) == gathered
     assert (" all-reduce(" in text) == (role == "kernel_gradient" and by_batch)
     assert " all-to-all(" not in text
     assert " collective-permute(" not in text

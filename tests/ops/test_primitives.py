@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export, lax
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from replk_jax import depthwise_conv2d
@@ -124,6 +124,37 @@ def test_sharded_over_a_mesh_of_eight(implementation, by):
 
 
 @every
+@pytest.mark.parametrize(
+    ("x_spec", "kernel_spec"),
+    [
+        (P("data"), P()),
+        (P(None, None, None, "model"), P(None, None, None, "model")),
+        (P("data"), P(None, None, None, "data")),
+        (P("data", None, None, "model"), P()),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_on_a_mesh_of_two_axes(implementation, axis_type, x_spec, kernel_spec):
+    """Where XLA's own division of its kernel gradient is wrong, and where sharding is a part of
+    types, as it is on `jax.make_mesh`'s meshes if nothing else is said."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), (axis_type,) * 2)
+    x, kernel = draw(8, 6, 5, 8), draw(3, 5, 1, 8, seed=1)
+    shardings = NamedSharding(mesh, x_spec), NamedSharding(mesh, kernel_spec)
+    grad = jax.jit(jax.grad(lambda *args: loss(*args, implementation), (0, 1)))
+    with jax.set_mesh(mesh):
+        actual = grad(*jax.device_put((x, kernel), shardings))
+    assert_trees_close(actual, jax.grad(loss_of_lax, (0, 1))(x, kernel))
+
+
+@every
+def test_without_jit(implementation):
+    with jax.disable_jit():
+        actual = jax.grad(lambda *args: loss(*args, implementation), (0, 1))(X, KERNEL)
+    assert_trees_close(actual, jax.grad(loss_of_lax, (0, 1))(X, KERNEL))
+
+
+@every
 def test_inside_shard_map(implementation):
     """The kernel is the same on all devices and x is not; its gradient is the sum over them."""
     mesh = data_mesh(8)
@@ -149,13 +180,17 @@ def test_export_with_a_symbolic_batch():
         assert_trees_close(exported.call(x), expected)
 
 
-def test_export_with_a_symbolic_map():
+@pytest.mark.parametrize("stride", [1, 2])
+def test_export_with_a_symbolic_map(stride):
     """Left to XLA: the other forms are built for one size."""
     kernel = draw(13, 13, 1, 3)
     x = jax.ShapeDtypeStruct(export.symbolic_shape("n, h, w, 3"), jnp.float32)
-    exported = export.export(jax.jit(lambda x: depthwise_conv2d(x, kernel)))(x)
+    function = jax.jit(lambda x: depthwise_conv2d(x, kernel, stride=stride))
+    exported = export.export(function)(x)
+    with pytest.raises(ValueError, match="is built for one size of the map"):
+        export.export(jax.jit(lambda x: depthwise_conv2d(x, kernel, implementation="dft")))(x)
     x = draw(2, 11, 9, 3)
-    assert_trees_close(exported.call(x), depthwise_conv2d(x, kernel, implementation="xla"))
+    assert_trees_close(exported.call(x), function(x))
 
 
 def test_remat_computes_the_same_gradients():

@@ -227,9 +227,9 @@ def refuses_always(convolution: Convolution, batch: int | None, channels: int, d
         return "its kernels multiply float32 in parts of bfloat16, less exactly than HIGHEST"
     if not convolution.is_dense:
         return "its kernels have stride 1 and dilation 1"
-    if not (convolution.has_known_size and isinstance(batch, int)):
-        return f"its kernels are cut for one size, and {(batch, *convolution.size)} is not known"
-    if 0 in (batch, channels, *convolution.output_size):
+    if not isinstance(batch, int):
+        return f"its kernels are cut for one batch size, and {batch} is not known"
+    if 0 in (batch, channels, *convolution.size, *convolution.output_size):
         return "the result has no elements"
     return None
 
@@ -285,7 +285,7 @@ def choose_plan(
     return min(able, key=lambda plan: plan.clocks(convolution, batch, channels, dtype))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def plans(convolution: Convolution, dtype) -> tuple[Plan, ...]:
     """All plans that fit."""
     shapes = [("A", rows, tile) for rows in (4, 8, 12, 16) for tile in (128, 64, 32, 16)]

@@ -89,7 +89,7 @@ class Tiling:
         return self.groups * self.group * self.tiles * (TILE + self.window) / self.rows
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def choose_tiling(convolution: Convolution, batch: int) -> Tiling | None:
     """The cheapest tiling that fits, or None.
 
