@@ -1,7 +1,7 @@
 # make demo              train a small RepLKNet on handwritten digits
 # make test              run the tests
 # make lint              check style
-# make test-jax-latest   run the tests of operators and models with the newest JAX
+# make test-jax-latest   run the operator's tests with the newest JAX
 # make kernels-sass      compile the GPU kernels, without a GPU, and see what they occupy
 #
 # PYTHON names the interpreter that the environment is made with, VENV where it lies, and JOBS
@@ -32,11 +32,10 @@ test-jax-latest:
 	elif test "$$LATEST_PYTHON"; then echo "$$python" >&2; exit 1; \
 	else echo "test-jax-latest is skipped: $$python"; fi
 
-# The tests of what uses JAX in ways that its releases change. Those of training need more packages,
-# and the comparisons with the official code of whole networks more time.
+# The tests of what uses JAX in ways that its releases change.
 test-operators: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu" \
-	  tests/ops tests/models tests/test_reparam.py --ignore tests/models/test_replknet_golden.py
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu and not exhaustive" \
+	  tests/ops
 
 kernels-sass:
 	@python=$$(.ci/newer-python) || { echo "kernels-sass needs a newer Python: $$python" >&2; exit 1; }; \

@@ -20,7 +20,7 @@ from replk_jax.ops.mosaic_gpu.packing import pack, unpack
 from replk_jax.ops.mosaic_gpu.plan import Plan, plans
 from tests.ops.mosaic_gpu.cases import GRID, JAX, REPLKNET, assert_close, needs_0_11, same
 
-slow = pytest.mark.slow
+exhaustive = pytest.mark.exhaustive
 
 
 def draw(convolution, batch, channels, dtype, seed=0):
@@ -69,18 +69,18 @@ CASES = [
     pytest.param(same((9, 18), (7, 17)), 16, jnp.float32, A(4, "columns", 16, 2)),
     pytest.param(VALID, 16, jnp.bfloat16, A(4, "columns", 16, 3)),
     pytest.param(LOPSIDED, 16, jnp.float16, A(4, "rows", 16, 3)),
-    pytest.param(same(16, 7), 128, jnp.bfloat16, A(4, "rows", 128, 3), marks=slow),
-    pytest.param(same(32, 13), 64, jnp.bfloat16, A(8, "rows", 64, 4), marks=slow),
-    pytest.param(same(56, 31), 64, jnp.bfloat16, A(4, "columns", 64, 4), marks=slow),
-    pytest.param(same(56, 31), 16, jnp.float32, A(4, "rows", 16, 4), marks=slow),
-    pytest.param(same(56, (51, 5)), 16, jnp.bfloat16, A(4, "rows", 16, 6), marks=slow),
-    pytest.param(same(56, (5, 51)), 16, jnp.bfloat16, A(4, "rows", 16, 6), marks=slow),
+    pytest.param(same(16, 7), 128, jnp.bfloat16, A(4, "rows", 128, 3), marks=exhaustive),
+    pytest.param(same(32, 13), 64, jnp.bfloat16, A(8, "rows", 64, 4), marks=exhaustive),
+    pytest.param(same(56, 31), 64, jnp.bfloat16, A(4, "columns", 64, 4), marks=exhaustive),
+    pytest.param(same(56, 31), 16, jnp.float32, A(4, "rows", 16, 4), marks=exhaustive),
+    pytest.param(same(56, (51, 5)), 16, jnp.bfloat16, A(4, "rows", 16, 6), marks=exhaustive),
+    pytest.param(same(56, (5, 51)), 16, jnp.bfloat16, A(4, "rows", 16, 6), marks=exhaustive),
     # Role B: any number of rows.
     pytest.param(same(12, 13), 64, jnp.bfloat16, B(3, "rows", 64, 3), marks=needs_0_11),
     pytest.param(same((9, 20), 7), 70, jnp.float16, B(1, "columns", 64, 2), marks=needs_0_11),
     pytest.param(LOPSIDED, 64, jnp.bfloat16, B(5, "columns", 64, 3), marks=needs_0_11),
-    pytest.param(same(28, 29), 64, jnp.bfloat16, B(7, "rows", 64, 6), marks=[needs_0_11, slow]),
-    pytest.param(same(56, 31), 64, jnp.bfloat16, B(8, "columns", 64, 6), marks=[needs_0_11, slow]),
+    pytest.param(same(28, 29), 64, jnp.bfloat16, B(7, "rows", 64, 6), marks=[needs_0_11, exhaustive]),
+    pytest.param(same(56, 31), 64, jnp.bfloat16, B(8, "columns", 64, 6), marks=[needs_0_11, exhaustive]),
 ]  # fmt: skip
 
 
@@ -188,7 +188,9 @@ def lower(convolution, batch, channels, dtype, plan):
 
 QUICK = {(56, 31, 64), (96, 31, 128), (14, 27, 16)}  # size, taps and batch
 PRODUCTION = [
-    pytest.param(*shape, batch, dtype, role, marks=[] if (*shape[:2], batch) in QUICK else slow)
+    pytest.param(
+        *shape, batch, dtype, role, marks=[] if (*shape[:2], batch) in QUICK else exhaustive
+    )
     for shape in [*REPLKNET, *GRID, (56, (51, 5), 128), (56, (5, 51), 128)]
     for batch in (16, 64, 128)
     for dtype in ("bfloat16", "float16", "float32")

@@ -27,7 +27,7 @@ from replk_jax.ops.mosaic_gpu.plan import SHARED_MEMORY
 from replk_jax.ops.mosaic_gpu.tiling import ACCUMULATOR_COLUMNS, TILE, choose_tiling
 from tests.ops.mosaic_gpu.cases import GRID, REPLKNET, assert_close, needs_0_11, same
 
-slow = pytest.mark.slow
+exhaustive = pytest.mark.exhaustive
 
 VALID = Convolution((26, 30), (7, 12))
 LOPSIDED = Convolution((11, 21), (9, 8), padding=((1, 8), (7, 2)))
@@ -107,15 +107,15 @@ CASES = [
     pytest.param(same((11, 28), (9, 29)), 32, jnp.bfloat16, (2, 32)),
     pytest.param(same(28, 29), 64, jnp.bfloat16, (2, 32)),
     pytest.param(same((6, 36), (3, 31)), 16, jnp.bfloat16, (1, 40)),
-    pytest.param(same(56, 31), 128, jnp.bfloat16, (1, 56), marks=slow),
+    pytest.param(same(56, 31), 128, jnp.bfloat16, (1, 56), marks=exhaustive),
     # 16 columns of 4 rows.
     pytest.param(same((6, 40), 7), 16, jnp.bfloat16, (4, 16)),
     pytest.param(same((5, 72), (3, 31)), 16, jnp.bfloat16, (4, 16)),
     pytest.param(LOPSIDED_TILES, 16, jnp.float16, (4, 16)),
     pytest.param(CROPPED, 16, jnp.bfloat16, (4, 16)),
     pytest.param(MANY_GROUPS, 16, jnp.bfloat16, (4, 16)),
-    pytest.param(same(48, 29), 16, jnp.float32, (4, 16), marks=slow),
-    pytest.param(same(96, 31), 32, jnp.bfloat16, (4, 16), marks=slow),
+    pytest.param(same(48, 29), 16, jnp.float32, (4, 16), marks=exhaustive),
+    pytest.param(same(96, 31), 32, jnp.bfloat16, (4, 16), marks=exhaustive),
 ]
 
 
@@ -270,7 +270,8 @@ def test_tilings():
 
 @pytest.mark.parametrize(
     ("size", "taps", "channels"),
-    REPLKNET + [pytest.param(*shape, marks=[slow] * (shape[1] not in (7, 31))) for shape in GRID],
+    REPLKNET
+    + [pytest.param(*shape, marks=[exhaustive] * (shape[1] not in (7, 31))) for shape in GRID],
 )
 def test_lowers_for_cuda(size, taps, channels):
     assert_lowers(same(size, taps), 64, channels, jnp.bfloat16)
