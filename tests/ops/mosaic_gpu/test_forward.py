@@ -21,6 +21,7 @@ from replk_jax.ops.mosaic_gpu.plan import Plan, plans
 from tests.ops.mosaic_gpu.cases import GRID, JAX, REPLKNET, assert_close, needs_0_11, same
 
 exhaustive = pytest.mark.exhaustive
+both = [needs_0_11, exhaustive]
 
 
 def draw(convolution, batch, channels, dtype, seed=0):
@@ -79,8 +80,8 @@ CASES = [
     pytest.param(same(12, 13), 64, jnp.bfloat16, B(3, "rows", 64, 3), marks=needs_0_11),
     pytest.param(same((9, 20), 7), 70, jnp.float16, B(1, "columns", 64, 2), marks=needs_0_11),
     pytest.param(LOPSIDED, 64, jnp.bfloat16, B(5, "columns", 64, 3), marks=needs_0_11),
-    pytest.param(same(28, 29), 64, jnp.bfloat16, B(7, "rows", 64, 6), marks=[needs_0_11, exhaustive]),
-    pytest.param(same(56, 31), 64, jnp.bfloat16, B(8, "columns", 64, 6), marks=[needs_0_11, exhaustive]),
+    pytest.param(same(28, 29), 64, jnp.bfloat16, B(7, "rows", 64, 6), marks=both),
+    pytest.param(same(56, 31), 64, jnp.bfloat16, B(8, "columns", 64, 6), marks=both),
 ]  # fmt: skip
 
 
