@@ -23,6 +23,15 @@ def test_code(monkeypatch, capsys):
     assert "max_abs" in capsys.readouterr().out
 
 
+def test_code_of_the_operator(capsys):
+    code = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
+    names = {}
+    exec(code.replace("56", "28").replace("128", "8"), names)
+    assert names["y"].shape == (4, 28, 28, 8)
+    assert names["layer"].init(names["jax"].random.key(0), names["x"])
+    assert "forward: dft" in capsys.readouterr().out
+
+
 VERBS = re.findall(r"^    python -m replk_jax (.*?)(?:  +#.*)?$", TEXT, re.MULTILINE)
 
 

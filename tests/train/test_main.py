@@ -102,7 +102,8 @@ def test_a_run(undisturbed):
 def test_the_way_from_a_checkpoint_to_a_model(undisturbed):
     """README's, with the path of this run."""
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[1]
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code = next(block for block in blocks if "checkpoints" in block)
     path = undisturbed[0] / "checkpoints" / str(STEPS)
     code, count = re.subn(r"out/digits/checkpoints/\d+", str(path), code)
     assert count == 1
