@@ -4,7 +4,8 @@ from replk_jax.ops.convolution import Convolution
 from replk_jax.ops.shapes import Shape
 
 # Operations and bytes a second, by `jax.Device.device_kind`: a large bfloat16 matrix product and
-# a copy as measured, and the CUDA cores' float32 as NVIDIA states it.
+# a copy as measured, and the CUDA cores' float32 as NVIDIA states it: no bound for a form that
+# splits float32 into parts for the tensor cores, or does fewer operations than the definition.
 PEAKS = {
     "NVIDIA H200": {"bfloat16": 790e12, "float16": 790e12, "float32": 67e12, "bytes": 4.3e12},
 }

@@ -30,10 +30,10 @@ def depthwise_conv2d(
 
     The semantics are those of `jax.lax.conv_general_dilated` with
     `feature_group_count=C` (a cross-correlation, as in every deep-learning
-    framework). 16-bit operands are summed in float32. It can be differentiated any number of
-    times, in reverse and in forward mode, with respect to `x`, `kernel` and `bias`; mapped
-    with `vmap`; exported; and sharded over N and C without communication, but for the sum of
-    the kernel's gradient over N.
+    framework). 16-bit operands are summed in float32, except by "xla", which sums as XLA does
+    on the platform. It can be differentiated any number of times, in reverse and in forward
+    mode, with respect to `x`, `kernel` and `bias`; mapped with `vmap`; exported; and sharded
+    over N and C without communication, but for the sum of the kernel's gradient over N.
 
     An export may leave N open, and with "xla" or None H and W as well, which are then left to
     `lax` with its limits. A program for Hopper GPUs that is to be exported takes

@@ -16,7 +16,8 @@ padding, stride and dilation. Arrays stay (N, H, W, C) throughout: batch and cha
 merged with anything, so a mesh may shard either.
 
 A transform costs 2 m multiplications a value, whatever the kernel's size, and matrix
-products run near a device's peak.
+products run near a device's peak. Spectra are up to four times as large as a map, and the matrices
+are repeated for every row: the gradient of one 200 x 336 map of 128 channels takes 0.4 GB.
 """
 
 import dataclasses

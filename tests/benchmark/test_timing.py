@@ -1,17 +1,37 @@
 """The stopwatch, on programs that sleep."""
 
 import itertools
-import time
 
 import pytest
 
+from replk_jax.benchmark import timing as stopwatch
 from replk_jax.benchmark.timing import ROUNDS, Contender, Program, compete
+
+
+class Clock:
+    """Time that passes only where something sleeps."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(stopwatch, "time", clock)
+    return clock
 
 
 def sleeper(seconds, log, name, calls=1, asynchronous=False):
     def start():
         log.append(name)
-        time.sleep(seconds)
+        stopwatch.time.sleep(seconds)
 
     return Contender(lambda: Program(start, lambda _: None, calls, asynchronous, 1.5))
 
@@ -19,8 +39,8 @@ def sleeper(seconds, log, name, calls=1, asynchronous=False):
 def test_seconds_of_one_call():
     log = []
     timing = compete({"a": sleeper(0.02, log, "a", calls=4)}, seconds=0.2)["a"]
-    assert 0.005 <= timing.minimum < 0.02
-    assert timing.minimum <= timing.median
+    assert timing.minimum == pytest.approx(0.005)
+    assert timing.median == pytest.approx(0.005)
     assert timing.runs < len(log)  # some only warm up
     assert timing.compile_seconds == 1.5
 
@@ -42,7 +62,12 @@ def test_long_programs_run_seldom():
 
 def test_short_asynchronous_programs_are_waited_for_seldom():
     starts, waits = [], []
-    program = Program(lambda: starts.append(0), waits.append, asynchronous=True)
+
+    def start():
+        starts.append(0)
+        stopwatch.time.sleep(1e-5)
+
+    program = Program(start, waits.append, asynchronous=True)
     compete({"a": Contender(lambda: program)}, seconds=0.01)
     assert len(starts) > 10 * len(waits)
 
