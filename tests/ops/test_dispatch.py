@@ -5,11 +5,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from replk_jax import depthwise_conv2d
 from replk_jax.ops import explain, measurements, shapes
 from replk_jax.ops.dispatch import IMPLEMENTATIONS, ROLES, Case
 from replk_jax.ops.measurements import Measurement, Table
+from tests.helpers import data_mesh
 
 LAYER = shapes.REPLKNET_224[0].convolution
 
@@ -51,6 +53,23 @@ class TestTable:
         text = jax.jit(lambda x: depthwise_conv2d(x, kernel)).lower(x).as_text()
         assert "stablehlo.dot_general" in text
         assert "stablehlo.convolution" not in text
+
+    def test_a_devices_part_of_the_batch_decides_on_a_mesh(self, own_table):
+        """Where every device computes its part by itself: here XLA's convolution for 16 images,
+        another for 2."""
+        own_table(
+            measured({"xla": 1.0}, size=12, kernel=3, batch=16, channels=2),
+            measured({"dft": 1.0}, size=12, kernel=3, batch=2, channels=2),
+        )
+        x, kernel = jnp.ones((16, 12, 12, 2)), jnp.ones((3, 3, 1, 2))
+        by_batch = NamedSharding(data_mesh(8), PartitionSpec("data"))
+
+        def text(**sharding):
+            function = jax.jit(lambda x: depthwise_conv2d(x, kernel), **sharding)
+            return function.lower(x).compile().as_text()
+
+        assert " convolution(" in text()
+        assert " convolution(" not in text(in_shardings=by_batch)
 
     def test_nearest_entry_decides(self, own_table):
         own_table(
