@@ -14,7 +14,7 @@ from replk_jax.benchmark.jax_programs import calls_of, contender, draw_operands,
 from replk_jax.benchmark.timing import Timing, compete
 from replk_jax.ops.dispatch import IMPLEMENTATIONS, ROLES
 from replk_jax.ops.measurements import Measurement, Table, table_of, write
-from replk_jax.ops.shapes import REPLKNET_224, SMALL, Shape
+from replk_jax.ops.shapes import REPLKNET_224, SMALL, Shape, square
 
 KERNELS = (3, 5, 7, 9, 13, 21, 31)
 # For batches other than the first.
@@ -146,9 +146,8 @@ def _measurement(role: str, layer: Layer, dtype: str, seconds: dict[str, float])
 
 def _shapes(kernels: tuple[int, ...], stride: int = 1) -> list[Shape]:
     """Every kernel on every map that is not much smaller than it."""
-    suffix = f" stride {stride}" if stride > 1 else ""
     return [
-        Shape(f"{size}/{kernel}{suffix}", (size, size), (kernel, kernel), channels, stride)
+        square(size, kernel, channels, stride)
         for kernel in kernels
         for size, channels in CHANNELS.items()
         if kernel < 2 * size

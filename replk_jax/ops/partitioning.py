@@ -1,4 +1,4 @@
-"""How an operation that XLA cannot look into, a kernel of ours, is divided over a mesh."""
+"""How an operation that is not left to XLA to divide is divided over a mesh."""
 
 from collections.abc import Callable
 

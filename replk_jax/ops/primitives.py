@@ -71,16 +71,13 @@ def _primitive(role: str) -> Primitive:
         return jax.make_jaxpr(reference)(a, b).out_avals[0]
 
     def compute(a, b, *, convolution, implementation, platform, devices_known):
-        def choose(a):
-            case = Case(convolution, a.shape[0], a.shape[3], a.dtype, platform)
-            return case.demanded(implementation) if implementation else case.fastest(role)
-
-        def compute_part(a, b):
-            return getattr(IMPLEMENTATIONS[choose(a).name], role)(a, b, convolution)
-
-        # A device's part is smaller, and another implementation may be the one for it.
-        over_mesh = devices_known and choose(a).name in UNDIVIDED
-        return (divided(role, compute_part) if over_mesh else compute_part)(a, b)
+        case = Case(convolution, a.shape[0], a.shape[3], a.dtype, platform)
+        choice = case.demanded(implementation) if implementation else case.fastest(role)
+        if devices_known and choice.name in UNDIVIDED:
+            # A device's part is smaller, and another implementation may be the one for it.
+            how = dict(convolution=convolution, implementation=implementation, platform=platform)
+            return divided(role, partial(compute, **how, devices_known=False))(a, b)
+        return getattr(IMPLEMENTATIONS[choice.name], role)(a, b, convolution)
 
     def lower(ctx, a, b, *, platform, **how):
         # What is lowered for a machine that is not there, or to be exported, has no devices yet

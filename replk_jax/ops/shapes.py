@@ -39,39 +39,40 @@ class Shape:
         )
 
 
-def _square(size: int, kernel: int, channels: int, stride: int = 1) -> Shape:
+def square(size: int, kernel: int, channels: int, stride: int = 1) -> Shape:
+    """A square kernel on a square map."""
     name = f"{size}/{kernel}" + (f" stride {stride}" if stride > 1 else "")
     return Shape(name, (size, size), (kernel, kernel), channels, stride)
 
 
 # The large kernels of RepLKNet-31B (paper, section 4.1) at 224 and at 384 pixels.
 REPLKNET_224 = [
-    _square(56, 31, 128),
-    _square(28, 29, 256),
-    _square(14, 27, 512),
-    _square(7, 13, 1024),
+    square(56, 31, 128),
+    square(28, 29, 256),
+    square(14, 27, 512),
+    square(7, 13, 1024),
 ]
 REPLKNET_384 = [
-    _square(96, 31, 128),
-    _square(48, 29, 256),
-    _square(24, 27, 512),
-    _square(12, 13, 1024),
+    square(96, 31, 128),
+    square(48, 29, 256),
+    square(24, 27, 512),
+    square(12, 13, 1024),
 ]
 # How many layers of each of the four there are in the network.
 REPLKNET_31B_DEPTHS = (2, 2, 18, 2)
 
 # Its other depthwise convolutions: stem, transitions, parallel branch.
 SMALL = [
-    _square(112, 3, 128),
-    _square(112, 3, 128, stride=2),
-    _square(56, 5, 128),
-    _square(14, 5, 512),
-    _square(56, 3, 256, stride=2),
+    square(112, 3, 128),
+    square(112, 3, 128, stride=2),
+    square(56, 5, 128),
+    square(14, 5, 512),
+    square(56, 3, 256, stride=2),
 ]
 
 # Table 1 of the paper: 24 layers of 384 channels at batch 64.
 TABLE_1_KERNELS = (3, 5, 7, 9, 13, 17, 21, 27, 29, 31)
-TABLE_1 = [_square(size, kernel, 384) for size in (16, 32, 64) for kernel in TABLE_1_KERNELS]
+TABLE_1 = [square(size, kernel, 384) for size in (16, 32, 64) for kernel in TABLE_1_KERNELS]
 
 # The first stage at a detector's 800 x 1344 pixels.
 DETECTION = [Shape("200x336/31", (200, 336), (31, 31), 128)]
