@@ -26,12 +26,10 @@ def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Ar
 
 def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
     """g, spread out by the stride, convolved with the flipped kernel."""
-    padding = []
-    for axis in (0, 1):
-        reach = (convolution.kernel_size[axis] - 1) * convolution.dilation[axis]
-        spread = (g.shape[1 + axis] - 1) * convolution.stride[axis] + 1
-        before = reach - convolution.padding[axis][0]
-        padding.append((before, convolution.size[axis] + reach - spread - before))
+    padding = [
+        (reach - before, size - spread + before)
+        for size, reach, spread, before in _extents(convolution, g)
+    ]
     return lax.conv_general_dilated(
         g,
         kernel[::-1, ::-1],
@@ -47,12 +45,10 @@ def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) ->
 
 def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax.Array:
     """x convolved with g, the images in the place of input features: a sum over the batch."""
-    padding = []
-    for axis in (0, 1):
-        reach = (convolution.kernel_size[axis] - 1) * convolution.dilation[axis]
-        spread = (g.shape[1 + axis] - 1) * convolution.stride[axis] + 1
-        before = convolution.padding[axis][0]
-        padding.append((before, reach + spread - convolution.size[axis] - before))
+    padding = [
+        (before, reach + spread - size - before)
+        for size, reach, spread, before in _extents(convolution, g)
+    ]
     dk = lax.conv_general_dilated(
         x,
         g,
@@ -64,3 +60,17 @@ def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax
         precision=convolution.precision,
     )
     return dk.reshape(*convolution.kernel_size, 1, -1)
+
+
+def _extents(convolution: Convolution, g: jax.Array) -> list[tuple[int, int, int, int]]:
+    """For rows and columns: the map's size, that of the kernel less one with its taps spread by
+    the dilation, that of g spread by the stride, and the zeros before the map."""
+    return [
+        (
+            convolution.size[axis],
+            (convolution.kernel_size[axis] - 1) * convolution.dilation[axis],
+            (g.shape[1 + axis] - 1) * convolution.stride[axis] + 1,
+            convolution.padding[axis][0],
+        )
+        for axis in (0, 1)
+    ]

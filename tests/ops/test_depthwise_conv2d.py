@@ -9,27 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replk_jax import DepthwiseConv2D, depthwise_conv2d
+from replk_jax.ops.convolution import Convolution
+from tests.ops import reference as definition
 
 
 def reference(x, kernel, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1)):
     """The definition, tap by tap, in float64."""
-    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
-    x = np.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = kernel.shape[:2]
-    out = [
-        (x.shape[i + 1] - (kernel.shape[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in (0, 1)
-    ]
-    y = np.zeros((x.shape[0], *out, x.shape[3]))
-    for u in range(rows):
-        for v in range(columns):
-            top, left = u * dilation[0], v * dilation[1]
-            window = x[
-                :,
-                top : top + out[0] * stride[0] : stride[0],
-                left : left + out[1] * stride[1] : stride[1],
-            ]
-            y += window[:, : out[0], : out[1]] * kernel[u, v, 0]
-    return y
+    padding = tuple(map(tuple, padding))
+    convolution = Convolution(x.shape[1:3], kernel.shape[:2], stride, padding, dilation)
+    return definition.forward(x, kernel, convolution)
 
 
 def draw(shape, seed=0, dtype=np.float32):
