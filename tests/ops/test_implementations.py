@@ -20,8 +20,9 @@ ANYWHERE = ("xla", "dft", "shift", "toeplitz")
 SHAPES = (
     *shapes.REPLKNET_224,
     *shapes.SMALL,
-    *(shape for shape in shapes.REPLKNET_384 if shape.size[0] <= 24),
-    *(shape for shape in shapes.TABLE_1 if shape.name in ("16/9", "32/17")),
+    *shapes.REPLKNET_384,
+    *shapes.TABLE_1,
+    *shapes.DETECTION,
     *shapes.UNUSUAL,
 )
 
@@ -85,14 +86,14 @@ def assert_close(actual, reference, tolerance):
 class TestImplementation:
     """With 3 channels: fewer than the layers have, the same geometry."""
 
-    @pytest.mark.parametrize(("implementation", "shape"), cases(largest_map=112))
+    @pytest.mark.parametrize(("implementation", "shape"), cases(largest_map=200))
     def test_float32(self, implementation, shape):
-        """1e-5 of the largest value is 80 roundings. The largest error of a sum of up to 40,000
-        products (the kernel gradient of 112 x 112) has been 4e-6 of it."""
+        """3e-6 of the largest value is 25 roundings. The largest error of sums of up to 67,000
+        products (the kernel gradient of 200 x 336) has been 6e-7 of it."""
         batch = 3 if shape.size[0] <= 28 else 1
         actual = computed(*operands(shape.convolution, batch, 3), shape.convolution, implementation)
         assert [a.dtype for a in actual] == [np.float32] * 3
-        assert_close(actual, expected(shape, batch, 3), 1e-5)
+        assert_close(actual, expected(shape, batch, 3), 3e-6)
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
     @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_empty_map():
 def test_few_shapes_are_left_out():
     """What `cases` leaves out is what the forms cannot do, and no more."""
     for name, least in (("xla", 1.0), ("dft", 1.0), ("shift", 0.5), ("toeplitz", 0.25)):
-        assert len(cases(112, (name,))) >= least * len(SHAPES), name
+        assert len(cases(200, (name,))) >= least * len(SHAPES), name
 
 
 def test_no_output():

@@ -131,6 +131,18 @@ def test_kernel_gradient(convolution, batch, dtype, tile, tracked_wgmma):
     assert_close(dk, reference(x, g, convolution))
 
 
+@needs_0_11
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_a_value_that_is_not_finite_spoils(bad):
+    """What it belongs to, here every entry, and nothing of another channel."""
+    convolution = same((9, 12), 5)
+    x, g = draw(convolution, 16, 2, jnp.bfloat16)
+    dk, _ = interpreted(kernel_gradient, x.at[3, 4, 5, 1].set(bad), g, convolution)
+    finite = np.isfinite(np.float32(dk))
+    assert finite[..., 0].all()
+    assert not finite[..., 1].any()
+
+
 def many_stages():
     """Packed operands of three batch tiles, so that the rings come round several times."""
     convolution = same((9, 12), 5)
