@@ -38,7 +38,7 @@ VERBS = re.findall(r"^    python -m replk_jax (.*?)(?:  +#.*)?$", TEXT, re.MULTI
 @pytest.mark.parametrize("command", VERBS)
 def test_verbs_exist(command):
     """They are understood; what they do has tests of its own."""
-    assert cli._parser().parse_args(shlex.split(command)).run
+    assert cli.make_parser().parse_args(shlex.split(command)).run
 
 
 def test_figures():

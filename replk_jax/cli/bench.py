@@ -1,54 +1,28 @@
-"""The verbs of `python -m replk_jax`."""
+"""bench: measures speed on the device at hand."""
 
 import argparse
 import dataclasses
-import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from replk_jax.accounting import summary
 from replk_jax.benchmark import depthwise, targets
 from replk_jax.benchmark.environment import describe_environment, format_environment
 from replk_jax.benchmark.model import MODES, benchmark_model, format_report
 from replk_jax.benchmark.tune import tune
-from replk_jax.models import create_model, list_models
+from replk_jax.cli.arguments import check_folder, positive, seconds, write_json
 from replk_jax.ops import measurements
 from replk_jax.ops.dispatch import IMPLEMENTATIONS
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one verb; a mistake of the user's ends with one line and exit status 2."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        parser.exit(2, f"error: out of memory; use a smaller batch.\n{error}\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m replk_jax", description=__doc__)
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-
-    models = verbs.add_parser("models", help="list the models, or count one part by part")
-    models.add_argument("name", nargs="?", help="a model; without it, all are listed")
-    models.add_argument("--image-size", type=_positive, default=224, help="pixels (224)")
-    models.set_defaults(run=_models)
-
+def add_parser(verbs) -> None:
     bench = verbs.add_parser("bench", help="measure speed on the device at hand")
     subjects = bench.add_subparsers(metavar="SUBJECT", required=True)
     model = subjects.add_parser("model", help="a whole network, inference and training")
     model.add_argument("--model", default="replknet_31b", help="its name (replknet_31b)")
-    model.add_argument("--image-size", type=_positive, default=224, help="pixels (224)")
-    model.add_argument("--batch-size", type=_positive, default=1, help="images at once (1)")
+    model.add_argument("--image-size", type=positive, default=224, help="pixels (224)")
+    model.add_argument("--batch-size", type=positive, default=1, help="images at once (1)")
     model.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation"
     )
@@ -62,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="networks in PyTorch to run in turns with it: torch (the same), timm:NAME",
     )
-    model.add_argument("--seconds", type=_seconds, default=10.0, help="to repeat each mode (10)")
+    model.add_argument("--seconds", type=seconds, default=10.0, help="to repeat each mode (10)")
     model.add_argument("--json", type=Path, metavar="FILE", help="write the report there as JSON")
     model.set_defaults(run=_bench_model)
 
@@ -75,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("float32", "bfloat16", "float16"),
         help="of all arrays (float32 on a CPU, bfloat16 elsewhere; to tune elsewhere, both)",
     )
-    layer.add_argument("--batch-size", type=_positive, help="in place of those of the suite")
+    layer.add_argument("--batch-size", type=positive, help="in place of those of the suite")
     layer.add_argument(
         "--implementations",
         nargs="*",
@@ -89,16 +63,16 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="PyTorch in the same process, where it is installed (yes)",
     )
-    layer.add_argument("--seconds", type=_seconds, help="to repeat each program (1; to tune 0.05)")
+    layer.add_argument("--seconds", type=seconds, help="to repeat each program (1; to tune 0.05)")
     layer.add_argument(
         "--limit",
-        type=_seconds,
+        type=seconds,
         help="seconds of one call; contenders that are expected to take longer are skipped "
         "(60 on a CPU, 2 elsewhere)",
     )
     layer.add_argument(
         "--minutes",
-        type=_seconds,
+        type=seconds,
         help="after which no layer is begun (no limit; to tune 10 on a CPU, 3 elsewhere)",
     )
     layer.add_argument("--json", type=Path, metavar="FILE", help="write the report there as JSON")
@@ -111,37 +85,10 @@ def _parser() -> argparse.ArgumentParser:
         "--table", type=Path, metavar="FILE", help="write what --tune measures there instead"
     )
     layer.set_defaults(run=_bench_depthwise)
-    return parser
-
-
-def _models(arguments: argparse.Namespace) -> None:
-    if arguments.name:
-        print(summary(create_model(arguments.name), arguments.image_size))
-        return
-    print(
-        f"{'':14}{'parameters':>13}{'merged':>13}{'MACs, paper':>17}{'mmpretrain':>17}"
-        "  kernels, channels"
-    )
-    for name in list_models():
-        model = create_model(name)
-        counts = summary(model, arguments.image_size)
-        kernels, channels = (
-            "-".join(map(str, values))
-            for values in (model.architecture.kernel_sizes, model.architecture.channels)
-        )
-        print(
-            f"{name:14}{counts.training.parameters:13,}{counts.merged.parameters:13,}"
-            f"{counts.paper_flops:17,}{counts.mmpretrain_flops:17,}  {kernels}, {channels}"
-        )
-    size = arguments.image_size
-    print(
-        f"Multiply-adds (MACs) at {size} x {size}. Paper: the merged convolutions. mmpretrain: the "
-        "training-time\nconvolutions, batch norms (5 for each output) and pooled values."
-    )
 
 
 def _bench_model(arguments: argparse.Namespace) -> None:
-    _check_folder(arguments.json)
+    check_folder(arguments.json)
     # A program that is found in the cache would not be compiled.
     jax.config.update("jax_enable_compilation_cache", False)
     report = benchmark_model(
@@ -154,7 +101,7 @@ def _bench_model(arguments: argparse.Namespace) -> None:
         seconds=arguments.seconds,
     )
     print(format_report(report))
-    _write(report, arguments.json)
+    write_json(report, arguments.json)
 
 
 def _bench_depthwise(arguments: argparse.Namespace) -> None:
@@ -166,7 +113,7 @@ def _bench_depthwise(arguments: argparse.Namespace) -> None:
         return
     if arguments.table:
         raise ValueError("--table says where --tune writes to; it needs --tune.")
-    _check_folder(arguments.json)
+    check_folder(arguments.json)
     benchmark = depthwise.Benchmark(
         dtype=arguments.dtype or ("float32" if on_cpu else "bfloat16"),
         implementations=tuple(arguments.implementations),
@@ -190,7 +137,7 @@ def _bench_depthwise(arguments: argparse.Namespace) -> None:
         rows.append(row)
         # At once, so that they are there when a later one takes too long.
         report["rows"].append(row.as_dict())
-        _write(report, arguments.json)
+        write_json(report, arguments.json)
     for line in targets.conclusions(rows, layers, device.device_kind, benchmark.dtype):
         print(line)
 
@@ -212,31 +159,3 @@ def _tune(arguments: argparse.Namespace, on_cpu: bool) -> None:
     )
     for line in lines:
         print(line, flush=True)
-
-
-def _check_folder(path: Path | None) -> None:
-    """Before anything is measured in vain."""
-    if path and not path.parent.is_dir():
-        raise ValueError(f"There is no folder {path.parent} to write {path} to.")
-
-
-def _write(report: dict[str, Any], path: Path | None) -> None:
-    """What was there stays until the new report is whole."""
-    if path:
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(report, indent=2) + "\n")
-        partial.replace(path)
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be more than 0, got {value:g}")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value

@@ -1,0 +1,33 @@
+"""The verbs of `python -m replk_jax`, a file for each."""
+
+import argparse
+from collections.abc import Sequence
+
+import jax
+
+from replk_jax.cli import bench, models
+
+_VERBS = (models, bench)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one verb; a mistake of the user's ends with one line and exit status 2."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        parser.exit(2, f"error: out of memory; use a smaller batch.\n{error}\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Of all verbs; what it parses has `run`, which does it."""
+    parser = argparse.ArgumentParser(prog="python -m replk_jax", description="Large-kernel networks in JAX.")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in _VERBS:
+        verb.add_parser(verbs)
+    return parser
