@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import replk_jax
+from replk_jax.files import replace_text
 from train.errors import RunError
-from train.files import replace_text
 
 
 def check(config: ConfigDict) -> None:
@@ -110,6 +110,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("data.crop_scale", lambda value: _range(value, 1), "two shares in order, (0.08, 1.0)"),
     ("data.std", lambda value: min(value, default=0) > 0, "positive, a value for each channel"),
     ("data.crop_ratio", lambda value: _range(value, float("inf")), "two ratios in order"),
+    ("mode", lambda value: value in ("train", "eval"), "train or eval"),
     (
         "model.dtype",
         lambda value: value in ("float32", "bfloat16"),

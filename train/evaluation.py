@@ -11,8 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 import replk_jax
+from replk_jax.preprocessing import normalize
 from train import parallel
-from train.step import Batch, normalize
+from train.step import Batch
 
 Variables = dict[str, Any]
 

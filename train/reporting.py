@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from train.files import replace_text
+from replk_jax.files import replace_text
 
 # What the bar shows, and under which name.
 _ON_BAR = {"train/loss": "loss", "images_per_second": "images/s"}

@@ -7,10 +7,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from replk_jax.preprocessing import normalize
 from train import parallel
 
 Batch = dict[str, jax.Array]
@@ -30,12 +30,6 @@ class TrainState:
     def variables(self) -> dict[str, Any]:
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
-
-
-def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """uint8 images to float32 of about zero mean and unit variance, channel by channel."""
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def init_state(

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from replk_jax.files import replace_text
 from replk_jax.ops.convolution import Convolution
 
 PACKAGED = Path(__file__).with_name("tables")
@@ -124,11 +125,9 @@ def write(table: Table, path: Path) -> None:
       OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     lines = ",\n".join("  " + json.dumps(dataclasses.asdict(each)) for each in table.measurements)
     head = json.dumps({"device": table.device, "setting": table.setting}, indent=1)
-    partial.write_text(head[:-2] + ',\n "measurements": [\n' + lines + "\n ]\n}\n")
-    partial.replace(path)
+    replace_text(path, head[:-2] + ',\n "measurements": [\n' + lines + "\n ]\n}\n")
 
 
 @functools.lru_cache

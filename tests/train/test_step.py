@@ -13,7 +13,7 @@ from tests.models.test_replknet_golden import load
 from train import parallel
 from train.errors import RunError
 from train.optimizer import adamw, warmup_cosine
-from train.step import TrainState, init_state, make_train_step, normalize
+from train.step import TrainState, init_state, make_train_step
 
 RECIPE = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.05}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -153,12 +153,6 @@ def test_loss_and_statistics_of_one_step():
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         state.batch_stats, stats,
     )  # fmt: skip
-
-
-def test_normalize():
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3), np.uint8)
-    expected = (images / 255 - np.array(MEAN)) / np.array(STD)
-    np.testing.assert_allclose(normalize(images, MEAN, STD), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_batch_that_the_devices_cannot_share():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data.transforms import RandomResizedCropAndFlip, ResizeAndCentreCrop, decode
+from replk_jax.preprocessing import Preprocessing
+from train.data.transforms import Prepare, RandomResizedCropAndFlip
 from train.errors import RunError
 
 
@@ -21,32 +22,15 @@ def picture(width, height, seed=0):
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize(
-    ("size", "resized"),
-    [
-        ((500, 375), (341, 256)),
-        ((375, 500), (256, 341)),
-        ((64, 64), (256, 256)),
-        ((49, 98), (256, 512)),
-    ],
-)
-def test_evaluation_resizes_the_shorter_side_and_crops_the_centre(size, resized):
-    """224 / 0.875 = 256; the longer side is cut to whole pixels as torchvision does."""
-    image = picture(*size)
-    result = ResizeAndCentreCrop(224, 3, 0.875).map({**example(image), "mask": np.bool_(True)})
-    big = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
-    top, left = round((resized[1] - 224) / 2), round((resized[0] - 224) / 2)
-    np.testing.assert_array_equal(result["image"], big[top : top + 224, left : left + 224])
-    assert result["label"] == 3
-    assert result["label"].dtype == np.int32
-    assert sorted(result) == ["image", "label", "mask"]
-
-
-def test_evaluation_without_crop_warps():
+def test_evaluation_prepares_as_the_preprocessing_says():
+    """Which tests/test_preprocessing.py compares with Pillow."""
     image = picture(50, 30)
-    result = ResizeAndCentreCrop(32, 3, None).map(example(image))
-    expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(result["image"], expected)
+    for preprocessing in (Preprocessing(32, 0.8), Preprocessing(32, None, mean=(0,), std=(1,))):
+        result = Prepare(preprocessing).map({**example(image), "mask": np.bool_(True)})
+        np.testing.assert_array_equal(result["image"], preprocessing.pixels(image))
+        assert result["label"] == 3
+        assert result["label"].dtype == np.int32
+        assert sorted(result) == ["image", "label", "mask"]
 
 
 def test_training_crops_lie_inside_and_keep_to_scale_and_ratio():
@@ -95,29 +79,14 @@ def test_training_depends_on_the_generator_alone():
     assert not np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
-def test_every_colour_mode_becomes_colour_or_grey(mode):
-    image = picture(9, 7).convert(mode)
-    encoded = example(image, format="TIFF" if mode == "CMYK" else "PNG")
-    assert np.asarray(decode(encoded, 3)).shape == (7, 9, 3)
-    result = ResizeAndCentreCrop(4, 1, None).map(encoded)
-    assert result["image"].shape == (4, 4, 1)
-
-
-def test_sixteen_bits_are_scaled_and_not_cut():
-    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    grey = np.asarray(decode(example(Image.fromarray(ramp)), 1))
-    np.testing.assert_array_equal(grey, ramp >> 8)
-
-
-def test_values_without_a_range_are_refused():
-    image = Image.fromarray(np.ones((4, 4), np.float32))
-    with pytest.raises(RunError, match=r"cat\.png.*no known range"):
-        decode(example(image, format="TIFF"), 1)
-
-
 def test_bytes_that_are_no_image_are_named():
+    training = RandomResizedCropAndFlip(8, 3, (1.0, 1.0), (1.0, 1.0), False)
+    evaluation = Prepare(Preprocessing(8))
     good = example(picture(40, 30))
+    message = r"Cannot read the image cat\.png: .* Mend it"
     for broken in (b"", b"no image", good["image"][: len(good["image"]) // 2]):
-        with pytest.raises(RunError, match=r"cat\.png"):
-            decode({**good, "image": broken}, 3)
+        bad = {**good, "image": broken}
+        with pytest.raises(RunError, match=message):
+            training.random_map(bad, np.random.default_rng(0))
+        with pytest.raises(RunError, match=message):
+            evaluation.map(bad)

@@ -1,13 +1,41 @@
-"""The images of a run: its two splits, and batches of each as the configuration wants them."""
+"""The images of a run: its splits, and batches of each as the configuration wants them."""
 
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from replk_jax.preprocessing import Preprocessing
 from train.data import pipeline
 from train.data.sources import open_source
-from train.data.transforms import RandomResizedCropAndFlip, ResizeAndCentreCrop
+from train.data.transforms import Prepare, RandomResizedCropAndFlip
 from train.errors import RunError
+
+
+class EvaluationImages:
+    """The evaluation split that a configuration names.
+
+    Args:
+      config: see configs/common.py.
+      preprocessing: of the images.
+
+    Raises:
+      RunError: data that are not there.
+    """
+
+    def __init__(self, config: ConfigDict, preprocessing: Preprocessing):
+        self._config = config
+        self._source = open_source(config.data, config.data.eval_split)
+        self._transform = Prepare(preprocessing)
+        self.class_names = self._source.class_names
+
+    def batches(self) -> Iterator[pipeline.Batch]:
+        """This process's rows of batches that hold every image once."""
+        return pipeline.eval_batches(
+            self._source,
+            self._transform,
+            batch_size=self._config.eval_batch_size,
+            reading=self._config.data.reading,
+        )
 
 
 class ImageData:
@@ -35,13 +63,14 @@ class ImageData:
                 f"channel; they are {data.mean} and {data.std}."
             )
         self._train = open_source(data, data.train_split)
-        self._eval = open_source(data, data.eval_split)
-        if self._train.class_names != self._eval.class_names:
+        self.preprocessing = preprocessing_of(data)
+        self.evaluation = EvaluationImages(config, self.preprocessing)
+        self.class_names = self._train.class_names
+        if self.class_names != self.evaluation.class_names:
             raise RunError(
                 f"The splits {data.train_split!r} and {data.eval_split!r} do not have the same "
-                f"classes: {_first(self._train.class_names)} and {_first(self._eval.class_names)}."
+                f"classes: {_first(self.class_names)} and {_first(self.evaluation.class_names)}."
             )
-        self.num_classes = len(self._train.class_names)
         self.steps_per_epoch = len(self._train) // config.batch_size
         if not self.steps_per_epoch:
             raise RunError(
@@ -50,9 +79,6 @@ class ImageData:
             )
         self._train_transform = RandomResizedCropAndFlip(
             data.image_size, channels, data.crop_scale, data.crop_ratio, data.flip
-        )
-        self._eval_transform = ResizeAndCentreCrop(
-            data.image_size, channels, data.eval_crop_fraction
         )
 
     def train_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
@@ -66,14 +92,22 @@ class ImageData:
             reading=self._config.data.reading,
         )
 
-    def eval_batches(self) -> Iterator[pipeline.Batch]:
-        """This process's rows of batches that hold every evaluation image once."""
-        return pipeline.eval_batches(
-            self._eval,
-            self._eval_transform,
-            batch_size=self._config.eval_batch_size,
-            reading=self._config.data.reading,
+
+def preprocessing_of(data: ConfigDict) -> Preprocessing:
+    """Of the images to evaluate on, as the `data` part of a configuration says.
+
+    Raises:
+      RunError: fields that make no sense.
+    """
+    try:
+        return Preprocessing(
+            image_size=data.image_size,
+            crop_fraction=data.eval_crop_fraction,
+            mean=data.mean,
+            std=data.std,
         )
+    except ValueError as error:
+        raise RunError(f"config.data: {error}") from error
 
 
 def _first(names: list[str]) -> str:

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
 
+from replk_jax.images import IMAGE_SUFFIXES
 from train.data.digits import Digits
 from train.errors import RunError
 
 # Builders of this project.
 _EMBEDDED = {"digits": Digits}
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 
 
 class Source(Protocol):
@@ -85,7 +85,7 @@ class FolderSource:
             (str(path), label)
             for label, name in enumerate(self.class_names)
             for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in _IMAGE_SUFFIXES
+            if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         empty = set(range(len(self.class_names))) - {label for _, label in self._examples}
         if empty or not self._examples:
@@ -93,7 +93,7 @@ class FolderSource:
             raise RunError(
                 f"{', '.join(without) or folder} holds no images: expected "
                 f"{folder}/<class>/<image>, with one of the endings "
-                f"{', '.join(sorted(_IMAGE_SUFFIXES))}."
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}."
             )
 
     def __len__(self) -> int:

@@ -3,18 +3,19 @@
 Resizing is Pillow's antialiased bicubic, as in the paper's training and evaluation.
 """
 
+import contextlib
 import dataclasses
-import io
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import grain
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from replk_jax.images import ImageError, read_image, to_array
+from replk_jax.preprocessing import Preprocessing
 from train.errors import RunError
-
-_MODES = {1: "L", 3: "RGB"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +40,18 @@ class RandomResizedCropAndFlip(grain.transforms.RandomMap):
     flip: bool
 
     def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Maps an example of a source to {"image": uint8 (S, S, C), "label": int32}."""
-        image = decode(example, self.channels)
-        image = _resize(image.crop(self._box(image.size, rng)), (self.size, self.size))
+        """Maps an example of a source to {"image": uint8 (S, S, C), "label": int32}.
+
+        Raises:
+          RunError: bytes that are no image, or not the whole of one.
+        """
+        with _reported():
+            image = read_image(example["image"], self.channels, example["origin"])
+        box = self._box(image.size, rng)
+        image = image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC)
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return {"image": _array(image), "label": np.int32(example["label"])}
+        return {"image": to_array(image), "label": np.int32(example["label"])}
 
     def _box(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
         width, height = size
@@ -64,62 +71,33 @@ class RandomResizedCropAndFlip(grain.transforms.RandomMap):
 
 
 @dataclasses.dataclass(frozen=True)
-class ResizeAndCentreCrop(grain.transforms.Map):
-    """The paper's evaluation: the shorter side to size / crop_fraction, then the centre.
+class Prepare(grain.transforms.Map):
+    """What a checkpoint's images go through before evaluation, but for the normalisation.
 
     Attributes:
-      size: side of the result in pixels.
-      channels: 1 for grey, 3 for colour.
-      crop_fraction: 0.875 at 224; None warps the whole image to the square, as the paper does
-        at 384 and above.
+      preprocessing: size, crop and channels.
     """
 
-    size: int
-    channels: int
-    crop_fraction: float | None
+    preprocessing: Preprocessing
 
     def map(self, example: dict[str, Any]) -> dict[str, Any]:
         """Maps an example of a source to {"image": uint8 (S, S, C), "label": int32}.
 
         What else the example holds, but for its origin, passes unchanged.
+
+        Raises:
+          RunError: bytes that are no image, or not the whole of one.
         """
-        image = decode(example, self.channels)
-        if self.crop_fraction is None:
-            image = _resize(image, (self.size, self.size))
-        else:
-            shorter = int(self.size / self.crop_fraction)
-            # The longer side is cut, not rounded, as torchvision does.
-            width, height = (shorter * side // min(image.size) for side in image.size)
-            image = _resize(image, (width, height))
-            left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-            image = image.crop((left, top, left + self.size, top + self.size))
+        with _reported():
+            image = self.preprocessing.pixels(example["image"], example["origin"])
         rest = {k: v for k, v in example.items() if k not in ("image", "label", "origin")}
-        return {"image": _array(image), "label": np.int32(example["label"]), **rest}
+        return {"image": image, "label": np.int32(example["label"]), **rest}
 
 
-def decode(example: dict[str, Any], channels: int) -> Image.Image:
-    """The image of an example, converted to grey or colour.
-
-    Raises:
-      RunError: bytes that are no image, or not the whole of one.
-    """
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """An image that cannot be read ends the run."""
     try:
-        image = Image.open(io.BytesIO(example["image"]))
-        if image.mode.startswith("I;16"):  # convert() would cut at 255, not scale
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise OSError(f"its values have no known range (mode {image.mode})")
-        return image.convert(_MODES[channels])
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RunError(
-            f"Cannot read the image {example['origin']}: {error}. Mend it or take it away."
-        ) from error
-
-
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image.resize(size, Image.Resampling.BICUBIC)
-
-
-def _array(image: Image.Image) -> np.ndarray:
-    array = np.asarray(image)
-    return array[:, :, None] if array.ndim == 2 else array
+        yield
+    except ImageError as error:
+        raise RunError(f"{error} Mend it or take it away.") from error

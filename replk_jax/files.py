@@ -1,0 +1,37 @@
+"""Files that are either complete or not there."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A new file that takes the name `path` at the end, or goes away if something fails.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(partial, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def replace_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file, all of it or nothing.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(text.encode())
