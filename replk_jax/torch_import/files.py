@@ -1,0 +1,115 @@
+"""The bytes of a file, and errors that name it."""
+
+import io
+import os
+import stat
+import threading
+import weakref
+import zlib
+from typing import BinaryIO
+
+# Read at once: small enough that the checksum finds the bytes still in the processor's cache.
+_CHUNK = 1 << 18
+
+
+class FileError(ValueError):
+    """A file that cannot be read; the message is "FILE: reason. remedy"."""
+
+
+class File:
+    """A regular file, open for reading until nothing refers to it any more.
+
+    Several threads may read at once.
+
+    Attributes:
+      path: as it was given.
+      size: in bytes.
+
+    Raises:
+      FileError: not a regular file.
+      OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise self.error("this is not a regular file. Name the checkpoint itself.")
+        self._raw = open(path, "rb", buffering=0)  # noqa: SIM115
+        weakref.finalize(self, self._raw.close)
+        self._lock = threading.Lock()
+        self._stamp = self._look()
+        self.size = self._stamp[0]
+
+    def error(self, reason: str) -> FileError:
+        return FileError(f"{self.path}: {reason}")
+
+    def read(self, start: int, size: int) -> bytearray:
+        """So many bytes from `start` on."""
+        if start + size > self.size:
+            raise self.error("it ends too early. Copy or download it again.")
+        data = bytearray(size)
+        self.read_into(start, memoryview(data))
+        return data
+
+    def read_into(self, start: int, buffer: memoryview, checksum: int | None = None) -> int | None:
+        """Fills the buffer with the bytes from `start` on.
+
+        Returns:
+          `checksum`, a CRC-32, carried on over these bytes; None if it is None.
+
+        Raises:
+          FileError: the file has changed since it was opened, or the disk fails.
+        """
+        filled = 0
+        with self._lock:
+            if self._look() != self._stamp:
+                raise self.error("it has been written to since it was opened. Read it anew.")
+            self._raw.seek(start)
+            while filled < len(buffer):
+                chunk = buffer[filled : filled + _CHUNK]
+                count = self._read_chunk(chunk)
+                if checksum is not None:
+                    checksum = zlib.crc32(chunk[:count], checksum)
+                filled += count
+        return checksum
+
+    def checksum(self, start: int, size: int) -> int:
+        """CRC-32 of so many bytes from `start` on."""
+        checksum, scratch = 0, memoryview(bytearray(min(size, _CHUNK)))
+        for done in range(0, size, _CHUNK):
+            checksum = self.read_into(start + done, scratch[: size - done], checksum)
+        return checksum
+
+    def stream(self) -> BinaryIO:
+        """The whole file for a decoder, which may ask for as much as the file says it has.
+
+        Only as long as this object lives, and not while others read.
+        """
+        self._raw.seek(0)
+        return _Stream(io.FileIO(self._raw.fileno(), closefd=False), self.size)
+
+    def _read_chunk(self, chunk: memoryview) -> int:
+        try:
+            count = self._raw.readinto(chunk)
+        except OSError as error:
+            raise self.error(f"the disk cannot read it: {error.strerror}.") from error
+        if not count:
+            raise self.error("it ends too early. Copy or download it again.")
+        return count
+
+    def _look(self) -> tuple[int, int]:
+        status = os.fstat(self._raw.fileno())
+        return status.st_size, status.st_mtime_ns
+
+
+class _Stream(io.BufferedReader):
+    """Allocates no more than what is left of the file, however much is asked for."""
+
+    def __init__(self, raw: io.RawIOBase, size: int):
+        super().__init__(raw)
+        self._size = size
+
+    def read(self, size: int = -1) -> bytes:
+        if size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, self._size - self.tell()))
+        return super().read(size)

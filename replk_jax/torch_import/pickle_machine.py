@@ -1,0 +1,451 @@
+"""A machine for pickles to which everything is data.
+
+A pickle is a program for a small stack machine, and Python's own machine imports and calls
+what the program names. This one does neither. Its opcodes, which the standard library decodes
+(`pickletools`), build numbers, strings and containers; a name becomes a `Placeholder`, and so
+does what calling it would have made, but for a few functions that the reader has put in
+their place: `OrderedDict` gives a dict, PyTorch's way of rebuilding a tensor a `StoredTensor`.
+"""
+
+import itertools
+import pickletools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NoReturn
+
+from replk_jax.torch_import.tensors import Placeholder, StoredTensor, brief
+
+# From the arguments that a file gives, or None where they are not what the function takes.
+Function = Callable[[tuple[Any, ...]], Any]
+
+# Far beyond any checkpoint (one of a hundred thousand tensors has three million opcodes), and
+# done with in seconds.
+_MOST_OPCODES = 5_000_000
+_MOST_VALUES = 5_000_000
+_MOST_LEVELS = 100
+_MOST_BYTES_COPIED = 1 << 28
+_MOST_BITS = 4096
+_LONGEST_NAME = 1000
+
+_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
+# What the pickles of harmless objects call; of the standard library, nothing else is.
+_DATA = frozenset(
+    f"{module}.{name}"
+    for module, names in {
+        "_codecs": "encode",
+        "builtins": "bytearray bytes complex dict frozenset getattr list object range set slice "
+        "str tuple type unicode xrange",
+        "collections": "Counter OrderedDict defaultdict deque",
+        "copyreg": "__newobj__ _reconstructor",
+        "datetime": "date datetime time timedelta timezone",
+        "decimal": "Decimal",
+        "fractions": "Fraction",
+        "functools": "partial",
+        "numpy": "dtype",
+        "numpy.core.multiarray": "_reconstruct scalar",
+        "numpy.core.numeric": "_frombuffer",
+        "numpy._core.multiarray": "_reconstruct scalar",
+        "numpy._core.numeric": "_frombuffer",
+        "operator": "attrgetter itemgetter methodcaller",
+        "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+        "re": "_compile",
+        "time": "struct_time",
+        "torch": "device",
+        "types": "SimpleNamespace",
+        "uuid": "UUID",
+    }.items()
+    for name in names.split()
+)
+
+
+def unpickle(
+    stream: BinaryIO,
+    functions: Mapping[tuple[str, str], Function] | None = None,
+    load_persistent: Function | None = None,
+) -> Any:
+    """Reads one pickle, of any protocol from 0 to 5, as data.
+
+    What results are dict, list, tuple, set, frozenset, int, float, bool, None, str, bytes,
+    `Placeholder`, and what the functions return. The attributes of an `OrderedDict` are
+    dropped. A key of a dict that is not a number, string or placeholder becomes a placeholder.
+
+    Args:
+      stream: at the beginning of the pickle; left at its end.
+      functions: by module and name, what to call with the arguments that the file has for
+        this name.
+      load_persistent: what to call with the tuple by which a file refers to what lies outside
+        the pickle.
+
+    Raises:
+      ValueError: not a pickle; or one that calls a function of Python's standard library
+        that is not known to make data only, contains itself, or is beyond all measure.
+    """
+    machine = _Machine(_PLAIN | dict(functions or {}), load_persistent)
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count == _MOST_OPCODES:
+                raise ValueError("it is longer than that of any checkpoint")
+            machine.do(opcode.name, argument)
+    except (ValueError, DeprecationWarning) as error:  # of a wrong escape, where that is an error
+        near = machine.nearest_string()
+        place = f"before byte {stream.tell()}" + (f", near {brief(near)}" if near else "")
+        raise ValueError(
+            f"its pickle cannot be read: {error} ({place}). Get it anew, from whom you trust."
+        ) from error
+    _extent(machine.result, {})
+    return machine.result
+
+
+class _Machine:
+    """A stack, the stacks that a MARK has put aside, and a memo."""
+
+    def __init__(
+        self,
+        functions: Mapping[tuple[str, str], Function],
+        load_persistent: Function | None,
+    ):
+        self.result: Any = None
+        self._functions = functions
+        self._load_persistent = load_persistent
+        self._stack: list[Any] = []
+        self._aside: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self._copied = 0
+
+    def do(self, opcode: str, argument: Any) -> None:
+        action = _ACTIONS.get(opcode)
+        if action is None:
+            raise ValueError(f"the opcode {opcode} is not one of a checkpoint")
+        action(self, argument)
+
+    def nearest_string(self) -> str:
+        """In a state dict, the name of the tensor that is being built."""
+        stacks = (self._stack, *reversed(self._aside))
+        values = itertools.chain.from_iterable(map(reversed, stacks))
+        return next((value for value in values if isinstance(value, str)), "")
+
+    # The stack.
+
+    def push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def pop(self) -> Any:
+        return self._stack.pop() if self._stack else _underflow()
+
+    def top(self) -> Any:
+        return self._stack[-1] if self._stack else _underflow()
+
+    def pop_many(self, count: int) -> tuple[Any, ...]:
+        if len(self._stack) < count:
+            _underflow()
+        values = tuple(self._stack[-count:])
+        del self._stack[-count:]
+        return values
+
+    def pop_to_mark(self) -> list[Any]:
+        if not self._aside:
+            raise ValueError("it has no MARK to go back to")
+        values, self._stack = self._stack, self._aside.pop()
+        return values
+
+    def mark(self, _: None) -> None:
+        self._aside.append(self._stack)
+        self._stack = []
+
+    def discard(self, _: None) -> None:
+        if self._stack or not self._aside:
+            self.pop()
+        else:
+            self.pop_to_mark()
+
+    # The memo.
+
+    def put(self, index: int) -> None:
+        self._memo[index] = self.top()
+
+    def memoize(self, _: None) -> None:
+        self.put(len(self._memo))
+
+    def get(self, index: int) -> None:
+        if index not in self._memo:
+            raise ValueError(f"it has stored nothing under {index}")
+        self.push(self._memo[index])
+
+    # Numbers and containers.
+
+    def push_long(self, value: int) -> None:
+        if value.bit_length() > _MOST_BITS:
+            raise ValueError(f"it has an integer of {value.bit_length()} bits")
+        self.push(value)
+
+    def append(self, values: Iterable[Any]) -> None:
+        target = self.top()
+        if isinstance(target, Placeholder):
+            target = target.items
+        if not isinstance(target, list):
+            raise ValueError(f"it appends to a {type(target).__name__}")
+        target.extend(values)
+
+    def set_items(self, values: list[Any]) -> None:
+        target = self.top()
+        if isinstance(target, Placeholder):
+            target = target.entries
+        if not isinstance(target, dict):
+            raise ValueError(f"it stores an entry in a {type(target).__name__}")
+        target.update(_pairs(values))
+
+    def add_items(self, values: list[Any]) -> None:
+        target = self.top()
+        if not isinstance(target, set):
+            raise ValueError(f"it adds to a {type(target).__name__}")
+        target.update(map(_key, values))
+
+    # Names, and what is made of them.
+
+    def push_name(self, module: Any, name: Any) -> None:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise ValueError("it names a class by something that is not a string")
+        if len(module) + len(name) > _LONGEST_NAME:
+            raise ValueError("it names a class by what is too long for a name")
+        self.push(Placeholder(_PYTHON_2.get(module, module), name))
+
+    def push_global(self, argument: str) -> None:
+        self.push_name(*argument.split(" ", 1))
+
+    def call(self, function: Any, args: Any, *, plainly: bool = False) -> None:
+        """REDUCE and its kin; `plainly`: only `__new__` of a class would have been called."""
+        if not isinstance(args, tuple):
+            raise ValueError(f"it has a {type(args).__name__} as arguments")
+        if not (isinstance(function, Placeholder) and function.args is None):
+            raise ValueError("it calls what is not a function")
+        replacement = self._functions.get((function.module, function.name))
+        if replacement is not None:
+            self.push(self._replace(replacement, function, args))
+            return
+        known = plainly or function.path in _DATA
+        if not known and function.module.split(".")[0] in sys.stdlib_module_names:
+            raise ValueError(
+                f"it calls {function.path}, so it is a program and no checkpoint, and nothing of "
+                "it has been run"
+            )
+        self.push(Placeholder(function.module, function.name, args, called=not known))
+
+    def reduce(self, _: None) -> None:
+        self.call(*self.pop_many(2))
+
+    def new_object(self, _: None) -> None:
+        self.call(*self.pop_many(2), plainly=True)
+
+    def new_object_with_keywords(self, _: None) -> None:
+        class_, args, keywords = self.pop_many(3)
+        self.call(class_, (args, keywords), plainly=True)
+
+    def instance(self, argument: str) -> None:
+        args = tuple(self.pop_to_mark())
+        self.push_global(argument)
+        self.call(self.pop(), args)
+
+    def object(self, _: None) -> None:
+        values = self.pop_to_mark()
+        self.call(values[0] if values else _underflow(), tuple(values[1:]))
+
+    def build(self, _: None) -> None:
+        state, target = self.pop(), self.top()
+        if isinstance(target, Placeholder) and target.args is not None:
+            target.state = state
+        elif not isinstance(target, dict | StoredTensor):
+            raise ValueError(f"it gives attributes to {brief(target)}")
+
+    def load_persistent(self, reference: Any) -> None:
+        loaded = self._load_persistent and self._load_persistent(reference)
+        if loaded is None:
+            raise ValueError(f"it refers to {brief(reference)}, which is no storage")
+        self.push(loaded)
+
+    def stop(self, _: None) -> None:
+        self.result = self.pop()
+
+    def _replace(self, replacement: Function, function: Placeholder, args: tuple) -> Any:
+        for value in args:
+            if isinstance(value, str | bytes):
+                self._copied += len(value)
+            elif isinstance(value, list | tuple | dict | set):
+                self._copied += 64 * len(value)
+        if self._copied > _MOST_BYTES_COPIED:
+            raise ValueError("it copies the same values over and over")
+        result = replacement(args)
+        if result is None:
+            raise ValueError(f"{function.path} does not take {brief(args)}")
+        return result
+
+
+_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda machine, version: None,
+    "FRAME": lambda machine, size: None,
+    "STOP": _Machine.stop,
+    "MARK": _Machine.mark,
+    "POP": _Machine.discard,
+    "POP_MARK": lambda machine, _: machine.pop_to_mark(),
+    "DUP": lambda machine, _: machine.push(machine.top()),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
+    "MEMOIZE": _Machine.memoize,
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2"), _Machine.push),
+    **dict.fromkeys(("LONG", "LONG1", "LONG4"), _Machine.push_long),
+    **dict.fromkeys(("FLOAT", "BINFLOAT"), _Machine.push),
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _Machine.push),
+    **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _Machine.push),
+    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"), _Machine.push),
+    "BYTEARRAY8": lambda machine, value: machine.push(bytes(value)),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "TUPLE1": lambda machine, _: machine.push(machine.pop_many(1)),
+    "TUPLE2": lambda machine, _: machine.push(machine.pop_many(2)),
+    "TUPLE3": lambda machine, _: machine.push(machine.pop_many(3)),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "LIST": lambda machine, _: machine.push(machine.pop_to_mark()),
+    "APPEND": lambda machine, _: machine.append(machine.pop_many(1)),
+    "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "DICT": lambda machine, _: machine.push(dict(_pairs(machine.pop_to_mark()))),
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop_many(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
+    "EMPTY_SET": lambda machine, _: machine.push(set()),
+    "FROZENSET": lambda machine, _: machine.push(frozenset(map(_key, machine.pop_to_mark()))),
+    "ADDITEMS": lambda machine, _: machine.add_items(machine.pop_to_mark()),
+    "GLOBAL": _Machine.push_global,
+    "STACK_GLOBAL": lambda machine, _: machine.push_name(*machine.pop_many(2)),
+    "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.new_object,
+    "NEWOBJ_EX": _Machine.new_object_with_keywords,
+    "INST": _Machine.instance,
+    "OBJ": _Machine.object,
+    "BUILD": _Machine.build,
+    "PERSID": _Machine.load_persistent,
+    "BINPERSID": lambda machine, _: machine.load_persistent(machine.pop()),
+}
+
+
+def _underflow() -> NoReturn:
+    raise ValueError("it takes more from its stack than there is")
+
+
+def _pairs(values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    if len(values) % 2:
+        raise ValueError("it has a key without a value")
+    return zip(map(_key, values[::2]), values[1::2], strict=True)
+
+
+def _key(value: Any) -> Any:
+    """What can be hashed in no time: a nested tuple or a huge integer could take for ever."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return Placeholder("builtins", "int", (value,))
+    if value is None or isinstance(value, _HASHED_AT_ONCE):
+        return value
+    return Placeholder("builtins", type(value).__name__, (value,))
+
+
+_HASHED_AT_ONCE = (str, bytes, int, float, Placeholder, StoredTensor)
+
+
+def _dict(args: tuple[Any, ...]) -> dict[Any, Any] | None:
+    match args:
+        case ():
+            return {}
+        case (dict(entries),):
+            return dict(entries)
+        case (list(pairs) | tuple(pairs),):  # an OrderedDict from Python 2
+            if all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+                return {_key(key): value for key, value in pairs}
+    return None
+
+
+def _default_dict(args: tuple[Any, ...]) -> dict[Any, Any] | None:
+    return _dict(args[1:])  # the first makes what is missing
+
+
+def _set(args: tuple[Any, ...]) -> set[Any] | None:
+    match args:
+        case ():
+            return set()
+        case (list(values) | tuple(values) | set(values),):
+            return set(map(_key, values))
+    return None
+
+
+def _bytes(args: tuple[Any, ...]) -> bytes | None:
+    """How protocols before 3 write bytes: `bytes()` or `_codecs.encode(text, "latin1")`."""
+    match args:
+        case ():
+            return b""
+        case (str(text), "latin1" | "latin-1"):
+            return text.encode("latin-1")
+    return None
+
+
+def _attribute(args: tuple[Any, ...]) -> Placeholder | None:
+    """How protocols before 4 write the name of a class within a class."""
+    match args:
+        case (Placeholder(args=None) as owner, str(name)):
+            if len(owner.path) + len(name) <= _LONGEST_NAME:
+                return Placeholder(owner.module, f"{owner.name}.{name}")
+        case (_, str()):
+            return Placeholder("builtins", "getattr", args)
+    return None
+
+
+def _reconstruct(args: tuple[Any, ...]) -> Placeholder | None:
+    """How protocols before 2 make an object of a class, from its base and what that holds."""
+    match args:
+        case (Placeholder(args=None) as class_, Placeholder(), held):
+            return Placeholder(class_.module, class_.name, () if held is None else (held,))
+    return None
+
+
+_PLAIN: dict[tuple[str, str], Function] = {
+    ("collections", "OrderedDict"): _dict,
+    ("collections", "Counter"): _dict,
+    ("collections", "defaultdict"): _default_dict,
+    ("builtins", "dict"): _dict,
+    ("builtins", "set"): _set,
+    ("builtins", "getattr"): _attribute,
+    ("copyreg", "_reconstructor"): _reconstruct,
+    ("builtins", "bytes"): _bytes,
+    ("_codecs", "encode"): _bytes,
+}
+
+
+_CONTAINERS = (dict, list, tuple, set, frozenset, Placeholder)
+
+
+def _extent(value: Any, known: dict[int, tuple[int, int]], level: int = 0) -> tuple[int, int]:
+    """How many values a walk through this one meets, and in how many levels.
+
+    Recursion is safe, as it ends with an error where whoever else walks would go too deep.
+    """
+    if not isinstance(value, _CONTAINERS):
+        return 1, 0
+    if id(value) not in known and level < _MOST_LEVELS:
+        extents = [_extent(inner, known, level + 1) for inner in _inside(value)]
+        known[id(value)] = (
+            1 + sum(values for values, _ in extents),
+            1 + max((levels for _, levels in extents), default=0),
+        )
+    values, levels = known.get(id(value), (1, 1))
+    if level + levels > _MOST_LEVELS:
+        raise ValueError(f"what it holds is nested in over {_MOST_LEVELS} levels, or in itself.")
+    if values > _MOST_VALUES:
+        raise ValueError("what it holds is small, but unfolds to more than any checkpoint has.")
+    return values, levels
+
+
+def _inside(container: Any) -> Iterable[Any]:
+    if isinstance(container, Placeholder):
+        return (container.args, container.state, container.items, container.entries)
+    if isinstance(container, dict):
+        return itertools.chain(container.keys(), container.values())
+    return container

@@ -1,0 +1,95 @@
+"""The format of Hugging Face's safetensors library.
+
+A file has the size of its header in 8 bytes, little-endian; the header, a table in JSON; and
+the tensors, one after the other without gaps. For each tensor the header has
+
+    NAME: {"dtype": CODE, "shape": [...], "data_offsets": [BEGIN, END]}
+
+with offsets that count from the header's end, and under "__metadata__" it may have strings by
+strings.
+"""
+
+import json
+from typing import Any
+
+from replk_jax.torch_import.files import File
+from replk_jax.torch_import.tensors import ELEMENT_TYPES, Storage, StoredTensor, brief
+
+METADATA = "__metadata__"
+SIZE_BYTES = 8
+
+_MOST_HEADER_BYTES = 1 << 25  # that of three hundred thousand tensors
+_DTYPES = {type_.safetensors: type_.dtype for type_ in ELEMENT_TYPES if type_.safetensors}
+
+
+def is_safetensors(file: File) -> bool:
+    start = bytes(file.read(0, min(file.size, SIZE_BYTES + 1)))
+    return start[SIZE_BYTES:] == b"{" and int.from_bytes(start[:SIZE_BYTES], "little") < 1 << 40
+
+
+def read_safetensors(file: File) -> dict[str, StoredTensor]:
+    """The tensors by name, in the order of the header.
+
+    Raises:
+      ValueError: a header that is no JSON, or does not fit the file.
+    """
+    header, data = _read_header(file)
+    tensors, places = {}, []
+    for name, entry in header.items():
+        if name != METADATA:
+            place, tensors[name] = _tensor(file, data, name, entry)
+            places.append(place)
+    ends = [0, *(end for _, end in sorted(places))]
+    if [begin for begin, _ in sorted(places)] != ends[:-1] or data + ends[-1] != file.size:
+        raise ValueError(
+            "its tensors are not one after the other up to its end, as if it had been cut short. "
+            "Copy or download it again."
+        )
+    return tensors
+
+
+def read_metadata(file: File) -> dict[str, str]:
+    """The strings beside the tensors.
+
+    Raises:
+      ValueError: a header that is no JSON, or metadata that are not strings.
+    """
+    metadata = _read_header(file)[0].get(METADATA, {})
+    texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    if not texts:
+        raise ValueError(f"its metadata are not strings by strings: {brief(metadata)}.")
+    return metadata
+
+
+def _read_header(file: File) -> tuple[dict[str, Any], int]:
+    """The header, and where it ends."""
+    size = int.from_bytes(file.read(0, SIZE_BYTES), "little")
+    if size > _MOST_HEADER_BYTES:
+        raise ValueError(f"its header has {size} bytes, more than that of any checkpoint.")
+    try:
+        header = json.loads(file.read(SIZE_BYTES, size).decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header is damaged ({error}). Copy or download it again.") from error
+    if not isinstance(header, dict):
+        raise ValueError("its header is no table of tensors.")
+    return header, SIZE_BYTES + size
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name is there twice")
+    return table
+
+
+def _tensor(file: File, data: int, name: str, entry: Any) -> tuple[tuple[int, int], StoredTensor]:
+    """A tensor and where it begins and ends, counted from `data` on."""
+    match entry:
+        case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            if code not in _DTYPES:
+                raise ValueError(f"it has {brief(name)} in {brief(code)}, which is not known here.")
+            storage = Storage(file, brief(name), end - begin, data + begin)
+            tensor = StoredTensor(storage, _DTYPES[code], 0, tuple(shape))
+            if tensor.nbytes == end - begin:
+                return (begin, end), tensor
+    raise ValueError(f"its header says of {brief(name)} what cannot be: {brief(entry)}.")

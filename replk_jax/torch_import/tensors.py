@@ -1,0 +1,257 @@
+"""What the contents of a file are made of, beside Python's own values."""
+
+import dataclasses
+import math
+import reprlib
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from replk_jax.torch_import.files import File
+
+_MOST_DIMENSIONS = 32
+_MOST_ELEMENTS = 1 << 40  # NumPy counts those of an empty array along its other axes as well
+
+
+class ElementType(NamedTuple):
+    """A type of numbers and what it is called; PyTorch names its dtypes as NumPy does.
+
+    Attributes:
+      dtype: NumPy's.
+      storage: class of PyTorch's storages of it, where there is one.
+      safetensors: code in .safetensors files, where there is one.
+    """
+
+    dtype: np.dtype
+    storage: str | None
+    safetensors: str | None
+
+
+ELEMENT_TYPES = tuple(
+    ElementType(np.dtype(getattr(ml_dtypes, name, name)), storage, safetensors)
+    for name, storage, safetensors in (
+        ("float32", "FloatStorage", "F32"),
+        ("float64", "DoubleStorage", "F64"),
+        ("float16", "HalfStorage", "F16"),
+        ("bfloat16", "BFloat16Storage", "BF16"),
+        ("float8_e4m3fn", None, "F8_E4M3"),
+        ("float8_e5m2", None, "F8_E5M2"),
+        ("int64", "LongStorage", "I64"),
+        ("int32", "IntStorage", "I32"),
+        ("int16", "ShortStorage", "I16"),
+        ("int8", "CharStorage", "I8"),
+        ("uint64", None, "U64"),
+        ("uint32", None, "U32"),
+        ("uint16", None, "U16"),
+        ("uint8", "ByteStorage", "U8"),
+        ("bool", "BoolStorage", "BOOL"),
+        ("complex64", "ComplexFloatStorage", "C64"),
+        ("complex128", "ComplexDoubleStorage", None),
+    )
+)
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Storage:
+    """Consecutive bytes of a file that tensors are views of.
+
+    Attributes:
+      file: where they are.
+      name: for error messages.
+      size: in bytes.
+      start: in the file.
+      checksum: CRC-32 that is still to be compared, or None.
+      big_endian: whether a number's most significant byte comes first.
+    """
+
+    file: File
+    name: str
+    size: int
+    start: int = 0
+    checksum: int | None = None
+    big_endian: bool = False
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fills the buffer; the first time, the checksum of the whole storage is compared.
+
+        Raises:
+          FileError: the bytes are not there any more, or not those that were written.
+        """
+        if self.checksum is not None and len(buffer) == self.size:
+            self._compare(self.file.read_into(self.start, buffer, checksum=0))
+            return
+        if self.checksum is not None:
+            self._compare(self.file.checksum(self.start, self.size))
+        self.file.read_into(self.start + offset, buffer)
+
+    def _compare(self, checksum: int | None) -> None:
+        if checksum != self.checksum:
+            raise self.file.error(
+                f"the checksum of {self.name} is wrong, so the file is damaged. "
+                "Copy or download it again."
+            )
+        self.checksum = None
+
+
+class StoredTensor:
+    """A tensor that lies in a file, and is read when it is asked for.
+
+    `np.asarray` and `jnp.asarray` take it as well.
+
+    Attributes:
+      shape: of the tensor.
+      dtype: of NumPy, or of ml_dtypes where NumPy has none.
+    """
+
+    __slots__ = ("_offset", "_storage", "_strides", "dtype", "shape")
+
+    def __init__(
+        self,
+        storage: Storage,
+        dtype: np.dtype,
+        offset: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...] | None = None,
+    ):
+        """Reads nothing; `offset` is in bytes, `strides` are in elements, None if C-contiguous.
+
+        Raises:
+          ValueError: not a shape, or a view that leaves the storage.
+        """
+        _check_lengths(shape)
+        strides = contiguous_strides(shape) if strides is None else strides
+        _check_lengths(strides)
+        _check_lengths((offset,))
+        if len(shape) != len(strides):
+            raise ValueError(f"{len(strides)} strides are not those of shape {shape}")
+        self.shape, self.dtype = shape, dtype
+        self._storage, self._offset = storage, offset
+        self._strides = tuple(
+            stride * dtype.itemsize if length > 1 else 0  # of one or none, no step is taken
+            for length, stride in zip(shape, strides, strict=True)
+        )
+        if self.nbytes > storage.file.size or math.prod(filter(None, shape)) > _MOST_ELEMENTS:
+            raise ValueError(f"a tensor of shape {brief(shape)} is larger than the file")
+        if self.size and offset + self.span > storage.size:
+            raise ValueError(
+                f"a tensor of shape {brief(shape)}, strides {brief(strides)} and offset "
+                f"{brief(offset)} bytes leaves {storage.name}, which has {storage.size} bytes"
+            )
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def span(self) -> int:
+        """Bytes of the storage from its first element to the end of its last."""
+        if not self.size:
+            return 0
+        steps = zip(self.shape, self._strides, strict=True)
+        return sum((length - 1) * stride for length, stride in steps) + self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """The values, as a C-contiguous array of its own in the machine's byte order.
+
+        Raises:
+          FileError: the file is damaged, or has been written to since it was opened.
+        """
+        if not self.size:
+            return np.empty(self.shape, self.dtype)
+        data = np.empty(self.span, np.uint8)
+        self._storage.read_into(self._offset, memoryview(data))
+        if self._storage.big_endian:
+            _swap_bytes(data, self.dtype)
+        return np.asarray(np.ndarray(self.shape, self.dtype, data, 0, self._strides), order="C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("A tensor in a file cannot become an array without a copy.")
+        return np.asarray(self.read(), dtype)
+
+    def __repr__(self) -> str:
+        return f"StoredTensor(shape={self.shape}, dtype={self.dtype})"
+
+
+@dataclasses.dataclass(eq=False, slots=True, repr=False)
+class Placeholder:
+    """What stands for a class or a function that a file names, or for an object made of one.
+
+    It is as inert as a string: nothing of that name is imported or called.
+
+    Attributes:
+      module: of the class or function.
+      name: of the class or function, qualified.
+      args: what it would have been called with; None for the class or function itself.
+      state: what the object would have been given as its attributes, mostly a dict.
+      items: what would have been appended to it, if it was a list.
+      entries: what would have been stored in it, if it was a dict.
+      called: whether the file wants a function called that it chose itself, instead of one
+        that is known to do nothing but make data.
+    """
+
+    module: str
+    name: str
+    args: tuple[Any, ...] | None = None
+    state: Any = None
+    called: bool = False
+    items: list[Any] = dataclasses.field(default_factory=list)
+    entries: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        return f"{self.module}.{self.name}"
+
+    def __repr__(self) -> str:
+        return _BRIEF.repr_Placeholder(self, _BRIEF.maxlevel)
+
+
+class _Brief(reprlib.Repr):
+    """Short, whatever a file holds: a few levels, and of each a few items."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel = 3
+        self.maxtuple = self.maxlist = self.maxdict = self.maxset = self.maxfrozenset = 8
+        self.maxstring = self.maxlong = self.maxother = 80
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value[: self.maxstring]) + ("..." if len(value) > self.maxstring else "")
+
+    def repr_Placeholder(self, value: Placeholder, level: int) -> str:
+        if value.args is None:
+            return value.path
+        if level <= 0:
+            return f"{value.path}(...)"
+        parts = [*value.args[: self.maxtuple]]
+        parts += [part for part in (value.state, value.items, value.entries) if part]
+        return f"{value.path}({', '.join(self.repr1(part, level - 1) for part in parts)})"
+
+
+_BRIEF = _Brief()
+brief = _BRIEF.repr
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a C-contiguous array, in elements."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _check_lengths(lengths: tuple[int, ...]) -> None:
+    valid = all(type(length) is int and length >= 0 for length in lengths)
+    if not valid or len(lengths) > _MOST_DIMENSIONS:
+        raise ValueError(f"no tensor has a shape, strides or an offset like {brief(lengths)}")
+
+
+def _swap_bytes(data: np.ndarray, dtype: np.dtype) -> None:
+    size = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+    data.view(f"u{size}").byteswap(inplace=True)

@@ -1,0 +1,236 @@
+"""The two formats of `torch.save`.
+
+Since PyTorch 1.6 a file is a zip archive of a pickle, FOLDER/data.pkl, and the bytes of each
+storage, FOLDER/data/KEY. Before, it was five pickles (a magic number, a version, facts about the
+machine, the object, the keys of its storages) and then, for each storage, the number of its
+elements and their bytes. In both, the object's pickle says how tensors are views of storages, and
+refers to those by key.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from replk_jax.torch_import.files import File
+from replk_jax.torch_import.pickle_machine import Function, unpickle
+from replk_jax.torch_import.tensors import (
+    ELEMENT_TYPES,
+    Placeholder,
+    Storage,
+    StoredTensor,
+    brief,
+)
+from replk_jax.torch_import.zip_archive import Member, read_member, read_members
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION = 1001
+
+_DTYPES = {type_.dtype.name: type_.dtype for type_ in ELEMENT_TYPES}
+_STORAGE_DTYPES = {type_.storage: type_.dtype for type_ in ELEMENT_TYPES if type_.storage}
+_STORAGE_DTYPES["UntypedStorage"] = np.dtype(np.uint8)
+_STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
+
+# Views may share bytes, but a file whose tensors are so much more than it is a trap.
+_MOST_VIEWS = 8
+
+
+# The storage with a key, from that, the number of its elements, and their type.
+_FindStorage = Callable[[str, int, np.dtype], Storage]
+
+
+def read_zip(file: File) -> Any:
+    """What a file of the zip format holds.
+
+    Raises:
+      ValueError: a damaged or hostile file, or one that holds anything but a container.
+    """
+    members = read_members(file)
+    folder = _folder(members)
+    big_endian = _big_endian(file, members.get(f"{folder}/byteorder"))
+    storages: dict[str, Storage] = {}
+
+    def find(key: str, count: int, dtype: np.dtype) -> Storage:
+        if key not in storages:
+            member = members.get(f"{folder}/data/{key}")
+            if member is None:
+                raise ValueError(f"storage {key!r} is not in the file")
+            storages[key] = Storage(
+                file, f"storage {key!r}", member.size, member.start, member.checksum, big_endian
+            )
+        return storages[key]
+
+    pickle = read_member(file, members[f"{folder}/data.pkl"])
+    return _TorchObjects(find).unpickle(io.BytesIO(pickle))
+
+
+def read_legacy(file: File) -> Any:
+    """What a file of the older format holds.
+
+    Raises:
+      ValueError: as `read_zip`.
+    """
+    stream = file.stream()
+    if unpickle(stream) != LEGACY_MAGIC:
+        raise ValueError("it is a pickle, but not one that torch.save has written.")
+    if (version := unpickle(stream)) != _LEGACY_VERSION:
+        raise ValueError(f"its format has version {brief(version)}; known: {_LEGACY_VERSION}.")
+    unpickle(stream)  # about the machine that wrote it, which does not matter
+    storages: dict[str, Storage] = {}
+    counts: dict[str, int] = {}
+
+    def find(key: str, count: int, dtype: np.dtype) -> Storage:
+        counts.setdefault(key, count)
+        return storages.setdefault(key, Storage(file, f"storage {key!r}", count * dtype.itemsize))
+
+    contents = _TorchObjects(find).unpickle(stream)
+    keys, start = unpickle(stream), stream.tell()
+    if not _are_names(keys) or sorted(keys) != sorted(storages):
+        raise ValueError("its storages are not those that its tensors need.")
+    for key in keys:
+        if int.from_bytes(file.read(start, 8), "little", signed=True) != counts[key]:
+            raise ValueError(f"storage {key!r} does not have its {counts[key]} elements.")
+        storages[key].start = start + 8
+        start += 8 + storages[key].size
+    if start > file.size:
+        raise ValueError("it ends within its storages. Copy or download it again.")
+    return contents
+
+
+def _folder(members: Mapping[str, Member]) -> str:
+    """In which of the archive's folders everything is."""
+    folders = {name.split("/")[0] for name in members}
+    folders = {folder for folder in folders if f"{folder}/data.pkl" in members}
+    if len(folders) != 1:
+        raise ValueError("it is a zip archive, but not one that torch.save has written.")
+    (folder,) = folders
+    if f"{folder}/constants.pkl" in members:
+        raise ValueError(
+            "it holds a TorchScript program, not a state dict. In PyTorch: "
+            "torch.save(torch.jit.load(path).state_dict(), ...)."
+        )
+    return folder
+
+
+def _big_endian(file: File, member: Member | None) -> bool:
+    order = b"little" if member is None else bytes(read_member(file, member))
+    if order not in (b"little", b"big"):
+        raise ValueError(f"its byte order is {brief(order)}; known: little, big.")
+    return order == b"big"
+
+
+def _are_names(keys: Any) -> bool:
+    return isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+
+
+class _TypedStorage(Placeholder):
+    """A storage, as the pickle knows it.
+
+    Attributes:
+      storage: the bytes.
+      dtype: of its elements.
+      offset: in bytes, where the storage of this pickle begins within those bytes.
+    """
+
+    __slots__ = ("dtype", "offset", "storage")
+
+    def __init__(self, type_: str, storage: Storage, dtype: np.dtype, offset: int):
+        super().__init__("torch", type_, (storage.name,))
+        self.storage, self.dtype, self.offset = storage, dtype, offset
+
+
+class _TorchObjects:
+    """What a pickle of `torch.save` makes beside plain data: tensors, of the storages it finds."""
+
+    def __init__(self, find: _FindStorage):
+        self._find = find
+        self._viewed = 0  # bytes in all tensors so far
+
+    def unpickle(self, stream: BinaryIO) -> dict | list | tuple:
+        functions: dict[tuple[str, str], Function] = {
+            ("torch", "Size"): _size,
+            ("torch._utils", "_rebuild_tensor"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v3"): self._tensor_of_dtype,
+            ("torch._utils", "_rebuild_parameter"): _parameter,
+            ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+            ("torch._tensor", "_rebuild_from_type_v2"): self._tensor_with_attributes,
+        }
+        contents = unpickle(stream, functions, self._storage)
+        if not isinstance(contents, dict | list | tuple):
+            kind = contents.path if isinstance(contents, Placeholder) else type(contents).__name__
+            raise ValueError(
+                f"it holds a pickled {kind} object, not a state dict. In PyTorch: "
+                "torch.save(model.state_dict(), ...)."
+            )
+        return contents
+
+    def _storage(self, reference: Any) -> Placeholder | None:
+        match reference:
+            case ("storage", Placeholder(module=module, name=name), str(key), _, int(count), *view):
+                if module not in _STORAGE_MODULES or name not in _STORAGE_DTYPES:
+                    raise ValueError(f"{module}.{name} is not a type of storage that is known here")
+                return self._typed_storage(name, key, count, view)
+            case ("module", Placeholder() as class_, *_):  # with its source code
+                return class_
+        return None
+
+    def _typed_storage(self, name: str, key: str, count: int, view: list) -> _TypedStorage | None:
+        dtype = _STORAGE_DTYPES[name]
+        storage = self._find(key, count, dtype)
+        if not 0 <= count * dtype.itemsize <= storage.size:
+            raise ValueError(f"{storage.name} has {storage.size} bytes, not {count} of {dtype}")
+        match view:
+            case [] | [None]:
+                return _TypedStorage(name, storage, dtype, 0)
+            case [(_, int(offset), int())]:
+                return _TypedStorage(name, storage, dtype, offset * dtype.itemsize)
+        return None
+
+    def _tensor(self, args: tuple[Any, ...]) -> StoredTensor | None:
+        match args:
+            case (_, _, _, _, _, _, metadata) if metadata:  # values to be negated or conjugated
+                return None
+            case (_TypedStorage() as storage, int(offset), tuple(shape), tuple(strides), *_):
+                return self._view(storage, storage.dtype, offset, shape, strides)
+        return None
+
+    def _tensor_of_dtype(self, args: tuple[Any, ...]) -> StoredTensor | None:
+        match args:
+            case (
+                _TypedStorage() as storage, int(offset), tuple(shape), tuple(strides), _, _,
+                Placeholder(module="torch", name=name),
+            ) if name in _DTYPES:  # fmt: skip
+                return self._view(storage, _DTYPES[name], offset, shape, strides)
+        return None
+
+    def _tensor_with_attributes(self, args: tuple[Any, ...]) -> StoredTensor | None:
+        match args:
+            case (Placeholder(name="_rebuild_tensor_v2"), _, tuple(inner), _):
+                return self._tensor(inner)
+        return None
+
+    def _view(
+        self, typed: _TypedStorage, dtype: np.dtype, offset: int, shape: tuple, strides: tuple
+    ) -> StoredTensor:
+        start = typed.offset + offset * dtype.itemsize
+        tensor = StoredTensor(typed.storage, dtype, start, shape, strides)
+        self._viewed += max(tensor.nbytes, tensor.span)
+        if self._viewed > _MOST_VIEWS * typed.storage.file.size:
+            raise ValueError(f"its tensors are more than {_MOST_VIEWS} times as large as the file")
+        return tensor
+
+
+def _size(args: tuple[Any, ...]) -> tuple | None:
+    match args:
+        case (tuple(lengths),):
+            return lengths
+    return None
+
+
+def _parameter(args: tuple[Any, ...]) -> StoredTensor | None:
+    match args:
+        case (StoredTensor() as tensor, *_):
+            return tensor
+    return None

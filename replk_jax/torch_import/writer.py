@@ -1,0 +1,185 @@
+"""Writes the files that the reader reads: a state dict for PyTorch, or .safetensors."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import os
+import pickle
+import secrets
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from replk_jax.torch_import.safetensors import METADATA, SIZE_BYTES
+from replk_jax.torch_import.tensors import ELEMENT_TYPES, Placeholder, contiguous_strides
+
+_STORAGES = {type_.dtype.name: type_.storage for type_ in ELEMENT_TYPES}
+_CODES = {type_.dtype.name: type_.safetensors for type_ in ELEMENT_TYPES}
+
+_ALIGNMENT = 64  # of each storage in a zip archive, so that it can be mapped into memory
+_PADDING_ID = 0x4246  # of the extra field that PyTorch pads with as well
+_ZIP_HEADER_BYTES = 30
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the first there is, so that equal weights give equal files
+
+
+def write_torch(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Writes a .pth file that `torch.load(path, weights_only=True)` reads as an OrderedDict.
+
+    The same arrays in the same order give the same bytes. What was at `path` is replaced when
+    the new file is complete; if it cannot be completed, nothing is left of it.
+
+    Args:
+      path: of the file, in a folder that is there.
+      state_dict: names to arrays, or to what has `shape`, `dtype` and `__array__`, such as a
+        `StoredTensor` or a JAX array; one after the other is made an array, and dropped again.
+
+    Raises:
+      ValueError: a dtype that PyTorch has no storage for, with the name of the tensor.
+      OSError: the file cannot be written.
+    """
+    types = [_look_up(_STORAGES, name, value) for name, value in state_dict.items()]
+    with _replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        _write_member(archive, "data.pkl", _pickle(state_dict, types))
+        _write_member(archive, "byteorder", b"little")
+        for key, (name, value) in enumerate(state_dict.items()):
+            _write_member(archive, f"data/{key}", _to_bytes(name, value))
+        _write_member(archive, "version", b"3\n")
+
+
+def write_safetensors(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes a .safetensors file, as `write_torch` writes its own.
+
+    Tensors of larger elements come first, so that all are aligned; else their order is kept.
+
+    Args:
+      path: of the file, in a folder that is there.
+      arrays: as in `write_torch`.
+      metadata: strings by strings, to be stored beside the tensors.
+
+    Raises:
+      ValueError: a dtype that the format does not have, or metadata that are not strings.
+      OSError: the file cannot be written.
+    """
+    if not all(isinstance(text, str) for text in (*metadata, *metadata.values())):
+        raise ValueError(f"The metadata of {os.fspath(path)} must be strings by strings.")
+    if METADATA in arrays:
+        raise ValueError(f"A tensor cannot be named {METADATA!r} in a .safetensors file.")
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    ordered = sorted(arrays.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize)
+    end = 0
+    for name, value in ordered:
+        begin, end = end, end + math.prod(value.shape) * np.dtype(value.dtype).itemsize
+        header[name] = {
+            "dtype": _look_up(_CODES, name, value),
+            "shape": list(value.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % SIZE_BYTES)
+    with _replacing(path) as file:
+        file.write(len(text).to_bytes(SIZE_BYTES, "little") + text)
+        for name, value in ordered:
+            file.write(_to_bytes(name, value))
+
+
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A new file that takes the name `path` at the end, or goes away if something fails."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(partial, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _look_up(names: Mapping[str, str | None], tensor: str, value: Any) -> str:
+    """What the format calls the dtype of a tensor."""
+    dtype = np.dtype(value.dtype)
+    if names.get(dtype.name) is None:
+        known = ", ".join(name for name in names if names[name])
+        raise ValueError(f"{tensor} is {dtype}, which this format does not have; it has {known}.")
+    return names[dtype.name]
+
+
+def _to_bytes(name: str, value: Any) -> memoryview:
+    """The elements in C order, little-endian."""
+    array = np.asarray(value, order="C")
+    if (array.shape, array.dtype) != (tuple(value.shape), np.dtype(value.dtype)):
+        raise ValueError(f"{name} is not of the shape and dtype that it says it is.")
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
+    member = zipfile.ZipInfo(f"archive/{name}", _ZIP_DATE)
+    member.create_system = 3  # on every system
+    start = archive.fp.tell() + _ZIP_HEADER_BYTES + len(member.filename) + 4
+    padding = -start % _ALIGNMENT
+    member.extra = struct.pack("<HH", _PADDING_ID, padding) + bytes(padding)
+    archive.writestr(member, data)
+
+
+def _pickle(state_dict: Mapping[str, Any], types: list[str]) -> bytes:
+    """An OrderedDict of tensors, each the whole of a storage, as PyTorch pickles it."""
+    items = b"".join(
+        _opcodes(name) + _opcodes(_tensor(str(key), type_, tuple(value.shape)))
+        for key, ((name, value), type_) in enumerate(zip(state_dict.items(), types, strict=True))
+    )
+    return (
+        pickle.PROTO
+        + b"\x02"
+        + _opcodes(_EMPTY)
+        + pickle.MARK
+        + items
+        + pickle.SETITEMS
+        + pickle.STOP
+    )
+
+
+def _tensor(key: str, type_: str, shape: tuple[int, ...]) -> Placeholder:
+    storage = _Storage(("storage", Placeholder("torch", type_), key, "cpu", math.prod(shape)))
+    strides = contiguous_strides(shape)
+    args = (storage, 0, shape, strides, False, _EMPTY)
+    return Placeholder("torch._utils", "_rebuild_tensor_v2", args)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """A reference to bytes outside the pickle."""
+
+    reference: tuple[Any, ...]
+
+
+_EMPTY = Placeholder("collections", "OrderedDict", ())
+
+
+def _opcodes(value: Any) -> bytes:
+    """What makes a value; `pickle` itself can name only what it can import."""
+    match value:
+        case Placeholder(module=module, name=name, args=None):
+            return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+        case Placeholder(module=module, name=name, args=args):
+            return _opcodes(Placeholder(module, name)) + _opcodes(args) + pickle.REDUCE
+        case _Storage(reference):
+            return _opcodes(reference) + pickle.BINPERSID
+        case tuple():
+            return pickle.MARK + b"".join(map(_opcodes, value)) + pickle.TUPLE
+    output = io.BytesIO()
+    pickler = pickle.Pickler(output, protocol=2)
+    pickler.fast = True  # stores nothing in the memo, which the whole has for itself
+    pickler.dump(value)
+    return output.getvalue()[len(pickle.PROTO) + 1 : -len(pickle.STOP)]

@@ -1,0 +1,92 @@
+"""Zip archives as `torch.save` writes them: nothing compressed, every member a plain part of it."""
+
+import dataclasses
+import struct
+import zipfile
+
+from replk_jax.torch_import.files import File
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_ENCRYPTED = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """Where in the file a member's bytes are.
+
+    Attributes:
+      start: of the bytes.
+      size: in bytes.
+      checksum: their CRC-32.
+    """
+
+    start: int
+    size: int
+    checksum: int
+
+
+def read_members(file: File) -> dict[str, Member]:
+    """By name, from the archive's directory.
+
+    Raises:
+      ValueError: an archive without a directory, or one whose members are compressed,
+        encrypted, twice there, or not each in a place of its own.
+    """
+    entries, directory = _read_directory(file)
+    members: dict[str, Member] = {}
+    free = 0  # where the next member may begin
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.filename in members:
+            raise ValueError(f"it has two members {entry.filename!r}.")
+        if entry.flag_bits & _ENCRYPTED:
+            raise ValueError(f"its member {entry.filename!r} is encrypted.")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise ValueError(
+                f"its member {entry.filename!r} is compressed, as torch.save never does. "
+                "Unzip it, and zip it again with compression level 0."
+            )
+        member = _locate(file, entry, free, directory)
+        members[entry.filename] = member
+        free = member.start + member.size
+    return members
+
+
+def read_member(file: File, member: Member) -> bytearray:
+    """The bytes of a small member.
+
+    Raises:
+      ValueError: the checksum is wrong.
+    """
+    data = bytearray(member.size)
+    if file.read_into(member.start, memoryview(data), checksum=0) != member.checksum:
+        raise ValueError("a checksum is wrong, so it is damaged. Copy or download it again.")
+    return data
+
+
+def _read_directory(file: File) -> tuple[list[zipfile.ZipInfo], int]:
+    """The members as the directory describes them, and where the directory begins."""
+    try:
+        with zipfile.ZipFile(file.stream()) as archive:
+            return archive.infolist(), archive.start_dir
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, OSError) as error:
+        raise ValueError(
+            f"its zip directory is not there or damaged ({error}), as if it had been cut short. "
+            "Copy or download it again."
+        ) from error
+
+
+def _locate(file: File, entry: zipfile.ZipInfo, free: int, end: int) -> Member:
+    start = entry.header_offset
+    if not free <= start <= end - _LOCAL_HEADER.size:
+        raise _misplaced(entry)
+    magic, name, extra = _LOCAL_HEADER.unpack(file.read(start, _LOCAL_HEADER.size))
+    start += _LOCAL_HEADER.size + name + extra
+    if magic != b"PK\x03\x04" or start + entry.file_size > end:
+        raise _misplaced(entry)
+    return Member(start, entry.file_size, entry.CRC)
+
+
+def _misplaced(entry: zipfile.ZipInfo) -> ValueError:
+    return ValueError(
+        f"its member {entry.filename!r} is not where its directory says. Copy or download it again."
+    )
