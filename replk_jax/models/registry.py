@@ -28,12 +28,17 @@ ARCHITECTURES: dict[str, RepLKNetArchitecture] = {
 }
 
 # Which network an architecture describes.
-_FAMILIES: dict[type, type[nn.Module]] = {RepLKNetArchitecture: RepLKNet}
+FAMILIES: dict[type, type[nn.Module]] = {RepLKNetArchitecture: RepLKNet}
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """The names that `create_model` knows, those that match a shell-style pattern."""
     return fnmatch.filter(ARCHITECTURES, pattern)
+
+
+def name_of(architecture: RepLKNetArchitecture) -> str | None:
+    """The name under which an architecture is registered, if it is."""
+    return next((name for name, known in ARCHITECTURES.items() if known == architecture), None)
 
 
 def create_model(name: str | RepLKNetArchitecture, **overrides: Any) -> nn.Module:
@@ -60,9 +65,9 @@ def create_model(name: str | RepLKNetArchitecture, **overrides: Any) -> nn.Modul
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"Unknown model {name!r}.{hint} Known: {', '.join(names)}.")
         architecture = ARCHITECTURES[name]
-    if type(architecture) not in _FAMILIES:
+    if type(architecture) not in FAMILIES:
         raise TypeError(f"create_model takes a name or an architecture; got {name!r}.")
-    family = _FAMILIES[type(architecture)]
+    family = FAMILIES[type(architecture)]
 
     of_architecture = {field.name for field in dataclasses.fields(architecture)}
     of_module = {field.name for field in dataclasses.fields(family)}

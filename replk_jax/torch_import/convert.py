@@ -1,94 +1,113 @@
-"""From the names and layouts of PyTorch to those of Flax.
+"""State dicts in official naming as variables, and back."""
 
-The modules here mirror the official ones, so a name follows by rule: `_4` is `.4`, and the
-last part changes. Kernels change from (out, in per group, rows, columns) to
-(rows, columns, in per group, out), and the classifier from (out, in) to (in, out).
-"""
-
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from replk_jax.models.variables import abstract_variables
-
-_LAST_PART = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-# Counts batches for PyTorch's cumulative average, which no published model uses.
-_COUNTER = "num_batches_tracked"
+from replk_jax.reparam import merge_small_kernels, reparameterize
+from replk_jax.torch_import import names
+from replk_jax.torch_import.structures import Structure, abstract_structure, structure_of
 
 
-def convert_state_dict(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> dict[str, Any]:
+def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Maps a state dict in official naming to the variables of `model`.
 
     Strict: every key is used once and every leaf filled. The counters of the batch norms
     (`num_batches_tracked`) have no counterpart and are only checked for having a batch norm.
 
     Args:
-      state_dict: official names to arrays, in PyTorch's layouts.
-      model: the model that the weights are for, in its training-time structure.
+      state_dict: official names to arrays in PyTorch's layouts, or to what NumPy makes arrays
+        of, which is read one at a time. Of the training-time network, of the merged one
+        (`structural_reparam()`), or of that with its batch norms fused (`deep_fuse_BN()`).
+      model: the model that the weights are for. With `deploy=True` they are re-parameterized
+        as far as they are not yet.
 
     Returns:
-      {"params": ..., "batch_stats": ...}, in the dtypes of the model's variables.
+      The variables of `model`, in their dtypes.
 
     Raises:
-      ValueError: a model in its merged structure, which no official state dict has; or, in one
-        error, every key that is missing, left over, of the wrong shape or not floating point.
+      ValueError: merged weights for a training-time model; or, in one error, every key that is
+        missing, left over, of the wrong shape or not floating point.
+    """
+    structure = structure_of(state_dict)
+    if structure is not Structure.TRAINING and not model.deploy:
+        raise ValueError(
+            f"The weights are those of a {structure.value} network, from which the training-time "
+            "network cannot be had back: use model.clone(deploy=True), or the file from before "
+            "the merge."
+        )
+    expected = abstract_structure(model.clone(deploy=False), structure)
+    _expect_to_fit(state_dict, expected, model)
+    variables = _fill(expected, state_dict)
+    return reparameterize(variables) if model.deploy else variables
+
+
+def to_state_dict(
+    variables: Mapping[str, Any], model: nn.Module, *, merged: bool = False
+) -> dict[str, np.ndarray]:
+    """Maps the variables of a training-time model to the state dict of the official code.
+
+    Args:
+      variables: of `model`.
+      model: with `deploy=False`.
+      merged: as after the official `structural_reparam()`, for a network that is built with
+        `small_kernel_merged=True`.
+
+    Returns:
+      Official names to arrays in PyTorch's layouts, views where that is possible. The counters
+      of the batch norms are 0: they have no counterpart here.
+
+    Raises:
+      ValueError: a model with `deploy=True`, or variables of another model.
     """
     if model.deploy:
         raise ValueError(
-            "The official code leaves batch norms standing that the merged structure here has "
-            "not: convert to the model with deploy=False, then reparameterize the variables."
+            "The official code has no structure without batch norms in front of the blocks: save "
+            "the training-time variables (deploy=False), with merged=True if need be."
         )
-    leaves = traverse_util.flatten_dict(abstract_variables(model))
-    expected = {_official_key(path): (path, leaf) for path, leaf in leaves.items()}
-    known = expected.keys() | {
-        key.removesuffix("running_var") + _COUNTER
-        for key in expected
-        if key.endswith("running_var")
-    }
+    state_dict = _state_dict(variables)
+    _expect_to_fit(state_dict, abstract_structure(model, Structure.TRAINING), model)
+    if merged:
+        state_dict = _state_dict(jax.jit(merge_small_kernels)(variables))
+    return state_dict | {key: np.int64(0) for key in names.counters(state_dict)}
 
-    faults, variables = [], {}
-    for key, (path, leaf) in expected.items():
-        if key not in state_dict:
-            faults.append(f"missing: {key} {_official_shape(leaf.shape)}")
-            continue
-        value = np.asarray(state_dict[key])
-        if value.shape != _official_shape(leaf.shape):
-            shape = _official_shape(leaf.shape)
-            faults.append(f"wrong shape: {key} is {value.shape}, the model has {shape}")
-        elif not jnp.issubdtype(value.dtype, jnp.floating):
-            faults.append(f"not floating point: {key} is {value.dtype}")
-        else:
-            variables[path] = jnp.asarray(_to_flax_layout(value), leaf.dtype)
-    faults += [f"not in the model: {key}" for key in state_dict if key not in known]
-    if faults:
-        raise ValueError(
-            f"The state dict does not fit this {type(model).__name__}:\n  " + "\n  ".join(faults)
-        )
+
+def _state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    leaves = names.by_official_key(variables)
+    return {key: names.to_torch(np.asarray(leaf)) for key, (_, leaf) in leaves.items()}
+
+
+def _fill(expected: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of `expected`, with the arrays of the state dict as its leaves."""
+    variables = {}
+    for key, (path, leaf) in names.by_official_key(expected).items():
+        value = names.to_flax(np.asarray(state_dict[key]))
+        variables[path] = jnp.asarray(value, leaf.dtype)
     return traverse_util.unflatten_dict(variables)
 
 
-def _official_key(path: tuple[str, ...]) -> str:
-    _, *modules, leaf = path
-    return ".".join([*(re.sub(r"_(\d+)", r".\1", m) for m in modules), _LAST_PART[leaf]])
-
-
-def _official_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) == 4:
-        rows, columns, in_per_group, out = shape
-        return (out, in_per_group, rows, columns)
-    return shape[::-1]
-
-
-def _to_flax_layout(value: np.ndarray) -> np.ndarray:
-    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+def _expect_to_fit(
+    state_dict: Mapping[str, Any], expected: Mapping[str, Any], model: nn.Module
+) -> None:
+    """Raises unless the state dict has the tensors of `expected`, and no others."""
+    places = names.by_official_key(expected)
+    faults = []
+    for key, (_, leaf) in places.items():
+        value, shape = state_dict.get(key), names.torch_shape(leaf.shape)
+        if value is None:
+            faults.append(f"missing: {key} {shape}")
+        elif value.shape != shape:
+            faults.append(f"wrong shape: {key} is {value.shape}, the model has {shape}")
+        elif not jnp.issubdtype(value.dtype, jnp.floating):
+            faults.append(f"not floating point: {key} is {value.dtype}")
+    known = places.keys() | set(names.counters(places))
+    faults += [f"not in the model: {key}" for key in state_dict if key not in known]
+    if faults:
+        raise ValueError(
+            f"The weights do not fit this {type(model).__name__}:\n  " + "\n  ".join(faults)
+        )

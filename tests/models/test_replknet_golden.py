@@ -1,5 +1,8 @@
 """RepLKNet against what the official PyTorch code computes with the same weights."""
 
+import re
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,8 @@ import pytest
 
 import replk_jax
 from replk_jax import merge_small_kernels
-from replk_jax.torch_import import convert_state_dict
+from replk_jax.torch_import import convert_state_dict, load_torch, save_torch
+from replk_jax.torch_import.writer import write_torch
 from tests import golden
 
 pytestmark = golden.requires_golden
@@ -160,23 +164,29 @@ def test_train_mode(name):
     "name",
     [n if n == "replknet_31b_224" else pytest.param(n, marks=pytest.mark.slow) for n in FULL],
 )
-def test_full_size(name):
-    """1e-4 absolute: below every slip that the reference tried, above all rounding."""
+def test_full_size(name, tmp_path):
+    """Through files, in both structures, the model told from the file. 1e-4 absolute: below every
+    slip that the reference tried, above all rounding."""
     case, expected = FULL[name], golden.arrays(f"full/{name}.npz")
     backbone = "backbone" in name
     model = replk_jax.create_model(
         case["model"].replace("RepLKNet-", "replknet_").lower(),
+        num_classes=None if backbone else 1000,
         out_indices=(0, 1, 2, 3) if backbone else None,
         norm_intermediate_features=backbone,
     )
     rule = golden.weights_rule()
-    manifest = golden.manifest(case["manifest"])
-    variables = convert_state_dict(rule.make_weights(manifest, case["seed"]), model)
+    weights = rule.make_weights(golden.manifest(case["manifest"]), case["seed"])
+    write_torch(tmp_path / "training.pth", weights)
+    told, variables = load_torch(tmp_path / "training.pth")
+    assert told == model
+    save_torch(variables, model, tmp_path / "merged.pth", merged=True)
     x = golden.nhwc(rule.make_input(case["input_shape"], case["seed"]))
 
     outputs, maps = run(model, variables, x)
-    merged_variables = replk_jax.reparameterize(variables)
-    merged = jax.jit(model.clone(deploy=True).apply)(merged_variables, x)
+    told, merged_variables = load_torch(tmp_path / "merged.pth")
+    assert told == model.clone(deploy=True)
+    merged = jax.jit(told.apply)(merged_variables, x)
     if backbone:
         for structure in (outputs, merged):
             for i, output in enumerate(structure):
@@ -191,6 +201,23 @@ def test_full_size(name):
     # As a batch of kernels (C, K, K, 1), whose last axis moves forward like a map's.
     assert_sample(kernel["kernel"].transpose(3, 0, 1, 2), expected, "merged_weight")
     assert_sample(kernel["bias"], expected, "merged_bias")
+
+
+def test_full_size_in_the_names_of_mmpretrain(tmp_path):
+    case = FULL["replknet_31b_224"]
+    official = golden.weights_rule().make_weights(golden.manifest(case["manifest"]), case["seed"])
+    renamed = {}
+    for key, value in official.items():
+        key = re.sub(r"^(stem|stages|transitions)\.", r"backbone.\1.", key)
+        key = re.sub(r"^norm\.", "backbone.stages.3.norm.", key)
+        renamed[re.sub(r"^head\.", "head.fc.", key)] = value
+    manifest = golden.manifest("replknet_31b.mmpretrain.train.json")
+    assert {key: value.shape for key, value in renamed.items()} == {k: s for k, s, _ in manifest}
+    write_torch(tmp_path / "mmpretrain.pth", renamed)
+    model, variables = load_torch(tmp_path / "mmpretrain.pth")
+    wanted = convert_state_dict(official, replk_jax.create_model("replknet_31b"))
+    chex.assert_trees_all_equal(variables, wanted)
+    assert model == replk_jax.create_model("replknet_31b")
 
 
 def assert_sample(actual, expected, part):

@@ -95,7 +95,7 @@ def test_one_error_names_every_fault():
     weights["surplus.weight"] = np.zeros(3)
     weights["stem.9.bn.num_batches_tracked"] = np.int64(1)
     weights["norm.bias"] = np.array(["a"] * 12)
-    with pytest.raises(ValueError, match="does not fit this RepLKNet") as caught:
+    with pytest.raises(ValueError, match="do not fit this RepLKNet") as caught:
         convert_state_dict(weights, model())
     message = str(caught.value)
     for fault in (
@@ -109,9 +109,10 @@ def test_one_error_names_every_fault():
     assert message.count("\n") == 5
 
 
-def test_the_merged_structure_is_refused():
-    with pytest.raises(ValueError, match="convert to the model with deploy=False"):
-        convert_state_dict(state_dict(), model().clone(deploy=True))
+def test_re_parameterized_for_a_merged_model():
+    merged = convert_state_dict(state_dict(), model().clone(deploy=True))
+    wanted = replk_jax.reparameterize(convert_state_dict(state_dict(), model()))
+    jax.tree.map(np.testing.assert_array_equal, merged, wanted)
 
 
 @golden.requires_golden

@@ -866,9 +866,9 @@ class TestLegacyFiles:
             read(tmp_path / "f")
 
 
-def header(**changes):
+def header(begin=0, end=8, **changes):
     """Of a .safetensors file with two tensors of 8 bytes each, the second changed."""
-    first = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    first = {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
     second = {"dtype": "I64", "shape": [], "data_offsets": [8, 16], **changes}
     return json.dumps({"first": first, "second": second}).encode()
 
@@ -893,9 +893,10 @@ WRONG_HEADERS = {
     "offsets of text": (header(data_offsets=["0", "8"]), "says of 'second' what cannot be"),
     "backwards": (header(data_offsets=[16, 8]), "leaves 'second'"),
     "before the beginning": (header(data_offsets=[-8, 0]), "not one after the other"),
-    "overlapping": (header(data_offsets=[4, 12]), "not one after the other"),
-    "in one place": (header(data_offsets=[0, 8]), "not one after the other"),
-    "with a gap": (header(data_offsets=[9, 17]), "not one after the other"),
+    "overlapping": (header(end=12), "not one after the other"),
+    "in one place": (header(begin=8, end=16), "not one after the other"),
+    "with a gap": (header(end=4), "not one after the other"),
+    "ending late": (header(data_offsets=[9, 17]), "not one after the other"),
     "ending early": (header(shape=[0], data_offsets=[8, 8]), "not one after the other"),
 }
 

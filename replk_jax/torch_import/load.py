@@ -1,0 +1,221 @@
+"""From PyTorch files to models with their variables, and back."""
+
+import contextlib
+import dataclasses
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from replk_jax.models import registry
+from replk_jax.models.layers import pytorch_init
+from replk_jax.torch_import import replknet
+from replk_jax.torch_import.convert import convert_state_dict, to_state_dict
+from replk_jax.torch_import.reader import read
+from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.weights import Weights, find_weights
+from replk_jax.torch_import.writer import write_safetensors, write_torch
+
+File = str | os.PathLike
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognized:
+    """The network that a PyTorch file is of, told from names and shapes alone.
+
+    Attributes:
+      model: the network; `deploy=True` where the file's is merged.
+      name: under which it is registered, or None.
+      naming: whose names the tensors have, "official" or "mmpretrain".
+      structure: how far it has been re-parameterized.
+      place: where in the file the weights lie.
+      ignored: names of tensors beside them that belong to other networks.
+    """
+
+    model: nn.Module
+    name: str | None
+    naming: str
+    structure: Structure
+    place: str
+    ignored: tuple[str, ...]
+
+    def __str__(self) -> str:
+        model = self.model
+        kind = f"{model.num_classes} classes" if model.num_classes else "no classifier"
+        if model.out_indices is not None:
+            norms = " with a norm each" if model.norm_intermediate_features else ""
+            kind = f"backbone of {len(model.out_indices)} stages{norms}"
+        architecture = ", ".join(
+            f"{field} {_plain(value)}"
+            for field, value in dataclasses.asdict(model.architecture).items()
+        )
+        lines = [
+            f"{self.name or type(model).__name__}, {kind}, {self.structure.value}",
+            f"  {architecture}",
+            f"  names: {self.naming}; weights: {self.place}",
+        ]
+        if self.ignored:
+            count, first = len(self.ignored), self.ignored[0]
+            lines.append(f"  left out: {count} tensors beside it: {first} ...")
+        return "\n".join(lines)
+
+
+def infer_architecture(path: File, *, prefer_ema: bool = False) -> Recognized:
+    """Tells which network a file is of, from the names and shapes of its tensors.
+
+    Any widths, depths and kernels, not only those of registered models. What shapes cannot
+    tell gets a default: no stochastic depth, and a backbone emits all its stages.
+
+    Args:
+      path: .pth, .pt, .bin or .safetensors, in official or mmpretrain naming.
+      prefer_ema: look at the moving average that was saved beside the weights.
+
+    Raises:
+      ValueError: a file that cannot be read, or is of no network known here.
+    """
+    with _about(path):
+        return _recognize(path, prefer_ema)[0]
+
+
+def load_torch(
+    path: File,
+    model: nn.Module | None = None,
+    *,
+    num_classes: int | None = None,
+    reset_head: bool = False,
+    prefer_ema: bool = False,
+    seed: int = 0,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Loads a PyTorch checkpoint, without PyTorch and without running what is in it.
+
+        model, variables = load_torch("RepLKNet-31B_ImageNet-1K_224.pth")
+        logits = model.apply(variables, images)
+
+    Strict: every tensor of the file is used and every variable filled. Two things are left out
+    where the model has no place for them: a classifier, for a model without (`num_classes=None`),
+    and final norm and classifier, for a backbone (`out_indices`).
+
+    Args:
+      path: .pth, .pt, .bin or .safetensors, in official or mmpretrain naming, with the weights
+        at the top or in one of the usual wrappers.
+      model: what the weights are for; None takes what `infer_architecture` tells. With
+        `deploy=True` training-time weights are re-parameterized.
+      num_classes: of the model, in place of its own.
+      reset_head: draw a new classifier if the file's is for another number of classes.
+      prefer_ema: take the moving average that was saved beside the weights.
+      seed: of the new classifier.
+
+    Returns:
+      The model and its variables. A merged file gives a model with `deploy=True`, with what
+      was left of its batch norms folded.
+
+    Raises:
+      ValueError: a file that cannot be read or is of another network; in one error all tensors
+        that are missing, left over or of the wrong shape.
+    """
+    with _about(path):
+        recognized, weights = _recognize(path, prefer_ema)
+        model = recognized.model if model is None else model
+        if num_classes is not None:
+            model = model.clone(num_classes=num_classes)
+        return model, fit(weights, model, reset_head=reset_head, seed=seed)
+
+
+def fit(
+    weights: Mapping[str, Any], model: nn.Module, *, reset_head: bool, seed: int
+) -> dict[str, Any]:
+    """Converts weights in official naming for a model whose classifier may be another.
+
+    Args, Raises: as in `load_torch`.
+    """
+    return convert_state_dict(_fit_head(weights, model, reset_head, seed), model)
+
+
+def save_torch(
+    variables: Mapping[str, Any], model: nn.Module, path: File, *, merged: bool = False
+) -> None:
+    """Writes the state dict of the official code, which loads it strictly.
+
+    Args:
+      variables: of `model`.
+      model: with `deploy=False`.
+      path: .pth, .pt or .bin, for `torch.load`; or .safetensors. A file that is there is
+        replaced when the new one is complete.
+      merged: as after the official `structural_reparam()`, for a network that is built with
+        `small_kernel_merged=True`.
+
+    Raises:
+      ValueError: a model with `deploy=True`, variables of another model, or an ending that
+        tells no format.
+    """
+    state_dict = to_state_dict(variables, model, merged=merged)
+    ending = os.path.splitext(path)[1]
+    if ending == ".safetensors":
+        write_safetensors(path, state_dict, {"format": "pt"})
+    elif ending in (".pth", ".pt", ".bin"):
+        write_torch(path, state_dict)
+    else:
+        raise ValueError(f"{path}: the name must end in .pth, .pt, .bin or .safetensors.")
+
+
+def _recognize(path: File, prefer_ema: bool) -> tuple[Recognized, dict[str, Any]]:
+    """What a file holds, and its weights by official names."""
+    found: Weights = find_weights(read(path), prefer_ema=prefer_ema)
+    weights, naming = replknet.official_names(found.tensors)
+    model = replknet.infer_model(weights)
+    recognized = Recognized(
+        model=model,
+        name=registry.name_of(model.architecture),
+        naming=naming,
+        structure=structure_of(weights),
+        place=found.place,
+        ignored=found.ignored,
+    )
+    return recognized, weights
+
+
+def _fit_head(
+    weights: Mapping[str, Any], model: nn.Module, reset_head: bool, seed: int
+) -> dict[str, Any]:
+    """Without the final layers that the model has not, and with a new classifier if asked."""
+    weights, (kernel, bias) = dict(weights), ("head.weight", "head.bias")
+    if model.out_indices is not None or model.num_classes is None:
+        endings = ("head.",) if model.out_indices is None else ("head.", "norm.")
+        return {key: value for key, value in weights.items() if not key.startswith(endings)}
+    if kernel in weights and weights[kernel].shape[0] == model.num_classes:
+        return weights
+    held = f"has {weights[kernel].shape[0]} classes" if kernel in weights else "is not there"
+    if not reset_head:
+        raise ValueError(
+            f"its classifier {held}, the model has {model.num_classes}: load with reset_head=True "
+            "to draw a new one, or set num_classes."
+        )
+    warnings.warn(
+        f"The classifier of the file, which {held}, is left out, and one of "
+        f"{model.num_classes} classes is drawn at random.",
+        stacklevel=3,
+    )
+    width = model.architecture.channels[-1]
+    for name, shape in ((kernel, (model.num_classes, width)), (bias, (model.num_classes,))):
+        key = jax.random.fold_in(jax.random.key(seed), len(shape))
+        weights[name] = np.asarray(pytorch_init(width)(key, shape))
+    return weights
+
+
+@contextlib.contextmanager
+def _about(path: File) -> Iterator[None]:
+    """Errors that say which file it is that they are about."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _plain(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

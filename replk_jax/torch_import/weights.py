@@ -1,0 +1,120 @@
+"""Where in the contents of a PyTorch file the weights of the network lie."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from replk_jax.torch_import.tensors import StoredTensor
+
+# What training scripts call the weights beside what else they save, and the averages of them.
+_WRAPPERS = ("model", "module", "state_dict")
+_AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
+
+# What DataParallel, torch.compile and Lightning put before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_BACKBONE = "backbone."
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights of one network.
+
+    Attributes:
+      tensors: by names without a prefix.
+      place: where they were, in words.
+      ignored: names of tensors beside them that belong to other networks, such as the decoder
+        of a segmenter.
+    """
+
+    tensors: dict[str, StoredTensor]
+    place: str
+    ignored: tuple[str, ...] = ()
+
+
+def find_weights(contents: Any, *, prefer_ema: bool = False) -> Weights:
+    """Looks into the wrappers that training scripts put around a state dict.
+
+    Args:
+      contents: of a file, as `read` gives them.
+      prefer_ema: take the moving average that was saved beside the weights.
+
+    Raises:
+      ValueError: there is no state dict, no moving average where one is wanted, or an entry
+        among the weights that is not a tensor.
+    """
+    keys = []
+    while isinstance(contents, Mapping):
+        inner = _wrapped(contents, prefer_ema and not set(keys) & set(_AVERAGES))
+        if inner is None:
+            break
+        keys.append(inner)
+        contents = contents[inner]
+    if prefer_ema and not set(keys) & set(_AVERAGES):
+        raise ValueError(
+            "there is no moving average of the weights: none of the entries "
+            f"{', '.join(_AVERAGES)}. Without prefer_ema the weights themselves are loaded."
+        )
+    if not isinstance(contents, Mapping) or not contents:
+        raise ValueError(
+            f"there is no state dict but {_describe(contents)}. In PyTorch: "
+            "torch.save(model.state_dict(), path)."
+        )
+    others = [
+        str(key)
+        for key, value in contents.items()
+        if not (isinstance(key, str) and isinstance(value, StoredTensor))
+    ]
+    if others:
+        raise ValueError(
+            f"{len(others)} of {len(contents)} entries are not tensors, so this is no state "
+            f"dict: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"
+        )
+    place = "".join(f"[{key!r}]" for key in keys) or "at the top"
+    return _without_prefix(dict(contents), place)
+
+
+def has_average(contents: Any) -> bool:
+    """Whether a moving average was saved beside the weights."""
+    return isinstance(contents, Mapping) and _average(contents) is not None
+
+
+def _wrapped(contents: Mapping[str, Any], prefer_ema: bool) -> str | None:
+    """Under which of its keys a wrapper has the state dict; None if it is no wrapper."""
+    average = _average(contents)
+    if prefer_ema and average:
+        return average
+    for key in _WRAPPERS:
+        if isinstance(contents.get(key), Mapping):
+            return key
+    if average:
+        raise ValueError(
+            f"there are no weights but their moving average, {average!r}: ask for it with "
+            "prefer_ema=True."
+        )
+    return None
+
+
+def _average(contents: Mapping[str, Any]) -> str | None:
+    return next((key for key in _AVERAGES if isinstance(contents.get(key), Mapping)), None)
+
+
+def _without_prefix(tensors: dict[str, StoredTensor], place: str) -> Weights:
+    removed = ""
+    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        removed += prefix
+    ignored: tuple[str, ...] = ()
+    if any(key.startswith(_BACKBONE) for key in tensors):
+        removed += _BACKBONE
+        if "head.fc.weight" not in tensors:  # no classifier: whatever else there is, is another's
+            ignored = tuple(key for key in tensors if not key.startswith(_BACKBONE))
+        tensors = {
+            key.removeprefix(_BACKBONE): value
+            for key, value in tensors.items()
+            if key not in ignored
+        }
+    return Weights(tensors, place + (f", after {removed!r}" if removed else ""), ignored)
+
+
+def _describe(contents: Any) -> str:
+    return "an empty dictionary" if contents == {} else f"a {type(contents).__name__}"
