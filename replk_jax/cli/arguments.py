@@ -5,6 +5,29 @@ import json
 from pathlib import Path
 from typing import Any
 
+from replk_jax import released
+from replk_jax.files import replace_text
+from replk_jax.preprocessing import Preprocessing
+
+
+def add_like(verb: argparse.ArgumentParser) -> None:
+    """Whose preprocessing to use where the file's name does not tell."""
+    verb.add_argument(
+        "--like",
+        type=_preprocessing,
+        dest="preprocessing",
+        metavar="NAME",
+        help="prepare images as for this released checkpoint: "
+        + ", ".join(entry.file_names[0] for entry in released.RELEASED),
+    )
+
+
+def _preprocessing(name: str) -> Preprocessing:
+    found = released.find(name)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"no released checkpoint is called {name}")
+    return found.preprocessing
+
 
 def check_folder(path: Path | None) -> None:
     """Before anything is measured in vain."""
@@ -15,9 +38,7 @@ def check_folder(path: Path | None) -> None:
 def write_json(report: dict[str, Any], path: Path | None) -> None:
     """What was there stays until the new report is whole."""
     if path:
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(report, indent=2) + "\n")
-        partial.replace(path)
+        replace_text(path, json.dumps(report, indent=2) + "\n")
 
 
 def seconds(text: str) -> float:
