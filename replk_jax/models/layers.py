@@ -26,15 +26,18 @@ class ReparameterizableModule(nn.Module):
       deploy: False builds the training-time structure, True the merged one.
       dtype: of the computation. Batch-norm statistics are kept in at least float32.
       param_dtype: of the parameters.
+      implementation: of the depthwise convolutions, as in `depthwise_conv2d`.
     """
 
     deploy: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    implementation: str | None = None
 
     def structure(self) -> dict[str, Any]:
         """The fields above, to hand on to a submodule."""
-        return {"deploy": self.deploy, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        names = ("deploy", "dtype", "param_dtype", "implementation")
+        return {name: getattr(self, name) for name in names}
 
 
 class BatchNorm(ReparameterizableModule):
@@ -120,7 +123,7 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
             name="conv",
         )
         if self.depthwise:
-            x = DepthwiseConv2D(**settings)(x)
+            x = DepthwiseConv2D(**settings, implementation=self.implementation)(x)
         elif self.kernel_size == self.stride == 1:
             # A convolution to the parameters and to what counts operations. As a dot product its
             # gradient is one as well; XLA's convolution for it takes three times as long on CPUs.

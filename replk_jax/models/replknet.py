@@ -125,6 +125,7 @@ class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
                 param_dtype=self.param_dtype,
                 kernel_init=pytorch_init(self.kernel_size**2),
                 bias_init=pytorch_init(self.kernel_size**2),
+                implementation=self.implementation,
                 name="lkb_reparam",
             )(x)
         branch = partial(ConvNorm, features=x.shape[-1], depthwise=True, **self.structure())
@@ -242,7 +243,7 @@ class RepLKNet(ReparameterizableModule, kw_only=True):
       norm_intermediate_features: a backbone's maps get a batch norm each (the paper's XL
         on COCO and ADE20K). Merged, they remain as scale and bias.
       remat: recompute each block's activations in the backward pass.
-      deploy, dtype, param_dtype: see `ReparameterizableModule`.
+      deploy, dtype, param_dtype, implementation: see `ReparameterizableModule`.
     """
 
     architecture: RepLKNetArchitecture

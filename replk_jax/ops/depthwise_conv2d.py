@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from replk_jax.ops.convolution import Convolution
-from replk_jax.ops.dispatch import PLATFORMS, ROLES, Case, Explanation, platform_of
+from replk_jax.ops.dispatch import PLATFORMS, PORTABLE, ROLES, Case, Explanation, platform_of
 from replk_jax.ops.primitives import convolve
 
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -35,9 +35,9 @@ def depthwise_conv2d(
     mode, with respect to `x`, `kernel` and `bias`; mapped with `vmap`; exported; and sharded
     over N and C without communication, but for the sum of the kernel's gradient over N.
 
-    An export may leave N open, and with "xla" or None H and W as well, which are then left to
-    `lax` with its limits. A program for Hopper GPUs that is to be exported takes
-    `implementation="dft"`, or a `DisabledSafetyCheck` for their custom call.
+    An export may leave N open, and with "xla", "portable" or None H and W as well, which are then
+    left to `lax` with its limits. A program for Hopper GPUs that is to be exported takes
+    `implementation="portable"`, or a `DisabledSafetyCheck` for their custom call.
 
     A value that is not finite spoils at least the results that it belongs to. With an
     implementation other than "xla" and "shift" it may spoil more of the same channel of the
@@ -63,7 +63,8 @@ def depthwise_conv2d(
         compiled for, as `explain` tells; or a name: "xla" (XLA's own convolution), "dft"
         (matrix products with Fourier matrices), "shift" (a sum over the taps), "toeplitz" (a
         matrix product for every channel of a small map), "mosaic_gpu" (kernels for NVIDIA's
-        Hopper GPUs).
+        Hopper GPUs). "portable" takes the fastest of those that are XLA's operations alone: all
+        but "mosaic_gpu".
 
     Returns:
       (N, H', W', C) in the dtype that `x`, `kernel` and `bias` promote to.
@@ -84,7 +85,7 @@ def depthwise_conv2d(
     if all(isinstance(size, int) for size in x.shape[1:3]):
         how = _convolution(x.shape, kernel.shape, stride, padding, dilation, precision)
         y = convolve(x, kernel, how, implementation)
-    elif implementation in (None, "xla"):
+    elif implementation in (None, PORTABLE, "xla"):
         y = lax.conv_general_dilated(
             x,
             kernel,
@@ -98,7 +99,7 @@ def depthwise_conv2d(
     else:
         raise ValueError(
             f"implementation={implementation!r} is built for one size of the map, and that of "
-            f"{x.shape} is open; None and 'xla' take it."
+            f"{x.shape} is open; None, {PORTABLE!r} and 'xla' take it."
         )
     return y if bias is None else y + bias.astype(dtype)
 

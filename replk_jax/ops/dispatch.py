@@ -22,6 +22,11 @@ IMPLEMENTATIONS: Mapping[str, ModuleType] = {
     "toeplitz": toeplitz,
     "mosaic_gpu": mosaic_gpu,
 }
+# Those that are kernels of our own, a custom call in the compiled program: the others are XLA's
+# operations alone, which any device and any later JAX runs.
+CUSTOM_CALLS = frozenset({"mosaic_gpu"})
+# Asks for the fastest without them.
+PORTABLE = "portable"
 # Those that XLA does not divide over a mesh by itself: it cannot look into kernels of our own, and
 # its own convolution's kernel gradient comes out wrong where the batch is divided over one of
 # two axes of a mesh (seen on CPUs with JAX 0.10.2 to 0.12.0).
@@ -75,15 +80,21 @@ class Case:
                 reasons[name] = reason
         return reasons
 
-    def demanded(self, name: str) -> Choice:
-        """An implementation that the caller names.
+    def choose(self, implementation: str | None, role: str) -> Choice:
+        """What computes one of `ROLES`, where the caller asks for `implementation`.
 
         Raises:
           ValueError: it is unknown or cannot compute this.
         """
+        if implementation in (None, PORTABLE):
+            return self.fastest(role, portable=implementation == PORTABLE)
+        return self._demanded(implementation)
+
+    def _demanded(self, name: str) -> Choice:
+        """An implementation by its name."""
         if name not in IMPLEMENTATIONS:
             raise ValueError(
-                f"Unknown implementation {name!r}; known: {', '.join(IMPLEMENTATIONS)}."
+                f"Unknown implementation {name!r}; known: {', '.join(IMPLEMENTATIONS)}, {PORTABLE}."
             )
         refusals = self.refusals()
         if name in refusals:
@@ -94,10 +105,10 @@ class Case:
             )
         return Choice(name, "it was asked for")
 
-    def fastest(self, role: str) -> Choice:
-        """The fastest implementation known for one of `ROLES`."""
-        refusals = self.refusals()
-        able = [name for name in IMPLEMENTATIONS if name not in refusals]
+    def fastest(self, role: str, *, portable: bool = False) -> Choice:
+        """The fastest implementation known for one of `ROLES`; if portable, no custom call."""
+        excluded = self.refusals().keys() | (CUSTOM_CALLS if portable else set())
+        able = [name for name in IMPLEMENTATIONS if name not in excluded]
         device = _device_kind(self.platform)
         table = measurements.table_of(device) if device else None
         case = self.convolution, self.known_batch, self.channels, self.dtype

@@ -37,7 +37,7 @@ def convolve(
 ) -> jax.Array:
     """y (N, OH, OW, C) of x (N, H, W, C) and kernel (KH, KW, 1, C), all of one dtype.
 
-    `implementation` is a name of `IMPLEMENTATIONS`, or None for the fastest known.
+    `implementation` is a name of `IMPLEMENTATIONS`, or None or `PORTABLE` for the fastest known.
     """
     how = dict(convolution=convolution, implementation=implementation)
     bind = partial(forward_p.bind, **how)
@@ -72,7 +72,7 @@ def _primitive(role: str) -> Primitive:
 
     def compute(a, b, *, convolution, implementation, platform, devices_known):
         case = Case(convolution, a.shape[0], a.shape[3], a.dtype, platform)
-        choice = case.demanded(implementation) if implementation else case.fastest(role)
+        choice = case.choose(implementation, role)
         if devices_known and choice.name in UNDIVIDED:
             # A device's part is smaller, and another implementation may be the one for it.
             how = dict(convolution=convolution, implementation=implementation, platform=platform)

@@ -89,6 +89,16 @@ def test_output_shapes(fields, expected, deploy):
     assert shapes == expected
 
 
+@pytest.mark.parametrize("deploy", [False, True])
+def test_implementation_is_that_of_every_depthwise_convolution(deploy):
+    """Of the stem's two, the transition's, and each stage's one or two."""
+    model = make(deploy=deploy, implementation="dft")
+    program = jax.make_jaxpr(model.apply)(random_variables(model), random_images(model))
+    text = str(program)
+    assert text.count("implementation=dft") == (5 if deploy else 7)
+    assert "implementation=None" not in text
+
+
 def test_features_are_what_enters_the_head():
     model = make()
     variables, x = random_variables(model), random_images(model)

@@ -141,6 +141,34 @@ class TestUnmeasuredDevice:
         assert fastest(convolution=shape.convolution, platform="tpu") == name
 
 
+class TestPortable:
+    """On a Hopper GPU, for a batch that its kernels are made for."""
+
+    @pytest.fixture
+    def case(self, monkeypatch):
+        monkeypatch.setattr("replk_jax.ops.dispatch._is_hopper", lambda platform: True)
+        return Case(LAYER, 64, 128, jnp.dtype("bfloat16"), "cuda")
+
+    @pytest.mark.parametrize("role", ROLES)
+    def test_is_the_fastest_without_a_custom_call(self, case, role):
+        assert case.choose(None, role).name == "mosaic_gpu"
+        assert case.choose("portable", role).name == "dft"
+        assert case.choose("mosaic_gpu", role).name == "mosaic_gpu"
+
+    def test_is_looked_up_as_well(self, case, own_table, monkeypatch):
+        own_table(measured({"mosaic_gpu": 1.0, "toeplitz": 2.0, "xla": 3.0, "dft": 4.0}, batch=64))
+        monkeypatch.setattr("replk_jax.ops.dispatch._device_kind", lambda platform: "cpu")
+        assert case.choose(None, "forward").name == "mosaic_gpu"
+        assert case.choose("portable", "forward").name == "xla"  # toeplitz refuses large maps
+
+    def test_computes(self):
+        x = jax.random.normal(jax.random.key(0), (1, 12, 12, 2))
+        kernel = jax.random.normal(jax.random.key(1), (9, 9, 1, 2))
+        y = depthwise_conv2d(x, kernel, implementation="portable")
+        expected = depthwise_conv2d(x, kernel, implementation="xla")
+        assert jnp.allclose(y, expected, rtol=1e-5, atol=1e-4)
+
+
 class TestExplain:
     def test_names_the_measurement(self):
         explanation = explain((4, 56, 56, 128), (31, 31, 1, 128), platform="cpu")

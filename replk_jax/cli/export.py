@@ -1,0 +1,123 @@
+"""export: a network as a program that needs JAX alone."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from replk_jax.cli.arguments import check_folder, positive
+from replk_jax.export import export_model
+from replk_jax.files import replacing
+from replk_jax.ops.dispatch import PLATFORMS
+from replk_jax.saved import SavedNetwork, load
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_parser(verbs) -> None:
+    export = verbs.add_parser(
+        "export",
+        help="write a network as a program that needs JAX alone",
+        description="Writes the re-parameterized network as StableHLO with its weights, for "
+        "jax.export.deserialize; and OUT.json, which says what it takes and returns, how images "
+        "are prepared, and what the classes are called.",
+    )
+    export.add_argument(
+        "weights", type=Path, help="a PyTorch checkpoint, or what convert or train wrote"
+    )
+    export.add_argument("out", type=Path, metavar="OUT", help="to write, such as NAME.jaxexport")
+    export.add_argument("--image-size", type=positive, help="pixels (that of the weights)")
+    export.add_argument("--batch-size", type=positive, help="the only one it takes (takes any)")
+    export.add_argument(
+        "--platforms",
+        nargs="+",
+        choices=PLATFORMS,
+        default=("cpu", "cuda"),
+        help="that it runs on (cpu cuda)",
+    )
+    export.add_argument(
+        "--dtype", choices=_DTYPES, default="float32", help="of the computation (float32)"
+    )
+    export.add_argument(
+        "--normalize",
+        action="store_true",
+        help="let it take pixels, uint8, and normalise them itself",
+    )
+    export.add_argument(
+        "--custom-calls",
+        action="store_true",
+        help="admit the kernels for Hopper GPUs, where they are fastest; on such a machine, and "
+        "with --batch-size",
+    )
+    export.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    export.add_argument("--force", action="store_true", help="replace what is there")
+    export.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    out = arguments.out
+    beside = out.with_name(f"{out.name}.json")
+    _check_places((out, beside), arguments.force)
+    network = _sized(load(arguments.weights, prefer_ema=arguments.ema), arguments.image_size)
+    preprocessing = network.preprocessing
+    if preprocessing is None and (arguments.normalize or not arguments.image_size):
+        raise ValueError(
+            f"{arguments.weights} does not say how images are prepared: give --image-size, and "
+            "normalise them outside of the program."
+        )
+    program = export_model(
+        network.model.clone(dtype=jnp.dtype(arguments.dtype)),
+        network.variables,
+        image_size=arguments.image_size or preprocessing.image_size,
+        batch_size=arguments.batch_size,
+        platforms=arguments.platforms,
+        normalization=preprocessing if arguments.normalize else None,
+        custom_calls=arguments.custom_calls,
+    )
+    serialized = program.serialize()
+    with replacing(out) as file, replacing(beside) as description:
+        file.write(serialized)
+        description.write(_description(program, network).encode())
+    (images,), outputs = program.in_avals, program.out_avals
+    returned = ", ".join(map(str, outputs))
+    print(f"{out}: {len(serialized):,} bytes; {images} to {returned}; {beside}: its description")
+
+
+def _check_places(paths: tuple[Path, ...], force: bool) -> None:
+    """Before anything is computed in vain."""
+    for path in paths:
+        check_folder(path)
+        if path.exists() and not force:
+            raise FileExistsError(f"{path} exists already; --force replaces it.")
+
+
+def _sized(network: SavedNetwork, size: int | None) -> SavedNetwork:
+    """The network with the preprocessing for images of this size, if one is given."""
+    if size is None or network.preprocessing is None:
+        return network
+    preprocessing = dataclasses.replace(network.preprocessing, image_size=size)
+    return dataclasses.replace(network, preprocessing=preprocessing)
+
+
+def _description(program: jax.export.Exported, network: SavedNetwork) -> str:
+    """What the program takes and returns and where it runs, and the network that it is, as JSON."""
+    (images,) = program.in_avals
+    interface = {
+        "images": _type(images),
+        "outputs": [_type(output) for output in program.out_avals],
+        "platforms": list(program.platforms),
+        "jax": jax.__version__,
+    }
+    deployed = dataclasses.replace(network, model=network.model.clone(deploy=True))
+    return json.dumps({"program": interface, **deployed.description()}, indent=2) + "\n"
+
+
+def _type(array: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    return {
+        "shape": [size if isinstance(size, int) else str(size) for size in array.shape],
+        "dtype": str(array.dtype),
+    }

@@ -1,0 +1,60 @@
+"""Functions without the primitives of this package, for tools that read those of JAX."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Jaxpr, Literal
+
+from replk_jax.ops import xla
+from replk_jax.ops.materialize import materialize_p
+from replk_jax.ops.primitives import forward_p
+
+# What each primitive computes. Gradients have no need of one: what is converted is deployed.
+_IN_LAX = {
+    forward_p: lambda x, kernel, *, convolution, **_: xla.forward(x, kernel, convolution),
+    materialize_p: lambda x: x,
+}
+# Calls, by the parameter that holds the function.
+_CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
+
+
+def in_lax(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with `lax.conv_general_dilated` for every depthwise convolution.
+
+    Slower in JAX, and what converters such as jax2onnx understand. It runs forward only, and
+    the convolutions must stand outside of loops and branches, as those of the networks do.
+
+    Args:
+      function: of arrays to a tree of arrays.
+    """
+
+    def plain(*arrays: jax.Array) -> Any:
+        program, result = jax.make_jaxpr(function, return_shape=True)(*arrays)
+        outputs = _evaluate(program.jaxpr, program.consts, arrays)
+        return jax.tree.unflatten(jax.tree.structure(result), outputs)
+
+    return plain
+
+
+def _evaluate(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
+
+    def value(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        outputs = _apply(equation, [value(atom) for atom in equation.invars])
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [value(atom) for atom in jaxpr.outvars]
+
+
+def _apply(equation, operands: list[Any]) -> Sequence[Any]:
+    primitive, parameters = equation.primitive, equation.params
+    if primitive.name in _CALLS:
+        called = parameters[_CALLS[primitive.name]]
+        return _evaluate(called.jaxpr, called.consts, operands)
+    if primitive in _IN_LAX:
+        return [_IN_LAX[primitive](*operands, **parameters)]
+    outputs = primitive.bind(*operands, **parameters)
+    return outputs if primitive.multiple_results else [outputs]
