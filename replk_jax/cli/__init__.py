@@ -1,13 +1,15 @@
 """The verbs of `python -m replk_jax`, a file for each."""
 
 import argparse
+import sys
+import warnings
 from collections.abc import Sequence
 
 import jax
 
-from replk_jax.cli import bench, models
+from replk_jax.cli import bench, convert, export, features, inspect, models, predict
 
-_VERBS = (models, bench)
+_VERBS = (models, inspect, convert, predict, features, export, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -15,7 +17,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
+        with warnings.catch_warnings():
+            # Without the line of code, which is the user's own only in a program.
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            arguments.run(arguments)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     except jax.errors.JaxRuntimeError as error:
@@ -26,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Of all verbs; what it parses has `run`, which does it."""
-    parser = argparse.ArgumentParser(prog="python -m replk_jax", description="Large-kernel networks in JAX.")
+    parser = argparse.ArgumentParser(
+        prog="python -m replk_jax", description="Large-kernel networks in JAX."
+    )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for verb in _VERBS:
         verb.add_parser(verbs)

@@ -1,0 +1,60 @@
+"""features: what a network makes of images, for other programs to go on from."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from replk_jax.cli import images
+from replk_jax.cli.arguments import check_folder
+from replk_jax.features import FeatureExtractor
+from replk_jax.files import replacing
+
+
+def add_parser(verbs) -> None:
+    features = verbs.add_parser(
+        "features",
+        help="write the features of images to a file",
+        description="Writes a file for numpy.load: names, the images' (N,); features, what would "
+        "enter the classifier, (N, C); and stage_0 and so on, each stage's (N, C). "
+        + images.UNREADABLE,
+    )
+    images.add_arguments(features)
+    features.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the .npz file to write"
+    )
+    features.add_argument(
+        "--maps",
+        action="store_true",
+        help="whole maps (N, H, W, C) of the stages, not their averages: 3 MB for an image with "
+        "RepLKNet-31B at 224, all of them in memory",
+    )
+    features.set_defaults(run=_features)
+
+
+def _features(arguments: argparse.Namespace) -> None:
+    check_folder(arguments.output)
+    extractor = FeatureExtractor.from_file(
+        arguments.weights,
+        preprocessing=arguments.preprocessing,
+        prefer_ema=arguments.ema,
+        maps=arguments.maps,
+        batch_size=arguments.batch_size,
+    )
+    named = images.NamedImages(arguments.images)
+    all_names, parts = [], []
+    for names, pixels in named.batches(extractor.preprocessing, extractor.batch_size):
+        all_names += names
+        parts.append(extractor.run(pixels))
+    if parts:
+        arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        _write(arguments.output, {"names": np.array(all_names), **arrays})
+        shapes = ", ".join(f"{key} {array.shape}" for key, array in arrays.items())
+        print(f"{arguments.output}: {len(all_names)} images; {shapes}")
+    named.finish()
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """What was there stays until the new file is whole."""
+    with replacing(path) as file:
+        np.savez(file, **arrays)

@@ -1,0 +1,130 @@
+"""Features of images: what a network makes of them before it names them."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from replk_jax.image_program import ImageProgram, Images
+from replk_jax.models.replknet import Stage
+from replk_jax.preprocessing import Preprocessing
+from replk_jax.saved import load
+
+
+class FeatureExtractor(ImageProgram):
+    """Global features of images, and those of every stage.
+
+        extractor = replk_jax.FeatureExtractor.from_file("RepLKNet-31B_ImageNet-22K.pth")
+        features = extractor(["cat.jpg", "dog.jpg"])["features"]  # (2, 1024)
+
+    Args:
+      model: a classifier, the same without its head, or a backbone.
+      variables: of the model.
+      preprocessing: of its images.
+      maps: whether the stages give their whole maps or the averages of them.
+      batch_size: the most images at once.
+
+    Raises:
+      ValueError: a merged classifier, in which the norm that ends the features is part of the
+        head; no preprocessing, or one for another number of channels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Mapping[str, Any],
+        preprocessing: Preprocessing | None,
+        *,
+        maps: bool = False,
+        batch_size: int = 32,
+    ):
+        if model.num_classes is not None and model.out_indices is None:
+            model, variables = _without_head(model, variables)
+
+        def compute(merged: nn.Module, variables: Mapping[str, Any], images: jax.Array):
+            return _features(merged, variables, images, maps)
+
+        super().__init__(model, variables, preprocessing, batch_size, compute)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike,
+        *,
+        preprocessing: Preprocessing | None = None,
+        prefer_ema: bool = False,
+        maps: bool = False,
+        batch_size: int = 32,
+    ) -> "FeatureExtractor":
+        """Reads a network with its preprocessing.
+
+        Args:
+          path: what `load` takes: a PyTorch checkpoint, or what this package or a training run
+            saved.
+          preprocessing: in place of that of the file.
+          prefer_ema: take the moving average of the weights that was saved beside them.
+          maps, batch_size: as above.
+
+        Raises:
+          ValueError, OSError: a file that cannot be read, or holds a merged classifier.
+        """
+        network = load(path, prefer_ema=prefer_ema, preprocessing=preprocessing)
+        try:
+            return cls(
+                network.model,
+                network.variables,
+                network.preprocessing,
+                maps=maps,
+                batch_size=batch_size,
+            )
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+    def __call__(self, images: Images) -> dict[str, np.ndarray]:
+        """The features of images.
+
+        Args:
+          images: one, which counts as a list of one, or several: paths, images of Pillow, bytes
+            of files, or uint8 arrays (H, W, C); or an array (N, H, W, C).
+
+        Returns:
+          Float32 arrays: "features", what would enter the classifier, (N, C of the last stage),
+          which a backbone has not; "stage_0" and so on, (N, C), or with `maps`
+          (N, S / 4 / 2^s, S / 4 / 2^s, C), with the stage's norm where it has one.
+
+        Raises:
+          ImageError: an image that cannot be read.
+        """
+        return self.run_all(images)
+
+
+def _without_head(model: nn.Module, variables: Mapping[str, Any]):
+    """The model and its variables without the classifier."""
+    if model.deploy:
+        raise ValueError(
+            "The merged classifier holds the norm that ends the features. Take the training-time "
+            "weights, or re-parameterize them without params/head for num_classes=None."
+        )
+    params = {name: part for name, part in variables["params"].items() if name != "head"}
+    return model.clone(num_classes=None), {**variables, "params": params}
+
+
+def _features(
+    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, maps: bool
+) -> dict[str, jax.Array]:
+    output, state = model.apply(
+        variables,
+        images,
+        capture_intermediates=lambda module, _: isinstance(module, Stage),
+        mutable=["intermediates"],
+    )
+    features = {} if model.out_indices is not None else {"features": output}
+    for s in range(len(model.architecture.layers)):
+        ((_, emitted),) = state["intermediates"][f"stages_{s}"]["__call__"]
+        emitted = emitted.astype(jnp.float32)
+        features[f"stage_{s}"] = emitted if maps else emitted.mean((1, 2))
+    return features

@@ -1,0 +1,179 @@
+"""python -m replk_jax predict, features"""
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import replk_jax
+from replk_jax import Classifier, FeatureExtractor, Preprocessing
+from replk_jax.cli import main
+from replk_jax.saved import SavedNetwork, save
+from tests.helpers import TINY, random_variables
+from tests.test_images import picture
+
+NAMES = ("ant", "bee, honey bee", "cat", "dog", "eel", "fox")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    model = replk_jax.create_model(TINY, num_classes=6)
+    save(path, SavedNetwork(model, random_variables(model), Preprocessing(32), NAMES))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five images, and a file that is none."""
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    for i, name in enumerate(["a.png", "b.png", "c.png", "more/d.png", "more/e.png"]):
+        Image.fromarray(picture(40 + i, 36, seed=i)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def paths_of(folder):
+    return [str(path) for path in sorted(folder.rglob("*.png"))]
+
+
+def run(capsys, *argv):
+    """The exit status, standard output and standard error."""
+    status = 0
+    try:
+        main([str(argument) for argument in argv])
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_predict_json(weights, folder, capsys):
+    options = ["--weights", weights, "--json", "--top", 3, "--batch-size", 2]
+    status, out, err = run(capsys, "predict", folder, folder / "a.png", *options)
+    assert (status, err) == (0, "")
+    lines = [json.loads(line) for line in out.splitlines()]
+    paths = [*paths_of(folder), str(folder / "a.png")]
+    assert [line["image"] for line in lines] == paths
+    for line, wanted in zip(lines, Classifier.from_file(weights)(paths, top_k=3), strict=True):
+        assert [p["index"] for p in line["predictions"]] == [p.index for p in wanted]
+        assert [p["name"] for p in line["predictions"]] == [NAMES[p.index] for p in wanted]
+        scores = [p["score"] for p in line["predictions"]]
+        np.testing.assert_allclose(scores, [p.score for p in wanted], rtol=1e-4)
+
+
+def test_predict_table(weights, folder, capsys):
+    path = folder / "a.png"
+    status, out, _ = run(capsys, "predict", path, "--weights", weights)
+    (wanted,) = Classifier.from_file(weights)(path)
+    assert status == 0
+    title, *rows = out.splitlines()
+    assert title == str(path)
+    assert [row.split(maxsplit=2) for row in rows] == [
+        [f"{p.score:.2%}", str(p.index), p.name] for p in wanted
+    ]
+    assert len(rows) == 5
+
+
+def test_predict_standard_input(weights, folder, capsys, monkeypatch):
+    path = folder / "more" / "d.png"
+    stdin = SimpleNamespace(buffer=io.BytesIO(path.read_bytes()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    status, out, _ = run(capsys, "predict", "-", path, "--weights", weights, "--json")
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert status == 0
+    assert first["image"] == "standard input"
+    assert first["predictions"] == second["predictions"]
+
+
+def test_predict_names_from_a_file(weights, folder, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("zero\none\ntwo\nthree\nfour\nfive\n")
+    options = ["--weights", weights, "--names", names, "--json", "--top", 6]
+    _, out, _ = run(capsys, "predict", folder / "a.png", *options)
+    shown = {p["index"]: p["name"] for p in json.loads(out)["predictions"]}
+    assert shown == dict(enumerate(names.read_text().split()))
+
+
+@pytest.mark.parametrize("verb", ["predict", "features"])
+def test_images_that_cannot_be_read_are_named_and_the_others_go_on(
+    verb, weights, folder, tmp_path, capsys
+):
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:100])
+    (tmp_path / "empty").mkdir()
+    output = tmp_path / "features.npz"
+    options = ["--weights", weights, *(["--output", output] if verb == "features" else ["--json"])]
+    arguments = [folder, tmp_path / "nowhere.png", tmp_path / "empty", *options]
+    status, out, err = run(capsys, verb, *arguments, "--batch-size", 1)
+    assert status == 1
+    errors = sorted(err.splitlines())
+    assert len(errors) == 3
+    assert errors[0].startswith(f"error: Cannot read the image {folder / 'b.png'}: ")
+    assert "nowhere.png: No such file" in errors[1]
+    assert errors[2] == f"error: There are no images in {tmp_path / 'empty'}."
+    good = [path for path in paths_of(folder) if not path.endswith("b.png")]
+    if verb == "predict":
+        assert [json.loads(line)["image"] for line in out.splitlines()] == good
+    else:
+        assert list(np.load(output)["names"]) == good
+
+
+def test_features(weights, folder, tmp_path, capsys):
+    output = tmp_path / "features.npz"
+    options = ["--weights", weights, "--output", output, "--batch-size", 2]
+    status, out, _ = run(capsys, "features", folder, *options)
+    assert status == 0
+    assert "5 images" in out
+    assert "features (5, 12)" in out
+    expected = FeatureExtractor.from_file(weights)(paths_of(folder))
+    with np.load(output) as written:
+        assert list(written["names"]) == paths_of(folder)
+        assert set(written) == {"names", *expected}
+        for key, value in expected.items():
+            np.testing.assert_allclose(written[key], value, rtol=1e-4, atol=1e-5)
+    status, _, _ = run(capsys, "features", folder / "a.png", *options, "--maps")
+    assert status == 0
+    with np.load(output) as written:
+        assert written["stage_0"].shape == (1, 8, 8, 8)
+        assert written["stage_1"].shape == (1, 4, 4, 12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npz", "images"]
+
+
+def test_what_cannot_be_written_leaves_nothing(weights, folder, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "features.npz"
+    output.write_text("what was there")
+
+    def fail(file, **arrays):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "savez", fail)
+    options = ["--weights", weights, "--output", output]
+    status, _, err = run(capsys, "features", folder, *options)
+    assert status == 2
+    assert "No space left" in err
+    assert output.read_text() == "what was there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npz", "images"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["predict", "--weights", "x"], "IMAGE"),
+        (["predict", "a.png"], "--weights"),
+        (["predict", "a.png", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["predict", "a.png", "--weights", "x", "--top", "0"], "at least 1"),
+        (["predict", "a.png", "--weights", "x", "--names", "nowhere.txt"], "nowhere.txt"),
+        (["features", "a.png", "--weights", "x"], "--output"),
+        (["features", "a.png", "--weights", "x", "--output", "nowhere/f.npz"], "no folder nowhere"),
+    ],
+)
+def test_mistakes(argv, message, capsys):
+    status, _, err = run(capsys, *argv)
+    assert status == 2
+    assert message in err
