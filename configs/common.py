@@ -6,6 +6,14 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
     return ConfigDict(
         {
+            # "train"; or "eval", which evaluates the network in `init_from`.
+            "mode": "train",
+            # A checkpoint to begin with: of PyTorch, of a run (WORKDIR/checkpoints/STEP), or one
+            # that was converted. `init_ema` takes the moving average in it, `init_reset_head`
+            # draws a new classifier where it has another number of classes.
+            "init_from": config_dict.placeholder(str),
+            "init_ema": False,
+            "init_reset_head": False,
             # Of the parameters, the order of the data, the augmentation and stochastic depth.
             "seed": 0,
             # See replk_jax.create_model. A field of the architecture that is None is as the
@@ -37,6 +45,9 @@ def get_config() -> ConfigDict:
                 "crop_ratio": (3 / 4, 4 / 3),  # its width over its height
                 "flip": True,
                 "eval_crop_fraction": config_dict.placeholder(float),  # None: warp, no crop
+                # Where the checkpoint in `init_from` says how its images are prepared, mode
+                # "eval" does it so; True keeps to image_size, crop, mean and std here.
+                "eval_as_configured": False,
                 "mean": (0.485, 0.456, 0.406),
                 "std": (0.229, 0.224, 0.225),
                 # Threads that decode; with workers, so many processes with as many threads each.

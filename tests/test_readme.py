@@ -4,19 +4,35 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from replk_jax import cli
+from replk_jax import cli, create_model, save_torch
 from replk_jax.models import registry
-from tests.helpers import TINY
+from tests.helpers import TINY, random_variables
 
+PUBLISHED = "Published weights"
 TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
 
-def test_code(monkeypatch, capsys):
-    """With a tiny architecture under the name of the large one."""
+def section(title):
+    """The text under a heading."""
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE)[1]
+
+
+def code_of(title):
+    return re.findall(r"```python\n(.*?)```", section(title), re.DOTALL)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A tiny architecture under the name of the large one."""
     monkeypatch.setitem(registry.ARCHITECTURES, "replknet_31b", TINY)
-    code = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[0]
+
+
+def test_code(tiny, capsys):
+    (code,) = code_of("Use")
     names = {}
     exec(code.replace("224", "32"), names)
     assert names["logits"].shape == (1, 10)
@@ -24,12 +40,45 @@ def test_code(monkeypatch, capsys):
 
 
 def test_code_of_the_operator(capsys):
-    code = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
+    (code,) = code_of("The depthwise convolution alone")
     names = {}
     exec(code.replace("56", "28").replace("128", "8"), names)
     assert names["y"].shape == (4, 28, 28, 8)
     assert names["layer"].init(names["jax"].random.key(0), names["x"])
     assert "forward: dft" in capsys.readouterr().out
+
+
+def test_published_weights(tiny, tmp_path, monkeypatch, capsys):
+    """The commands and the code of this section, one after the other, as they stand there."""
+    monkeypatch.chdir(tmp_path)
+    model = create_model("replknet_31b")
+    variables = random_variables(model)
+    save_torch(variables, model, "RepLKNet-31B_ImageNet-1K_224.pth")
+    Path("photos").mkdir()
+    for name in ("cat.jpg", "photos/dog.jpg"):
+        Image.fromarray(np.full((300, 260, 3), len(name), np.uint8)).save(name)
+
+    for command in re.findall(r"^    python -m replk_jax (.*)$", section(PUBLISHED), re.MULTILINE):
+        cli.main(shlex.split(command))
+    output = capsys.readouterr().out
+    assert "83.48 % top-1" in output
+    assert "dog.jpg" in output
+    assert "re-parameterized structure" in output
+    with np.load("features.npz") as features:
+        assert features["features"].shape == (1, 12)
+
+    images = np.random.default_rng(0).standard_normal((2, 224, 224, 3), np.float32)
+    expected = model.apply(variables, images)
+    names = {"paths": ["cat.jpg"], "images": images}
+    loading, deploying, converting = code_of(PUBLISHED)
+    exec(loading, names)
+    assert "cat.jpg" in capsys.readouterr().out
+    assert Path("back.pth").stat().st_size > 10_000
+    exec(deploying, names)
+    np.testing.assert_allclose(names["logits"], expected, atol=1e-4)  # rounding in float32
+    pytest.importorskip("jax2onnx", reason="pip install 'replk-jax[onnx]'")
+    exec(converting, names)
+    assert Path("replknet.onnx").exists()
 
 
 VERBS = re.findall(r"^    python -m replk_jax (.*?)(?:  +#.*)?$", TEXT, re.MULTILINE)

@@ -1,14 +1,16 @@
 """The course of a run, from the data to the re-parameterized network."""
 
-import dataclasses
 import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
+from replk_jax.files import replace_text
+from replk_jax.saved import SavedNetwork, load_into
 from train import config as configuration
 from train import parallel
 from train.checkpoints import Checkpoints
@@ -16,7 +18,6 @@ from train.data.images import ImageData
 from train.data.sources import prepare
 from train.errors import RunError
 from train.evaluation import Evaluator
-from train.files import replace_text
 from train.metrics import MetricWindow, NotFiniteError, require_finite
 from train.optimizer import adamw, warmup_cosine
 from train.reporting import Reporter
@@ -76,11 +77,11 @@ class _Training:
         model = configuration.build_model(config)
         parallel.in_turn(lambda: prepare(config.data))
         self._data = parallel.together(lambda: ImageData(config, model.architecture.in_channels))
-        self._model = model.clone(num_classes=self._data.num_classes)
-        self.description = {
-            "architecture": dataclasses.asdict(model.architecture),
-            "num_classes": self._data.num_classes,
-        }
+        class_names = tuple(self._data.class_names)
+        self._model = model.clone(num_classes=len(class_names))
+        self.description = SavedNetwork(
+            self._model, {}, self._data.preprocessing, class_names
+        ).description()
 
         per_epoch = self._data.steps_per_epoch
         self.total_steps = max(1, round(config.epochs * per_epoch))
@@ -115,7 +116,30 @@ class _Training:
                 f"{checkpoints.path(step)} is beyond the {self.total_steps} steps that "
                 f"config.epochs = {config.epochs} comes to; raise it, or use another --workdir."
             )
-        return (checkpoints.restore(step, state) if step else state), step
+        if step:
+            return checkpoints.restore(step, state), step
+        if config.init_from:
+            state = parallel.together(lambda: self._initialised(state))
+        return state, 0
+
+    def _initialised(self, state: TrainState) -> TrainState:
+        """The state with the parameters and statistics of the file `config.init_from`."""
+        config = self._config
+        try:
+            variables = load_into(
+                self._model,
+                config.init_from,
+                reset_head=config.init_reset_head,
+                prefer_ema=config.init_ema,
+                seed=config.seed,
+            )
+        except ValueError as error:
+            raise RunError(
+                f"config.init_from: {error}\nThe network is that of config.model; for another "
+                "number of classes set --config.init_reset_head."
+            ) from error
+        variables = jax.device_put(variables, parallel.replicated(self._mesh))
+        return state.replace(**variables)
 
     def train(
         self, state: TrainState, first_step: int, checkpoints: Checkpoints, reporter: Reporter
@@ -150,7 +174,7 @@ class _Training:
 
     def eval_batches(self) -> Iterator[Batch]:
         """The evaluation images once."""
-        return parallel.global_batches(self._data.eval_batches(), self._mesh)
+        return parallel.global_batches(self._data.evaluation.batches(), self._mesh)
 
     def _evaluate(self, state: TrainState, step: int, *, whole: bool) -> dict[str, float]:
         """Scores on the evaluation images, or on their first batch.

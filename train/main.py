@@ -1,7 +1,8 @@
 """Trains a network: python -m train.main --config configs/digits.py --workdir out/digits
 
 Started again with the same workdir, it goes on where it was. Any field of the configuration
-can be set on the command line: --config.batch_size=256.
+can be set on the command line: --config.batch_size=256. With --config.mode=eval it evaluates the
+network in --config.init_from=FILE.
 """
 
 import os
@@ -14,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from train.errors import RunError
+from train.evaluate import evaluate_checkpoint
 from train.loop import run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file", lock_config=True)
@@ -30,7 +32,8 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value).expanduser().absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        run(_CONFIG.value, workdir)
+        start = evaluate_checkpoint if _CONFIG.value.mode == "eval" else run
+        start(_CONFIG.value, workdir)
     except (RunError, OSError) as error:
         _stop(str(error))
     except jax.errors.JaxRuntimeError as error:

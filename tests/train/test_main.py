@@ -9,12 +9,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import chex
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from replk_jax import check_equivalence
+from replk_jax import check_equivalence, load, save_torch
+from replk_jax.preprocessing import Preprocessing
+from replk_jax.saved import read_description
 
 STEPS = 4 * 46  # 1,498 digits in batches of 32
 
@@ -92,11 +95,10 @@ def test_a_run(undisturbed):
     curve = losses(workdir)
     assert {5, 10, 46, STEPS} < set(curve)
     assert curve[STEPS] < 0.7 * curve[5]
-    description = json.loads(
-        (workdir / "checkpoints" / str(STEPS) / "description" / "metadata").read_text()
-    )
-    assert description["architecture"]["kernel_sizes"] == [5, 3]
-    assert description["num_classes"] == 10
+    network = read_description(workdir / "checkpoints" / str(STEPS))
+    assert network.model.architecture.kernel_sizes == (5, 3)
+    assert network.class_names == tuple("0123456789")
+    assert network.preprocessing == Preprocessing(16, None, mean=(0.305,), std=(0.376,))
 
 
 def test_the_way_from_a_checkpoint_to_a_model(undisturbed):
@@ -112,6 +114,63 @@ def test_the_way_from_a_checkpoint_to_a_model(undisturbed):
     model, variables = names["model"], names["variables"]
     images = np.random.default_rng(0).standard_normal((2, 16, 16, 1), np.float32)
     assert check_equivalence(model, variables, images).max_rel < 1e-4
+
+
+def test_evaluating_a_checkpoint(undisturbed, train, tmp_path):
+    """With a configuration of another network and other images; the file says what it wants."""
+    workdir, _ = undisturbed
+    checkpoint = workdir / "checkpoints" / str(STEPS)
+    status, out, err = train(
+        tmp_path,
+        "--config.mode=eval",
+        f"--config.init_from={checkpoint}",
+        "--config.model.kernel_sizes=(13,13)",
+        "--config.data.image_size=24",
+    )
+    assert status == 0, err
+    result = json.loads((tmp_path / "result.json").read_text())
+    wanted = json.loads((workdir / "result.json").read_text())
+    assert result["training"] == wanted["training"]
+    assert result["merged"] == wanted["merged"]
+    assert result["preprocessing"]["image_size"] == 16
+    assert f"top-1 {result['merged']['top1']:.3%}" in out
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_fine_tuning(undisturbed, train, tmp_path):
+    """One step of a vanishing learning rate leaves what was loaded, but for a new classifier."""
+    checkpoint = undisturbed[0] / "checkpoints" / str(STEPS)
+    pth = tmp_path / "digits.pth"
+    before = load(checkpoint)
+    save_torch(before.variables, before.model, pth)
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        for label in ("dark", "light"):
+            (data / split / label).mkdir(parents=True)
+            for i in range(16):
+                pixels = np.full((8, 8), 250 * (label == "light") + i % 5, np.uint8)
+                Image.fromarray(pixels).save(data / split / label / f"{i}.png")
+    arguments = [
+        f"--config.init_from={pth}",
+        f"--config.data.folder={data}",
+        "--config.data.eval_split=val",
+        "--config.epochs=1",
+        "--config.optimizer.warmup_epochs=0",
+        "--config.optimizer.peak_lr=1e-9",
+        "--config.optimizer.final_lr=1e-9",
+    ]
+    status, _, err = train(tmp_path / "refused", *arguments)
+    assert status == 1
+    assert "has 10 classes, the model has 2" in err
+    assert "--config.init_reset_head" in err
+    status, _, err = train(tmp_path / "out", *arguments, "--config.init_reset_head")
+    assert status == 0, err
+    assert "which has 10 classes, is left out" in err
+    after = load(tmp_path / "out" / "checkpoints" / "1")
+    assert after.class_names == ("dark", "light")
+    assert after.variables["params"].pop("head")["kernel"].shape == (16, 2)
+    before.variables["params"].pop("head")
+    chex.assert_trees_all_close(after.variables["params"], before.variables["params"], atol=1e-7)
 
 
 def test_a_finished_run_started_again_evaluates_again(undisturbed, train):

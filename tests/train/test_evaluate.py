@@ -1,0 +1,84 @@
+"""Evaluation of networks in files, in this process."""
+
+import numpy as np
+import pytest
+
+import replk_jax
+from replk_jax import Preprocessing, SavedNetwork, save
+from tests.helpers import random_variables
+from tests.train import tiny
+from train.errors import RunError
+from train.evaluate import evaluate_checkpoint
+from train.loop import run
+
+
+@pytest.fixture
+def config(data_dir):
+    config = tiny.get_config()
+    config.mode = "eval"
+    config.data.data_dir = str(data_dir)
+    return config
+
+
+def network(deploy=False, num_classes=10, preprocessing=None):
+    architecture = replk_jax.RepLKNetArchitecture((5,), (1,), (8,), small_kernel=3, in_channels=1)
+    model = replk_jax.create_model(architecture, num_classes=num_classes)
+    variables = random_variables(model)
+    if deploy:
+        model, variables = model.clone(deploy=True), replk_jax.reparameterize(variables)
+    return SavedNetwork(model, variables, preprocessing)
+
+
+GREY = Preprocessing(12, crop_fraction=0.75, mean=(0.2,), std=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "as_configured", "size"),
+    [(GREY, False, 12), (GREY, True, 16), (None, False, 16)],
+)
+def test_whose_preprocessing(config, tmp_path, preprocessing, as_configured, size):
+    save(tmp_path / "network.safetensors", network(preprocessing=preprocessing))
+    config.init_from = str(tmp_path / "network.safetensors")
+    config.data.eval_as_configured = as_configured
+    result = evaluate_checkpoint(config, tmp_path)
+    assert result["preprocessing"]["image_size"] == size
+    assert result["training"]["examples"] == 299
+    assert result["training"]["top1"] == result["merged"]["top1"]
+    assert result["largest_difference"] < 1e-4
+
+
+def test_a_merged_network(config, tmp_path):
+    for deploy in (False, True):
+        save(tmp_path / f"{deploy}.safetensors", network(deploy, preprocessing=GREY))
+    config.init_from = str(tmp_path / "True.safetensors")
+    merged = evaluate_checkpoint(config, tmp_path)
+    config.init_from = str(tmp_path / "False.safetensors")
+    both = evaluate_checkpoint(config, tmp_path)
+    assert "training" not in merged
+    assert merged["merged"]["top1"] == both["merged"]["top1"]
+    np.testing.assert_allclose(merged["merged"]["loss"], both["merged"]["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("saved", "reason"),
+    [
+        (None, "--config.init_from=FILE"),
+        (network(num_classes=7), "tells 7 classes apart; the split 'test' has 10"),
+        (network(num_classes=None), "without classifier"),
+    ],
+)
+def test_errors(config, tmp_path, saved, reason):
+    if saved:
+        save(tmp_path / "network.safetensors", saved)
+        config.init_from = str(tmp_path / "network.safetensors")
+    with pytest.raises(RunError, match=reason):
+        evaluate_checkpoint(config, tmp_path)
+
+
+@pytest.mark.parametrize(("mode", "start"), [("train", run), ("eval", evaluate_checkpoint)])
+def test_a_file_that_is_no_checkpoint(config, tmp_path, mode, start):
+    config.mode = mode
+    config.init_from = str(tmp_path / "text.pth")
+    (tmp_path / "text.pth").write_text("not found")
+    with pytest.raises(RunError, match=r"config\.init_from: .*text\.pth"):
+        start(config, tmp_path)

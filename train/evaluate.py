@@ -1,0 +1,95 @@
+"""Evaluation of a network in a file, without training."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from replk_jax.files import replace_text
+from replk_jax.preprocessing import Preprocessing
+from replk_jax.saved import SavedNetwork, load
+from train import config as configuration
+from train import parallel
+from train.data.images import EvaluationImages, preprocessing_of
+from train.data.sources import prepare
+from train.errors import RunError
+from train.evaluation import Evaluator
+
+
+def evaluate_checkpoint(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Counts the hits of the network in `config.init_from` on the evaluation split.
+
+    With the images prepared as the checkpoint says, or as the configuration does if it says
+    nothing or `config.data.eval_as_configured` is set; whatever `config.model` says, but for
+    the type of the computation.
+
+    Args:
+      config: see configs/common.py.
+      workdir: where `result.json` is written.
+
+    Returns:
+      `merged` as from `Evaluator.evaluate`; and, for a network that is not re-parameterized yet,
+      what `Evaluator.compare` gives besides.
+
+    Raises:
+      RunError: for a reason that the user can mend.
+    """
+    configuration.check(config)
+    parallel.start_processes(config.distributed)
+    mesh = parallel.data_mesh(config.eval_batch_size)
+    network = parallel.together(lambda: _load(config))
+    preprocessing = network.preprocessing
+    if preprocessing is None or config.data.eval_as_configured:
+        preprocessing = preprocessing_of(config.data)
+    parallel.in_turn(lambda: prepare(config.data))
+    images = parallel.together(lambda: _images(config, network, preprocessing))
+    evaluator = Evaluator(network.model, preprocessing.mean, preprocessing.std, mesh)
+    batches = parallel.global_batches(images.batches(), mesh)
+    if network.model.deploy:
+        result = {"merged": evaluator.evaluate(network.variables, batches)}
+    else:
+        result = evaluator.compare(network.variables, batches)
+    result["preprocessing"] = preprocessing.as_dict()
+    if parallel.is_main_process():
+        replace_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+        print(_in_words(config.init_from, result), flush=True)
+    return result
+
+
+def _load(config: ConfigDict) -> SavedNetwork:
+    if not config.init_from:
+        raise RunError("Mode eval wants to know what to evaluate: --config.init_from=FILE.")
+    try:
+        network = load(config.init_from, prefer_ema=config.init_ema)
+    except ValueError as error:
+        raise RunError(f"config.init_from: {error}") from error
+    if not network.model.num_classes or network.model.out_indices is not None:
+        raise RunError(f"{config.init_from} is of a network without classifier.")
+    dtype = jnp.dtype(config.model.dtype)
+    return dataclasses.replace(network, model=network.model.clone(dtype=dtype))
+
+
+def _images(
+    config: ConfigDict, network: SavedNetwork, preprocessing: Preprocessing
+) -> EvaluationImages:
+    images = EvaluationImages(config, preprocessing)
+    if len(images.class_names) != network.model.num_classes:
+        raise RunError(
+            f"{config.init_from} tells {network.model.num_classes} classes apart; the split "
+            f"{config.data.eval_split!r} has {len(images.class_names)}."
+        )
+    return images
+
+
+def _in_words(name: str, result: dict[str, Any]) -> str:
+    lines = [f"{name} on {result['merged']['examples']} images, prepared so: "]
+    lines[0] += ", ".join(f"{k} {v}" for k, v in result["preprocessing"].items())
+    for structure in ("training", "merged"):
+        if scores := result.get(structure):
+            lines.append(f"{structure:9} top-1 {scores['top1']:.3%}, top-5 {scores['top5']:.3%}")
+    if "largest_difference" in result:
+        lines.append(f"largest difference of any logit {result['largest_difference']:.1e}")
+    return "\n".join(lines)
