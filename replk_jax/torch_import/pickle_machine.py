@@ -23,7 +23,8 @@ Function = Callable[[tuple[Any, ...]], Any]
 _MOST_OPCODES = 5_000_000
 _MOST_VALUES = 5_000_000
 _MOST_LEVELS = 100
-_MOST_BYTES_COPIED = 1 << 28
+_MOST_BYTES_MADE = 1 << 28  # by opcodes that make much of little
+_OBJECT_BYTES = 256  # of a set or a placeholder, at least
 _MOST_BITS = 4096
 _LONGEST_NAME = 1000
 
@@ -111,7 +112,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._aside: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
-        self._copied = 0
+        self._made = 0  # bytes, about
 
     def do(self, opcode: str, argument: Any) -> None:
         action = _ACTIONS.get(opcode)
@@ -195,6 +196,10 @@ class _Machine:
             raise ValueError(f"it stores an entry in a {type(target).__name__}")
         target.update(_pairs(values))
 
+    def push_set(self, set_: set[Any] | frozenset[Any]) -> None:
+        self._count(_OBJECT_BYTES)
+        self.push(set_)
+
     def add_items(self, values: list[Any]) -> None:
         target = self.top()
         if not isinstance(target, set):
@@ -208,6 +213,7 @@ class _Machine:
             raise ValueError("it names a class by something that is not a string")
         if len(module) + len(name) > _LONGEST_NAME:
             raise ValueError("it names a class by what is too long for a name")
+        self._count(_OBJECT_BYTES)
         self.push(Placeholder(_PYTHON_2.get(module, module), name))
 
     def push_global(self, argument: str) -> None:
@@ -219,6 +225,7 @@ class _Machine:
             raise ValueError(f"it has a {type(args).__name__} as arguments")
         if not (isinstance(function, Placeholder) and function.args is None):
             raise ValueError("it calls what is not a function")
+        self._count(_OBJECT_BYTES)
         replacement = self._functions.get((function.module, function.name))
         if replacement is not None:
             self.push(self._replace(replacement, function, args))
@@ -269,15 +276,18 @@ class _Machine:
     def _replace(self, replacement: Function, function: Placeholder, args: tuple) -> Any:
         for value in args:
             if isinstance(value, str | bytes):
-                self._copied += len(value)
+                self._count(len(value))
             elif isinstance(value, list | tuple | dict | set):
-                self._copied += 64 * len(value)
-        if self._copied > _MOST_BYTES_COPIED:
-            raise ValueError("it copies the same values over and over")
+                self._count(64 * len(value))
         result = replacement(args)
         if result is None:
             raise ValueError(f"{function.path} does not take {brief(args)}")
         return result
+
+    def _count(self, size: int) -> None:
+        self._made += size
+        if self._made > _MOST_BYTES_MADE:
+            raise ValueError("it makes more of less than any checkpoint")
 
 
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
@@ -314,8 +324,8 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "DICT": lambda machine, _: machine.push(dict(_pairs(machine.pop_to_mark()))),
     "SETITEM": lambda machine, _: machine.set_items(machine.pop_many(2)),
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    "EMPTY_SET": lambda machine, _: machine.push(set()),
-    "FROZENSET": lambda machine, _: machine.push(frozenset(map(_key, machine.pop_to_mark()))),
+    "EMPTY_SET": lambda machine, _: machine.push_set(set()),
+    "FROZENSET": lambda machine, _: machine.push_set(frozenset(map(_key, machine.pop_to_mark()))),
     "ADDITEMS": lambda machine, _: machine.add_items(machine.pop_to_mark()),
     "GLOBAL": _Machine.push_global,
     "STACK_GLOBAL": lambda machine, _: machine.push_name(*machine.pop_many(2)),
@@ -340,6 +350,9 @@ def _pairs(values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     return zip(map(_key, values[::2]), values[1::2], strict=True)
 
 
+_HASHED_AT_ONCE = (str, bytes, int, float, Placeholder, StoredTensor)
+
+
 def _key(value: Any) -> Any:
     """What can be hashed in no time: a nested tuple or a huge integer could take for ever."""
     if isinstance(value, int) and value.bit_length() > 64:
@@ -347,9 +360,6 @@ def _key(value: Any) -> Any:
     if value is None or isinstance(value, _HASHED_AT_ONCE):
         return value
     return Placeholder("builtins", type(value).__name__, (value,))
-
-
-_HASHED_AT_ONCE = (str, bytes, int, float, Placeholder, StoredTensor)
 
 
 def _dict(args: tuple[Any, ...]) -> dict[Any, Any] | None:
@@ -417,7 +427,6 @@ _PLAIN: dict[tuple[str, str], Function] = {
     ("builtins", "bytes"): _bytes,
     ("_codecs", "encode"): _bytes,
 }
-
 
 _CONTAINERS = (dict, list, tuple, set, frozenset, Placeholder)
 

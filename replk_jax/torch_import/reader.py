@@ -1,7 +1,7 @@
 """Reads PyTorch's files without PyTorch, and without running what is in them.
 
-Whatever a file holds, reading it either gives plain data or raises `FileError`, soon and without
-taking much more memory than the file is large.
+Whatever a file holds, reading it either gives plain data or raises `FileError`, within seconds
+and without taking much more memory than the file is large.
 """
 
 import contextlib

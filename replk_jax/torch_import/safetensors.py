@@ -18,7 +18,7 @@ from replk_jax.torch_import.tensors import ELEMENT_TYPES, Storage, StoredTensor,
 METADATA = "__metadata__"
 SIZE_BYTES = 8
 
-_MOST_HEADER_BYTES = 1 << 25  # that of three hundred thousand tensors
+_MOST_HEADER_BYTES = 1 << 24  # that of a hundred and fifty thousand tensors
 _DTYPES = {type_.safetensors: type_.dtype for type_ in ELEMENT_TYPES if type_.safetensors}
 
 

@@ -78,15 +78,14 @@ class Storage:
         Raises:
           FileError: the bytes are not there any more, or not those that were written.
         """
-        if self.checksum is not None and len(buffer) == self.size:
-            self._compare(self.file.read_into(self.start, buffer, checksum=0))
-            return
-        if self.checksum is not None:
-            self._compare(self.file.checksum(self.start, self.size))
-        self.file.read_into(self.start + offset, buffer)
-
-    def _compare(self, checksum: int | None) -> None:
-        if checksum != self.checksum:
+        expected, actual = self.checksum, None  # another thread may meanwhile have compared it
+        if expected is not None and len(buffer) == self.size:
+            actual = self.file.read_into(self.start, buffer, checksum=0)
+        else:
+            if expected is not None:
+                actual = self.file.checksum(self.start, self.size)
+            self.file.read_into(self.start + offset, buffer)
+        if actual != expected:
             raise self.file.error(
                 f"the checksum of {self.name} is wrong, so the file is damaged. "
                 "Copy or download it again."
@@ -124,7 +123,7 @@ class StoredTensor:
         _check_lengths(strides)
         _check_lengths((offset,))
         if len(shape) != len(strides):
-            raise ValueError(f"{len(strides)} strides are not those of shape {shape}")
+            raise ValueError(f"{len(strides)} strides are not those of shape {brief(shape)}")
         self.shape, self.dtype = shape, dtype
         self._storage, self._offset = storage, offset
         self._strides = tuple(

@@ -36,7 +36,7 @@ _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 _MOST_VIEWS = 8
 
 
-# The storage with a key, from that, the number of its elements, and their type.
+# From a key, the number of elements and their type to the storage.
 _FindStorage = Callable[[str, int, np.dtype], Storage]
 
 
@@ -55,9 +55,14 @@ def read_zip(file: File) -> Any:
         if key not in storages:
             member = members.get(f"{folder}/data/{key}")
             if member is None:
-                raise ValueError(f"storage {key!r} is not in the file")
+                raise ValueError(f"storage {brief(key)} is not in the file")
             storages[key] = Storage(
-                file, f"storage {key!r}", member.size, member.start, member.checksum, big_endian
+                file,
+                f"storage {brief(key)}",
+                member.size,
+                member.start,
+                member.checksum,
+                big_endian,
             )
         return storages[key]
 
@@ -82,7 +87,9 @@ def read_legacy(file: File) -> Any:
 
     def find(key: str, count: int, dtype: np.dtype) -> Storage:
         counts.setdefault(key, count)
-        return storages.setdefault(key, Storage(file, f"storage {key!r}", count * dtype.itemsize))
+        return storages.setdefault(
+            key, Storage(file, f"storage {brief(key)}", count * dtype.itemsize)
+        )
 
     contents = _TorchObjects(find).unpickle(stream)
     keys, start = unpickle(stream), stream.tell()
@@ -90,7 +97,7 @@ def read_legacy(file: File) -> Any:
         raise ValueError("its storages are not those that its tensors need.")
     for key in keys:
         if int.from_bytes(file.read(start, 8), "little", signed=True) != counts[key]:
-            raise ValueError(f"storage {key!r} does not have its {counts[key]} elements.")
+            raise ValueError(f"storage {brief(key)} does not have its {counts[key]} elements.")
         storages[key].start = start + 8
         start += 8 + storages[key].size
     if start > file.size:
@@ -180,7 +187,8 @@ class _TorchObjects:
         dtype = _STORAGE_DTYPES[name]
         storage = self._find(key, count, dtype)
         if not 0 <= count * dtype.itemsize <= storage.size:
-            raise ValueError(f"{storage.name} has {storage.size} bytes, not {count} of {dtype}")
+            wanted = f"{brief(count)} elements of {dtype}"
+            raise ValueError(f"{storage.name} has {storage.size} bytes, which are not {wanted}")
         match view:
             case [] | [None]:
                 return _TypedStorage(name, storage, dtype, 0)

@@ -1,21 +1,19 @@
 """Writes the files that the reader reads: a state dict for PyTorch, or .safetensors."""
 
-import contextlib
 import dataclasses
 import io
 import json
 import math
 import os
 import pickle
-import secrets
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from replk_jax.files import replacing
 from replk_jax.torch_import.safetensors import METADATA, SIZE_BYTES
 from replk_jax.torch_import.tensors import ELEMENT_TYPES, Placeholder, contiguous_strides
 
@@ -44,7 +42,7 @@ def write_torch(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -
       OSError: the file cannot be written.
     """
     types = [_look_up(_STORAGES, name, value) for name, value in state_dict.items()]
-    with _replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         _write_member(archive, "data.pkl", _pickle(state_dict, types))
         _write_member(archive, "byteorder", b"little")
         for key, (name, value) in enumerate(state_dict.items()):
@@ -84,25 +82,10 @@ def write_safetensors(
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % SIZE_BYTES)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(len(text).to_bytes(SIZE_BYTES, "little") + text)
         for name, value in ordered:
             file.write(_to_bytes(name, value))
-
-
-@contextlib.contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A new file that takes the name `path` at the end, or goes away if something fails."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _look_up(names: Mapping[str, str | None], tensor: str, value: Any) -> str:

@@ -5,6 +5,7 @@ import struct
 import zipfile
 
 from replk_jax.torch_import.files import File
+from replk_jax.torch_import.tensors import brief
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 1
@@ -37,12 +38,12 @@ def read_members(file: File) -> dict[str, Member]:
     free = 0  # where the next member may begin
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
         if entry.filename in members:
-            raise ValueError(f"it has two members {entry.filename!r}.")
+            raise ValueError(f"it has two members {brief(entry.filename)}.")
         if entry.flag_bits & _ENCRYPTED:
-            raise ValueError(f"its member {entry.filename!r} is encrypted.")
+            raise ValueError(f"its member {brief(entry.filename)} is encrypted.")
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise ValueError(
-                f"its member {entry.filename!r} is compressed, as torch.save never does. "
+                f"its member {brief(entry.filename)} is compressed, as torch.save never does. "
                 "Unzip it, and zip it again with compression level 0."
             )
         member = _locate(file, entry, free, directory)
@@ -88,5 +89,6 @@ def _locate(file: File, entry: zipfile.ZipInfo, free: int, end: int) -> Member:
 
 def _misplaced(entry: zipfile.ZipInfo) -> ValueError:
     return ValueError(
-        f"its member {entry.filename!r} is not where its directory says. Copy or download it again."
+        f"its member {brief(entry.filename)} is not where its directory says. "
+        "Copy or download it again."
     )

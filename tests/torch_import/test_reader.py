@@ -17,6 +17,7 @@ import tracemalloc
 import types
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -353,6 +354,15 @@ class TestTensor:
         write_torch(tmp_path / "f", {"w": np.ones(1000)})
         assert not stored.read().any()
 
+    def test_threads_read_at_once(self, tmp_path):
+        values = np.arange(400_000, dtype=np.float32)
+        views = {f"t{i}": tensor((5000,), (1,), 5000 * i, count=values.size) for i in range(80)}
+        write_archive(tmp_path / "f", state_dict(**views), {"0": values.tobytes()})
+        tensors = read(tmp_path / "f")
+        with ThreadPoolExecutor(8) as pool:
+            parts = list(pool.map(np.asarray, tensors.values()))
+        np.testing.assert_array_equal(np.concatenate(parts), values)
+
     def test_files_are_closed(self, tmp_path):
         write_torch(tmp_path / "f", {"w": np.zeros(10)})
         before = len(os.listdir("/dev/fd"))
@@ -569,8 +579,9 @@ HOSTILE = {
     ),
     "a set made over and over": (
         b"](" + b"K\1" * 100_000 + b"e\x85q\0c__builtin__\nset\nq\1" + b"h\1h\0R" * 100_000 + b".",
-        "copies the same values over and over",
+        "makes more of less than any",
     ),
+    "sets of nothing": (b"](" + b"\x8f" * 1_100_000 + b"e.", "makes more of less than any"),
     # What would do something.
     "os.system": (b"cos\nsystem\n(Vls\ntR.", r"calls os\.system"),
     "posix.system": (b"\x8c\x05posix\x8c\x06system\x93(Vls\ntR.", r"calls posix\.system"),
@@ -602,7 +613,7 @@ def test_hostile_pickles(name, legacy, tmp_path):
     begin = time.process_time()
     with pytest.raises(FileError, match=f"(?s)^{path}: .*{message}"):
         read(path)
-    assert time.process_time() - begin < 3
+    assert time.process_time() - begin < 10  # most take a millisecond; a hang takes for ever
 
 
 def legacy_bytes(pickle_):
@@ -662,8 +673,8 @@ WRONG_TENSORS = {
     "nothing, but of what size": (tensor((0, 2**40, 2**40), (1, 1, 1)), "larger than the file"),
     "storage that is not there": (tensor(key="1"), "storage '1' is not in the file"),
     "storage elsewhere": (tensor(key="../../version"), "is not in the file"),
-    "storage that is larger": (tensor(count=5), "storage '0' has 16 bytes, not 5 of float32"),
-    "storage of less than nothing": (tensor(count=-1), "has 16 bytes, not -1 of float32"),
+    "storage that is larger": (tensor(count=5), "has 16 bytes, which are not 5 elem"),
+    "storage of less than nothing": (tensor(count=-1), "has 16 bytes, which are not -1 elem"),
     "storage of a type": (tensor(storage="QInt8Storage"), r"torch\.QInt8Storage is not a type"),
     "shape of text": (
         tensor().replace(b"(I4\nt(I1\nt", b"(Va\nt(I1\nt"), "shape, strides or an offset",
