@@ -96,7 +96,7 @@ class Classifier(ImageProgram):
             return cls(
                 network.model,
                 network.variables,
-                network.preprocessing,
+                network.known_or_usual_preprocessing(),
                 class_names or network.class_names,
                 batch_size=batch_size,
             )

@@ -77,7 +77,7 @@ class FeatureExtractor(ImageProgram):
             return cls(
                 network.model,
                 network.variables,
-                network.preprocessing,
+                network.known_or_usual_preprocessing(),
                 maps=maps,
                 batch_size=batch_size,
             )

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -12,13 +11,16 @@ from typing import BinaryIO
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A new file that takes the name `path` at the end, or goes away if something fails.
 
+    Until then it is called `path` with ".partial" behind it; what a killed program left under
+    that name is written over.
+
     Raises:
       OSError: the file cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        with open(partial, "xb") as file:
+        with open(partial, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -12,6 +12,10 @@ ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image
 # The endings by which files in a folder are taken for images.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 
+# What is read, whatever a file is called. Pillow knows many more, among them EPS, which it hands
+# to Ghostscript: a program that the file is written in.
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
+
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -27,8 +31,8 @@ def read_image(source: ImageLike, channels: int = 3, name: str | None = None) ->
     values of 16 bits are scaled to 8, not cut at 255.
 
     Args:
-      source: a path, the bytes of a file, an image of Pillow, or an array: uint8, (H, W),
-        (H, W, 1), (H, W, 3) or (H, W, 4).
+      source: a path or the bytes of a file (JPEG, PNG, BMP, WebP, PPM, GIF or TIFF), an image of
+        Pillow, or an array: uint8, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
       channels: 1 for grey, 3 for colour.
       name: what errors call it; by default `image_name`.
 
@@ -79,7 +83,7 @@ def _read(source: ImageLike, mode: str) -> Image.Image:
         return _convert(source, mode)
     if isinstance(source, (str, os.PathLike, bytes)):
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             return _convert(image, mode)
     return _convert(_from_array(np.asarray(source)), mode)
 
@@ -87,7 +91,7 @@ def _read(source: ImageLike, mode: str) -> Image.Image:
 def _reason(error: Exception) -> str:
     """Without the name, which Pillow and the system put into some messages and not others."""
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image, or of a format that Pillow does not know"
+        return f"it is no image, or none of {', '.join(_FORMATS)}"
     return getattr(error, "strerror", None) or str(error)
 
 

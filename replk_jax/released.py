@@ -104,28 +104,24 @@ def find(path: str | os.PathLike) -> Released | None:
 
 
 def recognize(path: str | os.PathLike, model: nn.Module) -> Released | None:
-    """The released checkpoint that a network is, by the name of its file and its architecture."""
+    """The released checkpoint that a network is: by its file's name, architecture and classes."""
     named = find(path)
-    return named if named and named.model == name_of(model.architecture) else None
+    if named is None or named.model != name_of(model.architecture):
+        return None
+    classes = {named.num_classes, model.num_classes}
+    return named if None in classes or len(classes) == 1 else None
 
 
-def preprocessing_of(path: str | os.PathLike, model: nn.Module) -> Preprocessing | None:
-    """How the images are prepared for a network from a file that does not say it.
+def usual_preprocessing(model: nn.Module) -> Preprocessing | None:
+    """How images are prepared for networks like this one, which for this one is a guess.
 
-    As for the released checkpoint that `recognize` finds. Else as for the first in `RELEASED`
-    of this architecture, and with as many classes if there is one: a guess, since a name tells
-    224 x 224 from 384 x 384 and weights do not. Else, for colour images, as for 31B at
-    224 x 224.
-
-    Args:
-      path: where the network was read from.
-      model: the network.
+    As for the first in `RELEASED` of this architecture, and with as many classes if there is
+    one: a name tells 224 x 224 from 384 x 384 and weights do not. Else, for colour images, as
+    for 31B at 224 x 224.
 
     Returns:
       The preprocessing, or None for a network of other than colour images.
     """
-    if released := recognize(path, model):
-        return released.preprocessing
     architecture = name_of(model.architecture)
     alike = [released for released in RELEASED if released.model == architecture]
     alike.sort(key=lambda released: released.num_classes != model.num_classes)

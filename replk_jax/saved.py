@@ -8,7 +8,7 @@ same description. PyTorch checkpoints are read as well.
 import dataclasses
 import json
 import os
-import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +19,15 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from replk_jax import released
+from replk_jax.models import registry
 from replk_jax.models.description import describe, from_description
-from replk_jax.models.variables import abstract_variables
+from replk_jax.models.variables import abstract_variables, differences
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.torch_import import load_torch
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.load import fit
 from replk_jax.torch_import.reader import metadata, read
+from replk_jax.torch_import.tensors import brief
 from replk_jax.torch_import.writer import write_safetensors
 
 _KEY = "replk_jax"  # of the description among a .safetensors file's metadata
@@ -38,7 +40,7 @@ class SavedNetwork:
     Attributes:
       model: the network; `deploy=True` where it is re-parameterized.
       variables: of the model.
-      preprocessing: of its images; None where nothing is known of it.
+      preprocessing: of its images; None where it is not known.
       class_names: one for each class; None where they are not known.
     """
 
@@ -47,9 +49,33 @@ class SavedNetwork:
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
 
+    @property
+    def name(self) -> str | None:
+        """Under which the model is registered, if it is."""
+        return registry.name_of(self.model.architecture)
+
+    def known_or_usual_preprocessing(self) -> Preprocessing:
+        """The preprocessing; where it is not known, with a warning, that of networks like it.
+
+        Raises:
+          ValueError: there is none like it.
+        """
+        if self.preprocessing is not None:
+            return self.preprocessing
+        usual = released.usual_preprocessing(self.model)
+        if usual is None:
+            raise ValueError("It is not known how the network's images are prepared: say it.")
+        warnings.warn(
+            "It is not known how the network's images are prepared: the file does not say it, and "
+            f"has not the name of a released checkpoint. Assumed: {usual}.",
+            stacklevel=3,
+        )
+        return usual
+
     def description(self) -> dict[str, Any]:
         """All but the variables, as JSON can hold it."""
         return {
+            "name": self.name,
             "model": describe(self.model),
             "preprocessing": self.preprocessing and self.preprocessing.as_dict(),
             "class_names": self.class_names and list(self.class_names),
@@ -66,13 +92,16 @@ def save(path: str | os.PathLike, network: SavedNetwork, *, overwrite: bool = Fa
 
     Raises:
       FileExistsError: there is something, and `overwrite` is not set.
+      OSError: it cannot be written.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already, and is left as it is.")
-    if path.suffix == ".safetensors":
-        flat = traverse_util.flatten_dict(network.variables, sep="/")
-        write_safetensors(path, flat, {_KEY: json.dumps(network.description())})
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.absolute().parent} to write to.")
+    if path.suffix.lower() == ".safetensors":
+        description = json.dumps(network.description())
+        write_safetensors(path, _by_path(network.variables), {_KEY: description})
     else:
         _write_folder(path.absolute(), network)
 
@@ -89,9 +118,8 @@ def load(
       path: a .safetensors file or a folder that `save` wrote, a checkpoint of a training run
         (`WORKDIR/checkpoints/STEP`), or a PyTorch checkpoint (see `load_torch`).
       prefer_ema: take the moving average of the weights that was saved beside them.
-      preprocessing: of the images, in place of what the file says. A PyTorch checkpoint says
-        nothing: if it has the name of a released one, theirs is taken; else, with a warning,
-        that of one alike (`released.preprocessing_of`).
+      preprocessing: of the images, in place of what is known. Of a PyTorch checkpoint it is
+        known if it has the name of a released one.
 
     Raises:
       ValueError, OSError: it is not there, cannot be read, or is none of these.
@@ -100,13 +128,14 @@ def load(
     network = read_description(path)
     if network is None:
         model, variables = load_torch(path, prefer_ema=prefer_ema)
-        return SavedNetwork(model, variables, preprocessing or _by_name(path, model))
+        named = released.recognize(path, model)
+        return SavedNetwork(model, variables, preprocessing or (named and named.preprocessing))
     if prefer_ema:
         raise ValueError(f"{path} holds one set of weights, no moving average beside it.")
     read_variables = _read_folder if path.is_dir() else _read_safetensors
     return dataclasses.replace(
         network,
-        variables=read_variables(path, network.model),
+        variables=read_variables(path, network),
         preprocessing=preprocessing or network.preprocessing,
     )
 
@@ -118,7 +147,7 @@ def load_into(
     reset_head: bool = False,
     prefer_ema: bool = False,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> SavedNetwork:
     """Reads the variables of a network of the caller's, to go on from.
 
     Args:
@@ -127,21 +156,25 @@ def load_into(
       reset_head, seed: as in `load_torch`.
 
     Returns:
-      The variables of `model`.
+      The model with its variables, and what is known besides of the network in the file.
 
     Raises:
       ValueError, OSError: as `load` and `load_torch`, and for a file that is re-parameterized,
         if `model` is not.
     """
-    if read_description(path) is None:
+    described = read_description(path)
+    if described is None:
         options = dict(reset_head=reset_head, prefer_ema=prefer_ema, seed=seed)
-        return load_torch(path, model, **options)[1]
+        _, variables = load_torch(path, model, **options)
+        named = released.recognize(path, model.clone(num_classes=None))
+        return SavedNetwork(model, variables, named and named.preprocessing)
     network = load(path, prefer_ema=prefer_ema)
     try:
         weights = to_state_dict(network.variables, network.model)
-        return fit(weights, model, reset_head=reset_head, seed=seed)
+        variables = fit(weights, model, reset_head=reset_head, seed=seed)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return dataclasses.replace(network, model=model, variables=variables)
 
 
 def read_description(path: str | os.PathLike) -> SavedNetwork | None:
@@ -157,74 +190,53 @@ def read_description(path: str | os.PathLike) -> SavedNetwork | None:
     return None if text is None else _described(path, text)
 
 
-def _by_name(path: Path, model: nn.Module) -> Preprocessing | None:
-    """The preprocessing of a PyTorch checkpoint, which its file does not hold."""
-    preprocessing = released.preprocessing_of(path, model)
-    if preprocessing is not None and released.recognize(path, model) is None:
-        warnings.warn(
-            f"{path} does not say how its images are prepared, and has not the name of a released "
-            f"checkpoint. Assumed: {preprocessing}.",
-            stacklevel=3,
-        )
-    return preprocessing
+def faults(path: str | os.PathLike, network: SavedNetwork) -> list[str]:
+    """What keeps a .safetensors file from holding the network that it describes.
+
+    Reads no tensor.
+    """
+    return differences(read(path), _by_path(abstract_variables(network.model)))
 
 
-def _read_safetensors(path: Path, model: nn.Module) -> dict[str, Any]:
-    places = traverse_util.flatten_dict(abstract_variables(model), sep="/")
-    tensors = read(path)
-    faults = [f"missing: {key}" for key in places.keys() - tensors.keys()]
-    faults += [f"not in the model: {key}" for key in tensors.keys() - places.keys()]
-    faults += [
-        f"wrong shape: {key} is {tensors[key].shape}, the model has {places[key].shape}"
-        for key in places.keys() & tensors.keys()
-        if tensors[key].shape != places[key].shape
-    ]
-    if faults:
-        raise ValueError(f"{path} is not what it says it is:\n  " + "\n  ".join(sorted(faults)))
+def _read_safetensors(path: Path, network: SavedNetwork) -> dict[str, Any]:
+    if found := faults(path, network):
+        raise ValueError(f"{path} is not what it says it is:\n  " + "\n  ".join(found))
+    tensors, places = read(path), _by_path(abstract_variables(network.model))
     flat = {key: jnp.asarray(tensors[key].read(), leaf.dtype) for key, leaf in places.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _by_path(variables: Mapping[str, Any]) -> dict[str, Any]:
+    return traverse_util.flatten_dict(variables, sep="/")
 
 
 def _write_folder(path: Path, network: SavedNetwork) -> None:
     import orbax.checkpoint as ocp  # takes a second, which only its users should wait
 
-    new = path.with_name(f"{path.name}.new")
     items = {name: ocp.args.StandardSave(tree) for name, tree in network.variables.items()}
     items["description"] = ocp.args.JsonSave(network.description())
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(new, args=ocp.args.Composite(**items), force=True)
-        _exchange(new, path)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+            checkpointer.save(new, args=ocp.args.Composite(**items))
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
 
 
-def _exchange(new: Path, path: Path) -> None:
-    """Gives `new` the name `path`, and deletes what had it only then."""
-    if not path.exists():
-        os.replace(new, path)
-        return
-    old = path.with_name(f"{path.name}.old")
-    os.replace(path, old)
-    try:
-        os.replace(new, path)
-    except OSError:
-        os.replace(old, path)
-        raise
-    if old.is_dir():
-        shutil.rmtree(old)
-    else:
-        old.unlink()
-
-
-def _read_folder(path: Path, model: nn.Module) -> dict[str, Any]:
+def _read_folder(path: Path, network: SavedNetwork) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             return {
                 name: checkpointer.restore(path.absolute() / name, tree)
-                for name, tree in abstract_variables(model).items()
+                for name, tree in abstract_variables(network.model).items()
             }
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise ValueError(f"{path} is damaged, or not what it says it is: {error}") from error
@@ -249,7 +261,13 @@ def _described(path: Path, text: str) -> SavedNetwork:
             model=from_description(description["model"]),
             variables={},
             preprocessing=preprocessing and Preprocessing.from_dict(preprocessing),
-            class_names=names and tuple(names),
+            class_names=None if names is None else _strings(names),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a description that cannot be understood: {error}") from error
+
+
+def _strings(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be a list of strings; got {brief(names)}")
+    return tuple(names)

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 import replk_jax
-from replk_jax import Classifier, FeatureExtractor, Preprocessing
+from replk_jax import Classifier, FeatureExtractor, Preprocessing, released
 from replk_jax.cli import main
 from replk_jax.saved import SavedNetwork, save
+from tests import golden
 from tests.helpers import TINY, random_variables
 from tests.test_images import picture
 
@@ -100,6 +101,55 @@ def test_predict_names_from_a_file(weights, folder, tmp_path, capsys):
     assert shown == dict(enumerate(names.read_text().split()))
 
 
+def scores(out):
+    return [p["score"] for line in out.splitlines() for p in json.loads(line)["predictions"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["RepLKNet-31B_ImageNet-1K_384", "replknet-XL_meg73m-pre_3rdparty_in1k-320px"]
+)
+def test_predict_like_a_released_checkpoint(name, weights, folder, capsys):
+    path = folder / "a.png"
+    options = ["--weights", weights, "--json", "--top", 6]
+    _, out, err = run(capsys, "predict", path, *options, "--like", name)
+    preprocessing = released.find(name).preprocessing
+    (wanted,) = Classifier.from_file(weights, preprocessing=preprocessing)(path, top_k=6)
+    np.testing.assert_allclose(scores(out), [p.score for p in wanted], rtol=1e-5)
+    assert scores(out) != scores(run(capsys, "predict", path, *options)[1])
+    assert err == ""
+
+
+@golden.requires_golden
+def test_the_moving_average(folder, tmp_path, capsys):
+    path, weights = folder / "a.png", golden.ROOT / "checkpoints" / "training.pth"
+    like = ["--like", "RepLKNet-31B_ImageNet-1K_224"]
+    options = ["--weights", weights, "--json", "--top", 10, "--ema", *like]
+    _, out, _ = run(capsys, "predict", path, *options)
+    average = replk_jax.load(weights, prefer_ema=True)
+    classifier = Classifier(average.model, average.variables, Preprocessing(224))
+    (wanted,) = classifier(path, top_k=10)
+    np.testing.assert_allclose(scores(out), [p.score for p in wanted], rtol=1e-5)
+    output = tmp_path / "average.npz"
+    run(capsys, "features", path, "--weights", weights, "--ema", "--output", output, *like)
+    extractor = FeatureExtractor(average.model, average.variables, Preprocessing(224))
+    for key, value in extractor(path).items():
+        np.testing.assert_allclose(np.load(output)[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_names_of_classes_cannot_steer_a_terminal(folder, tmp_path, capsys):
+    names = ("\x1b[2J", "a\nb", "\ud800", "\u202etac", "d" * 10_000, "f")
+    model = replk_jax.create_model(TINY, num_classes=6)
+    path = tmp_path / "named.safetensors"
+    save(path, SavedNetwork(model, random_variables(model), Preprocessing(32), names))
+    status, out, _ = run(capsys, "predict", folder / "a.png", "--weights", path, "--top", 6)
+    assert status == 0
+    rows = out.splitlines()[1:]
+    assert len(rows) == 6
+    assert all(row.isprintable() and len(row) < 120 for row in rows)
+    shown = {row.split(maxsplit=2)[2] for row in rows}
+    assert shown >= {r"\x1b[2J", r"a\nb", r"\ud800", r"\u202etac", "f"}
+
+
 @pytest.mark.parametrize("verb", ["predict", "features"])
 def test_images_that_cannot_be_read_are_named_and_the_others_go_on(
     verb, weights, folder, tmp_path, capsys
@@ -136,7 +186,10 @@ def test_features(weights, folder, tmp_path, capsys):
         assert set(written) == {"names", *expected}
         for key, value in expected.items():
             np.testing.assert_allclose(written[key], value, rtol=1e-4, atol=1e-5)
-    status, _, _ = run(capsys, "features", folder / "a.png", *options, "--maps")
+    status, _, err = run(capsys, "features", folder / "a.png", *options, "--maps")
+    assert status == 2
+    assert f"{output} exists already; --force" in err
+    status, _, _ = run(capsys, "features", folder / "a.png", *options, "--maps", "--force")
     assert status == 0
     with np.load(output) as written:
         assert written["stage_0"].shape == (1, 8, 8, 8)
@@ -153,7 +206,7 @@ def test_what_cannot_be_written_leaves_nothing(weights, folder, tmp_path, capsys
         raise OSError("No space left on device")
 
     monkeypatch.setattr(np, "savez", fail)
-    options = ["--weights", weights, "--output", output]
+    options = ["--weights", weights, "--output", output, "--force"]
     status, _, err = run(capsys, "features", folder, *options)
     assert status == 2
     assert "No space left" in err

@@ -298,3 +298,8 @@ class TestCommandLine:
             assert "does not say how images are prepared" in capsys.readouterr().err
         cli.main(["export", weights, str(out), "--image-size", "32"])
         assert out.exists()
+        like = ["--like", "RepLKNet-XL_MegData73M_ImageNet1K", "--normalize", "--force"]
+        cli.main(["export", weights, str(out), "--image-size", "32", *like])
+        description = json.loads(out.with_name(f"{out.name}.json").read_text())
+        assert description["preprocessing"]["mean"] == [0.5] * 3
+        assert description["preprocessing"]["image_size"] == 32

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from replk_jax.images import ImageError, find_images, image_name, read_image, to_array
 
@@ -99,6 +99,42 @@ def test_files_that_are_no_images_are_named(tmp_path):
         read_image(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match="the image given: it is no image"):
         read_image(b"no image")
+
+
+def test_other_programs_are_not_started(tmp_path, monkeypatch):
+    """Pillow would hand an EPS file, which is a program, to Ghostscript."""
+    started = []
+
+    def ghostscript(*_, **__):
+        started.append(True)
+        raise OSError("started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(encoded(Image.fromarray(picture()), "EPS"))
+    for source in (path, path.read_bytes()):
+        with pytest.raises(ImageError, match="it is no image, or none of JPEG, PNG"):
+            read_image(source)
+    assert not started
+    with pytest.raises(OSError, match="started"):
+        Image.open(path).load()
+
+
+@pytest.mark.parametrize("format", ["ICO", "PCX", "TGA", "SGI", "PDF", "JPEG2000", "ICNS", "MSP"])
+def test_formats_that_are_not_read(format):
+    image = Image.fromarray(picture(64, 64)).convert("1" if format == "MSP" else "RGB")
+    with pytest.raises(ImageError, match="it is no image, or none of"):
+        read_image(encoded(image, format))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "MPO", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF"])
+def test_formats_that_are_read(format, tmp_path):
+    """Whatever the file is called; MPO is what some cameras write as JPEG."""
+    pixels = np.full((7, 9, 3), 128, np.uint8)
+    path = tmp_path / "image.dat"
+    path.write_bytes(encoded(Image.fromarray(pixels), format))
+    for source in (path, path.read_bytes()):
+        np.testing.assert_allclose(np.asarray(read_image(source)), pixels, atol=2)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of damaged metadata

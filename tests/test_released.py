@@ -77,26 +77,42 @@ def test_every_entry_is_of_a_model_and_no_name_is_used_twice():
 
 
 @pytest.mark.parametrize(
-    ("path", "model", "fields", "size", "crop", "mean"),
+    ("path", "model", "fields", "known"),
     [
-        ("RepLKNet-31B_ImageNet-1K_384.pth", "31b", {}, 384, None, IMAGENET_MEAN),
-        ("RepLKNet-31B_ImageNet-1K_384.pth", "xl", {}, 320, 0.875, HALF),  # the name is wrong
-        ("model.pth", "31b", {}, 224, 0.875, IMAGENET_MEAN),
-        ("model.pth", "31l", {}, 384, None, IMAGENET_MEAN),
-        ("model.pth", "31l", {"num_classes": 21841}, 224, 0.875, IMAGENET_MEAN),
-        ("model.pth", "31l", {"num_classes": 7}, 384, None, IMAGENET_MEAN),
-        ("model.pth", "xl", {"num_classes": None}, 320, 0.875, HALF),
-        ("model.pth", "13", {}, 224, 0.875, IMAGENET_MEAN),
-        ("model.pth", "31b", {"channels": (8, 16, 24, 32)}, 224, 0.875, IMAGENET_MEAN),
+        ("RepLKNet-31B_ImageNet-1K_384.pth", "31b", {}, True),
+        ("RepLKNet-31B_ImageNet-1K_384.pth", "31b", {"num_classes": None}, True),
+        ("RepLKNet-31B_ImageNet-1K_384.pth", "31b", {"num_classes": 10}, False),
+        ("RepLKNet-31B_ImageNet-1K_384.pth", "xl", {}, False),
+        ("RepLKNet-31B_ImageNet-1K_384.pth", "31b", {"channels": (8, 16, 24, 32)}, False),
+        ("RepLKNet-XL_MegData73M_pretrain.pth", "xl", {"num_classes": 7}, True),
+        ("model.pth", "31b", {}, False),
     ],
 )
-def test_what_a_network_is_given(path, model, fields, size, crop, mean):
-    network = create_model(f"replknet_{model}", **fields)
-    preprocessing = released.preprocessing_of(path, network)
-    assert (preprocessing.image_size, preprocessing.crop_fraction) == (size, crop)
-    assert preprocessing.mean == mean
+def test_recognised_by_name_architecture_and_classes(path, model, fields, known):
+    found = released.recognize(path, create_model(f"replknet_{model}", **fields))
+    assert (found is not None) == known
+    if known:
+        assert path.startswith(found.file_names[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "size", "crop", "mean"),
+    [
+        ("31b", {}, 224, 0.875, IMAGENET_MEAN),
+        ("31l", {}, 384, None, IMAGENET_MEAN),
+        ("31l", {"num_classes": 21841}, 224, 0.875, IMAGENET_MEAN),
+        ("31l", {"num_classes": 7}, 384, None, IMAGENET_MEAN),
+        ("xl", {"num_classes": None}, 320, 0.875, HALF),
+        ("13", {}, 224, 0.875, IMAGENET_MEAN),
+        ("31b", {"channels": (8, 16, 24, 32)}, 224, 0.875, IMAGENET_MEAN),
+    ],
+)
+def test_what_is_usual(model, fields, size, crop, mean):
+    usual = released.usual_preprocessing(create_model(f"replknet_{model}", **fields))
+    assert (usual.image_size, usual.crop_fraction) == (size, crop)
+    assert usual.mean == mean
 
 
 def test_nothing_is_made_up_for_other_channels():
     grey = create_model("replknet_31b", in_channels=1)
-    assert released.preprocessing_of("model.pth", grey) is None
+    assert released.usual_preprocessing(grey) is None

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import replk_jax
-from replk_jax import SavedNetwork, cli, load, save
+from replk_jax import SavedNetwork, load, save
+from replk_jax.models import registry
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.torch_import import save_torch
 from replk_jax.torch_import.reader import metadata, read
@@ -73,7 +74,7 @@ def test_an_interrupted_save_leaves_what_was_there(tmp_path, monkeypatch):
     replace = os.replace
 
     def fail(source, target):
-        if str(source).endswith(".new"):
+        if str(source).endswith("/new"):
             raise OSError("No space left on device")
         replace(source, target)
 
@@ -85,16 +86,34 @@ def test_an_interrupted_save_leaves_what_was_there(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_torch_file(tmp_path):
-    saved = network()
-    save_torch(saved.variables, saved.model, tmp_path / "RepLKNet-31B_ImageNet-1K_384.pth")
-    # By its name it would be another network.
-    with pytest.warns(UserWarning, match="does not say how its images are prepared"):
-        loaded = load(tmp_path / "RepLKNet-31B_ImageNet-1K_384.pth")
+def test_what_is_known_of_a_torch_file(tmp_path, monkeypatch):
+    saved = network(num_classes=1000)
+    for name in ("tiny", "RepLKNet-31B_ImageNet-1K_384"):
+        save_torch(saved.variables, saved.model, tmp_path / f"{name}.pth")
+    loaded = load(tmp_path / "tiny.pth")
     assert loaded.model == saved.model
-    assert loaded.preprocessing == Preprocessing(224)
-    told = load(tmp_path / "RepLKNet-31B_ImageNet-1K_384.pth", preprocessing=PREPROCESSING)
-    assert told.preprocessing == PREPROCESSING
+    assert loaded.preprocessing is loaded.class_names is None
+    assert load(tmp_path / "tiny.pth", preprocessing=PREPROCESSING).preprocessing == PREPROCESSING
+    with pytest.warns(UserWarning, match="not known how the network's images are prepared"):
+        assert loaded.known_or_usual_preprocessing() == Preprocessing(224)
+    # By its name it would be another network.
+    assert load(tmp_path / "RepLKNet-31B_ImageNet-1K_384.pth").preprocessing is None
+    monkeypatch.setitem(registry.ARCHITECTURES, "replknet_31b", TINY)
+    loaded = load(tmp_path / "RepLKNet-31B_ImageNet-1K_384.pth")
+    assert loaded.name == "replknet_31b"
+    assert loaded.preprocessing == Preprocessing(384, crop_fraction=None)
+
+
+def test_neighbours_are_left_alone(tmp_path):
+    for name in ("out.new", "out.old", "out.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    save(tmp_path / "out", network())
+    save(tmp_path / "out", network(), overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "out", "out.new", "out.old", "out.partial"
+    ]  # fmt: skip
+    assert len(list(tmp_path.glob("out.*/mine"))) == 3
 
 
 @pytest.mark.parametrize("name", ["network.safetensors", "folder"])
@@ -121,6 +140,14 @@ def _spoil(path, change):
         (lambda t, d: d["model"].update(novelty=1), "describes no model"),
         (lambda t, d: d.pop("preprocessing"), "cannot be understood"),
         (lambda t, d: d["preprocessing"].update(image_size=-3), "image_size"),
+        (lambda t, d: d["model"].update(num_classes="a"), "num_classes cannot be 'a'"),
+        (lambda t, d: d["model"].update(num_classes=1.5), "num_classes cannot be 1.5"),
+        (lambda t, d: d["model"].update(out_indices=5), "out_indices cannot be 5"),
+        (lambda t, d: d["model"].update(param_dtype="int32"), "param_dtype cannot be 'int32'"),
+        (lambda t, d: d["model"]["architecture"].update(layers=[10**7, 1]), "layers cannot be"),
+        (lambda t, d: d["model"].update(architecture=3), "describes no model"),
+        (lambda t, d: d.update(class_names=[None] * 4), "class_names must be a list of strings"),
+        (lambda t, d: d.update(class_names="abcd"), "class_names must be a list of strings"),
     ],
 )
 def test_spoilt_files(tmp_path, change, reason):
@@ -135,6 +162,9 @@ def test_spoilt_files(tmp_path, change, reason):
 def test_spoilt_folders(tmp_path):
     with pytest.raises(ValueError, match="is not a checkpoint"):
         load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        save(tmp_path / "checkpoints" / "30", network())
+    (tmp_path / "checkpoints").mkdir()
     save(tmp_path / "checkpoints" / "30", network())
     with pytest.raises(ValueError, match=r"Name one of its checkpoints, .*30\."):
         load(tmp_path)
@@ -145,62 +175,15 @@ def test_spoilt_folders(tmp_path):
         load(tmp_path / "nowhere.pth")
 
 
+def test_a_description_without_bottom(tmp_path):
+    path = tmp_path / "network.safetensors"
+    write_safetensors(path, {"x": np.ones(2)}, {"replk_jax": "[" * 100_000})
+    with pytest.raises(ValueError, match="cannot be understood"):
+        load(path)
+
+
 @pytest.mark.parametrize("name", ["network.safetensors", "folder"])
 def test_no_moving_average(tmp_path, name):
     save(tmp_path / name, network())
     with pytest.raises(ValueError, match="no moving average"):
         load(tmp_path / name, prefer_ema=True)
-
-
-class TestConvert:
-    @pytest.fixture
-    def torch_file(self, tmp_path):
-        saved = network()
-        path = tmp_path / "tiny.pth"
-        save_torch(saved.variables, saved.model, path)
-        return path
-
-    def run(self, *arguments):
-        cli.main(["convert", *map(str, arguments)])
-
-    @pytest.mark.parametrize("name", ["tiny.safetensors", "tiny"])
-    def test_deploy(self, torch_file, tmp_path, name, capsys):
-        self.run(torch_file, tmp_path / name, "--deploy")
-        converted, saved = load(tmp_path / name), network()
-        assert converted.model == saved.model.clone(deploy=True)
-        wanted = jax.jit(replk_jax.reparameterize)(saved.variables)
-        jax.tree.map(np.testing.assert_array_equal, converted.variables, wanted)
-        output = capsys.readouterr().out
-        assert "largest difference of the structures" in output
-        assert "re-parameterized structure" in output
-
-    def test_there_and_back(self, torch_file, tmp_path):
-        self.run(torch_file, tmp_path / "tiny.safetensors")
-        self.run(tmp_path / "tiny.safetensors", tmp_path / "back.pth")
-        back, original = read(tmp_path / "back.pth"), read(torch_file)
-        assert back.keys() == original.keys()
-        for key, tensor in original.items():
-            np.testing.assert_array_equal(back[key].read(), tensor.read())
-
-    def test_nothing_is_replaced_unasked(self, torch_file, tmp_path, capsys):
-        (tmp_path / "there.safetensors").write_text("mine")
-        with pytest.raises(SystemExit):
-            self.run(torch_file, tmp_path / "there.safetensors")
-        assert "--force replaces it" in capsys.readouterr().err
-        assert (tmp_path / "there.safetensors").read_text() == "mine"
-        self.run(torch_file, tmp_path / "there.safetensors", "--force")
-        assert load(tmp_path / "there.safetensors").model == network().model
-
-    def test_structures_that_differ(self, tmp_path, capsys):
-        saved = network()
-        saved.variables["batch_stats"]["norm"]["var"][3] = np.nan
-        save(tmp_path / "nan.safetensors", saved)
-        with pytest.raises(SystemExit):
-            self.run(tmp_path / "nan.safetensors", tmp_path / "out", "--deploy")
-        assert "nothing is written" in capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
-
-    def test_no_folder(self, torch_file, tmp_path, capsys):
-        with pytest.raises(SystemExit):
-            self.run(torch_file, tmp_path / "no" / "x.safetensors")
-        assert "There is no folder" in capsys.readouterr().err

@@ -1,11 +1,10 @@
 """Evaluation of a network in a file, without training."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 from ml_collections import ConfigDict
 
 from replk_jax.files import replace_text
@@ -19,16 +18,16 @@ from train.errors import RunError
 from train.evaluation import Evaluator
 
 
-def evaluate_checkpoint(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def evaluate_checkpoint(config: ConfigDict, workdir: Path | None) -> dict[str, Any]:
     """Counts the hits of the network in `config.init_from` on the evaluation split.
 
-    With the images prepared as the checkpoint says, or as the configuration does if it says
-    nothing or `config.data.eval_as_configured` is set; whatever `config.model` says, but for
-    the type of the computation.
+    With the images prepared as is known of the checkpoint, or as the configuration says if
+    nothing is known or `config.data.eval_as_configured` is set. In float32 at the highest
+    precision, whatever `config.model` says.
 
     Args:
       config: see configs/common.py.
-      workdir: where `result.json` is written.
+      workdir: where `result.json` is written, or None.
 
     Returns:
       `merged` as from `Evaluator.evaluate`; and, for a network that is not re-parameterized yet,
@@ -49,12 +48,14 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     evaluator = Evaluator(network.model, preprocessing.mean, preprocessing.std, mesh)
     batches = parallel.global_batches(images.batches(), mesh)
     if network.model.deploy:
-        result = {"merged": evaluator.evaluate(network.variables, batches)}
+        with jax.default_matmul_precision("highest"):
+            result = {"merged": evaluator.evaluate(network.variables, batches)}
     else:
         result = evaluator.compare(network.variables, batches)
     result["preprocessing"] = preprocessing.as_dict()
     if parallel.is_main_process():
-        replace_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+        if workdir:
+            replace_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
         print(_in_words(config.init_from, result), flush=True)
     return result
 
@@ -68,8 +69,7 @@ def _load(config: ConfigDict) -> SavedNetwork:
         raise RunError(f"config.init_from: {error}") from error
     if not network.model.num_classes or network.model.out_indices is not None:
         raise RunError(f"{config.init_from} is of a network without classifier.")
-    dtype = jnp.dtype(config.model.dtype)
-    return dataclasses.replace(network, model=network.model.clone(dtype=dtype))
+    return network
 
 
 def _images(
@@ -81,7 +81,18 @@ def _images(
             f"{config.init_from} tells {network.model.num_classes} classes apart; the split "
             f"{config.data.eval_split!r} has {len(images.class_names)}."
         )
+    if network.class_names not in (None, tuple(images.class_names)):
+        raise RunError(
+            f"{config.init_from} was trained on other classes than those of the split "
+            f"{config.data.eval_split!r}: {_first_difference(network.class_names, images)}."
+        )
     return images
+
+
+def _first_difference(class_names: tuple[str, ...], images: EvaluationImages) -> str:
+    pairs = zip(class_names, images.class_names, strict=True)
+    number, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    return f"number {number} is {ours!r} there and {theirs!r} here"
 
 
 def _in_words(name: str, result: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ class Evaluator:
     """Runs a model over batches, alone or beside its re-parameterized self.
 
     Args:
-      model: in its training-time structure.
+      model: in its training-time structure; for `evaluate` alone, in either.
       mean, std: of the images, channel by channel, for values in [0, 1].
       mesh: of the devices.
     """

@@ -126,7 +126,7 @@ class _Training:
         """The state with the parameters and statistics of the file `config.init_from`."""
         config = self._config
         try:
-            variables = load_into(
+            network = load_into(
                 self._model,
                 config.init_from,
                 reset_head=config.init_reset_head,
@@ -138,7 +138,8 @@ class _Training:
                 f"config.init_from: {error}\nThe network is that of config.model; for another "
                 "number of classes set --config.init_reset_head."
             ) from error
-        variables = jax.device_put(variables, parallel.replicated(self._mesh))
+        _expect_same_normalisation(config, network)
+        variables = jax.device_put(network.variables, parallel.replicated(self._mesh))
         return state.replace(**variables)
 
     def train(
@@ -201,6 +202,16 @@ class _Training:
     def _is_report(self, step: int) -> bool:
         """Before every save too: what is saved must have been found finite."""
         return self._is_save(step) or step % self._config.log_every_steps == 0
+
+
+def _expect_same_normalisation(config: ConfigDict, network: SavedNetwork) -> None:
+    """Raises where it is known that the network has only seen images of another mean or std."""
+    data, known = config.data, network.preprocessing
+    if known and (known.mean, known.std) != (tuple(data.mean), tuple(data.std)):
+        raise RunError(
+            f"The images of {config.init_from} have mean {known.mean} and std {known.std}: set "
+            f"--config.data.mean='{known.mean}' --config.data.std='{known.std}'."
+        )
 
 
 def _diverged(error: NotFiniteError, checkpoints: Checkpoints) -> str:

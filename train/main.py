@@ -20,7 +20,7 @@ from train.loop import run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and the curve")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flags_as_required(["config"])
 
 
 def main(argv: list[str]) -> None:
@@ -29,11 +29,15 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax and TFDS report every move, and warn of what is meant: saving without scores.
         logging.set_verbosity(logging.ERROR)
-    workdir = Path(_WORKDIR.value).expanduser().absolute()
+    config = _CONFIG.value
+    evaluates = config.mode == "eval"
+    if not (_WORKDIR.value or evaluates):
+        _stop("Name a folder for checkpoints, metrics and the curve: --workdir=DIR.")
+    workdir = Path(_WORKDIR.value).expanduser().absolute() if _WORKDIR.value else None
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        start = evaluate_checkpoint if _CONFIG.value.mode == "eval" else run
-        start(_CONFIG.value, workdir)
+        if workdir:
+            workdir.mkdir(parents=True, exist_ok=True)
+        (evaluate_checkpoint if evaluates else run)(config, workdir)
     except (RunError, OSError) as error:
         _stop(str(error))
     except jax.errors.JaxRuntimeError as error:

@@ -4,10 +4,12 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
 from replk_jax.cli import bench, convert, export, features, inspect, models, predict
+from replk_jax.cli.text import message
 
 _VERBS = (models, inspect, convert, predict, features, export, bench)
 
@@ -19,14 +21,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             # Without the line of code, which is the user's own only in a program.
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            warnings.showwarning = _show_warning
             arguments.run(arguments)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(2, f"error: {message(error)}\n")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         parser.exit(2, f"error: out of memory; use a smaller batch.\n{error}\n")
+
+
+def _show_warning(warning: Warning | str, *_: Any) -> None:
+    print(f"warning: {message(warning)}", file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:

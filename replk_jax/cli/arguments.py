@@ -22,6 +22,10 @@ def add_like(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def add_force(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--force", action="store_true", help="replace what is there")
+
+
 def _preprocessing(name: str) -> Preprocessing:
     found = released.find(name)
     if found is None:
@@ -33,6 +37,21 @@ def check_folder(path: Path | None) -> None:
     """Before anything is measured in vain."""
     if path and not path.parent.is_dir():
         raise ValueError(f"There is no folder {path.parent} to write {path} to.")
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Before anything is computed in vain.
+
+    Raises:
+      ValueError: there is no folder to write it to, or it is the folder of something else than
+        a checkpoint.
+      FileExistsError: there is something, which is not to be replaced.
+    """
+    check_folder(path)
+    if path.is_dir() and not (path / "description").is_dir():
+        raise ValueError(f"{path} is a folder, and not a checkpoint's: no --force replaces it.")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists already; --force replaces it.")
 
 
 def write_json(report: dict[str, Any], path: Path | None) -> None:

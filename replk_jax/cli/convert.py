@@ -7,12 +7,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from replk_jax.cli.arguments import add_like
+from replk_jax.cli.arguments import add_force, add_like, check_output
 from replk_jax.reparam import check_equivalence, reparameterize
 from replk_jax.saved import SavedNetwork, load, save
 from replk_jax.torch_import import save_torch
 
 _TORCH_ENDINGS = {".pth", ".pt", ".bin"}
+_OWN_ENDINGS = {".safetensors", ""}
 
 # Of an output's size: rounding in float32 comes to 1e-5, an error in a merge to 1e-2.
 _TOLERANCE = 1e-3
@@ -24,43 +25,66 @@ def add_parser(verbs) -> None:
     convert.add_argument(
         "destination",
         type=Path,
-        help="to write: NAME.safetensors; NAME.pth for the official PyTorch code; or the folder "
-        "of an Orbax checkpoint",
+        help="to write: NAME.safetensors; NAME.pth for the official PyTorch code; or NAME, the "
+        "folder of an Orbax checkpoint",
     )
     convert.add_argument(
         "--deploy",
         action="store_true",
-        help="re-parameterize, and compare both structures before anything is written",
+        help="re-parameterize, and compare both structures before anything is written; in a "
+        "PyTorch file, as far as the official structural_reparam() does",
     )
     add_like(convert)
     convert.add_argument("--ema", action="store_true", help="the moving average of the weights")
-    convert.add_argument("--force", action="store_true", help="replace what is there")
+    add_force(convert)
     convert.set_defaults(run=_convert)
 
 
 def _convert(arguments: argparse.Namespace) -> None:
     source, destination = arguments.source, arguments.destination
-    if destination.exists() and not arguments.force:
-        raise FileExistsError(f"{destination} exists already; --force replaces it.")
-    if not destination.absolute().parent.is_dir():
-        raise ValueError(f"There is no folder {destination.absolute().parent} to write to.")
+    for_torch = _is_for_torch(destination)
+    if for_torch and arguments.preprocessing:
+        raise ValueError(f"{destination} has no place for how images are prepared: no --like.")
+    check_output(destination, arguments.force)
     network = load(source, prefer_ema=arguments.ema, preprocessing=arguments.preprocessing)
-    if arguments.deploy and not network.model.deploy:
-        network = _merge(network)
-    if destination.suffix in _TORCH_ENDINGS:
-        save_torch(network.variables, network.model, destination)
+    if for_torch and network.model.deploy:
+        raise ValueError(
+            f"{source} is re-parameterized already, further than the official code knows. Convert "
+            "the training-time file; with --deploy its parallel kernels are merged."
+        )
+    merge = arguments.deploy and not network.model.deploy
+    if merge:
+        _compare_structures(network)
+    if for_torch:
+        save_torch(network.variables, network.model, destination, merged=merge)
+        structure = "official merged" if merge else "training-time"
     else:
+        network = _reparameterized(network) if merge else network
         save(destination, network, overwrite=arguments.force)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(network.variables["params"]))
-    structure = "re-parameterized" if network.model.deploy else "training-time"
-    print(f"{destination}: {parameters:,} parameters, {structure} structure")
+        structure = "re-parameterized" if network.model.deploy else "training-time"
+    print(f"{destination}: {network.name or 'a network without a name'}, {structure} structure")
 
 
-def _merge(network: SavedNetwork) -> SavedNetwork:
-    """The re-parameterized network, having seen that it computes the same.
+def _is_for_torch(path: Path) -> bool:
+    """Whether a name is that of a PyTorch file, and not of a format of this package.
 
     Raises:
-      ValueError: it does not.
+      ValueError: it is neither.
+    """
+    ending = path.suffix.lower()
+    if ending not in {*_TORCH_ENDINGS, *_OWN_ENDINGS}:
+        raise ValueError(
+            f"{path}: the ending {ending} stands for no format. Write .safetensors; .pth, .pt or "
+            ".bin for PyTorch; or none for the folder of an Orbax checkpoint."
+        )
+    return ending in _TORCH_ENDINGS
+
+
+def _compare_structures(network: SavedNetwork) -> None:
+    """Says how far the merged structure is from the training-time one.
+
+    Raises:
+      ValueError: too far.
     """
     model = network.model
     size = network.preprocessing.image_size if network.preprocessing else 224
@@ -73,5 +97,9 @@ def _merge(network: SavedNetwork) -> SavedNetwork:
             f"the structures differ by more than {_TOLERANCE:g}, so nothing is written. Weights "
             "with a variance of a batch norm that is not finite or negative would do that."
         )
+
+
+def _reparameterized(network: SavedNetwork) -> SavedNetwork:
     merged = jax.jit(reparameterize)(network.variables)
-    return dataclasses.replace(network, model=model.clone(deploy=True), variables=merged)
+    model = network.model.clone(deploy=True)
+    return dataclasses.replace(network, model=model, variables=merged)

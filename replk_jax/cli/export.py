@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from replk_jax.cli.arguments import check_folder, positive
+from replk_jax.cli.arguments import add_force, add_like, check_output, positive
 from replk_jax.export import export_model
 from replk_jax.files import replacing
 from replk_jax.ops.dispatch import PLATFORMS
@@ -53,21 +53,26 @@ def add_parser(verbs) -> None:
         help="admit the kernels for Hopper GPUs, where they are fastest; on such a machine, and "
         "with --batch-size",
     )
+    add_like(export)
     export.add_argument("--ema", action="store_true", help="the moving average of the weights")
-    export.add_argument("--force", action="store_true", help="replace what is there")
+    add_force(export)
     export.set_defaults(run=_export)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     out = arguments.out
     beside = out.with_name(f"{out.name}.json")
-    _check_places((out, beside), arguments.force)
-    network = _sized(load(arguments.weights, prefer_ema=arguments.ema), arguments.image_size)
+    for path in (out, beside):
+        check_output(path, arguments.force)
+    network = load(
+        arguments.weights, prefer_ema=arguments.ema, preprocessing=arguments.preprocessing
+    )
+    network = _sized(network, arguments.image_size)
     preprocessing = network.preprocessing
     if preprocessing is None and (arguments.normalize or not arguments.image_size):
         raise ValueError(
-            f"{arguments.weights} does not say how images are prepared: give --image-size, and "
-            "normalise them outside of the program."
+            f"{arguments.weights} does not say how images are prepared: say it with --like; or "
+            "give --image-size, and normalise them outside of the program."
         )
     program = export_model(
         network.model.clone(dtype=jnp.dtype(arguments.dtype)),
@@ -85,14 +90,6 @@ def _export(arguments: argparse.Namespace) -> None:
     (images,), outputs = program.in_avals, program.out_avals
     returned = ", ".join(map(str, outputs))
     print(f"{out}: {len(serialized):,} bytes; {images} to {returned}; {beside}: its description")
-
-
-def _check_places(paths: tuple[Path, ...], force: bool) -> None:
-    """Before anything is computed in vain."""
-    for path in paths:
-        check_folder(path)
-        if path.exists() and not force:
-            raise FileExistsError(f"{path} exists already; --force replaces it.")
 
 
 def _sized(network: SavedNetwork, size: int | None) -> SavedNetwork:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from replk_jax.cli import images
-from replk_jax.cli.arguments import check_folder
+from replk_jax.cli.arguments import add_force, check_output
 from replk_jax.features import FeatureExtractor
 from replk_jax.files import replacing
 
@@ -29,11 +29,12 @@ def add_parser(verbs) -> None:
         help="whole maps (N, H, W, C) of the stages, not their averages: 3 MB for an image with "
         "RepLKNet-31B at 224, all of them in memory",
     )
+    add_force(features)
     features.set_defaults(run=_features)
 
 
 def _features(arguments: argparse.Namespace) -> None:
-    check_folder(arguments.output)
+    check_output(arguments.output, arguments.force)
     extractor = FeatureExtractor.from_file(
         arguments.weights,
         preprocessing=arguments.preprocessing,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from replk_jax.cli.arguments import add_like, positive
+from replk_jax.cli.text import printable
 from replk_jax.image_program import prepare_ahead
 from replk_jax.images import ImageError, ImageLike, find_images
 from replk_jax.preprocessing import Preprocessing
@@ -88,4 +89,4 @@ class NamedImages:
 
     def _fail(self, message: str) -> None:
         self._failures += 1
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {printable(message)}", file=sys.stderr, flush=True)

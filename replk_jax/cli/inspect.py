@@ -1,18 +1,25 @@
 """inspect: what is in a checkpoint, before anyone trusts it."""
 
 import argparse
-import math
-from collections.abc import Iterator, Mapping
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from replk_jax import released
+import flax.linen as nn
+
+from replk_jax import released, saved
+from replk_jax.cli.text import printable, shortened
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import SavedNetwork, read_description
-from replk_jax.torch_import import Recognized, infer_architecture
+from replk_jax.torch_import.load import recognize
 from replk_jax.torch_import.reader import read
-from replk_jax.torch_import.tensors import StoredTensor
+from replk_jax.torch_import.tensors import Placeholder, StoredTensor, brief
 from replk_jax.torch_import.weights import has_average
+
+_LONGEST_NAME = 80
+_WIDEST_COLUMN = 24
 
 
 def add_parser(verbs) -> None:
@@ -24,75 +31,138 @@ def add_parser(verbs) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    path = arguments.file
-    network = read_description(path)
-    if network is not None:
-        print(f"{path}, written by replk_jax")
-        print(*_of_network(network), sep="\n")
-        return
+    path, network = arguments.file, read_description(arguments.file)
+    if network is None:
+        _print(_of_torch_file(path, arguments.ema, arguments.tensors))
+    elif arguments.ema:
+        raise ValueError(f"{path} holds one set of weights, no moving average beside it.")
+    elif not path.is_dir():
+        _print(_of_own_file(path, network, arguments.tensors))
+    elif arguments.tensors:
+        raise ValueError(f"--tensors lists what a file holds, and {path} is a folder.")
+    else:
+        _print(_of_folder(path, network))
+
+
+def _print(lines: Iterable[str]) -> None:
+    """The one way out: nothing that a file holds can do more than be read."""
+    for line in lines:
+        print(printable(line))
+
+
+# --- Files -------------------------------------------------------------------------------
+
+
+def _of_torch_file(path: Path, prefer_ema: bool, tensors: bool) -> Iterator[str]:
     contents = read(path)
-    print(f"{path}, a PyTorch checkpoint of {path.stat().st_size:,} bytes")
-    print(*_entries(contents), sep="\n")
+    yield f"{path}, a PyTorch checkpoint of {path.stat().st_size:,} bytes"
+    yield from _indented(_entries(contents))
+    wanted = (f"wants {name} called, which is not done" for name in _wanted_calls(contents))
+    yield from _indented(wanted)
     try:
-        print(*_of_recognized(infer_architecture(path, prefer_ema=arguments.ema), path), sep="\n")
+        found = recognize(contents, prefer_ema=prefer_ema)
     except ValueError as error:
-        print(f"No network that is known here. {error}")
-    if has_average(contents) and not arguments.ema:
-        print("  a moving average of the weights lies beside them: --ema")
-    if arguments.tensors:
-        print(*_tensors(contents), sep="\n")
+        yield f"no network that is known here: {error}"
+    else:
+        yield from str(found).splitlines()
+        if found.faults:
+            yield from _faults(found.faults)
+        else:
+            yield from _indented(_released(path, found.model))
+    if has_average(contents) and not prefer_ema:
+        yield "  a moving average of the weights lies beside them: --ema"
+    if tensors:
+        yield from _tensors(contents)
 
 
-def _of_network(network: SavedNetwork) -> Iterator[str]:
-    model = network.model
-    yield f"{type(model).__name__}, {'re-parameterized' if model.deploy else 'training-time'}"
-    yield f"  {model.architecture}"
-    yield f"  classes: {model.num_classes or 'no classifier'}"
-    yield f"  {_images(network.preprocessing)}"
+def _of_own_file(path: Path, network: SavedNetwork, tensors: bool) -> Iterator[str]:
+    contents = read(path)
+    yield f"{path}, a network in replk_jax's format, of {path.stat().st_size:,} bytes"
+    yield f"  {_summary(contents)}"
+    yield from _description(network)
+    yield from _faults(saved.faults(path, network))
+    if tensors:
+        yield from _tensors(contents)
 
 
-def _of_recognized(found: Recognized, path: Path) -> Iterator[str]:
-    yield str(found)
-    yield f"  {_images(released.preprocessing_of(path, found.model))}"
-    entry = released.recognize(path, found.model)
-    if entry is None:
-        yield "  which is a guess: no released checkpoint of this network has the file's name"
-    elif entry.top1 is not None:
-        yield f"  published: {entry.top1} % top-1, {entry.top5} % top-5 on ImageNet-1K"
+def _of_folder(path: Path, network: SavedNetwork) -> Iterator[str]:
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    yield f"{path}, a checkpoint in Orbax's format, of {size:,} bytes"
+    yield from _description(network)
+    yield "  whether its tensors are those of this network is seen when it is loaded"
 
 
-def _images(preprocessing: Preprocessing | None) -> str:
+# --- Networks ----------------------------------------------------------------------------
+
+
+def _description(network: SavedNetwork) -> Iterator[str]:
+    """What a network of this package says of itself."""
+    model, names = network.model, network.class_names
+    kind = f"{model.num_classes} classes" if model.num_classes else "no classifier"
+    structure = "re-parameterized" if model.deploy else "training-time"
+    yield f"{network.name or type(model).__name__}, {kind}, {structure}"
+    fields = dataclasses.asdict(model.architecture).items()
+    yield "  " + ", ".join(f"{field} {_joined(value)}" for field, value in fields)
+    if model.out_indices is not None:
+        yield f"  a backbone that gives the stages {_joined(model.out_indices)}"
+    if names:
+        yield f"  names of the classes: {printable(list(names))}"
+    yield from _indented(_images(network.preprocessing, model))
+
+
+def _released(path: Path, model: nn.Module) -> Iterator[str]:
+    """What is known of a PyTorch checkpoint by its file's name."""
+    entry = released.recognize(path, model)
+    yield from _images(entry and entry.preprocessing, model)
+    if entry and entry.top1 is not None:
+        yield f"published by this name: {entry.top1} % top-1, {entry.top5} % top-5 on ImageNet-1K"
+
+
+def _images(known: Preprocessing | None, model: nn.Module) -> Iterator[str]:
+    preprocessing = known or released.usual_preprocessing(model)
     if preprocessing is None:
-        return "images: not known how they are prepared"
+        yield "images: not known how they are prepared"
+        return
     size, crop = preprocessing.image_size, preprocessing.crop_fraction
     cut = "warped" if crop is None else f"the centre of {int(size / crop)}"
-    return (
+    yield (
         f"images: {size} x {size}, {cut}, {preprocessing.interpolation}, "
         f"mean {preprocessing.mean}, std {preprocessing.std}"
     )
+    if known is None:
+        yield "which is a guess: the file does not say it, nor has it the name of a released one"
+
+
+def _faults(faults: Sequence[str]) -> Iterator[str]:
+    if faults:
+        yield f"which loading refuses, since its tensors do not fit; faults: {len(faults):,}"
+        yield from _indented(shortened(faults))
+
+
+# --- Contents ----------------------------------------------------------------------------
 
 
 def _entries(contents: Any) -> Iterator[str]:
     """A line for each entry at the top; state dicts are summed up."""
-    if not isinstance(contents, Mapping) or _is_state_dict(contents):
-        yield f"  {_summary(contents)}"
+    if not isinstance(contents, Mapping) or not contents or _is_state_dict(contents):
+        yield _summary(contents)
         return
-    width = max(len(str(key)) for key in contents)
-    for key, value in contents.items():
-        yield f"  {key!s:{width}}  {_summary(value)}"
+    width = min(_WIDEST_COLUMN, max(len(_name(key)) for key in contents))
+    lines = (f"{_name(key):{width}}  {_summary(value)}" for key, value in contents.items())
+    yield from shortened(lines)
 
 
 def _summary(value: Any) -> str:
     if _is_state_dict(value):
         tensors = value.values()
         dtypes = sorted({tensor.dtype.name for tensor in tensors})
-        values = sum(math.prod(tensor.shape) for tensor in tensors)
-        return f"{len(tensors)} tensors, {values:,} values, {', '.join(dtypes)}"
+        values = sum(tensor.size for tensor in tensors)
+        return f"{len(tensors):,} tensors, {values:,} values, {', '.join(dtypes)}"
     if isinstance(value, StoredTensor):
         return f"a tensor {value.shape}, {value.dtype.name}"
     if isinstance(value, Mapping):
-        return f"{len(value)} entries: {_shortened(', '.join(map(str, value)))}"
-    return _shortened(repr(value))
+        return f"{len(value):,} entries: {_name(list(value))}" if value else "nothing"
+    return _name(brief(value))
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -103,16 +173,45 @@ def _is_state_dict(value: Any) -> bool:
     )
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _tensors(contents: Any, path: str = "") -> Iterator[str]:
+    """A line for each tensor, wherever it is."""
     if isinstance(contents, StoredTensor):
         yield f"{path}  {contents.shape}  {contents.dtype.name}"
-    elif isinstance(contents, Mapping):
-        for key, value in contents.items():
-            yield from _tensors(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(contents, (list, tuple)):
-        for i, value in enumerate(contents):
-            yield from _tensors(value, f"{path}[{i}]")
+    for key, value in _inside(contents):
+        yield from _tensors(value, printable(f"{path}.{_name(key)}" if path else _name(key), 200))
+
+
+def _wanted_calls(contents: Any) -> list[str]:
+    """The functions that a file wants called, wherever in it."""
+    names, seen, left = set(), set(), [contents]
+    while left:
+        value = left.pop()
+        if isinstance(value, Placeholder) and value.called:
+            names.add(value.path)
+        if id(value) not in seen:
+            seen.add(id(value))
+            left += itertools.chain.from_iterable(_inside(value))
+    return sorted(names)
+
+
+def _inside(value: Any) -> Sequence[tuple[Any, Any]]:
+    """What a value holds, by keys, numbers or names."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(enumerate(value))
+    if isinstance(value, Placeholder):
+        return [(name, getattr(value, name)) for name in ("args", "state", "items", "entries")]
+    return []
+
+
+def _name(value: Any) -> str:
+    return printable(value, _LONGEST_NAME)
+
+
+def _joined(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _indented(lines: Iterable[str]) -> Iterator[str]:
+    return (f"  {line}" for line in lines)

@@ -7,6 +7,7 @@ from pathlib import Path
 from replk_jax.classifier import Classifier, Prediction
 from replk_jax.cli import images
 from replk_jax.cli.arguments import positive
+from replk_jax.cli.text import printable
 
 
 def add_parser(verbs) -> None:
@@ -48,5 +49,5 @@ def _json(image: str, predictions: list[Prediction]) -> str:
 
 
 def _table(image: str, predictions: list[Prediction]) -> str:
-    rows = [f"{p.score:9.2%}  {p.index:5}  {p.name}" for p in predictions]
-    return "\n".join([image, *rows])
+    rows = [f"{p.score:9.2%}  {p.index:5}  {printable(p.name, 80)}" for p in predictions]
+    return "\n".join([printable(image), *rows])

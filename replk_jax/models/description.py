@@ -9,10 +9,31 @@ import jax.numpy as jnp
 
 from replk_jax.models import registry
 
-# How a model is computed and trained, which its variables do not depend on.
-_NOT_STORED = {
-    "architecture", "parent", "name", "dtype", "implementation", "drop_path_rate", "remat"
-}  # fmt: skip
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (type(value) is int and value > 0)
+
+
+def _are_stages(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list | tuple) and all(type(stage) is int for stage in value)
+    )
+
+
+# What is stored of a model besides its family and architecture, and what each may be. How it
+# is computed and trained is not: its variables do not depend on that.
+_FIELDS = {
+    "deploy": _is_bool,
+    "norm_intermediate_features": _is_bool,
+    "num_classes": _is_count,
+    "out_indices": _are_stages,
+    "param_dtype": lambda value: value in ("float32", "float64", "bfloat16", "float16"),
+}
+_MOST_LAYERS = 1000  # building so many takes a minute; the largest published network has 24
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -21,12 +42,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
     Without the type and the implementation of the computation, stochastic depth and
     rematerialisation.
     """
-    fields = {field.name for field in dataclasses.fields(model)} - _NOT_STORED
-    stored = {name: getattr(model, name) for name in sorted(fields)}
     return {
         "family": type(model).__name__,
         "architecture": dataclasses.asdict(model.architecture),
-        **stored,
+        **{name: getattr(model, name) for name in _FIELDS},
         "param_dtype": jnp.dtype(model.param_dtype).name,
     }
 
@@ -35,15 +54,19 @@ def from_description(description: Mapping[str, Any]) -> nn.Module:
     """Builds the model that `describe` described, with the default type of computation.
 
     Raises:
-      ValueError: something else.
+      ValueError: something else, whatever it may be.
     """
     families = {family.__name__: kind for kind, family in registry.FAMILIES.items()}
     try:
         fields = dict(description)
-        architecture = families[fields.pop("family")](**fields.pop("architecture"))
+        family, architecture = fields.pop("family"), dict(fields.pop("architecture"))
+        for name, value in fields.items():
+            if not _FIELDS[name](value):
+                raise ValueError(f"{name} cannot be {value!r}")
+        if sum(architecture["layers"]) > _MOST_LAYERS:
+            raise ValueError(f"layers cannot be {architecture['layers']}")
         fields["param_dtype"] = jnp.dtype(fields["param_dtype"])
-        return registry.create_model(architecture, **fields)
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"This describes no model of this version of replk_jax ({error}): {description}"
-        ) from error
+        return registry.create_model(families[family](**architecture), **fields)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"This describes no model of this version: {reason[:200]}.") from error

@@ -1,5 +1,6 @@
 """The variables of a model, before any are computed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,3 +17,18 @@ def abstract_variables(model: nn.Module, image_size: tuple[int, int] = (32, 32))
     """
     image = jax.ShapeDtypeStruct((1, *image_size, model.architecture.in_channels), model.dtype)
     return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """What keeps arrays by name from being those that are expected, one line for each fault.
+
+    Args:
+      given, expected: names to what has a `shape`.
+    """
+    faults = []
+    for name, leaf in expected.items():
+        if name not in given:
+            faults.append(f"missing: {name} {tuple(leaf.shape)}")
+        elif given[name].shape != leaf.shape:
+            faults.append(f"wrong shape: {name} is {given[name].shape}, the model has {leaf.shape}")
+    return faults + [f"not in the model: {name}" for name in given if name not in expected]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from replk_jax.models.variables import differences
 from replk_jax.reparam import merge_small_kernels, reparameterize
 from replk_jax.torch_import import names
 from replk_jax.torch_import.structures import Structure, abstract_structure, structure_of
@@ -41,8 +42,8 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
             "network cannot be had back: use model.clone(deploy=True), or the file from before "
             "the merge."
         )
+    _expect_to_fit(state_dict, model)
     expected = abstract_structure(model.clone(deploy=False), structure)
-    _expect_to_fit(state_dict, expected, model)
     variables = _fill(expected, state_dict)
     return reparameterize(variables) if model.deploy else variables
 
@@ -71,15 +72,37 @@ def to_state_dict(
             "the training-time variables (deploy=False), with merged=True if need be."
         )
     state_dict = _state_dict(variables)
-    _expect_to_fit(state_dict, abstract_structure(model, Structure.TRAINING), model)
+    _expect_to_fit(state_dict, model)
     if merged:
         state_dict = _state_dict(jax.jit(merge_small_kernels)(variables))
     return state_dict | {key: np.int64(0) for key in names.counters(state_dict)}
 
 
-def _state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    leaves = names.by_official_key(variables)
-    return {key: names.to_torch(np.asarray(leaf)) for key, (_, leaf) in leaves.items()}
+def faults(state_dict: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """What keeps `convert_state_dict` from converting, one line for each tensor at fault.
+
+    Reads no tensor; `deploy` of the model does not matter.
+    """
+    expected = abstract_structure(model.clone(deploy=False), structure_of(state_dict))
+    places = names.by_official_key(expected)
+    shapes = {
+        key: jax.ShapeDtypeStruct(names.torch_shape(leaf.shape), leaf.dtype)
+        for key, (_, leaf) in places.items()
+    }
+    counters = set(names.counters(places))
+    given = {key: value for key, value in state_dict.items() if key not in counters}
+    return differences(given, shapes) + [
+        f"not floating point: {key} is {value.dtype}"
+        for key, value in given.items()
+        if key in shapes and not jnp.issubdtype(value.dtype, jnp.floating)
+    ]
+
+
+def _expect_to_fit(state_dict: Mapping[str, Any], model: nn.Module) -> None:
+    if found := faults(state_dict, model):
+        raise ValueError(
+            f"The weights do not fit this {type(model).__name__}:\n  " + "\n  ".join(found)
+        )
 
 
 def _fill(expected: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,23 +114,6 @@ def _fill(expected: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[st
     return traverse_util.unflatten_dict(variables)
 
 
-def _expect_to_fit(
-    state_dict: Mapping[str, Any], expected: Mapping[str, Any], model: nn.Module
-) -> None:
-    """Raises unless the state dict has the tensors of `expected`, and no others."""
-    places = names.by_official_key(expected)
-    faults = []
-    for key, (_, leaf) in places.items():
-        value, shape = state_dict.get(key), names.torch_shape(leaf.shape)
-        if value is None:
-            faults.append(f"missing: {key} {shape}")
-        elif value.shape != shape:
-            faults.append(f"wrong shape: {key} is {value.shape}, the model has {shape}")
-        elif not jnp.issubdtype(value.dtype, jnp.floating):
-            faults.append(f"not floating point: {key} is {value.dtype}")
-    known = places.keys() | set(names.counters(places))
-    faults += [f"not in the model: {key}" for key in state_dict if key not in known]
-    if faults:
-        raise ValueError(
-            f"The weights do not fit this {type(model).__name__}:\n  " + "\n  ".join(faults)
-        )
+def _state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    leaves = names.by_official_key(variables)
+    return {key: names.to_torch(np.asarray(leaf)) for key, (_, leaf) in leaves.items()}

@@ -14,13 +14,14 @@ import numpy as np
 from replk_jax.models import registry
 from replk_jax.models.layers import pytorch_init
 from replk_jax.torch_import import replknet
-from replk_jax.torch_import.convert import convert_state_dict, to_state_dict
-from replk_jax.torch_import.reader import read
+from replk_jax.torch_import.convert import convert_state_dict, faults, to_state_dict
+from replk_jax.torch_import.reader import FileError, read
 from replk_jax.torch_import.structures import Structure, structure_of
-from replk_jax.torch_import.weights import Weights, find_weights
+from replk_jax.torch_import.tensors import brief
+from replk_jax.torch_import.weights import find_weights
 from replk_jax.torch_import.writer import write_safetensors, write_torch
 
-File = str | os.PathLike
+PathLike = str | os.PathLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Recognized:
       structure: how far it has been re-parameterized.
       place: where in the file the weights lie.
       ignored: names of tensors beside them that belong to other networks.
+      faults: tensors that are missing, left over or of another shape, which `load_torch`
+        refuses.
     """
 
     model: nn.Module
@@ -42,6 +45,7 @@ class Recognized:
     structure: Structure
     place: str
     ignored: tuple[str, ...]
+    faults: tuple[str, ...]
 
     def __str__(self) -> str:
         model = self.model
@@ -59,12 +63,12 @@ class Recognized:
             f"  names: {self.naming}; weights: {self.place}",
         ]
         if self.ignored:
-            count, first = len(self.ignored), self.ignored[0]
-            lines.append(f"  left out: {count} tensors beside it: {first} ...")
+            count, names = len(self.ignored), brief(self.ignored)
+            lines.append(f"  left out: {count} tensors beside it: {names}")
         return "\n".join(lines)
 
 
-def infer_architecture(path: File, *, prefer_ema: bool = False) -> Recognized:
+def infer_architecture(path: PathLike, *, prefer_ema: bool = False) -> Recognized:
     """Tells which network a file is of, from the names and shapes of its tensors.
 
     Any widths, depths and kernels, not only those of registered models. What shapes cannot
@@ -76,13 +80,14 @@ def infer_architecture(path: File, *, prefer_ema: bool = False) -> Recognized:
 
     Raises:
       ValueError: a file that cannot be read, or is of no network known here.
+      OSError: it cannot be opened.
     """
     with _about(path):
-        return _recognize(path, prefer_ema)[0]
+        return recognize(read(path), prefer_ema=prefer_ema)
 
 
 def load_torch(
-    path: File,
+    path: PathLike,
     model: nn.Module | None = None,
     *,
     num_classes: int | None = None,
@@ -95,9 +100,10 @@ def load_torch(
         model, variables = load_torch("RepLKNet-31B_ImageNet-1K_224.pth")
         logits = model.apply(variables, images)
 
-    Strict: every tensor of the file is used and every variable filled. Two things are left out
-    where the model has no place for them: a classifier, for a model without (`num_classes=None`),
-    and final norm and classifier, for a backbone (`out_indices`).
+    Strict: every tensor of the network is used and every variable filled. Two things are left
+    out where the model has no place for them: a classifier, for a model without
+    (`num_classes=None`), and final norm and classifier, for a backbone (`out_indices`). Tensors
+    of other networks in the file, such as a segmenter's decoder, are left out with a warning.
 
     Args:
       path: .pth, .pt, .bin or .safetensors, in official or mmpretrain naming, with the weights
@@ -116,11 +122,21 @@ def load_torch(
     Raises:
       ValueError: a file that cannot be read or is of another network; in one error all tensors
         that are missing, left over or of the wrong shape.
+      OSError: it cannot be opened.
     """
     with _about(path):
-        recognized, weights = _recognize(path, prefer_ema)
-        model = recognized.model if model is None else model
+        found = find_weights(read(path), prefer_ema=prefer_ema)
+        if found.ignored:
+            warnings.warn(
+                f"{path}: {len(found.ignored)} tensors of other networks are left out: "
+                f"{brief(found.ignored)}.",
+                stacklevel=2,
+            )
+        weights, _ = replknet.official_names(found.tensors)
+        model = replknet.infer_model(weights) if model is None else model
         if num_classes is not None:
+            if model.out_indices is not None:
+                raise ValueError("it is of a backbone, which has no classifier for num_classes.")
             model = model.clone(num_classes=num_classes)
         return model, fit(weights, model, reset_head=reset_head, seed=seed)
 
@@ -136,7 +152,7 @@ def fit(
 
 
 def save_torch(
-    variables: Mapping[str, Any], model: nn.Module, path: File, *, merged: bool = False
+    variables: Mapping[str, Any], model: nn.Module, path: PathLike, *, merged: bool = False
 ) -> None:
     """Writes the state dict of the official code, which loads it strictly.
 
@@ -153,7 +169,7 @@ def save_torch(
         tells no format.
     """
     state_dict = to_state_dict(variables, model, merged=merged)
-    ending = os.path.splitext(path)[1]
+    ending = os.path.splitext(path)[1].lower()
     if ending == ".safetensors":
         write_safetensors(path, state_dict, {"format": "pt"})
     elif ending in (".pth", ".pt", ".bin"):
@@ -162,20 +178,24 @@ def save_torch(
         raise ValueError(f"{path}: the name must end in .pth, .pt, .bin or .safetensors.")
 
 
-def _recognize(path: File, prefer_ema: bool) -> tuple[Recognized, dict[str, Any]]:
-    """What a file holds, and its weights by official names."""
-    found: Weights = find_weights(read(path), prefer_ema=prefer_ema)
+def recognize(contents: Any, *, prefer_ema: bool = False) -> Recognized:
+    """`infer_architecture` of what `read` gave; its errors do not name the file.
+
+    Raises:
+      ValueError: no network known here.
+    """
+    found = find_weights(contents, prefer_ema=prefer_ema)
     weights, naming = replknet.official_names(found.tensors)
     model = replknet.infer_model(weights)
-    recognized = Recognized(
+    return Recognized(
         model=model,
         name=registry.name_of(model.architecture),
         naming=naming,
         structure=structure_of(weights),
         place=found.place,
         ignored=found.ignored,
+        faults=tuple(faults(weights, model)),
     )
-    return recognized, weights
 
 
 def _fit_head(
@@ -207,13 +227,13 @@ def _fit_head(
 
 
 @contextlib.contextmanager
-def _about(path: File) -> Iterator[None]:
+def _about(path: PathLike) -> Iterator[None]:
     """Errors that say which file it is that they are about."""
     try:
         yield
+    except FileError:
+        raise
     except ValueError as error:
-        if str(error).startswith(str(path)):
-            raise
         raise ValueError(f"{path}: {error}") from error
 
 

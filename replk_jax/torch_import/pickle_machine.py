@@ -18,15 +18,17 @@ from replk_jax.torch_import.tensors import Placeholder, StoredTensor, brief
 # From the arguments that a file gives, or None where they are not what the function takes.
 Function = Callable[[tuple[Any, ...]], Any]
 
-# Far beyond any checkpoint (one of a hundred thousand tensors has three million opcodes), and
-# done with in seconds.
-_MOST_OPCODES = 5_000_000
-_MOST_VALUES = 5_000_000
+# Bytes in memory, about, that pickles may make: a checkpoint makes five thousand of a tensor, and
+# those of a training run have as many tensors. It takes seconds to make so much.
+_MOST_BYTES = 1 << 27
+_OPCODE_BYTES = 64  # a number, a reference on the stack or in the memo, a mark
+_OBJECT_BYTES = 256  # a container or a placeholder, and what is kept to know how deep it goes
+_ENTRY_BYTES = 64  # a key or a value in a dict or set
+_MOST_VALUES = 2_000_000
 _MOST_LEVELS = 100
-_MOST_BYTES_MADE = 1 << 28  # by opcodes that make much of little
-_OBJECT_BYTES = 256  # of a set or a placeholder, at least
 _MOST_BITS = 4096
 _LONGEST_NAME = 1000
+_LONGEST_MESSAGE = 300
 
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
@@ -60,64 +62,80 @@ _DATA = frozenset(
 )
 
 
-def unpickle(
-    stream: BinaryIO,
-    functions: Mapping[tuple[str, str], Function] | None = None,
-    load_persistent: Function | None = None,
-) -> Any:
-    """Reads one pickle, of any protocol from 0 to 5, as data.
+class Unpickler:
+    """Reads pickles, of any protocol from 0 to 5, as data."""
 
-    What results are dict, list, tuple, set, frozenset, int, float, bool, None, str, bytes,
-    `Placeholder`, and what the functions return. The attributes of an `OrderedDict` are
-    dropped. A key of a dict that is not a number, string or placeholder becomes a placeholder.
+    def __init__(self, stream: BinaryIO):
+        """`stream`: at the beginning of the first pickle; left at the end of the last read."""
+        self._stream = stream
+        self._left = _MOST_BYTES
 
-    Args:
-      stream: at the beginning of the pickle; left at its end.
-      functions: by module and name, what to call with the arguments that the file has for
-        this name.
-      load_persistent: what to call with the tuple by which a file refers to what lies outside
-        the pickle.
+    def load(
+        self,
+        functions: Mapping[tuple[str, str], Function] | None = None,
+        load_persistent: Function | None = None,
+    ) -> Any:
+        """Reads the next pickle.
 
-    Raises:
-      ValueError: not a pickle; or one that calls a function of Python's standard library
-        that is not known to make data only, contains itself, or is beyond all measure.
-    """
-    machine = _Machine(_PLAIN | dict(functions or {}), load_persistent)
-    try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count == _MOST_OPCODES:
-                raise ValueError("it is longer than that of any checkpoint")
-            machine.do(opcode.name, argument)
-    except (ValueError, DeprecationWarning) as error:  # of a wrong escape, where that is an error
-        near = machine.nearest_string()
-        place = f"before byte {stream.tell()}" + (f", near {brief(near)}" if near else "")
-        raise ValueError(
-            f"its pickle cannot be read: {error} ({place}). Get it anew, from whom you trust."
-        ) from error
-    _extent(machine.result, {})
-    return machine.result
+        What results are dict, list, tuple, set, frozenset, int, float, bool, None, str, bytes,
+        `Placeholder`, and what the functions return. The attributes of an `OrderedDict` are
+        dropped. A key of a dict that is not a number, string or placeholder becomes a
+        placeholder.
+
+        Args:
+          functions: by module and name, what to call with the arguments that the file has for
+            this name.
+          load_persistent: what to call with the tuple by which a file refers to what lies
+            outside the pickle.
+
+        Raises:
+          ValueError: not a pickle; or one that calls a function of Python's standard library
+            that is not known to make data only, or contains itself; or pickles that are
+            together beyond all measure.
+        """
+        machine = _Machine(_PLAIN | dict(functions or {}), load_persistent, self._left)
+        try:
+            for opcode, argument, _ in pickletools.genops(self._stream):
+                machine.do(opcode.name, argument)
+        except (ValueError, DeprecationWarning) as error:  # of an escape, where that is an error
+            near = machine.nearest_string()
+            place = f"before byte {self._stream.tell()}" + (f", near {brief(near)}" if near else "")
+            raise ValueError(
+                f"its pickle cannot be read: {str(error)[:_LONGEST_MESSAGE]} ({place}). "
+                "Get it anew, from whom you trust."
+            ) from None  # Python's own message may quote a whole file
+        self._left = machine.left
+        _extent(machine.result, {})
+        return machine.result
 
 
 class _Machine:
-    """A stack, the stacks that a MARK has put aside, and a memo."""
+    """A stack, the stacks that a MARK has put aside, and a memo.
+
+    Attributes:
+      result: what STOP has found on the stack.
+      left: bytes that may still be made.
+    """
 
     def __init__(
         self,
         functions: Mapping[tuple[str, str], Function],
         load_persistent: Function | None,
+        left: int,
     ):
         self.result: Any = None
+        self.left = left
         self._functions = functions
         self._load_persistent = load_persistent
         self._stack: list[Any] = []
         self._aside: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
-        self._made = 0  # bytes, about
 
     def do(self, opcode: str, argument: Any) -> None:
         action = _ACTIONS.get(opcode)
         if action is None:
             raise ValueError(f"the opcode {opcode} is not one of a checkpoint")
+        self._count(_OPCODE_BYTES + sys.getsizeof(argument))
         action(self, argument)
 
     def nearest_string(self) -> str:
@@ -194,16 +212,28 @@ class _Machine:
             target = target.entries
         if not isinstance(target, dict):
             raise ValueError(f"it stores an entry in a {type(target).__name__}")
+        self._count(_ENTRY_BYTES * len(values))
         target.update(_pairs(values))
 
-    def push_set(self, set_: set[Any] | frozenset[Any]) -> None:
+    def push_container(self, container: Any) -> None:
         self._count(_OBJECT_BYTES)
-        self.push(set_)
+        self.push(container)
+
+    def push_dict(self, _: None) -> None:
+        values = self.pop_to_mark()
+        self.push_container({})
+        self.set_items(values)
+
+    def push_frozenset(self, _: None) -> None:
+        values = self.pop_to_mark()
+        self._count(_ENTRY_BYTES * len(values))
+        self.push_container(frozenset(map(_key, values)))
 
     def add_items(self, values: list[Any]) -> None:
         target = self.top()
         if not isinstance(target, set):
             raise ValueError(f"it adds to a {type(target).__name__}")
+        self._count(_ENTRY_BYTES * len(values))
         target.update(map(_key, values))
 
     # Names, and what is made of them.
@@ -268,7 +298,7 @@ class _Machine:
         loaded = self._load_persistent and self._load_persistent(reference)
         if loaded is None:
             raise ValueError(f"it refers to {brief(reference)}, which is no storage")
-        self.push(loaded)
+        self.push_container(loaded)
 
     def stop(self, _: None) -> None:
         self.result = self.pop()
@@ -276,18 +306,20 @@ class _Machine:
     def _replace(self, replacement: Function, function: Placeholder, args: tuple) -> Any:
         for value in args:
             if isinstance(value, str | bytes):
-                self._count(len(value))
+                self._count(sys.getsizeof(value))
             elif isinstance(value, list | tuple | dict | set):
-                self._count(64 * len(value))
+                self._count(2 * _ENTRY_BYTES * len(value))
+            elif isinstance(value, Placeholder):
+                self._count(sys.getsizeof(value.name))
         result = replacement(args)
         if result is None:
             raise ValueError(f"{function.path} does not take {brief(args)}")
         return result
 
     def _count(self, size: int) -> None:
-        self._made += size
-        if self._made > _MOST_BYTES_MADE:
-            raise ValueError("it makes more of less than any checkpoint")
+        self.left -= size
+        if self.left < 0:
+            raise ValueError("it makes more than any checkpoint: it is too long, or a trap")
 
 
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
@@ -312,20 +344,20 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"), _Machine.push),
     "BYTEARRAY8": lambda machine, value: machine.push(bytes(value)),
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),
-    "TUPLE1": lambda machine, _: machine.push(machine.pop_many(1)),
-    "TUPLE2": lambda machine, _: machine.push(machine.pop_many(2)),
-    "TUPLE3": lambda machine, _: machine.push(machine.pop_many(3)),
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
-    "EMPTY_LIST": lambda machine, _: machine.push([]),
-    "LIST": lambda machine, _: machine.push(machine.pop_to_mark()),
+    "TUPLE1": lambda machine, _: machine.push_container(machine.pop_many(1)),
+    "TUPLE2": lambda machine, _: machine.push_container(machine.pop_many(2)),
+    "TUPLE3": lambda machine, _: machine.push_container(machine.pop_many(3)),
+    "TUPLE": lambda machine, _: machine.push_container(tuple(machine.pop_to_mark())),
+    "EMPTY_LIST": lambda machine, _: machine.push_container([]),
+    "LIST": lambda machine, _: machine.push_container(machine.pop_to_mark()),
     "APPEND": lambda machine, _: machine.append(machine.pop_many(1)),
     "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
-    "EMPTY_DICT": lambda machine, _: machine.push({}),
-    "DICT": lambda machine, _: machine.push(dict(_pairs(machine.pop_to_mark()))),
+    "EMPTY_DICT": lambda machine, _: machine.push_container({}),
+    "DICT": _Machine.push_dict,
     "SETITEM": lambda machine, _: machine.set_items(machine.pop_many(2)),
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    "EMPTY_SET": lambda machine, _: machine.push_set(set()),
-    "FROZENSET": lambda machine, _: machine.push_set(frozenset(map(_key, machine.pop_to_mark()))),
+    "EMPTY_SET": lambda machine, _: machine.push_container(set()),
+    "FROZENSET": _Machine.push_frozenset,
     "ADDITEMS": lambda machine, _: machine.add_items(machine.pop_to_mark()),
     "GLOBAL": _Machine.push_global,
     "STACK_GLOBAL": lambda machine, _: machine.push_name(*machine.pop_many(2)),
@@ -438,13 +470,14 @@ def _extent(value: Any, known: dict[int, tuple[int, int]], level: int = 0) -> tu
     """
     if not isinstance(value, _CONTAINERS):
         return 1, 0
-    if id(value) not in known and level < _MOST_LEVELS:
-        extents = [_extent(inner, known, level + 1) for inner in _inside(value)]
-        known[id(value)] = (
-            1 + sum(values for values, _ in extents),
-            1 + max((levels for _, levels in extents), default=0),
-        )
-    values, levels = known.get(id(value), (1, 1))
+    if id(value) in known:
+        values, levels = known[id(value)]
+    else:
+        values, levels = 1, 1
+        for inner in _inside(value) if level < _MOST_LEVELS else ():
+            more, below = _extent(inner, known, level + 1)
+            values, levels = values + more, max(levels, below + 1)
+        known[id(value)] = values, levels
     if level + levels > _MOST_LEVELS:
         raise ValueError(f"what it holds is nested in over {_MOST_LEVELS} levels, or in itself.")
     if values > _MOST_VALUES:
@@ -454,7 +487,8 @@ def _extent(value: Any, known: dict[int, tuple[int, int]], level: int = 0) -> tu
 
 def _inside(container: Any) -> Iterable[Any]:
     if isinstance(container, Placeholder):
-        return (container.args, container.state, container.items, container.entries)
+        parts = (container.args, container.state, container.items, container.entries)
+        return filter(None, parts)
     if isinstance(container, dict):
         return itertools.chain(container.keys(), container.values())
     return container

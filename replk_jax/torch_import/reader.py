@@ -1,7 +1,8 @@
 """Reads PyTorch's files without PyTorch, and without running what is in them.
 
-Whatever a file holds, reading it either gives plain data or raises `FileError`, within seconds
-and without taking much more memory than the file is large.
+Whatever a file holds, reading it either gives plain data or raises `FileError`, in some seconds
+and 300 MB of memory at the very most: its pickle may make 128 MB, its JSON have 4 MB. Tensors,
+which may be larger, are read when they are asked for.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from replk_jax.torch_import.files import File, FileError
+from replk_jax.torch_import.byte_file import ByteFile, FileError
 from replk_jax.torch_import.safetensors import is_safetensors, read_metadata, read_safetensors
 from replk_jax.torch_import.torch_files import read_legacy, read_zip
 
@@ -42,7 +43,7 @@ def read(path: str | os.PathLike) -> Any:
         other than a container, such as a whole module.
       OSError: it cannot be opened.
     """
-    file = File(path)
+    file = ByteFile(path)
     with _named(file):
         return _decoder(file)(file)
 
@@ -54,12 +55,12 @@ def metadata(path: str | os.PathLike) -> dict[str, str]:
       FileError: a .safetensors file that is damaged.
       OSError: it cannot be opened.
     """
-    file = File(path)
+    file = ByteFile(path)
     with _named(file):
         return read_metadata(file) if is_safetensors(file) else {}
 
 
-def _decoder(file: File) -> Callable[[File], Any]:
+def _decoder(file: ByteFile) -> Callable[[ByteFile], Any]:
     start = bytes(file.read(0, min(file.size, _TAR_MAGIC.stop)))
     if start.startswith(b"PK"):
         return read_zip
@@ -79,7 +80,7 @@ def _decoder(file: File) -> Callable[[File], Any]:
 
 
 @contextlib.contextmanager
-def _named(file: File) -> Iterator[None]:
+def _named(file: ByteFile) -> Iterator[None]:
     """Errors that say which file it is that they are about."""
     try:
         yield

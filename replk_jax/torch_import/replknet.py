@@ -10,6 +10,9 @@ from typing import Any
 from replk_jax.models import RepLKNet, RepLKNetArchitecture, create_model, registry
 from replk_jax.torch_import.structures import Structure, structure_of
 
+_MOST_LAYERS = 1000  # the largest published network has 24; building this many takes a minute
+_LARGEST_DENOMINATOR = 4096  # of a ratio of widths
+
 _STAGE_NORM = re.compile(r"stages\.(\d+)\.norm\.(.+)")
 
 
@@ -24,6 +27,9 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
     Returns:
       The weights by official names, and whose names they had: "official" or "mmpretrain".
+
+    Raises:
+      ValueError: two tensors that come to have the same name.
     """
     stages = {int(m[1]) for m in map(_STAGE_NORM.fullmatch, weights) if m}
     last = _count(weights, "stages")
@@ -33,6 +39,8 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         name = re.sub(r"^head\.fc\.", "head.", key)
         if final_norm_in_stage and (norm := _STAGE_NORM.fullmatch(name)):
             name = f"norm.{norm[2]}"
+        if name in renamed or (name != key and name in weights):
+            raise ValueError(f"two tensors stand for the same one, {name}")
         renamed[name] = value
     return renamed, "official" if renamed.keys() == weights.keys() else "mmpretrain"
 
@@ -57,10 +65,11 @@ def infer_model(weights: Mapping[str, Any]) -> RepLKNet:
     if not stages or "stem.0.conv.weight" not in weights:
         raise ValueError("these are not the weights of a RepLKNet: no stem.0.conv or no stages.0")
 
-    def shape(key: str) -> tuple[int, ...]:
-        if key not in weights or len(weights[key].shape) != 4:
-            raise ValueError(f"in a RepLKNet {key} would be a convolution's kernel")
-        return weights[key].shape
+    def shape(key: str, dimensions: int = 4) -> tuple[int, ...]:
+        found = weights[key].shape if key in weights else ()
+        if len(found) != dimensions or 0 in found:
+            raise ValueError(f"in a RepLKNet {key} would be a kernel of {dimensions} dimensions")
+        return found
 
     blocks = [f"stages.{s}.blocks" for s in stages]
     structure = structure_of(weights)
@@ -69,9 +78,12 @@ def infer_model(weights: Mapping[str, Any]) -> RepLKNet:
     channels = [shape(f"{block}.0.pw2.conv.weight")[0] for block in blocks]
     large_kernels = [shape(f"{block}.0.large_kernel.{large}.weight") for block in blocks]
     hidden = [shape(f"{block}.1.pw1.conv.weight")[0] for block in blocks]
+    layers = tuple(-(-_count(weights, block) // 2) for block in blocks)
+    if sum(layers) > _MOST_LAYERS:
+        raise ValueError(f"a RepLKNet of {sum(layers)} layers is not believed")
     architecture = RepLKNetArchitecture(
         kernel_sizes=tuple(kernel[-1] for kernel in large_kernels),
-        layers=tuple(-(-_count(weights, block) // 2) for block in blocks),
+        layers=layers,
         channels=tuple(channels),
         small_kernel=shape(small)[-1] if small in weights else None,
         dw_ratio=_ratio([kernel[0] for kernel in large_kernels], channels),
@@ -80,10 +92,11 @@ def infer_model(weights: Mapping[str, Any]) -> RepLKNet:
     )
     if structure is not Structure.TRAINING:
         architecture = _registered(architecture)
-    is_backbone = "norm.weight" not in weights and "head.weight" not in weights
+    has_head = any(key.startswith("head.") for key in weights)
+    is_backbone = not has_head and "norm.weight" not in weights
     return create_model(
         architecture,
-        num_classes=weights["head.weight"].shape[0] if "head.weight" in weights else None,
+        num_classes=shape("head.weight", 2)[0] if has_head else None,
         out_indices=tuple(stages) if is_backbone else None,
         norm_intermediate_features=is_backbone and "stages.0.norm.weight" in weights,
         deploy=structure is not Structure.TRAINING,
@@ -97,12 +110,9 @@ def _count(weights: Mapping[str, Any], prefix: str) -> int:
 
 
 def _ratio(widths: list[int], channels: list[int]) -> float:
-    """The simplest r with int(c r) = w for every stage.
-
-    That is, of least denominator in the interval that all stages leave.
-    """
+    """The r of least denominator with int(c r) = w for every stage."""
     lowest = max(Fraction(w, c) for w, c in zip(widths, channels, strict=True))
-    for denominator in range(1, max(channels) + 1):
+    for denominator in range(1, _LARGEST_DENOMINATOR + 1):
         ratio = math.ceil(lowest * denominator) / denominator
         if all(int(c * ratio) == w for w, c in zip(widths, channels, strict=True)):
             return ratio

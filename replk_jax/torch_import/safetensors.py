@@ -12,22 +12,22 @@ strings.
 import json
 from typing import Any
 
-from replk_jax.torch_import.files import File
+from replk_jax.torch_import.byte_file import ByteFile
 from replk_jax.torch_import.tensors import ELEMENT_TYPES, Storage, StoredTensor, brief
 
 METADATA = "__metadata__"
 SIZE_BYTES = 8
 
-_MOST_HEADER_BYTES = 1 << 24  # that of a hundred and fifty thousand tensors
+_MOST_HEADER_BYTES = 1 << 22  # that of thirty thousand tensors
 _DTYPES = {type_.safetensors: type_.dtype for type_ in ELEMENT_TYPES if type_.safetensors}
 
 
-def is_safetensors(file: File) -> bool:
+def is_safetensors(file: ByteFile) -> bool:
     start = bytes(file.read(0, min(file.size, SIZE_BYTES + 1)))
     return start[SIZE_BYTES:] == b"{" and int.from_bytes(start[:SIZE_BYTES], "little") < 1 << 40
 
 
-def read_safetensors(file: File) -> dict[str, StoredTensor]:
+def read_safetensors(file: ByteFile) -> dict[str, StoredTensor]:
     """The tensors by name, in the order of the header.
 
     Raises:
@@ -48,7 +48,7 @@ def read_safetensors(file: File) -> dict[str, StoredTensor]:
     return tensors
 
 
-def read_metadata(file: File) -> dict[str, str]:
+def read_metadata(file: ByteFile) -> dict[str, str]:
     """The strings beside the tensors.
 
     Raises:
@@ -61,7 +61,7 @@ def read_metadata(file: File) -> dict[str, str]:
     return metadata
 
 
-def _read_header(file: File) -> tuple[dict[str, Any], int]:
+def _read_header(file: ByteFile) -> tuple[dict[str, Any], int]:
     """The header, and where it ends."""
     size = int.from_bytes(file.read(0, SIZE_BYTES), "little")
     if size > _MOST_HEADER_BYTES:
@@ -82,7 +82,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _tensor(file: File, data: int, name: str, entry: Any) -> tuple[tuple[int, int], StoredTensor]:
+def _tensor(
+    file: ByteFile, data: int, name: str, entry: Any
+) -> tuple[tuple[int, int], StoredTensor]:
     """A tensor and where it begins and ends, counted from `data` on."""
     match entry:
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:

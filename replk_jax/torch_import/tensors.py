@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from replk_jax.torch_import.files import File
+from replk_jax.torch_import.byte_file import ByteFile
 
 _MOST_DIMENSIONS = 32
 _MOST_ELEMENTS = 1 << 40  # NumPy counts those of an empty array along its other axes as well
@@ -65,7 +65,7 @@ class Storage:
       big_endian: whether a number's most significant byte comes first.
     """
 
-    file: File
+    file: ByteFile
     name: str
     size: int
     start: int = 0

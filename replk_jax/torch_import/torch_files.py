@@ -7,14 +7,13 @@ elements and their bytes. In both, the object's pickle says how tensors are view
 refers to those by key.
 """
 
-import io
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from replk_jax.torch_import.files import File
-from replk_jax.torch_import.pickle_machine import Function, unpickle
+from replk_jax.torch_import.byte_file import ByteFile
+from replk_jax.torch_import.pickle_machine import Function, Unpickler
 from replk_jax.torch_import.tensors import (
     ELEMENT_TYPES,
     Placeholder,
@@ -22,7 +21,7 @@ from replk_jax.torch_import.tensors import (
     StoredTensor,
     brief,
 )
-from replk_jax.torch_import.zip_archive import Member, read_member, read_members
+from replk_jax.torch_import.zip_archive import Member, open_member, read_members
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -32,6 +31,9 @@ _STORAGE_DTYPES = {type_.storage: type_.dtype for type_ in ELEMENT_TYPES if type
 _STORAGE_DTYPES["UntypedStorage"] = np.dtype(np.uint8)
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 
+# Of a pickle: the longest string or bytes within it. Training logs have arrays of some megabytes.
+_MOST_AT_ONCE = 1 << 24
+
 # Views may share bytes, but a file whose tensors are so much more than it is a trap.
 _MOST_VIEWS = 8
 
@@ -40,7 +42,7 @@ _MOST_VIEWS = 8
 _FindStorage = Callable[[str, int, np.dtype], Storage]
 
 
-def read_zip(file: File) -> Any:
+def read_zip(file: ByteFile) -> Any:
     """What a file of the zip format holds.
 
     Raises:
@@ -66,22 +68,23 @@ def read_zip(file: File) -> Any:
             )
         return storages[key]
 
-    pickle = read_member(file, members[f"{folder}/data.pkl"])
-    return _TorchObjects(find).unpickle(io.BytesIO(pickle))
+    pickle = open_member(file, members[f"{folder}/data.pkl"], _MOST_AT_ONCE)
+    return _TorchObjects(find).read(Unpickler(pickle))
 
 
-def read_legacy(file: File) -> Any:
+def read_legacy(file: ByteFile) -> Any:
     """What a file of the older format holds.
 
     Raises:
       ValueError: as `read_zip`.
     """
-    stream = file.stream()
-    if unpickle(stream) != LEGACY_MAGIC:
+    stream = file.stream(_MOST_AT_ONCE)
+    pickles = Unpickler(stream)
+    if pickles.load() != LEGACY_MAGIC:
         raise ValueError("it is a pickle, but not one that torch.save has written.")
-    if (version := unpickle(stream)) != _LEGACY_VERSION:
+    if (version := pickles.load()) != _LEGACY_VERSION:
         raise ValueError(f"its format has version {brief(version)}; known: {_LEGACY_VERSION}.")
-    unpickle(stream)  # about the machine that wrote it, which does not matter
+    pickles.load()  # about the machine that wrote it, which does not matter
     storages: dict[str, Storage] = {}
     counts: dict[str, int] = {}
 
@@ -91,8 +94,8 @@ def read_legacy(file: File) -> Any:
             key, Storage(file, f"storage {brief(key)}", count * dtype.itemsize)
         )
 
-    contents = _TorchObjects(find).unpickle(stream)
-    keys, start = unpickle(stream), stream.tell()
+    contents = _TorchObjects(find).read(pickles)
+    keys, start = pickles.load(), stream.tell()
     if not _are_names(keys) or sorted(keys) != sorted(storages):
         raise ValueError("its storages are not those that its tensors need.")
     for key in keys:
@@ -120,8 +123,8 @@ def _folder(members: Mapping[str, Member]) -> str:
     return folder
 
 
-def _big_endian(file: File, member: Member | None) -> bool:
-    order = b"little" if member is None else bytes(read_member(file, member))
+def _big_endian(file: ByteFile, member: Member | None) -> bool:
+    order = b"little" if member is None else open_member(file, member, most=8).read(8)
     if order not in (b"little", b"big"):
         raise ValueError(f"its byte order is {brief(order)}; known: little, big.")
     return order == b"big"
@@ -154,7 +157,7 @@ class _TorchObjects:
         self._find = find
         self._viewed = 0  # bytes in all tensors so far
 
-    def unpickle(self, stream: BinaryIO) -> dict | list | tuple:
+    def read(self, pickles: Unpickler) -> dict | list | tuple:
         functions: dict[tuple[str, str], Function] = {
             ("torch", "Size"): _size,
             ("torch._utils", "_rebuild_tensor"): self._tensor,
@@ -164,7 +167,7 @@ class _TorchObjects:
             ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
             ("torch._tensor", "_rebuild_from_type_v2"): self._tensor_with_attributes,
         }
-        contents = unpickle(stream, functions, self._storage)
+        contents = pickles.load(functions, self._storage)
         if not isinstance(contents, dict | list | tuple):
             kind = contents.path if isinstance(contents, Placeholder) else type(contents).__name__
             raise ValueError(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from replk_jax.torch_import.tensors import StoredTensor
+from replk_jax.torch_import.tensors import StoredTensor, brief
 
 # What training scripts call the weights beside what else they save, and the averages of them.
 _WRAPPERS = ("model", "module", "state_dict")
@@ -12,7 +12,12 @@ _AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 
 # What DataParallel, torch.compile and Lightning put before every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_MOST_PREFIXES = 4
 _BACKBONE = "backbone."
+_CLASSIFIER = "head."
+
+# How many steps went into a moving average, which PyTorch and mmengine keep beside its weights.
+_COUNTERS = ("n_averaged", "steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ def find_weights(contents: Any, *, prefer_ema: bool = False) -> Weights:
     if prefer_ema and not set(keys) & set(_AVERAGES):
         raise ValueError(
             "there is no moving average of the weights: none of the entries "
-            f"{', '.join(_AVERAGES)}. Without prefer_ema the weights themselves are loaded."
+            f"{', '.join(_AVERAGES)}."
         )
     if not isinstance(contents, Mapping) or not contents:
         raise ValueError(
@@ -67,10 +72,11 @@ def find_weights(contents: Any, *, prefer_ema: bool = False) -> Weights:
     if others:
         raise ValueError(
             f"{len(others)} of {len(contents)} entries are not tensors, so this is no state "
-            f"dict: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"
+            f"dict: {brief(others)}"
         )
     place = "".join(f"[{key!r}]" for key in keys) or "at the top"
-    return _without_prefix(dict(contents), place)
+    tensors = {key: tensor for key, tensor in contents.items() if key not in _COUNTERS}
+    return _without_prefix(tensors, place)
 
 
 def has_average(contents: Any) -> bool:
@@ -88,8 +94,8 @@ def _wrapped(contents: Mapping[str, Any], prefer_ema: bool) -> str | None:
             return key
     if average:
         raise ValueError(
-            f"there are no weights but their moving average, {average!r}: ask for it with "
-            "prefer_ema=True."
+            f"there are no weights but their moving average, {average!r}: ask for that "
+            "(prefer_ema=True, or --ema)."
         )
     return None
 
@@ -100,19 +106,22 @@ def _average(contents: Mapping[str, Any]) -> str | None:
 
 def _without_prefix(tensors: dict[str, StoredTensor], place: str) -> Weights:
     removed = ""
-    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None):
+    for _ in range(_MOST_PREFIXES):
+        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None)
+        if prefix is None:
+            break
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
         removed += prefix
     ignored: tuple[str, ...] = ()
     if any(key.startswith(_BACKBONE) for key in tensors):
         removed += _BACKBONE
-        if "head.fc.weight" not in tensors:  # no classifier: whatever else there is, is another's
+        if not any(key.startswith(_CLASSIFIER) for key in tensors):
+            # Without a classifier, whatever else there is belongs to another network.
             ignored = tuple(key for key in tensors if not key.startswith(_BACKBONE))
-        tensors = {
-            key.removeprefix(_BACKBONE): value
-            for key, value in tensors.items()
-            if key not in ignored
-        }
+        kept = {key: value for key, value in tensors.items() if key not in set(ignored)}
+        tensors = {key.removeprefix(_BACKBONE): value for key, value in kept.items()}
+        if len(tensors) < len(kept):
+            raise ValueError(f"some tensors are there with and without {_BACKBONE!r}")
     return Weights(tensors, place + (f", after {removed!r}" if removed else ""), ignored)
 
 

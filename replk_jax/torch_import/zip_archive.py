@@ -3,12 +3,14 @@
 import dataclasses
 import struct
 import zipfile
+from typing import BinaryIO
 
-from replk_jax.torch_import.files import File
+from replk_jax.torch_import.byte_file import ByteFile
 from replk_jax.torch_import.tensors import brief
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 1
+_MOST_DIRECTORY_BYTES = 1 << 22  # that of fifty thousand members
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Member:
     checksum: int
 
 
-def read_members(file: File) -> dict[str, Member]:
+def read_members(file: ByteFile) -> dict[str, Member]:
     """By name, from the archive's directory.
 
     Raises:
@@ -52,22 +54,21 @@ def read_members(file: File) -> dict[str, Member]:
     return members
 
 
-def read_member(file: File, member: Member) -> bytearray:
-    """The bytes of a small member.
+def open_member(file: ByteFile, member: Member, most: int) -> BinaryIO:
+    """The bytes of a member, for a decoder; `most` as in `ByteFile.stream`.
 
     Raises:
       ValueError: the checksum is wrong.
     """
-    data = bytearray(member.size)
-    if file.read_into(member.start, memoryview(data), checksum=0) != member.checksum:
+    if file.checksum(member.start, member.size) != member.checksum:
         raise ValueError("a checksum is wrong, so it is damaged. Copy or download it again.")
-    return data
+    return file.stream(most, member.start, member.size)
 
 
-def _read_directory(file: File) -> tuple[list[zipfile.ZipInfo], int]:
+def _read_directory(file: ByteFile) -> tuple[list[zipfile.ZipInfo], int]:
     """The members as the directory describes them, and where the directory begins."""
     try:
-        with zipfile.ZipFile(file.stream()) as archive:
+        with zipfile.ZipFile(file.stream(_MOST_DIRECTORY_BYTES)) as archive:
             return archive.infolist(), archive.start_dir
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, OSError) as error:
         raise ValueError(
@@ -76,7 +77,7 @@ def _read_directory(file: File) -> tuple[list[zipfile.ZipInfo], int]:
         ) from error
 
 
-def _locate(file: File, entry: zipfile.ZipInfo, free: int, end: int) -> Member:
+def _locate(file: ByteFile, entry: zipfile.ZipInfo, free: int, end: int) -> Member:
     start = entry.header_offset
     if not free <= start <= end - _LOCAL_HEADER.size:
         raise _misplaced(entry)

@@ -2,6 +2,7 @@
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -61,6 +62,27 @@ def test_outputs(name, size, deploy):
         model, variables = model.clone(deploy=True), replk_jax.reparameterize(variables)
     actual, expected = (on(device, model.apply, variables, images) for device in (GPU, CPU))
     np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("platforms", "batch_size"), [(("cpu", "cuda"), None), (("cuda",), 16)])
+def test_exported(platforms, batch_size):
+    """The portable program at several batch sizes, and the one with kernels of our own."""
+    model = replk_jax.create_model(TINY, num_classes=10)
+    variables = random_variables(model)
+    exported = replk_jax.export_model(
+        model,
+        variables,
+        image_size=32,
+        batch_size=batch_size,
+        platforms=platforms,
+        custom_calls=batch_size is not None,
+    )
+    program = jax.export.deserialize(bytearray(exported.serialize()))
+    for count in (1, 3, 8) if batch_size is None else (batch_size,):
+        images = random_images(model, count)
+        expected = on(CPU, model.apply, variables, images)
+        actual = jax.jit(program.call)(jax.device_put(images, GPU))
+        np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_bfloat16():

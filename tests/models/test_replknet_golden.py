@@ -160,9 +160,20 @@ def test_train_mode(name):
             assert error <= grad_tolerance * np.linalg.norm(value), (key, error)
 
 
+# The same networks at another resolution: minutes that add little.
+AGAIN = ("replknet_31b_384", "replknet_xl_320")
+
+
 @pytest.mark.parametrize(
     "name",
-    [n if n == "replknet_31b_224" else pytest.param(n, marks=pytest.mark.slow) for n in FULL],
+    [
+        "replknet_31b_224",
+        *(
+            pytest.param(name, marks=[pytest.mark.slow, *[pytest.mark.exhaustive] * (name in AGAIN)])
+            for name in FULL
+            if name != "replknet_31b_224"
+        ),
+    ],
 )
 def test_full_size(name, tmp_path):
     """Through files, in both structures, the model told from the file. 1e-4 absolute: below every

@@ -194,7 +194,7 @@ def test_empty_map():
 
 def test_few_shapes_are_left_out():
     """What `cases` leaves out is what the forms cannot do, and no more."""
-    for name, least in (("xla", 1.0), ("dft", 1.0), ("shift", 0.5), ("toeplitz", 0.25)):
+    for name, least in (("xla", 1.0), ("dft", 1.0), ("shift", 0.4), ("toeplitz", 0.1)):
         assert len(cases(200, (name,))) >= least * len(SHAPES), name
 
 

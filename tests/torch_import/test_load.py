@@ -1,6 +1,8 @@
 """From PyTorch files to models that compute what the official code does."""
 
+import functools
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +26,16 @@ def expected(name):
     return golden.arrays("checkpoints/expected.npz")[name]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, variables, x):
+    return model.apply(variables, x)
+
+
 def assert_computes(model, variables, name):
     """1e-5 of the largest logit: rounding in float32, and a tenth of the least slip."""
     wanted = expected(name)
     x = golden.nhwc(expected("x"))
-    actual = jax.jit(model.apply)(variables, x)
+    actual = run(model, variables, x)
     np.testing.assert_allclose(actual, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
 
 
@@ -65,7 +72,8 @@ class TestOneModelInManyWrappers:
             load_torch(FOLDER / "under_model.pth", prefer_ema=True)
 
     def test_backbone_of_a_segmenter(self):
-        model, variables = load_torch(FOLDER / "mmseg_backbone.pth")
+        with pytest.warns(UserWarning, match="3 tensors of other networks are left out"):
+            model, variables = load_torch(FOLDER / "mmseg_backbone.pth")
         maps = jax.jit(model.apply)(variables, golden.nhwc(expected("x")))
         assert len(maps) == 4
         for s, actual in enumerate(maps):
@@ -267,7 +275,8 @@ class TestSave:
     @pytest.mark.parametrize("file", ["bare.pth", "mmseg_backbone.pth", "mmpretrain.safetensors"])
     def test_what_was_loaded_is_saved_unchanged(self, tmp_path, file):
         """But for the counters."""
-        model, variables = load_torch(FOLDER / file)
+        with warnings.catch_warnings(action="ignore"):  # of what else is in a segmenter
+            model, variables = load_torch(FOLDER / file)
         save_torch(variables, model, tmp_path / "again.pth")
         wanted = golden.arrays("checkpoints/weights.npz")
         again = read(tmp_path / "again.pth")
@@ -327,6 +336,72 @@ class TestSave:
         assert not list(tmp_path.iterdir())
 
 
+def renamed(state_dict, change):
+    return {change(key): value for key, value in state_dict.items()}
+
+
+class TestNames:
+    """With the tiny network, in the names that are not in the reference data."""
+
+    @pytest.fixture
+    def official(self, tiny):
+        return to_state_dict(tiny[1], tiny[0])
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda key: key,
+            lambda key: f"module.{key}",
+            lambda key: f"_orig_mod.module.{key}",
+            lambda key: f"model.backbone.{key}",
+            lambda key: key if key.startswith("head.") else f"backbone.{key}",
+        ],
+    )
+    def test_prefixes(self, tiny, official, tmp_path, change):
+        write_torch(tmp_path / "renamed.pth", renamed(official, change))
+        model, variables = load_torch(tmp_path / "renamed.pth")
+        assert model == tiny[0]
+        jax.tree.map(np.testing.assert_array_equal, variables, tiny[1])
+
+    @pytest.mark.parametrize("counter", ["n_averaged", "steps"])
+    def test_averages_with_a_counter(self, tiny, official, tmp_path, counter):
+        average = {counter: np.int64(7), **renamed(official, lambda key: f"module.{key}")}
+        write_torch(tmp_path / "average.pth", average)
+        assert load_torch(tmp_path / "average.pth")[0] == tiny[0]
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda w: w.update({"head.fc.weight": w["head.weight"]}), "two tensors stand for"),
+            (lambda w: w.update({"stem.0.bn.extra": np.ones(3)}), "not in the model: stem.0.bn.ex"),
+            (lambda w: w.pop("head.weight"), r"head\.weight would be a kernel of 2"),
+            (lambda w: w.update({"head.weight": np.float32(1)}), "kernel of 2 dimensions"),
+            (lambda w: w.update({"backbone.stem.0.bn.bias": np.ones(8)}), "with and without"),
+            (
+                lambda w: w.update({"stages.0.blocks.0.pw2.conv.weight": np.ones((0, 8, 1, 1))}),
+                "kernel of 4 dimensions",
+            ),
+            (
+                lambda w: w.update({f"stages.0.blocks.{i}.x": np.ones(1) for i in range(2001)}),
+                "is not believed",
+            ),
+        ],
+    )
+    def test_faults(self, official, tmp_path, change, reason):
+        weights = dict(official)
+        change(weights)
+        write_torch(tmp_path / "faulty.pth", weights)
+        with pytest.raises(ValueError, match=reason) as caught:
+            load_torch(tmp_path / "faulty.pth")
+        assert str(caught.value).startswith(str(tmp_path / "faulty.pth"))
+
+    def test_a_backbone_gets_no_classifier(self, tiny, tmp_path):
+        model = tiny[0].clone(num_classes=None, out_indices=(0, 1))
+        save_torch(random_variables(model), model, tmp_path / "backbone.pth")
+        with pytest.raises(ValueError, match="backbone, which has no classifier"):
+            load_torch(tmp_path / "backbone.pth", num_classes=5, reset_head=True)
+
+
 @pytest.mark.parametrize(
     ("contents", "reason"),
     [
@@ -338,7 +413,7 @@ class TestSave:
                 "stem.0.conv.weight": np.ones((8, 3, 3, 3), np.float32),
                 "stages.0.blocks.0.pw2.conv.weight": np.ones((8, 8, 1, 1), np.float32),
             },
-            "stages.0.blocks.0.large_kernel.lkb_origin.conv.weight would be a convolution",
+            r"lkb_origin\.conv\.weight would be a kernel of 4 dimensions",
         ),
     ],
 )

@@ -20,13 +20,13 @@ def config(data_dir):
     return config
 
 
-def network(deploy=False, num_classes=10, preprocessing=None):
+def network(deploy=False, num_classes=10, preprocessing=None, class_names=None):
     architecture = replk_jax.RepLKNetArchitecture((5,), (1,), (8,), small_kernel=3, in_channels=1)
     model = replk_jax.create_model(architecture, num_classes=num_classes)
     variables = random_variables(model)
     if deploy:
         model, variables = model.clone(deploy=True), replk_jax.reparameterize(variables)
-    return SavedNetwork(model, variables, preprocessing)
+    return SavedNetwork(model, variables, preprocessing, class_names)
 
 
 GREY = Preprocessing(12, crop_fraction=0.75, mean=(0.2,), std=(0.5,))
@@ -51,7 +51,8 @@ def test_a_merged_network(config, tmp_path):
     for deploy in (False, True):
         save(tmp_path / f"{deploy}.safetensors", network(deploy, preprocessing=GREY))
     config.init_from = str(tmp_path / "True.safetensors")
-    merged = evaluate_checkpoint(config, tmp_path)
+    config.model.dtype = "bfloat16"  # of training: evaluation is in float32
+    merged = evaluate_checkpoint(config, None)
     config.init_from = str(tmp_path / "False.safetensors")
     both = evaluate_checkpoint(config, tmp_path)
     assert "training" not in merged
@@ -65,6 +66,7 @@ def test_a_merged_network(config, tmp_path):
         (None, "--config.init_from=FILE"),
         (network(num_classes=7), "tells 7 classes apart; the split 'test' has 10"),
         (network(num_classes=None), "without classifier"),
+        (network(class_names=tuple("0123456798")), "number 8 is '9' there and '8' here"),
     ],
 )
 def test_errors(config, tmp_path, saved, reason):
@@ -73,6 +75,15 @@ def test_errors(config, tmp_path, saved, reason):
         config.init_from = str(tmp_path / "network.safetensors")
     with pytest.raises(RunError, match=reason):
         evaluate_checkpoint(config, tmp_path)
+
+
+def test_a_network_that_has_seen_other_images(config, tmp_path):
+    save(tmp_path / "network.safetensors", network(preprocessing=GREY))
+    config.mode = "train"
+    config.init_from = str(tmp_path / "network.safetensors")
+    config.model.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
+    with pytest.raises(RunError, match=r"--config\.data\.mean='\(0\.2,\)' --config\.data\.std="):
+        run(config, tmp_path)
 
 
 @pytest.mark.parametrize(("mode", "start"), [("train", run), ("eval", evaluate_checkpoint)])

@@ -1,10 +1,13 @@
 """Whole runs of `python -m train.main`, as a user starts them."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,8 +140,12 @@ def test_evaluating_a_checkpoint(undisturbed, train, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+FINETUNE = "configs/finetune.py"
+
+
 def test_fine_tuning(undisturbed, train, tmp_path):
-    """One step of a vanishing learning rate leaves what was loaded, but for a new classifier."""
+    """configs/finetune.py with a small network: one step of a vanishing learning rate leaves what
+    was loaded, but for a new classifier."""
     checkpoint = undisturbed[0] / "checkpoints" / str(STEPS)
     pth = tmp_path / "digits.pth"
     before = load(checkpoint)
@@ -153,17 +160,25 @@ def test_fine_tuning(undisturbed, train, tmp_path):
     arguments = [
         f"--config.init_from={pth}",
         f"--config.data.folder={data}",
-        "--config.data.eval_split=val",
+        "--config.model.kernel_sizes=(5,3)",
+        "--config.model.layers=(1,1)",
+        "--config.model.channels=(8,16)",
+        "--config.model.small_kernel=3",
+        "--config.model.in_channels=1",
+        "--config.data.image_size=16",
+        "--config.data.mean=(0.305,)",
+        "--config.data.std=(0.376,)",
         "--config.epochs=1",
         "--config.optimizer.warmup_epochs=0",
         "--config.optimizer.peak_lr=1e-9",
         "--config.optimizer.final_lr=1e-9",
     ]
-    status, _, err = train(tmp_path / "refused", *arguments)
+    refused = "--noconfig.init_reset_head"
+    status, _, err = train(tmp_path / "refused", *arguments, refused, config=FINETUNE)
     assert status == 1
     assert "has 10 classes, the model has 2" in err
     assert "--config.init_reset_head" in err
-    status, _, err = train(tmp_path / "out", *arguments, "--config.init_reset_head")
+    status, _, err = train(tmp_path / "out", *arguments, config=FINETUNE)
     assert status == 0, err
     assert "which has 10 classes, is left out" in err
     after = load(tmp_path / "out" / "checkpoints" / "1")
@@ -334,10 +349,10 @@ def test_a_loss_that_is_not_finite_at_once(train, tmp_path):
 def test_a_configuration_cut_short_by_a_kill_does_not_come_about(undisturbed, train, tmp_path):
     """What a run rewrites at every start is replaced whole."""
     shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
-    (tmp_path / "config.json.tmp").write_text('{"seed"')  # a kill while it was written
+    (tmp_path / "config.json.partial").write_text('{"seed"')  # a kill while it was written
     status, _, err = train(tmp_path)
     assert status == 0, err
-    assert not (tmp_path / "config.json.tmp").exists()
+    assert not (tmp_path / "config.json.partial").exists()
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
 
 
@@ -348,45 +363,50 @@ def test_fewer_epochs_than_are_done(undisturbed, train, tmp_path):
     assert f"beyond the 46 steps that config.epochs = {1.0}" in err
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("--config.batchsize=3", "batch_size"),
-        ("--config.batch_size=many", "batch_size"),
-        ("--config.model.name=replknet_31", "Did you mean 'replknet_31l'"),
-        ("--config.model.kernel_sizes=(4,3)", "odd"),
-        ("--config.data.name=digitz", "Did you mean digits"),
-        ("--config.data.eval_split=validation", "it has test, train"),
-        ("--config.batch_size=3000", "do not fill one batch"),
-        ("--config.model.in_channels=2", "1 (grey) or 3 (colour)"),
-        ("--config.model.in_channels=3", "must have 3 values"),
-        ("--config.epochs=0", "config.epochs must be positive"),
-        ("--config.distributed.num_processes=2", "coordinator"),
-        ("--configs.batch_size=3", "Unknown command line flag"),
-        ("rubbish", "Unknown argument 'rubbish'"),
-    ],
-)
-def test_mistakes_are_told_in_a_line(train, tmp_path, override, message):
-    status, _, err = train(tmp_path, override)
-    assert status == 1
-    assert message in err
-    assert "Traceback" not in err
+TINY, RECIPE = "tests/train/tiny.py", "configs/31b.py"
+MISTAKES = [
+    (TINY, "--config.batchsize=3", "batch_size"),
+    (TINY, "--config.batch_size=many", "batch_size"),
+    (TINY, "--config.model.name=replknet_31", "Did you mean 'replknet_31l'"),
+    (TINY, "--config.model.kernel_sizes=(4,3)", "odd"),
+    (TINY, "--config.data.name=digitz", "Did you mean digits"),
+    (TINY, "--config.data.eval_split=validation", "it has test, train"),
+    (TINY, "--config.batch_size=3000", "do not fill one batch"),
+    (TINY, "--config.model.in_channels=2", "1 (grey) or 3 (colour)"),
+    (TINY, "--config.model.in_channels=3", "must have 3 values"),
+    (TINY, "--config.epochs=0", "config.epochs must be positive"),
+    (TINY, "--config.distributed.num_processes=2", "coordinator"),
+    (TINY, "--config.mode=evaluate", "config.mode must be train or eval"),
+    (TINY, "--config.mode=eval", "--config.init_from=FILE"),
+    (TINY, "--config.init_from=nowhere.pth", "nowhere.pth"),
+    (TINY, "--configs.batch_size=3", "Unknown command line flag"),
+    (TINY, "--workdir=", "--workdir=DIR"),
+    (TINY, "rubbish", "Unknown argument 'rubbish'"),
+    ("configs/32b.py", "--config.seed=1", "configs/32b.py"),
+    (RECIPE, "--config.seed=1", "imagenet2012 is not prepared"),
+    (RECIPE, "--config.seed=1", "ILSVRC2012_img_train.tar"),
+]
 
 
-def test_a_missing_configuration(train, tmp_path):
-    status, _, err = train(tmp_path, config="configs/32b.py")
-    assert status == 1
-    assert "configs/32b.py" in err
-    assert "Traceback" not in err
-
-
-def test_imagenet_that_is_not_prepared(train, tmp_path):
-    status, _, err = train(tmp_path, config="configs/31b.py")
-    assert status == 1
-    assert "imagenet2012 is not prepared" in err
-    assert "ILSVRC2012_img_train.tar" in err
-    assert "--config.data.folder" in err
-    assert "Traceback" not in err
+def test_mistakes_are_told_in_a_line(data_dir, tmp_path):
+    """One after the other in forks of one process, which has imported what all of them need."""
+    common = [f"--workdir={tmp_path}", f"--config.data.data_dir={data_dir}"]
+    commands = [[f"--config={config}", *common, override] for config, override, _ in MISTAKES]
+    runs = subprocess.run(
+        [sys.executable, "-m", "tests.train.in_turn"],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    for (_, override, message), (status, errors) in zip(
+        MISTAKES, json.loads(runs.stdout), strict=True
+    ):
+        assert status == 1, (override, errors)
+        assert message in errors, override
+        assert "Traceback" not in errors, override
 
 
 def test_the_imagenet_recipe_on_a_folder_of_images(train, tmp_path):

@@ -1,5 +1,6 @@
 """The bytes of a file, and errors that name it."""
 
+import errno
 import io
 import os
 import stat
@@ -16,7 +17,7 @@ class FileError(ValueError):
     """A file that cannot be read; the message is "FILE: reason. remedy"."""
 
 
-class File:
+class ByteFile:
     """A regular file, open for reading until nothing refers to it any more.
 
     Several threads may read at once.
@@ -80,13 +81,17 @@ class File:
             checksum = self.read_into(start + done, scratch[: size - done], checksum)
         return checksum
 
-    def stream(self) -> BinaryIO:
-        """The whole file for a decoder, which may ask for as much as the file says it has.
+    def stream(self, most: int, start: int = 0, size: int | None = None) -> BinaryIO:
+        """A part of the file, for a decoder that asks for as much as the file tells it to.
 
-        Only as long as this object lives, and not while others read.
+        Args:
+          most: bytes that it gets at once; if it asks for more, or for a line that is longer,
+            it gets a ValueError.
+          start: of the part.
+          size: of the part in bytes; None for all that is left.
         """
-        self._raw.seek(0)
-        return _Stream(io.FileIO(self._raw.fileno(), closefd=False), self.size)
+        size = self.size - start if size is None else size
+        return _Stream(_Part(self, start, size), size, most)
 
     def _read_chunk(self, chunk: memoryview) -> int:
         try:
@@ -102,14 +107,49 @@ class File:
         return status.st_size, status.st_mtime_ns
 
 
-class _Stream(io.BufferedReader):
-    """Allocates no more than what is left of the file, however much is asked for."""
+class _Part(io.RawIOBase):
+    """A part of a file that begins and ends as if it were a file."""
 
-    def __init__(self, raw: io.RawIOBase, size: int):
+    def __init__(self, file: ByteFile, start: int, size: int):
+        self._file, self._start, self._size = file, start, size
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        if origin + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._place = origin + offset
+        return self._place
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = max(0, min(len(buffer), self._size - self._place))
+        self._file.read_into(self._start + self._place, memoryview(buffer)[:count])
+        self._place += count
+        return count
+
+
+class _Stream(io.BufferedReader):
+    """Gives no more than so much at once, and allocates no more than is left."""
+
+    def __init__(self, raw: io.RawIOBase, size: int, most: int):
         super().__init__(raw)
-        self._size = size
+        self._size, self._most = size, most
 
     def read(self, size: int = -1) -> bytes:
+        if size > self._most:
+            raise ValueError(f"it has {size} bytes in one piece")
         if size > io.DEFAULT_BUFFER_SIZE:
             size = min(size, max(0, self._size - self.tell()))
         return super().read(size)
+
+    def readline(self) -> bytes:
+        line = super().readline(self._most)
+        if len(line) == self._most:
+            raise ValueError(f"it has a line of over {self._most} bytes")
+        return line

@@ -1,0 +1,33 @@
+"""A released RepLKNet-31B on images of your own: class folders, one GPU.
+
+`DIR/train/<class>/<image>` and `DIR/val/<class>/<image>`. The backbone starts from the checkpoint
+and the classifier anew, so the learning rate is a fortieth of the paper's for training from
+scratch, and there is little augmentation to get over.
+
+    python -m train.main --config configs/finetune.py --workdir out/finetune \\
+        --config.data.folder=DIR --config.init_from=RepLKNet-31B_ImageNet-22K-to-1K_224.pth
+
+For a checkpoint of 384 pixels: --config.data.image_size=384 and a smaller --config.batch_size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+    config.init_reset_head = True
+    config.model.name = "replknet_31b"
+    config.model.drop_path_rate = 0.2
+    config.model.dtype = "bfloat16"
+    config.data.eval_split = "val"
+    config.data.eval_crop_fraction = 0.875
+    config.batch_size = 32
+    config.eval_batch_size = 32
+    config.epochs = 30.0
+    config.optimizer.peak_lr = 1e-4
+    config.optimizer.warmup_epochs = 1.0
+    config.optimizer.weight_decay = 1e-8
+    config.log_every_steps = 10
+    return config

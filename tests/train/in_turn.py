@@ -1,0 +1,29 @@
+"""Runs `python -m train.main` with each of the argument lists on standard input, in forks of this
+process, and prints the exit status and the errors of each."""
+
+import json
+import os
+import sys
+import tempfile
+
+from absl import app
+
+from train import main
+
+
+def run(arguments: list[str]) -> tuple[int, str]:
+    """Exit status and standard error of one run."""
+    with tempfile.TemporaryFile("w+") as errors:
+        child = os.fork()
+        if child == 0:
+            os.dup2(errors.fileno(), 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.argv = ["train/main.py", *arguments]
+            app.run(main.main, flags_parser=main._parse_flags)
+        _, status = os.waitpid(child, 0)
+        errors.seek(0)
+        return os.waitstatus_to_exitcode(status), errors.read()
+
+
+if __name__ == "__main__":
+    print(json.dumps([run(arguments) for arguments in json.load(sys.stdin)]))
