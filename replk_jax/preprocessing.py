@@ -130,9 +130,12 @@ def normalize(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Arr
     return (pixels.astype(np.float32) / 255 - mean) / std
 
 
+_LARGEST_SIZE = 1 << 14  # an image of so many pixels a side takes a gigabyte
+
+
 def _size(value: Any) -> int:
     size = operator.index(value)
-    if isinstance(value, bool) or size < 1:
+    if isinstance(value, bool) or not 1 <= size <= _LARGEST_SIZE:
         raise ValueError
     return size
 
@@ -179,7 +182,7 @@ _INTERPOLATIONS = [filter.name.lower() for filter in Image.Resampling]
 
 # What brings each field into form, and what it must be in words.
 _FIELDS = {
-    "image_size": (_size, "a positive whole number"),
+    "image_size": (_size, f"a whole number from 1 to {_LARGEST_SIZE}"),
     "crop_fraction": (_crop_fraction, "more than 0 and at most 1, or None"),
     "interpolation": (_interpolation, f"one of {', '.join(_INTERPOLATIONS)}"),
     "mean": (_mean, "1 or 3 numbers"),

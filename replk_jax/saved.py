@@ -21,7 +21,7 @@ from flax import traverse_util
 from replk_jax import released
 from replk_jax.models import registry
 from replk_jax.models.description import describe, from_description
-from replk_jax.models.variables import abstract_variables, differences
+from replk_jax.models.variables import abstract_variables, differences, in_lines
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.torch_import import load_torch
 from replk_jax.torch_import.convert import to_state_dict
@@ -200,7 +200,7 @@ def faults(path: str | os.PathLike, network: SavedNetwork) -> list[str]:
 
 def _read_safetensors(path: Path, network: SavedNetwork) -> dict[str, Any]:
     if found := faults(path, network):
-        raise ValueError(f"{path} is not what it says it is:\n  " + "\n  ".join(found))
+        raise ValueError(f"{path} is not what it says it is:{in_lines(found)}")
     tensors, places = read(path), _by_path(abstract_variables(network.model))
     flat = {key: jnp.asarray(tensors[key].read(), leaf.dtype) for key, leaf in places.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
@@ -257,17 +257,20 @@ def _described(path: Path, text: str) -> SavedNetwork:
         description = json.loads(text)
         names = description["class_names"]
         preprocessing = description["preprocessing"]
+        model = from_description(description["model"])
         return SavedNetwork(
-            model=from_description(description["model"]),
+            model=model,
             variables={},
-            preprocessing=preprocessing and Preprocessing.from_dict(preprocessing),
-            class_names=None if names is None else _strings(names),
+            preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
+            class_names=None if names is None else _names(names, model.num_classes),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a description that cannot be understood: {error}") from error
 
 
-def _strings(names: Any) -> tuple[str, ...]:
+def _names(names: Any, count: int | None) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names must be a list of strings; got {brief(names)}")
+    if len(names) != count:
+        raise ValueError(f"class_names must be {count}; got {len(names)}")
     return tuple(names)

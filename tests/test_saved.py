@@ -135,7 +135,10 @@ def _spoil(path, change):
     [
         (lambda t, d: t.pop("params/head/bias"), "missing: params/head/bias"),
         (lambda t, d: t.update(x=np.ones(2)), "not in the model: x"),
-        (lambda t, d: d["model"].update(num_classes=5), r"wrong shape: params/head/bias is \(4,\)"),
+        (
+            lambda t, d: (d["model"].update(num_classes=5), d.update(class_names=None)),
+            "wrong shape",
+        ),
         (lambda t, d: d["model"].update(family="VGG"), "describes no model"),
         (lambda t, d: d["model"].update(novelty=1), "describes no model"),
         (lambda t, d: d.pop("preprocessing"), "cannot be understood"),
@@ -147,6 +150,8 @@ def _spoil(path, change):
         (lambda t, d: d["model"]["architecture"].update(layers=[10**7, 1]), "layers cannot be"),
         (lambda t, d: d["model"].update(architecture=3), "describes no model"),
         (lambda t, d: d.update(class_names=[None] * 4), "class_names must be a list of strings"),
+        (lambda t, d: d.update(class_names=["a"]), "class_names must be 4; got 1"),
+        (lambda t, d: d.update(preprocessing={}), "A preprocessing has the fields"),
         (lambda t, d: d.update(class_names="abcd"), "class_names must be a list of strings"),
     ],
 )

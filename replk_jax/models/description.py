@@ -33,7 +33,8 @@ _FIELDS = {
     "out_indices": _are_stages,
     "param_dtype": lambda value: value in ("float32", "float64", "bfloat16", "float16"),
 }
-_MOST_LAYERS = 1000  # building so many takes a minute; the largest published network has 24
+# Building so many takes seconds; the largest published network has 24.
+MOST_LAYERS = 200
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -63,8 +64,11 @@ def from_description(description: Mapping[str, Any]) -> nn.Module:
         for name, value in fields.items():
             if not _FIELDS[name](value):
                 raise ValueError(f"{name} cannot be {value!r}")
-        if sum(architecture["layers"]) > _MOST_LAYERS:
+        if sum(architecture["layers"]) > MOST_LAYERS:
             raise ValueError(f"layers cannot be {architecture['layers']}")
+        stages = range(len(architecture["layers"]))
+        if not set(fields.get("out_indices") or ()) <= set(stages):
+            raise ValueError(f"out_indices cannot be {fields['out_indices']}")
         fields["param_dtype"] = jnp.dtype(fields["param_dtype"])
         return registry.create_model(families[family](**architecture), **fields)
     except (KeyError, TypeError, ValueError) as error:

@@ -59,7 +59,7 @@ class RepLKNetArchitecture:
             per_stage[field] = _whole_numbers(field, getattr(self, field))
             object.__setattr__(self, field, per_stage[field])  # a list would not be hashable
         for field in ("small_kernel", "in_channels"):
-            if getattr(self, field) is not None:
+            if field == "in_channels" or self.small_kernel is not None:
                 (value,) = _whole_numbers(field, (getattr(self, field),))
                 object.__setattr__(self, field, value)
         if len({len(values) for values in per_stage.values()}) != 1 or not self.layers:

@@ -1,6 +1,6 @@
 """The variables of a model, before any are computed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +17,18 @@ def abstract_variables(model: nn.Module, image_size: tuple[int, int] = (32, 32))
     """
     image = jax.ShapeDtypeStruct((1, *image_size, model.architecture.in_channels), model.dtype)
     return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+_MOST_LINES = 400
+_LONGEST_LINE = 200
+
+
+def in_lines(faults: Sequence[str]) -> str:
+    """Faults below one another, short enough to be read."""
+    lines = [fault[:_LONGEST_LINE] for fault in faults[:_MOST_LINES]]
+    if len(faults) > _MOST_LINES:
+        lines.append(f"and {len(faults) - _MOST_LINES} more")
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from replk_jax.models.variables import differences
+from replk_jax.models.variables import differences, in_lines
 from replk_jax.reparam import merge_small_kernels, reparameterize
 from replk_jax.torch_import import names
 from replk_jax.torch_import.structures import Structure, abstract_structure, structure_of
@@ -100,9 +100,7 @@ def faults(state_dict: Mapping[str, Any], model: nn.Module) -> list[str]:
 
 def _expect_to_fit(state_dict: Mapping[str, Any], model: nn.Module) -> None:
     if found := faults(state_dict, model):
-        raise ValueError(
-            f"The weights do not fit this {type(model).__name__}:\n  " + "\n  ".join(found)
-        )
+        raise ValueError(f"The weights do not fit this {type(model).__name__}:{in_lines(found)}")
 
 
 def _fill(expected: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from fractions import Fraction
 from typing import Any
 
 from replk_jax.models import RepLKNet, RepLKNetArchitecture, create_model, registry
+from replk_jax.models.description import MOST_LAYERS
 from replk_jax.torch_import.structures import Structure, structure_of
 
-_MOST_LAYERS = 1000  # the largest published network has 24; building this many takes a minute
 _LARGEST_DENOMINATOR = 4096  # of a ratio of widths
 
 _STAGE_NORM = re.compile(r"stages\.(\d+)\.norm\.(.+)")
@@ -79,7 +79,7 @@ def infer_model(weights: Mapping[str, Any]) -> RepLKNet:
     large_kernels = [shape(f"{block}.0.large_kernel.{large}.weight") for block in blocks]
     hidden = [shape(f"{block}.1.pw1.conv.weight")[0] for block in blocks]
     layers = tuple(-(-_count(weights, block) // 2) for block in blocks)
-    if sum(layers) > _MOST_LAYERS:
+    if sum(layers) > MOST_LAYERS:
         raise ValueError(f"a RepLKNet of {sum(layers)} layers is not believed")
     architecture = RepLKNetArchitecture(
         kernel_sizes=tuple(kernel[-1] for kernel in large_kernels),

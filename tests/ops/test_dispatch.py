@@ -1,6 +1,5 @@
 """Which implementation is chosen, why, and what users can do about it."""
 
-
 import os
 
 import jax

@@ -3,12 +3,14 @@
 import argparse
 import codecs
 import collections
+import contextlib
 import functools
 import json
 import os
 import pathlib
 import pickle
 import random
+import resource
 import sys
 import time
 import tracemalloc
@@ -37,6 +39,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 CHECKPOINTS = golden.ROOT / "checkpoints"
 SECONDS_EACH = 2  # of processor time; a hang is much longer, a busy machine makes it no longer
+SECONDS_TO_LOAD = 5  # JAX builds the network
 BYTES_EACH = 4 << 20  # and ten times the file, by what Python allocates
 
 # What the interpreter is asked to do while a file is read, by its own account.
@@ -64,8 +67,7 @@ def try_to_read(path):
     """
     global _events
     listen()
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.start()
     begin = time.process_time()
     _events = []
     try:
@@ -76,9 +78,11 @@ def try_to_read(path):
         refusal = str(error)
     finally:
         events, _events = _events, None
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
     assert refusal is None or (refusal.startswith(f"{path}: ") and len(refusal) < 2000)
     assert time.process_time() - begin < SECONDS_EACH
-    assert tracemalloc.get_traced_memory()[1] - before < BYTES_EACH + 10 * os.path.getsize(path)
+    assert peak < BYTES_EACH + 10 * os.path.getsize(path)
     assert all(name == "open" and args[0] == path for name, args in events), events
     return "read" if refusal is None else "refused"
 
@@ -101,11 +105,9 @@ def walk(value):
 
 
 @pytest.fixture(autouse=True)
-def _traced_in_an_empty_folder(tmp_path, monkeypatch):
+def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tracemalloc.start()
     yield
-    tracemalloc.stop()
     assert not pathlib.Path("PICKLE_WAS_EXECUTED").exists()
 
 
@@ -257,23 +259,42 @@ def sound_weights():
     return to_state_dict(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes), MODEL)
 
 
-def try_to_load(path):
-    """Loads a network in all ways that there are; returns how often that succeeded."""
-    loaded = 0
-    for load in (infer_architecture, load_torch, saved.load):
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        begin = time.process_time()
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of tensors that are left out
-                load(path)
-            loaded += 1
-        except (ValueError, OSError) as error:
-            assert str(error).startswith(str(path))
-            assert len(str(error)) < 100_000
-        assert time.process_time() - begin < SECONDS_EACH + 3  # JAX builds the model
-        assert tracemalloc.get_traced_memory()[1] - before < 10 * BYTES_EACH
-    return loaded
+limits_memory = pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"), reason="Linux tells what memory a process has"
+)
+
+
+@contextlib.contextmanager
+def little_memory():
+    """A gigabyte more than there is now, which JAX has taken for its own; else a MemoryError."""
+    taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def loads(load, path):
+    """Whether a network is loaded, instead of being refused with an error that names the file."""
+    begin = time.process_time()
+    try:
+        with little_memory(), warnings.catch_warnings(action="ignore"):  # of what is left out
+            load(path)
+        refusal = None
+    except (ValueError, OSError) as error:
+        refusal = str(error)
+    assert time.process_time() - begin < SECONDS_TO_LOAD
+    assert refusal is None or (refusal.startswith(f"{path}") and len(refusal) < 100_000)
+    return refusal is None
+
+
+def is_network(path):
+    """Whether its architecture is recognized, and whether it is loaded."""
+    loaded = loads(load_torch, path)
+    assert loads(saved.load, path) == loaded
+    return loads(infer_architecture, path), loaded
 
 
 BLOCK = "stages.0.blocks.{}.pw1.conv.weight"
@@ -305,7 +326,7 @@ WRONG_WEIGHTS = {
     "stem of no axis": {"stem.0.conv.weight": empty()},
     "blocks by the thousand": {BLOCK.format(i): empty(0) for i in range(8000)},
     "stages by the thousand": {f"stages.{i}.blocks.0.x": empty(0) for i in range(8000)},
-    "stages that are not one after the other": {f"stages.{2**i}.blocks.0.x": empty(0) for i in (2, 9)},
+    "stages that are not there": {f"stages.{i}.blocks.0.x": empty(0) for i in (4, 512)},
     "number without end": {BLOCK.format("9" * 5000): empty(0)},
     "number of another script": {BLOCK.format("\u0663"): empty(0)},
     "name without end": {"module." * 200_000: empty(0)},
@@ -314,7 +335,6 @@ WRONG_WEIGHTS = {
     "name of control characters": {"\x1b[2J\n": empty(0)},
     "integers": {POINTWISE: np.zeros((4, 4, 1, 1), np.int32)},
     "truths": {POINTWISE: np.zeros((4, 4, 1, 1), np.bool_)},
-    "counters that do not count": {"norm.num_batches_tracked": np.float32(np.nan)},
 }  # fmt: skip
 
 
@@ -326,38 +346,38 @@ def prefixed(weights):
     return {f"{'module.' * 1000}{name}": value for name, value in weights.items()}
 
 
+@limits_memory
 class TestNetworks:
     """Files that are read, but whose tensors are not those of a network."""
 
     def test_sound(self, tmp_path):
         write_torch(tmp_path / "f", sound_weights())
-        assert try_to_load(tmp_path / "f") == 3
+        assert is_network(tmp_path / "f") == (True, True)
 
     @pytest.mark.parametrize("name", WRONG_WEIGHTS)
     def test_wrong_weights(self, name, tmp_path):
         write_safetensors(tmp_path / "f", replaced(sound_weights(), WRONG_WEIGHTS[name]), {})
-        assert try_to_load(tmp_path / "f") <= 1  # the architecture can be inferred from some
+        assert not is_network(tmp_path / "f")[1]
 
     def test_only_wrong_names(self, tmp_path):
         for weights in ({"module." * 200_000: empty(0)}, prefixed(sound_weights()), {}):
             write_torch(tmp_path / "f", weights)
-            assert try_to_load(tmp_path / "f") == 0
+            assert is_network(tmp_path / "f") == (False, False)
 
     def test_random_weights(self, tmp_path):
         """Tensors left out, renamed, and of other shapes and types."""
         rng = random.Random(0)
         shapes = [(), (0,), (1,), (4, 1), (4, 1, 5, 5), (0, 4, 1, 1), (8, 4, 3, 3), (1, 2, 3, 4, 5)]
         outcomes = collections.Counter()
-        for _ in range(25):
+        for _ in range(12):
             weights = dict(sound_weights())
             for name in rng.sample(sorted(weights), rng.choice([1, 1, 2, 5])):
                 other = rng.choice([*weights, name.replace("0", "1"), f"module.{name}", "a"])
                 array = np.zeros(rng.choice(shapes), rng.choice(["f4", "f2", "i8", "?", "c8"]))
                 weights |= rng.choice([{name: None}, {name: array}, {other: weights[name]}])
             write_torch(tmp_path / "f", replaced(weights, {}))
-            outcomes[try_to_load(tmp_path / "f")] += 1
-        assert outcomes[0] >= 5, outcomes
-        assert outcomes[3] < 20, outcomes
+            outcomes[is_network(tmp_path / "f")] += 1
+        assert outcomes[True, False] + outcomes[False, False] >= 5, outcomes
 
     @pytest.mark.parametrize(
         "opcodes",
@@ -367,7 +387,7 @@ class TestNetworks:
     )  # fmt: skip
     def test_other_contents(self, opcodes, tmp_path):
         write_archive(tmp_path / "f", opcodes)
-        assert try_to_load(tmp_path / "f") == 0
+        assert is_network(tmp_path / "f") == (False, False)
 
     def test_pickles_under_right_checksums(self, tmp_path):
         rng = random.Random(0)
@@ -375,9 +395,9 @@ class TestNetworks:
         with zipfile.ZipFile(tmp_path / "sound") as archive:
             members = {entry.split("/", 1)[1]: archive.read(entry) for entry in archive.namelist()}
         data = members.pop("data.pkl")
-        for _ in range(100):
+        for _ in range(30):
             write_archive(tmp_path / "f", mutate(data, rng), {}, members)
-            try_to_load(tmp_path / "f")
+            is_network(tmp_path / "f")
 
 
 # What a description may hold in any place, in JSON.
@@ -388,6 +408,7 @@ ODD_VALUES = (
 )  # fmt: skip
 
 
+@limits_memory
 class TestOwnFiles:
     """Descriptions that do not describe what is there, or nothing at all."""
 
@@ -397,42 +418,40 @@ class TestOwnFiles:
         write_safetensors(path, arrays, {"replk_jax": description})
         return path
 
+    def description(self):
+        return saved.SavedNetwork(MODEL, {}, Preprocessing(32), ("a", "b", "c")).description()
+
     def test_sound(self, tmp_path):
-        assert try_to_load(self.write(tmp_path / "f", json.dumps(self.description()))) == 1
+        assert loads(saved.load, self.write(tmp_path / "f", json.dumps(self.description())))
 
     @pytest.mark.parametrize("text", ODD_VALUES, ids=range(len(ODD_VALUES)))
     def test_no_description(self, text, tmp_path):
-        assert try_to_load(self.write(tmp_path / "f", text)) == 0
+        assert not loads(saved.load, self.write(tmp_path / "f", text))
 
     @pytest.mark.parametrize("place", ["model", "architecture", "preprocessing", "others"])
     def test_odd_values(self, place, tmp_path):
-        """Every value in the place of every entry."""
-        description = self.description()
+        """In the place of every entry."""
+        rng, description = random.Random(place), self.description()
         entries = {
             "model": description["model"],
             "architecture": description["model"]["architecture"],
             "preprocessing": description["preprocessing"],
             "others": description,
         }[place]
-        loaded = 0
+        outcomes = collections.Counter()
         for key, value in entries.items():
             entries[key] = "HERE"
-            for text in ODD_VALUES:
+            for text in ("null", "[-1]", *rng.sample(ODD_VALUES, 2)):
                 described = json.dumps(description).replace('"HERE"', text)
-                loaded += try_to_load(self.write(tmp_path / "f", described))
+                outcomes[loads(saved.load, self.write(tmp_path / "f", described))] += 1
             entries[key] = value
-        assert loaded < len(entries) * len(ODD_VALUES) / 2
+        assert outcomes[False] > len(entries), outcomes
 
     def test_mutated(self, tmp_path):
         rng = random.Random(0)
         self.write(tmp_path / "sound", json.dumps(self.description()))
         data = (tmp_path / "sound").read_bytes()
         size = 8 + int.from_bytes(data[:8], "little")
-        for _ in range(100):
-            header = mutate(data[8:size], rng)
-            write_with_header(tmp_path / "f", header, data[size:])
-            try_to_load(tmp_path / "f")
-
-    def description(self):
-        network = saved.SavedNetwork(MODEL, {}, Preprocessing(32), ("a", "b", "c"))
-        return network.description()
+        for _ in range(60):
+            write_with_header(tmp_path / "f", mutate(data[8:size], rng), data[size:])
+            loads(saved.load, tmp_path / "f")
