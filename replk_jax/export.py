@@ -1,5 +1,7 @@
 """Networks as programs that run where JAX is installed, without this package and without Flax.
 
+(JAX reads them with `flatbuffers`, which it does not install by itself.)
+
     program = replk_jax.export_model(model, variables, image_size=224)
     pathlib.Path("replknet.jaxexport").write_bytes(program.serialize())
 
