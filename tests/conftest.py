@@ -21,3 +21,8 @@ def pytest_configure(config):
     # The tests count on eight devices, so a GPU is used only when it is asked for: -m gpu.
     if config.getoption("-m") != "gpu":
         jax.config.update("jax_platforms", "cpu")
+
+
+def pytest_collection_modifyitems(items):
+    # The long ones first, or one worker would be left alone with them at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

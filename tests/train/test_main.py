@@ -197,6 +197,7 @@ def test_a_finished_run_started_again_evaluates_again(undisturbed, train):
     assert json.loads((workdir / "result.json").read_text()) == before
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_the_same_parameters(undisturbed, start, train, tmp_path):
     """SIGKILL while the program starts, while it saves (three times), and while it trains on;
     then to the end, and the same to the bit."""
@@ -257,6 +258,7 @@ def assert_same_curve(one, other):
         )
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_curve(undisturbed, train, tmp_path):
     status, _, err = train(tmp_path, "--config.eval_batch_size=32", devices=8)
     assert status == 0, err
