@@ -119,11 +119,13 @@ class _Training:
         if step:
             return checkpoints.restore(step, state), step
         if config.init_from:
-            state = parallel.together(lambda: self._initialised(state))
+            variables = jax.device_get(parallel.together(self._load))
+            whole = parallel.replicated(self._mesh)
+            state = state.replace(**jax.jit(lambda tree: tree, out_shardings=whole)(variables))
         return state, 0
 
-    def _initialised(self, state: TrainState) -> TrainState:
-        """The state with the parameters and statistics of the file `config.init_from`."""
+    def _load(self) -> dict[str, Any]:
+        """The variables of the network in the file `config.init_from`."""
         config = self._config
         try:
             network = load_into(
@@ -139,8 +141,7 @@ class _Training:
                 "number of classes set --config.init_reset_head."
             ) from error
         _expect_same_normalisation(config, network)
-        variables = jax.device_put(network.variables, parallel.replicated(self._mesh))
-        return state.replace(**variables)
+        return network.variables
 
     def train(
         self, state: TrainState, first_step: int, checkpoints: Checkpoints, reporter: Reporter

@@ -160,8 +160,8 @@ def test_train_mode(name):
             assert error <= grad_tolerance * np.linalg.norm(value), (key, error)
 
 
-# The same networks at another resolution: minutes that add little.
-AGAIN = ("replknet_31b_384", "replknet_xl_320")
+# At another resolution, and 31B again but for its widths: minutes that add little.
+AGAIN = ("replknet_31b_384", "replknet_xl_320", "replknet_31l_224")
 ONCE = set(FULL) - {"replknet_31b_224", *AGAIN}
 
 

@@ -27,6 +27,10 @@ SHAPES = (
 )
 
 
+# Much the same in thirty sizes: not for every version of JAX.
+MANY_ALIKE = {shape: pytest.mark.slow for shape in shapes.TABLE_1}
+
+
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
@@ -66,7 +70,7 @@ def computed(x, kernel, g, convolution, implementation):
 def cases(largest_map, implementations=ANYWHERE):
     """The pairs of an implementation and a named shape that it computes."""
     return [
-        pytest.param(name, shape, id=f"{name}-{shape.name}")
+        pytest.param(name, shape, id=f"{name}-{shape.name}", marks=MANY_ALIKE.get(shape, ()))
         for name in implementations
         for shape in SHAPES
         if shape.size[0] <= largest_map

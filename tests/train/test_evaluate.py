@@ -86,6 +86,16 @@ def test_a_network_that_has_seen_other_images(config, tmp_path):
         run(config, tmp_path)
 
 
+def test_a_head_is_not_reset_unasked(config, tmp_path):
+    save(tmp_path / "network.safetensors", network(num_classes=7))
+    config.mode = "train"
+    config.init_from = str(tmp_path / "network.safetensors")
+    config.model.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
+    reason = r"has 7 classes, the model has 10(.|\n)*--config\.init_reset_head"
+    with pytest.raises(RunError, match=reason):
+        run(config, tmp_path)
+
+
 @pytest.mark.parametrize(("mode", "start"), [("train", run), ("eval", evaluate_checkpoint)])
 def test_a_file_that_is_no_checkpoint(config, tmp_path, mode, start):
     config.mode = mode
