@@ -12,6 +12,7 @@ from replk_jax import imagenet
 from replk_jax.image_program import ImageProgram, Images
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import load
+from replk_jax.torch_import.byte_file import naming
 
 
 class Prediction(NamedTuple):
@@ -92,7 +93,7 @@ class Classifier(ImageProgram):
           ValueError, OSError: a file that cannot be read, or holds no classifier.
         """
         network = load(path, prefer_ema=prefer_ema, preprocessing=preprocessing)
-        try:
+        with naming(path):
             return cls(
                 network.model,
                 network.variables,
@@ -100,8 +101,6 @@ class Classifier(ImageProgram):
                 class_names or network.class_names,
                 batch_size=batch_size,
             )
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     def __call__(self, images: Images, *, top_k: int = 5) -> list[list[Prediction]]:
         """The likeliest classes of each image, the likeliest first.

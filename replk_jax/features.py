@@ -13,6 +13,7 @@ from replk_jax.image_program import ImageProgram, Images
 from replk_jax.models.replknet import Stage
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import load
+from replk_jax.torch_import.byte_file import naming
 
 
 class FeatureExtractor(ImageProgram):
@@ -73,7 +74,7 @@ class FeatureExtractor(ImageProgram):
           ValueError, OSError: a file that cannot be read, or holds a merged classifier.
         """
         network = load(path, prefer_ema=prefer_ema, preprocessing=preprocessing)
-        try:
+        with naming(path):
             return cls(
                 network.model,
                 network.variables,
@@ -81,8 +82,6 @@ class FeatureExtractor(ImageProgram):
                 maps=maps,
                 batch_size=batch_size,
             )
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     def __call__(self, images: Images) -> dict[str, np.ndarray]:
         """The features of images.

@@ -1,10 +1,11 @@
 """Files that are either complete or not there."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -27,6 +28,11 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def replace_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a JSON file, all of it or nothing; as `replace_text`."""
+    replace_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def replace_text(path: str | os.PathLike, text: str) -> None:

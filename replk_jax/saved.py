@@ -24,6 +24,7 @@ from replk_jax.models.description import describe, from_description
 from replk_jax.models.variables import abstract_variables, differences, in_lines
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.torch_import import load_torch
+from replk_jax.torch_import.byte_file import naming
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.load import fit
 from replk_jax.torch_import.reader import metadata, read
@@ -130,12 +131,9 @@ def load(
         model, variables = load_torch(path, prefer_ema=prefer_ema)
         named = released.recognize(path, model)
         return SavedNetwork(model, variables, preprocessing or (named and named.preprocessing))
-    if prefer_ema:
-        raise ValueError(f"{path} holds one set of weights, no moving average beside it.")
-    read_variables = _read_folder if path.is_dir() else _read_safetensors
     return dataclasses.replace(
         network,
-        variables=read_variables(path, network),
+        variables=_read_variables(path, network, prefer_ema),
         preprocessing=preprocessing or network.preprocessing,
     )
 
@@ -162,18 +160,17 @@ def load_into(
       ValueError, OSError: as `load` and `load_torch`, and for a file that is re-parameterized,
         if `model` is not.
     """
-    described = read_description(path)
-    if described is None:
+    path = Path(path)
+    network = read_description(path)
+    if network is None:
         options = dict(reset_head=reset_head, prefer_ema=prefer_ema, seed=seed)
         _, variables = load_torch(path, model, **options)
         named = released.recognize(path, model.clone(num_classes=None))
         return SavedNetwork(model, variables, named and named.preprocessing)
-    network = load(path, prefer_ema=prefer_ema)
-    try:
-        weights = to_state_dict(network.variables, network.model)
+    variables = _read_variables(path, network, prefer_ema)
+    with naming(path):
+        weights = to_state_dict(variables, network.model)
         variables = fit(weights, model, reset_head=reset_head, seed=seed)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     return dataclasses.replace(network, model=model, variables=variables)
 
 
@@ -190,18 +187,21 @@ def read_description(path: str | os.PathLike) -> SavedNetwork | None:
     return None if text is None else _described(path, text)
 
 
-def faults(path: str | os.PathLike, network: SavedNetwork) -> list[str]:
-    """What keeps a .safetensors file from holding the network that it describes.
+def faults(tensors: Mapping[str, Any], network: SavedNetwork) -> list[str]:
+    """What keeps the tensors of a .safetensors file from being the network that it describes."""
+    return differences(tensors, _by_path(abstract_variables(network.model)))
 
-    Reads no tensor.
-    """
-    return differences(read(path), _by_path(abstract_variables(network.model)))
+
+def _read_variables(path: Path, network: SavedNetwork, prefer_ema: bool) -> dict[str, Any]:
+    if prefer_ema:
+        raise ValueError(f"{path} holds one set of weights, no moving average beside it.")
+    return (_read_folder if path.is_dir() else _read_safetensors)(path, network)
 
 
 def _read_safetensors(path: Path, network: SavedNetwork) -> dict[str, Any]:
-    if found := faults(path, network):
-        raise ValueError(f"{path} is not what it says it is:{in_lines(found)}")
     tensors, places = read(path), _by_path(abstract_variables(network.model))
+    if found := differences(tensors, places):
+        raise ValueError(f"{path} is not what it says it is:{in_lines(found)}")
     flat = {key: jnp.asarray(tensors[key].read(), leaf.dtype) for key, leaf in places.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
 

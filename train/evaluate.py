@@ -1,13 +1,12 @@
 """Evaluation of a network in a file, without training."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from replk_jax.files import replace_text
+from replk_jax.files import replace_json
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import SavedNetwork, load
 from train import config as configuration
@@ -55,7 +54,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None) -> dict[str, A
     result["preprocessing"] = preprocessing.as_dict()
     if parallel.is_main_process():
         if workdir:
-            replace_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+            replace_json(workdir / "result.json", result)
         print(_in_words(config.init_from, result), flush=True)
     return result
 

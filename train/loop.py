@@ -1,7 +1,6 @@
 """The course of a run, from the data to the re-parameterized network."""
 
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from replk_jax.files import replace_text
+from replk_jax.files import replace_json
 from replk_jax.saved import SavedNetwork, load_into
 from train import config as configuration
 from train import parallel
@@ -63,7 +62,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             reporter.draw_curve()
         result = training.evaluator.compare(state.variables, training.eval_batches())
         if main:
-            replace_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+            replace_json(workdir / "result.json", result)
             print(_closing_words(result, checkpoints, reporter), flush=True)
     return result
 

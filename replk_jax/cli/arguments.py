@@ -1,17 +1,16 @@
 """What several verbs do with their arguments."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from replk_jax import released
-from replk_jax.files import replace_text
+from replk_jax.files import replace_json
 from replk_jax.preprocessing import Preprocessing
 
 
-def add_like(verb: argparse.ArgumentParser) -> None:
-    """Whose preprocessing to use where the file's name does not tell."""
+def add_reading(verb: argparse.ArgumentParser) -> None:
+    """What to take from a file of weights, and what to add that its name does not tell."""
     verb.add_argument(
         "--like",
         type=_preprocessing,
@@ -20,6 +19,7 @@ def add_like(verb: argparse.ArgumentParser) -> None:
         help="prepare images as for this released checkpoint: "
         + ", ".join(entry.file_names[0] for entry in released.RELEASED),
     )
+    verb.add_argument("--ema", action="store_true", help="the moving average of the weights")
 
 
 def add_force(verb: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def check_output(path: Path, force: bool) -> None:
 def write_json(report: dict[str, Any], path: Path | None) -> None:
     """What was there stays until the new report is whole."""
     if path:
-        replace_text(path, json.dumps(report, indent=2) + "\n")
+        replace_json(path, report)
 
 
 def seconds(text: str) -> float:

@@ -7,12 +7,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from replk_jax.cli.arguments import add_force, add_like, check_output
+from replk_jax.cli.arguments import add_force, add_reading, check_output
 from replk_jax.reparam import check_equivalence, reparameterize
 from replk_jax.saved import SavedNetwork, load, save
-from replk_jax.torch_import import save_torch
+from replk_jax.torch_import.load import TORCH_ENDINGS, save_torch
 
-_TORCH_ENDINGS = {".pth", ".pt", ".bin"}
 _OWN_ENDINGS = {".safetensors", ""}
 
 # Of an output's size: rounding in float32 comes to 1e-5, an error in a merge to 1e-2.
@@ -34,8 +33,7 @@ def add_parser(verbs) -> None:
         help="re-parameterize, and compare both structures before anything is written; in a "
         "PyTorch file, as far as the official structural_reparam() does",
     )
-    add_like(convert)
-    convert.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    add_reading(convert)
     add_force(convert)
     convert.set_defaults(run=_convert)
 
@@ -72,12 +70,12 @@ def _is_for_torch(path: Path) -> bool:
       ValueError: it is neither.
     """
     ending = path.suffix.lower()
-    if ending not in {*_TORCH_ENDINGS, *_OWN_ENDINGS}:
+    if ending not in {*TORCH_ENDINGS, *_OWN_ENDINGS}:
         raise ValueError(
             f"{path}: the ending {ending} stands for no format. Write .safetensors; .pth, .pt or "
             ".bin for PyTorch; or none for the folder of an Orbax checkpoint."
         )
-    return ending in _TORCH_ENDINGS
+    return ending in TORCH_ENDINGS
 
 
 def _compare_structures(network: SavedNetwork) -> None:

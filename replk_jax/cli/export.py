@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from replk_jax.cli.arguments import add_force, add_like, check_output, positive
+from replk_jax.cli.arguments import add_force, add_reading, check_output, positive
 from replk_jax.export import export_model
 from replk_jax.files import replacing
 from replk_jax.ops.dispatch import PLATFORMS
@@ -53,8 +53,7 @@ def add_parser(verbs) -> None:
         help="admit the kernels for Hopper GPUs, where they are fastest; on such a machine, and "
         "with --batch-size",
     )
-    add_like(export)
-    export.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    add_reading(export)
     add_force(export)
     export.set_defaults(run=_export)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from replk_jax.cli.arguments import add_like, positive
+from replk_jax.cli.arguments import add_reading, positive
 from replk_jax.cli.text import printable
 from replk_jax.image_program import prepare_ahead
 from replk_jax.images import ImageError, ImageLike, find_images
@@ -31,8 +31,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a PyTorch checkpoint, or what convert or train wrote",
     )
-    add_like(verb)
-    verb.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    add_reading(verb)
     verb.add_argument("--batch-size", type=positive, default=32, help="most images at once (32)")
 
 

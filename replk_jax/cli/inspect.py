@@ -1,7 +1,6 @@
 """inspect: what is in a checkpoint, before anyone trusts it."""
 
 import argparse
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import flax.linen as nn
 
 from replk_jax import released, saved
 from replk_jax.cli.text import printable, shortened
+from replk_jax.models.description import architecture_in_words, joined
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import SavedNetwork, read_description
 from replk_jax.torch_import.load import recognize
@@ -80,7 +80,7 @@ def _of_own_file(path: Path, network: SavedNetwork, tensors: bool) -> Iterator[s
     yield f"{path}, a network in replk_jax's format, of {path.stat().st_size:,} bytes"
     yield f"  {_summary(contents)}"
     yield from _description(network)
-    yield from _faults(saved.faults(path, network))
+    yield from _faults(saved.faults(contents, network))
     if tensors:
         yield from _tensors(contents)
 
@@ -101,10 +101,9 @@ def _description(network: SavedNetwork) -> Iterator[str]:
     kind = f"{model.num_classes} classes" if model.num_classes else "no classifier"
     structure = "re-parameterized" if model.deploy else "training-time"
     yield f"{network.name or type(model).__name__}, {kind}, {structure}"
-    fields = dataclasses.asdict(model.architecture).items()
-    yield "  " + ", ".join(f"{field} {_joined(value)}" for field, value in fields)
+    yield f"  {architecture_in_words(model)}"
     if model.out_indices is not None:
-        yield f"  a backbone that gives the stages {_joined(model.out_indices)}"
+        yield f"  a backbone that gives the stages {joined(model.out_indices)}"
     if names:
         yield f"  names of the classes: {printable(list(names))}"
     yield from _indented(_images(network.preprocessing, model))
@@ -207,10 +206,6 @@ def _inside(value: Any) -> Sequence[tuple[Any, Any]]:
 
 def _name(value: Any) -> str:
     return printable(value, _LONGEST_NAME)
-
-
-def _joined(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _indented(lines: Iterable[str]) -> Iterator[str]:

@@ -74,3 +74,14 @@ def from_description(description: Mapping[str, Any]) -> nn.Module:
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"This describes no model of this version: {reason[:200]}.") from error
+
+
+def architecture_in_words(model: nn.Module) -> str:
+    """The fields of a model's architecture on one line."""
+    fields = dataclasses.asdict(model.architecture).items()
+    return ", ".join(f"{field} {joined(value)}" for field, value in fields)
+
+
+def joined(value: Any) -> str:
+    """Numbers as the tables have them: 31-29-27-13."""
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -58,10 +58,10 @@ class RepLKNetArchitecture:
         for field in ("kernel_sizes", "layers", "channels"):
             per_stage[field] = _whole_numbers(field, getattr(self, field))
             object.__setattr__(self, field, per_stage[field])  # a list would not be hashable
-        for field in ("small_kernel", "in_channels"):
-            if field == "in_channels" or self.small_kernel is not None:
-                (value,) = _whole_numbers(field, (getattr(self, field),))
-                object.__setattr__(self, field, value)
+        scalars = ("in_channels",) if self.small_kernel is None else ("small_kernel", "in_channels")
+        for field in scalars:
+            (value,) = _whole_numbers(field, (getattr(self, field),))
+            object.__setattr__(self, field, value)
         if len({len(values) for values in per_stage.values()}) != 1 or not self.layers:
             raise ValueError(
                 "kernel_sizes, layers and channels must have one entry per stage; got "

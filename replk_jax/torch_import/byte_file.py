@@ -1,5 +1,6 @@
 """The bytes of a file, and errors that name it."""
 
+import contextlib
 import errno
 import io
 import os
@@ -7,6 +8,7 @@ import stat
 import threading
 import weakref
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 # Read at once: small enough that the checksum finds the bytes still in the processor's cache.
@@ -15,6 +17,17 @@ _CHUNK = 1 << 18
 
 class FileError(ValueError):
     """A file that cannot be read; the message is "FILE: reason. remedy"."""
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Makes of a ValueError one that says which file it is about, if it does not yet."""
+    try:
+        yield
+    except FileError:
+        raise
+    except ValueError as error:
+        raise FileError(f"{os.fspath(path)}: {error}") from error
 
 
 class ByteFile:

@@ -14,6 +14,8 @@ from replk_jax.reparam import merge_small_kernels, reparameterize
 from replk_jax.torch_import import names
 from replk_jax.torch_import.structures import Structure, abstract_structure, structure_of
 
+_Places = Mapping[str, tuple[names.Path, Any]]
+
 
 def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Maps a state dict in official naming to the variables of `model`.
@@ -42,9 +44,9 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
             "network cannot be had back: use model.clone(deploy=True), or the file from before "
             "the merge."
         )
-    _expect_to_fit(state_dict, model)
-    expected = abstract_structure(model.clone(deploy=False), structure)
-    variables = _fill(expected, state_dict)
+    places = _places(model, structure)
+    _expect_to_fit(state_dict, places, model)
+    variables = _fill(places, state_dict)
     return reparameterize(variables) if model.deploy else variables
 
 
@@ -72,7 +74,7 @@ def to_state_dict(
             "the training-time variables (deploy=False), with merged=True if need be."
         )
     state_dict = _state_dict(variables)
-    _expect_to_fit(state_dict, model)
+    _expect_to_fit(state_dict, _places(model, Structure.TRAINING), model)
     if merged:
         state_dict = _state_dict(jax.jit(merge_small_kernels)(variables))
     return state_dict | {key: np.int64(0) for key in names.counters(state_dict)}
@@ -83,8 +85,15 @@ def faults(state_dict: Mapping[str, Any], model: nn.Module) -> list[str]:
 
     Reads no tensor; `deploy` of the model does not matter.
     """
-    expected = abstract_structure(model.clone(deploy=False), structure_of(state_dict))
-    places = names.by_official_key(expected)
+    return _faults(state_dict, _places(model, structure_of(state_dict)))
+
+
+def _places(model: nn.Module, structure: Structure) -> _Places:
+    """By official key, where each tensor of a structure goes, and the leaf that is there."""
+    return names.by_official_key(abstract_structure(model.clone(deploy=False), structure))
+
+
+def _faults(state_dict: Mapping[str, Any], places: _Places) -> list[str]:
     shapes = {
         key: jax.ShapeDtypeStruct(names.torch_shape(leaf.shape), leaf.dtype)
         for key, (_, leaf) in places.items()
@@ -98,15 +107,15 @@ def faults(state_dict: Mapping[str, Any], model: nn.Module) -> list[str]:
     ]
 
 
-def _expect_to_fit(state_dict: Mapping[str, Any], model: nn.Module) -> None:
-    if found := faults(state_dict, model):
+def _expect_to_fit(state_dict: Mapping[str, Any], places: _Places, model: nn.Module) -> None:
+    if found := _faults(state_dict, places):
         raise ValueError(f"The weights do not fit this {type(model).__name__}:{in_lines(found)}")
 
 
-def _fill(expected: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of `expected`, with the arrays of the state dict as its leaves."""
+def _fill(places: _Places, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree with the arrays of the state dict in their places."""
     variables = {}
-    for key, (path, leaf) in names.by_official_key(expected).items():
+    for key, (path, leaf) in places.items():
         value = names.to_flax(np.asarray(state_dict[key]))
         variables[path] = jnp.asarray(value, leaf.dtype)
     return traverse_util.unflatten_dict(variables)

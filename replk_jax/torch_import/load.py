@@ -1,10 +1,9 @@
 """From PyTorch files to models with their variables, and back."""
 
-import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,16 +11,20 @@ import jax
 import numpy as np
 
 from replk_jax.models import registry
+from replk_jax.models.description import architecture_in_words
 from replk_jax.models.layers import pytorch_init
 from replk_jax.torch_import import replknet
+from replk_jax.torch_import.byte_file import naming
 from replk_jax.torch_import.convert import convert_state_dict, faults, to_state_dict
-from replk_jax.torch_import.reader import FileError, read
+from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure, structure_of
 from replk_jax.torch_import.tensors import brief
 from replk_jax.torch_import.weights import find_weights
 from replk_jax.torch_import.writer import write_safetensors, write_torch
 
 PathLike = str | os.PathLike
+
+TORCH_ENDINGS = (".pth", ".pt", ".bin")  # of the files of torch.save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +56,9 @@ class Recognized:
         if model.out_indices is not None:
             norms = " with a norm each" if model.norm_intermediate_features else ""
             kind = f"backbone of {len(model.out_indices)} stages{norms}"
-        architecture = ", ".join(
-            f"{field} {_plain(value)}"
-            for field, value in dataclasses.asdict(model.architecture).items()
-        )
         lines = [
             f"{self.name or type(model).__name__}, {kind}, {self.structure.value}",
-            f"  {architecture}",
+            f"  {architecture_in_words(model)}",
             f"  names: {self.naming}; weights: {self.place}",
         ]
         if self.ignored:
@@ -82,7 +81,7 @@ def infer_architecture(path: PathLike, *, prefer_ema: bool = False) -> Recognize
       ValueError: a file that cannot be read, or is of no network known here.
       OSError: it cannot be opened.
     """
-    with _about(path):
+    with naming(path):
         return recognize(read(path), prefer_ema=prefer_ema)
 
 
@@ -124,7 +123,7 @@ def load_torch(
         that are missing, left over or of the wrong shape.
       OSError: it cannot be opened.
     """
-    with _about(path):
+    with naming(path):
         found = find_weights(read(path), prefer_ema=prefer_ema)
         if found.ignored:
             warnings.warn(
@@ -172,7 +171,7 @@ def save_torch(
     ending = os.path.splitext(path)[1].lower()
     if ending == ".safetensors":
         write_safetensors(path, state_dict, {"format": "pt"})
-    elif ending in (".pth", ".pt", ".bin"):
+    elif ending in TORCH_ENDINGS:
         write_torch(path, state_dict)
     else:
         raise ValueError(f"{path}: the name must end in .pth, .pt, .bin or .safetensors.")
@@ -224,18 +223,3 @@ def _fit_head(
         key = jax.random.fold_in(jax.random.key(seed), len(shape))
         weights[name] = np.asarray(pytorch_init(width)(key, shape))
     return weights
-
-
-@contextlib.contextmanager
-def _about(path: PathLike) -> Iterator[None]:
-    """Errors that say which file it is that they are about."""
-    try:
-        yield
-    except FileError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _plain(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

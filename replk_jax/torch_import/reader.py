@@ -5,12 +5,11 @@ and 300 MB of memory at the very most: its pickle may make 128 MB, its JSON have
 which may be larger, are read when they are asked for.
 """
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from replk_jax.torch_import.byte_file import ByteFile, FileError
+from replk_jax.torch_import.byte_file import ByteFile, FileError, naming
 from replk_jax.torch_import.safetensors import is_safetensors, read_metadata, read_safetensors
 from replk_jax.torch_import.torch_files import read_legacy, read_zip
 
@@ -44,7 +43,7 @@ def read(path: str | os.PathLike) -> Any:
       OSError: it cannot be opened.
     """
     file = ByteFile(path)
-    with _named(file):
+    with naming(path):
         return _decoder(file)(file)
 
 
@@ -56,7 +55,7 @@ def metadata(path: str | os.PathLike) -> dict[str, str]:
       OSError: it cannot be opened.
     """
     file = ByteFile(path)
-    with _named(file):
+    with naming(path):
         return read_metadata(file) if is_safetensors(file) else {}
 
 
@@ -77,14 +76,3 @@ def _decoder(file: ByteFile) -> Callable[[ByteFile], Any]:
         f"it is neither a PyTorch file nor a .safetensors file: it begins with {start[:16]!r}. "
         "A download that failed often leaves a page of text instead."
     )
-
-
-@contextlib.contextmanager
-def _named(file: ByteFile) -> Iterator[None]:
-    """Errors that say which file it is that they are about."""
-    try:
-        yield
-    except FileError:
-        raise
-    except ValueError as error:
-        raise file.error(str(error)) from error

@@ -115,10 +115,11 @@ def _without_prefix(tensors: dict[str, StoredTensor], place: str) -> Weights:
     ignored: tuple[str, ...] = ()
     if any(key.startswith(_BACKBONE) for key in tensors):
         removed += _BACKBONE
+        kept = tensors
         if not any(key.startswith(_CLASSIFIER) for key in tensors):
             # Without a classifier, whatever else there is belongs to another network.
-            ignored = tuple(key for key in tensors if not key.startswith(_BACKBONE))
-        kept = {key: value for key, value in tensors.items() if key not in set(ignored)}
+            kept = {key: value for key, value in tensors.items() if key.startswith(_BACKBONE)}
+            ignored = tuple(key for key in tensors if key not in kept)
         tensors = {key.removeprefix(_BACKBONE): value for key, value in kept.items()}
         if len(tensors) < len(kept):
             raise ValueError(f"some tensors are there with and without {_BACKBONE!r}")
