@@ -10,7 +10,7 @@ from replk_jax.preprocessing import Preprocessing
 from replk_jax.reparam import (
     Equivalence,
     check_equivalence,
-    merge_small_kernels,
+    merge_branches,
     reparameterize,
 )
 from replk_jax.saved import SavedNetwork, load, save
@@ -45,7 +45,7 @@ __all__ = [
     "list_models",
     "load",
     "load_torch",
-    "merge_small_kernels",
+    "merge_branches",
     "reparameterize",
     "save",
     "save_torch",

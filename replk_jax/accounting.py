@@ -7,6 +7,7 @@ height x width x kernel x channels, as the papers do.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -14,7 +15,6 @@ import jax
 
 from replk_jax.models.layers import BatchNorm, GlobalAveragePool
 from replk_jax.models.variables import abstract_variables
-from replk_jax.ops import DepthwiseConv2D
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,10 @@ class Count:
 
     @property
     def mmpretrain_flops(self) -> int:
-        """What mmpretrain's model index calls FLOPs; the classifier is not counted."""
+        """What mmpretrain's model index calls FLOPs; the classifier is not counted.
+
+        It lists RepLKNet in its training-time structure and RepVGG in the merged one.
+        """
         return self.convolution + 5 * self.batch_norm_elements + self.pooled_elements
 
 
@@ -61,7 +64,7 @@ class Summary:
 
     Attributes:
       title: what was counted, at which image size.
-      parts: stem, stages, transitions and head.
+      parts: of the network from image to classifier, by the names of its top-level modules.
       training, merged: totals of the training-time and of the re-parameterized structure.
     """
 
@@ -72,13 +75,8 @@ class Summary:
 
     @property
     def paper_flops(self) -> int:
-        """What the paper calls FLOPs: multiply-adds of the merged convolutions."""
+        """What the papers call FLOPs: multiply-adds of the merged convolutions."""
         return self.merged.convolution
-
-    @property
-    def mmpretrain_flops(self) -> int:
-        """What mmpretrain calls FLOPs: the training-time structure, with its batch norms."""
-        return self.training.mmpretrain_flops
 
     def __str__(self) -> str:
         head = ("part", "output", "parameters", "conv MACs", "merged: parameters", "conv MACs")
@@ -107,10 +105,11 @@ class Summary:
                 rule,
                 lines[-1],
                 "",
-                f"Multiply-adds as the paper counts them      {self.paper_flops:>18,}"
-                "   convolutions of the merged structure",
-                f"Multiply-adds as mmpretrain counts them     {self.mmpretrain_flops:>18,}"
-                "   training-time structure, 5 for each batch-norm output, 1 for each pooled value",
+                f"Multiply-adds, of convolutions alone    {self.paper_flops:>20,}   merged",
+                f"  by mmpretrain's rule                  {self.training.mmpretrain_flops:>20,}"
+                "   training-time",
+                f"                                        {self.merged.mmpretrain_flops:>20,}"
+                "   merged",
             ]
         )
 
@@ -145,8 +144,8 @@ def _count(model: nn.Module, height: int, width: int) -> dict[str, tuple[tuple[i
         own = module.variables.get("params", {})
         leaves = {k: v for k, v in own.items() if hasattr(v, "shape")}
         count = {"parameters": sum(math.prod(leaf.shape) for leaf in leaves.values())}
-        if isinstance(module, nn.Conv | DepthwiseConv2D):
-            rows, columns, in_per_group, _ = leaves["kernel"].shape
+        if kernels := [leaf for leaf in leaves.values() if leaf.ndim == 4]:
+            ((rows, columns, in_per_group, _),) = (kernel.shape for kernel in kernels)
             count["convolution"] = math.prod(y.shape) * rows * columns * in_per_group
         elif isinstance(module, nn.Dense):
             count["linear"] = math.prod(leaves["kernel"].shape)
@@ -171,11 +170,10 @@ def _count(model: nn.Module, height: int, width: int) -> dict[str, tuple[tuple[i
 
 def _part_name(module: str) -> str:
     """The part that a top-level module belongs to: `transitions_0_1` to `transitions_0`."""
-    if module.startswith("stem_"):
-        return "stem"
-    if module.startswith("transitions_"):
-        return module.rsplit("_", 1)[0]
-    return module if module.startswith("stages_") else "head"
+    if re.fullmatch(r"(stages_|stage|layer)\d+|transitions_\d+|stem|conv\d", module):
+        return module
+    blocks = re.fullmatch(r"(transitions_\d+|stem|stage\d+|layer\d+)_\d+", module)
+    return blocks[1] if blocks else "head"
 
 
 def _figures(count: Count) -> tuple[str, str]:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from replk_jax.image_program import ImageProgram, Images
-from replk_jax.models.replknet import Stage
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import load
 from replk_jax.torch_import.byte_file import naming
@@ -30,8 +29,8 @@ class FeatureExtractor(ImageProgram):
       batch_size: the most images at once.
 
     Raises:
-      ValueError: a merged classifier, in which the norm that ends the features is part of the
-        head; no preprocessing, or one for another number of channels.
+      ValueError: a merged RepLKNet with its classifier, which the norm that ends the features has
+        become part of; no preprocessing, or one for another number of channels.
     """
 
     def __init__(
@@ -92,8 +91,8 @@ class FeatureExtractor(ImageProgram):
 
         Returns:
           Float32 arrays: "features", what would enter the classifier, (N, C of the last stage),
-          which a backbone has not; "stage_0" and so on, (N, C), or with `maps`
-          (N, S / 4 / 2^s, S / 4 / 2^s, C), with the stage's norm where it has one.
+          which a backbone has not; "stage_0" and so on, (N, C), or with `maps` (N, H, W, C),
+          with the stage's norm where it has one.
 
         Raises:
           ImageError: an image that cannot be read.
@@ -103,27 +102,22 @@ class FeatureExtractor(ImageProgram):
 
 def _without_head(model: nn.Module, variables: Mapping[str, Any]):
     """The model and its variables without the classifier."""
-    if model.deploy:
+    if model.deploy and model.norm_joins_head:
         raise ValueError(
             "The merged classifier holds the norm that ends the features. Take the training-time "
             "weights, or re-parameterize them without params/head for num_classes=None."
         )
-    params = {name: part for name, part in variables["params"].items() if name != "head"}
+    params = {k: part for k, part in variables["params"].items() if k != model.head_name}
     return model.clone(num_classes=None), {**variables, "params": params}
 
 
 def _features(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array, maps: bool
 ) -> dict[str, jax.Array]:
-    output, state = model.apply(
-        variables,
-        images,
-        capture_intermediates=lambda module, _: isinstance(module, Stage),
-        mutable=["intermediates"],
-    )
+    output, state = model.apply(variables, images, mutable=["intermediates"])
     features = {} if model.out_indices is not None else {"features": output}
     for s in range(len(model.architecture.layers)):
-        ((_, emitted),) = state["intermediates"][f"stages_{s}"]["__call__"]
+        (emitted,) = state["intermediates"][f"stage_{s}"]
         emitted = emitted.astype(jnp.float32)
         features[f"stage_{s}"] = emitted if maps else emitted.mean((1, 2))
     return features

@@ -122,7 +122,7 @@ def by_official_name(variables):
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         *modules, last = [key.key for key in path[1:]]
-        name = ".".join(re.sub(r"_(?=\d)", ".", module) for module in modules)
+        name = ".".join(re.sub(r"_(?=\d+(_|$))", ".", module) for module in modules)
         last = {"mean": "running_mean", "var": "running_var", "bias": "bias"}.get(last, "weight")
         leaf = np.asarray(leaf)
         leaves[f"{name}.{last}"] = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T

@@ -11,6 +11,11 @@ TINY = RepLKNetArchitecture((7, 5), (1, 1), (8, 12), small_kernel=3)
 
 
 def random_variables(model, seed=0):
+    """Variables of a model, as `draw_variables` makes them."""
+    return draw_variables(abstract_variables(model), seed)
+
+
+def draw_variables(abstract, seed):
     """Variables far from their initial values, so that no error can hide.
 
     Kernels keep the signal's size; batch norms have negative scales, variances from nothing to
@@ -37,7 +42,7 @@ def random_variables(model, seed=0):
             value = rng.standard_normal(shape) * (1.4 / np.sqrt(fan_in))
         return np.asarray(value, leaf.dtype)
 
-    flat = traverse_util.flatten_dict(abstract_variables(model))
+    flat = traverse_util.flatten_dict(abstract)
     variables = {path: draw(path, leaf) for path, leaf in sorted(flat.items())}
     # Kernels have unit variance: a channel whose statistics say otherwise would multiply the
     # signal by up to three hundred, so its scale makes good for it.

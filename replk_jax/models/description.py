@@ -24,29 +24,30 @@ def _are_stages(value: Any) -> bool:
     )
 
 
-# What is stored of a model besides its family and architecture, and what each may be. How it
-# is computed and trained is not: its variables do not depend on that.
+# What is stored of a model besides its family and architecture, if it has the field, and what
+# each may be. What only training and the way of computing depend on is not.
 _FIELDS = {
     "deploy": _is_bool,
     "norm_intermediate_features": _is_bool,
     "num_classes": _is_count,
     "out_indices": _are_stages,
+    "output_stride": lambda value: value in (8, 16, 32),
     "param_dtype": lambda value: value in ("float32", "float64", "bfloat16", "float16"),
 }
-# Building so many takes seconds; the largest published network has 24.
+# Building so many takes seconds; the deepest registered network has 50.
 MOST_LAYERS = 200
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """What `from_description` builds the model from again, as JSON can hold it.
 
-    Without the type and the implementation of the computation, stochastic depth and
+    Without the type and the implementation of the computation, stochastic depth, dropout and
     rematerialisation.
     """
     return {
         "family": type(model).__name__,
         "architecture": dataclasses.asdict(model.architecture),
-        **{name: getattr(model, name) for name in _FIELDS},
+        **{name: getattr(model, name) for name in _FIELDS if hasattr(model, name)},
         "param_dtype": jnp.dtype(model.param_dtype).name,
     }
 
@@ -84,4 +85,6 @@ def architecture_in_words(model: nn.Module) -> str:
 
 def joined(value: Any) -> str:
     """Numbers as the tables have them: 31-29-27-13."""
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    return "-".join(map(joined, value)) if value else "none"

@@ -92,29 +92,38 @@ class BatchNorm(ReparameterizableModule):
 class ConvNorm(ReparameterizableModule, kw_only=True):
     """A convolution without bias followed by batch norm; merged, a convolution with bias.
 
-    Parameters: `conv/kernel` (k, k, I, O) and `bn`; merged, `conv/{kernel,bias}`. Padding
-    is k // 2 on every side whatever the stride, which XLA's "SAME" is not at stride 2.
+    Parameters: `conv/kernel` (rows, columns, I / groups, O) and `bn`; merged,
+    `conv/{kernel,bias}`. Padding is dilation (k // 2) on both sides of an axis whatever the
+    stride, which XLA's "SAME" is not at stride 2.
 
     Attributes:
       features: output channels.
-      kernel_size: odd k of the k x k kernel.
+      kernel_size: odd size of the kernel, or (rows, columns).
       stride: of both axes.
+      dilation: of both axes.
+      groups: of channels that are convolved each for themselves.
       depthwise: whether every channel has a kernel of its own (features = input channels).
     """
 
     features: int
-    kernel_size: int = 1
+    kernel_size: int | tuple[int, int] = 1
     stride: int = 1
+    dilation: int = 1
+    groups: int = 1
     depthwise: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
-        fan_in = self.kernel_size**2 * (1 if self.depthwise else x.shape[-1])
+        size = self.kernel_size
+        rows, columns = (size, size) if isinstance(size, int) else size
+        groups = x.shape[-1] if self.depthwise else self.groups
+        fan_in = rows * columns * x.shape[-1] // groups
         settings = dict(
-            kernel_size=(self.kernel_size, self.kernel_size),
+            kernel_size=(rows, columns),
             strides=self.stride,
-            padding=self.kernel_size // 2,
+            kernel_dilation=self.dilation,
+            padding=[(self.dilation * (k // 2),) * 2 for k in (rows, columns)],
             use_bias=self.deploy,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -124,12 +133,12 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
         )
         if self.depthwise:
             x = DepthwiseConv2D(**settings, implementation=self.implementation)(x)
-        elif self.kernel_size == self.stride == 1:
+        elif rows == columns == self.stride == groups == 1:
             # A convolution to the parameters and to what counts operations. As a dot product its
             # gradient is one as well; XLA's convolution for it takes three times as long on CPUs.
             x = nn.Conv(self.features, **settings, conv_general_dilated=pointwise)(x)
         else:
-            x = nn.Conv(self.features, **settings)(x)
+            x = nn.Conv(self.features, **settings, feature_group_count=groups)(x)
         return x if self.deploy else BatchNorm(**self.structure(), name="bn")(x, train)
 
 
@@ -164,6 +173,11 @@ class GlobalAveragePool(nn.Module):
         """Maps (N, H, W, C) to (N, C)."""
         wide = jnp.promote_types(jnp.float32, x.dtype)
         return jnp.mean(x, (1, 2), dtype=wide)
+
+
+def rematerialized(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """The class of a block `(x, train)`; with `remat`, the same without stored activations."""
+    return nn.remat(block, static_argnums=(2,)) if remat else block
 
 
 def pytorch_init(fan_in: int) -> nn.initializers.Initializer:

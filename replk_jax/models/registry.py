@@ -5,17 +5,42 @@ import difflib
 import fnmatch
 from typing import Any
 
-import flax.linen as nn
-
+from replk_jax.models.mobilenet_v2 import MobileNetV2, MobileNetV2Architecture
+from replk_jax.models.network import Network
 from replk_jax.models.replknet import RepLKNet, RepLKNetArchitecture
+from replk_jax.models.repvgg import RepVGG, RepVGGArchitecture
+from replk_jax.models.resnet import ResNet, ResNetArchitecture
+
+Architecture = (
+    RepLKNetArchitecture | RepVGGArchitecture | MobileNetV2Architecture | ResNetArchitecture
+)
+
+# Which network an architecture describes.
+FAMILIES: dict[type, type[Network]] = {
+    RepLKNetArchitecture: RepLKNet,
+    RepVGGArchitecture: RepVGG,
+    MobileNetV2Architecture: MobileNetV2,
+    ResNetArchitecture: ResNet,
+}
+
+
+def _repvgg(layers: tuple[int, ...], a: float, b: float, **settings) -> RepVGGArchitecture:
+    """By the paper's multipliers of the widths: a of all stages but the last, which has b."""
+    channels = (min(64, int(64 * a)), int(64 * a), int(128 * a), int(256 * a), int(512 * b))
+    return RepVGGArchitecture(layers, channels, **settings)
+
 
 _DEPTHS = (2, 2, 18, 2)
 _BASE = (128, 256, 512, 1024)
 _LARGE = (192, 384, 768, 1536)
 _XLARGE = (256, 512, 1024, 2048)
+_VGG_A = (2, 4, 14, 1)
+_VGG_B = (4, 6, 16, 1)
+_LAST_STAGE_7 = (3, 3, 3, 3, 3, 7, 7)  # the last two of MobileNet V2 share the last resolution
+_LAST_STAGE_13 = (3, 3, 3, 3, 3, 13, 13)
 
-# 31B, 31L and XL are the paper's section 4.1; the others its Table 5, on the kernel size.
-ARCHITECTURES: dict[str, RepLKNetArchitecture] = {
+ARCHITECTURES: dict[str, Architecture] = {
+    # RepLKNet: 31B, 31L and XL are the paper's section 4.1; the others its Table 5.
     "replknet_3": RepLKNetArchitecture((3, 3, 3, 3), _DEPTHS, _BASE, small_kernel=None),
     "replknet_7": RepLKNetArchitecture((7, 7, 7, 7), _DEPTHS, _BASE),
     "replknet_13": RepLKNetArchitecture((13, 13, 13, 13), _DEPTHS, _BASE),
@@ -25,10 +50,35 @@ ARCHITECTURES: dict[str, RepLKNetArchitecture] = {
     "replknet_xl": RepLKNetArchitecture(
         (27, 27, 27, 13), _DEPTHS, _XLARGE, small_kernel=None, dw_ratio=1.5
     ),
+    # RepVGG: tables 2 and 3 of its paper; D2se is of the official code.
+    "repvgg_a0": _repvgg(_VGG_A, 0.75, 2.5),
+    "repvgg_a1": _repvgg(_VGG_A, 1, 2.5),
+    "repvgg_a2": _repvgg(_VGG_A, 1.5, 2.75),
+    "repvgg_b0": _repvgg(_VGG_B, 1, 2.5),
+    "repvgg_b1": _repvgg(_VGG_B, 2, 4),
+    "repvgg_b1g2": _repvgg(_VGG_B, 2, 4, groups=2),
+    "repvgg_b1g4": _repvgg(_VGG_B, 2, 4, groups=4),
+    "repvgg_b2": _repvgg(_VGG_B, 2.5, 5),
+    "repvgg_b2g2": _repvgg(_VGG_B, 2.5, 5, groups=2),
+    "repvgg_b2g4": _repvgg(_VGG_B, 2.5, 5, groups=4),
+    "repvgg_b3": _repvgg(_VGG_B, 3, 5),
+    "repvgg_b3g2": _repvgg(_VGG_B, 3, 5, groups=2),
+    "repvgg_b3g4": _repvgg(_VGG_B, 3, 5, groups=4),
+    "repvgg_d2se": _repvgg((8, 14, 24, 1), 2.5, 5, squeeze_excite=True),
+    # MobileNet V2: the rows of tables 2, 3 and 4 of RepLKNet's paper, each once.
+    "mobilenet_v2": MobileNetV2Architecture(),
+    "mobilenet_v2_no_shortcuts": MobileNetV2Architecture(shortcuts=False),
+    "mobilenet_v2_9": MobileNetV2Architecture((9,) * 7),
+    "mobilenet_v2_9_reparam": MobileNetV2Architecture((9,) * 7, small_kernel=3),
+    "mobilenet_v2_13": MobileNetV2Architecture((13,) * 7),
+    "mobilenet_v2_13_no_shortcuts": MobileNetV2Architecture((13,) * 7, shortcuts=False),
+    "mobilenet_v2_13_reparam": MobileNetV2Architecture((13,) * 7, small_kernel=3),
+    "mobilenet_v2_last_7": MobileNetV2Architecture(_LAST_STAGE_7, small_kernel=3),
+    "mobilenet_v2_last_13": MobileNetV2Architecture(_LAST_STAGE_13, small_kernel=3),
+    # The baselines of the effective receptive fields.
+    "resnet_101": ResNetArchitecture((3, 4, 23, 3)),
+    "resnet_152": ResNetArchitecture((3, 8, 36, 3)),
 }
-
-# Which network an architecture describes.
-FAMILIES: dict[type, type[nn.Module]] = {RepLKNetArchitecture: RepLKNet}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -36,12 +86,12 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter(ARCHITECTURES, pattern)
 
 
-def name_of(architecture: RepLKNetArchitecture) -> str | None:
+def name_of(architecture: Architecture) -> str | None:
     """The name under which an architecture is registered, if it is."""
     return next((name for name, known in ARCHITECTURES.items() if known == architecture), None)
 
 
-def create_model(name: str | RepLKNetArchitecture, **overrides: Any) -> nn.Module:
+def create_model(name: str | Architecture, **overrides: Any) -> Network:
     """Builds a model from its name, or from an architecture of your own.
 
         create_model("replknet_31b", num_classes=10, drop_path_rate=0.1)

@@ -7,13 +7,11 @@ there is `params/stages_2/blocks_4/pw1/conv/kernel` here.
 
 import dataclasses
 import math
-import operator
-from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from replk_jax.models.layers import (
@@ -23,7 +21,9 @@ from replk_jax.models.layers import (
     GlobalAveragePool,
     ReparameterizableModule,
     pytorch_init,
+    rematerialized,
 )
+from replk_jax.models.network import Network, whole_numbers
 from replk_jax.ops import DepthwiseConv2D
 from replk_jax.ops.materialize import materialize
 
@@ -40,6 +40,8 @@ class RepLKNetArchitecture:
       dw_ratio: width of the large depthwise convolution over C.
       ffn_ratio: hidden width of the ConvFFN over C.
       in_channels: channels of the images.
+      dilated_branches: (k, dilation) of more parallel small kernels, whose taps lie apart
+        (UniRepLKNet, arXiv:2311.15599); each must fit into the kernel of every stage.
 
     Raises:
       ValueError: an architecture that cannot exist.
@@ -52,15 +54,16 @@ class RepLKNetArchitecture:
     dw_ratio: float = 1.0
     ffn_ratio: float = 4.0
     in_channels: int = 3
+    dilated_branches: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         per_stage = {}
         for field in ("kernel_sizes", "layers", "channels"):
-            per_stage[field] = _whole_numbers(field, getattr(self, field))
+            per_stage[field] = whole_numbers(field, getattr(self, field))
             object.__setattr__(self, field, per_stage[field])  # a list would not be hashable
         scalars = ("in_channels",) if self.small_kernel is None else ("small_kernel", "in_channels")
         for field in scalars:
-            (value,) = _whole_numbers(field, (getattr(self, field),))
+            (value,) = whole_numbers(field, (getattr(self, field),))
             object.__setattr__(self, field, value)
         if len({len(values) for values in per_stage.values()}) != 1 or not self.layers:
             raise ValueError(
@@ -80,11 +83,29 @@ class RepLKNetArchitecture:
                     f"small_kernel={self.small_kernel} must not be larger than the smallest of "
                     f"kernel_sizes={self.kernel_sizes}; None builds no small kernel."
                 )
+        self._check_dilated_branches()
         narrowest = [ratio * min(self.channels) for ratio in (self.dw_ratio, self.ffn_ratio)]
         if not all(1 <= width < math.inf for width in narrowest):
             raise ValueError(
                 f"Every convolution needs a channel; got channels={self.channels}, "
                 f"dw_ratio={self.dw_ratio}, ffn_ratio={self.ffn_ratio}."
+            )
+
+    def _check_dilated_branches(self):
+        branches = tuple(whole_numbers("dilated_branches", pair) for pair in self.dilated_branches)
+        object.__setattr__(self, "dilated_branches", branches)
+        if any(len(pair) != 2 or pair[0] % 2 == 0 for pair in branches):
+            raise ValueError(
+                f"dilated_branches must be pairs (odd kernel size, dilation); got {branches}."
+            )
+        if len(set(branches)) != len(branches):
+            raise ValueError(f"dilated_branches must differ from one another; got {branches}.")
+        smallest = min(self.kernel_sizes)
+        too_large = [(k, d) for k, d in branches if (k - 1) * d + 1 > smallest]
+        if too_large:
+            raise ValueError(
+                f"dilated_branches {too_large} span (k - 1) dilation + 1 pixels, which must not be "
+                f"more than the smallest of kernel_sizes={self.kernel_sizes}."
             )
 
     def drop_path_rates(self, rate: float) -> list[tuple[float, ...]]:
@@ -93,19 +114,8 @@ class RepLKNetArchitecture:
         return [tuple(stage.tolist()) for stage in np.split(rates, np.cumsum(self.layers)[:-1])]
 
 
-def _whole_numbers(field: str, values: Sequence[int]) -> tuple[int, ...]:
-    """The values as Python's own integers, so that architectures compare and print alike."""
-    try:
-        numbers = tuple(operator.index(value) for value in values)
-    except TypeError:
-        numbers = (0,)
-    if any(number < 1 for number in numbers):
-        raise ValueError(f"{field} must be positive whole numbers; got {values}.")
-    return numbers
-
-
 class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
-    """A K x K depthwise convolution with a parallel small one (paper, guideline 3).
+    """A K x K depthwise convolution with parallel small ones (paper, guideline 3).
 
     Each has its own batch norm and the results are added. Merged, one K x K depthwise
     convolution with bias, `lkb_reparam`.
@@ -113,14 +123,19 @@ class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
 
     kernel_size: int
     small_kernel: int | None
+    dilated_branches: tuple[tuple[int, int], ...] = ()
+    stride: int = 1
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps (N, H, W, C) to (N, H, W, C)."""
+        """Maps (N, H, W, C) to (N, ceil(H / stride), ceil(W / stride), C)."""
         if self.deploy:
             return DepthwiseConv2D(
                 kernel_size=(self.kernel_size, self.kernel_size),
-                padding=self.kernel_size // 2,
+                strides=self.stride,
+                kernel_dilation=self.dilation,
+                padding=self.dilation * (self.kernel_size // 2),
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 kernel_init=pytorch_init(self.kernel_size**2),
@@ -128,10 +143,15 @@ class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
                 implementation=self.implementation,
                 name="lkb_reparam",
             )(x)
-        branch = partial(ConvNorm, features=x.shape[-1], depthwise=True, **self.structure())
+        settings = dict(stride=self.stride, dilation=self.dilation, **self.structure())
+        branch = partial(ConvNorm, features=x.shape[-1], depthwise=True, **settings)
         y = branch(kernel_size=self.kernel_size, name="lkb_origin")(x, train)
         if self.small_kernel is not None:
             y += branch(kernel_size=self.small_kernel, name="small_conv")(x, train)
+        for k, d in self.dilated_branches:
+            y += branch(kernel_size=k, dilation=d * self.dilation, name=f"dilated_{k}x{k}_{d}")(
+                x, train
+            )
         return y
 
 
@@ -140,6 +160,7 @@ class RepLKBlock(ReparameterizableModule, kw_only=True):
 
     kernel_size: int
     small_kernel: int | None
+    dilated_branches: tuple[tuple[int, int], ...]
     dw_ratio: float
     drop_path_rate: float
 
@@ -155,6 +176,7 @@ class RepLKBlock(ReparameterizableModule, kw_only=True):
         y = ReparamLargeKernelConv(
             kernel_size=self.kernel_size,
             small_kernel=self.small_kernel,
+            dilated_branches=self.dilated_branches,
             **self.structure(),
             name="large_kernel",
         )(y, train)
@@ -191,6 +213,7 @@ class Stage(ReparameterizableModule, kw_only=True):
 
     kernel_size: int
     small_kernel: int | None
+    dilated_branches: tuple[tuple[int, int], ...]
     dw_ratio: float
     ffn_ratio: float
     drop_path_rates: tuple[float, ...]
@@ -200,15 +223,13 @@ class Stage(ReparameterizableModule, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         """Maps (N, H, W, C) to the map for the next stage and the map to emit, both so."""
-        large_kernel_block, ffn_block = RepLKBlock, ConvFFN
-        if self.remat:
-            large_kernel_block, ffn_block = (
-                nn.remat(block, static_argnums=(2,)) for block in (RepLKBlock, ConvFFN)
-            )
+        large_kernel_block = rematerialized(RepLKBlock, self.remat)
+        ffn_block = rematerialized(ConvFFN, self.remat)
         for pair, rate in enumerate(self.drop_path_rates):
             x = large_kernel_block(
                 kernel_size=self.kernel_size,
                 small_kernel=self.small_kernel,
+                dilated_branches=self.dilated_branches,
                 dw_ratio=self.dw_ratio,
                 drop_path_rate=rate,
                 **self.structure(),
@@ -225,33 +246,29 @@ class Stage(ReparameterizableModule, kw_only=True):
         return x, BatchNorm(**self.structure(), name="norm")(x, train)
 
 
-class RepLKNet(ReparameterizableModule, kw_only=True):
+class RepLKNet(Network, kw_only=True):
     """RepLKNet as a classifier, as a feature extractor or as a backbone.
 
         model = replk_jax.create_model("replknet_31b")
         variables = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
         logits = model.apply(variables, images)
 
+    A backbone has no final norm.
+
     Attributes:
-      architecture: widths, depths and kernels.
-      num_classes: outputs of the classifier; None builds no classifier, and the model
-        returns what would enter it.
       drop_path_rate: stochastic depth of the last pair; the first has none, and between
         them the rate grows linearly.
-      out_indices: stages whose maps to return, in this order. The model is then a backbone,
-        without final norm and classifier whatever `num_classes` says.
       norm_intermediate_features: a backbone's maps get a batch norm each (the paper's XL
         on COCO and ADE20K). Merged, they remain as scale and bias.
-      remat: recompute each block's activations in the backward pass.
-      deploy, dtype, param_dtype, implementation: see `ReparameterizableModule`.
+      architecture, num_classes, out_indices, remat, deploy, dtype, param_dtype,
+        implementation: see `Network`.
     """
 
+    norm_joins_head: ClassVar[bool] = True
+
     architecture: RepLKNetArchitecture
-    num_classes: int | None = 1000
     drop_path_rate: float = 0.0
-    out_indices: tuple[int, ...] | None = None
     norm_intermediate_features: bool = False
-    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -276,7 +293,7 @@ class RepLKNet(ReparameterizableModule, kw_only=True):
           TypeError: images that are not floating point.
         """
         arch = self.architecture
-        self._check(x, features)
+        self.check_call(x, features)
         conv_norm = partial(ConvNorm, **self.structure())
         drop_path_rates = arch.drop_path_rates(self.drop_path_rate)
         last_stage = len(arch.layers) - 1
@@ -295,6 +312,7 @@ class RepLKNet(ReparameterizableModule, kw_only=True):
             x, emitted = Stage(
                 kernel_size=kernel_size,
                 small_kernel=arch.small_kernel,
+                dilated_branches=arch.dilated_branches,
                 dw_ratio=arch.dw_ratio,
                 ffn_ratio=arch.ffn_ratio,
                 drop_path_rates=drop_path_rates[s],
@@ -304,6 +322,7 @@ class RepLKNet(ReparameterizableModule, kw_only=True):
                 name=f"stages_{s}",
             )(x, train)
             outputs.append(emitted)
+            self.show_stage(s, emitted)
             if s < last_stage:
                 width = arch.channels[s + 1]
                 x = conv_norm_relu(x, f"transitions_{s}_0", width)
@@ -313,48 +332,13 @@ class RepLKNet(ReparameterizableModule, kw_only=True):
         if self.out_indices is not None:
             return tuple(outputs[s] for s in self.out_indices)
 
-        has_head = self.num_classes is not None
-        if not (self.deploy and has_head):  # merged, this batch norm is part of the head
+        # Merged, this batch norm is part of the classifier.
+        if not (self.deploy and self.num_classes is not None):
             x = BatchNorm(**self.structure(), name="norm")(x, train)
-        x = GlobalAveragePool()(x)
-        if features or not has_head:
-            return x
-        fan_in = x.shape[-1]
-        return nn.Dense(
-            self.num_classes,
-            dtype=x.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=pytorch_init(fan_in),
-            bias_init=pytorch_init(fan_in),
-            name="head",
-        )(x)
+        return self.classify(GlobalAveragePool()(x), features)
 
-    def _check(self, x, features):
-        arch = self.architecture
-        if x.ndim != 4 or x.shape[-1] != arch.in_channels:
-            raise ValueError(
-                f"RepLKNet takes images of shape (N, H, W, {arch.in_channels}); got {x.shape}."
-            )
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(
-                f"RepLKNet takes normalised floating-point images; got {x.dtype}. "
-                "Convert them, and apply the mean and standard deviation of the checkpoint."
-            )
+    def check_call(self, x: jax.Array, features: bool) -> None:
+        """As `Network`, and what is RepLKNet's own."""
+        super().check_call(x, features)
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must lie in [0, 1); got {self.drop_path_rate}.")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"num_classes must be positive, or None; got {self.num_classes}.")
-        stages = range(len(arch.layers))
-        unknown = [s for s in self.out_indices or () if s not in stages]
-        if unknown:
-            raise ValueError(
-                f"out_indices names stages {unknown}; this architecture has {list(stages)}."
-            )
-        if features and self.out_indices is not None:
-            raise ValueError("A backbone (out_indices) returns its maps; it has no features.")
-        if features and self.deploy and self.num_classes is not None:
-            raise ValueError(
-                "The merged classifier holds the final batch norm, so its features are gone. "
-                "Build the model with num_classes=None and re-parameterize the variables "
-                "without params/head: that keeps the norm as scale and bias."
-            )

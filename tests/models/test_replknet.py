@@ -10,6 +10,7 @@ import pytest
 
 import replk_jax
 from replk_jax import RepLKNetArchitecture
+from replk_jax.models.replknet import ReparamLargeKernelConv
 from replk_jax.models.variables import abstract_variables
 from tests import golden
 from tests.helpers import TINY, random_images, random_variables
@@ -35,6 +36,12 @@ def make(**fields):
         ({"ffn_ratio": float("nan")}, "needs a channel"),
         ({"in_channels": 0}, "in_channels must be positive"),
         ({"kernel_sizes": (7, None)}, "kernel_sizes must be positive"),
+        ({"dilated_branches": ((3, 0),)}, "dilated_branches must be positive whole"),
+        ({"dilated_branches": (3, 2)}, "dilated_branches must be positive whole"),
+        ({"dilated_branches": ((2, 2),)}, r"odd kernel size, dilation\); got \(\(2, 2\),\)"),
+        ({"dilated_branches": ((3, 1, 1),)}, "pairs"),
+        ({"dilated_branches": ((3, 2), (3, 2))}, "differ"),
+        ({"dilated_branches": ((3, 2), (3, 3))}, r"\[\(3, 3\)\].*kernel_sizes=\(7, 5\)"),
     ],
 )
 def test_impossible_architectures(change, message):
@@ -229,3 +236,56 @@ def test_bad_stages():
     backbone = make(out_indices=(0,))
     with pytest.raises(ValueError, match="no features"):
         backbone.apply(random_variables(backbone), random_images(backbone), features=True)
+
+
+def test_dilated_branches_are_in_every_stage():
+    model = make(dilated_branches=[[3, 2], [5, 1]], small_kernel=None)
+    assert model.architecture.dilated_branches == ((3, 2), (5, 1))
+    params = abstract_variables(model)["params"]
+    for stage in ("stages_0", "stages_1"):
+        branches = params[stage]["blocks_0"]["large_kernel"]
+        assert set(branches) == {"lkb_origin", "dilated_3x3_2", "dilated_5x5_1"}
+
+
+def test_dilated_branches_by_lax():
+    """Both structures, in float64 with room for the rounding of some hundred products."""
+    dilations = {"lkb_origin": 1, "small_conv": 1, "dilated_3x3_3": 3, "dilated_5x5_1": 1}
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        values = rng.standard_normal(leaf.shape)
+        return np.abs(values) + 0.1 if path[-1].key == "var" else values
+
+    with jax.enable_x64(True):
+        layer = ReparamLargeKernelConv(
+            kernel_size=7,
+            small_kernel=3,
+            dilated_branches=((3, 3), (5, 1)),
+            dtype=jnp.float64,
+            param_dtype=jnp.float64,
+        )
+        x = rng.standard_normal((1, 9, 6, 4))
+        shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+        variables = jax.tree_util.tree_map_with_path(draw, shapes)
+        assert set(variables["params"]) == set(dilations)
+        expected = 0
+        for name, dilation in dilations.items():
+            p = {**variables["params"][name]["bn"], **variables["batch_stats"][name]["bn"]}
+            kernel = variables["params"][name]["conv"]["kernel"]
+            margin = dilation * (kernel.shape[0] // 2)
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (1, 1),
+                [(margin, margin)] * 2,
+                rhs_dilation=(dilation, dilation),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=4,
+            )
+            expected += (y - p["mean"]) / np.sqrt(p["var"] + 1e-5) * p["scale"] + p["bias"]
+        merged = replk_jax.reparameterize(variables)
+        for actual in (
+            layer.apply(variables, x),
+            layer.clone(deploy=True).apply(merged, x),
+        ):
+            np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-10)

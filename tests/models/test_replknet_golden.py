@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import replk_jax
-from replk_jax import merge_small_kernels
+from replk_jax import merge_branches
 from replk_jax.torch_import import convert_state_dict, load_torch, save_torch
 from replk_jax.torch_import.writer import write_torch
 from tests import golden
@@ -206,7 +206,7 @@ def test_full_size(name, tmp_path):
     for part, actual in maps.items():
         assert_sample(actual, expected, part)
     stage, block = merged_layer(case)
-    kernel = merge_small_kernels(variables)["params"][stage][block]["large_kernel"]["lkb_reparam"]
+    kernel = merge_branches(variables)["params"][stage][block]["large_kernel"]["lkb_reparam"]
     # As a batch of kernels (C, K, K, 1), whose last axis moves forward like a map's.
     assert_sample(kernel["kernel"].transpose(3, 0, 1, 2), expected, "merged_weight")
     assert_sample(kernel["bias"], expected, "merged_bias")

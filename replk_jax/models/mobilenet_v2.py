@@ -1,0 +1,245 @@
+"""MobileNet V2 (Sandler et al., CVPR 2018, arXiv:1801.04381), with kernels of any size.
+
+It is the network on which RepLKNet's paper (arXiv:2203.06717) shows what large kernels need:
+shortcuts (Table 2) and a parallel small kernel (Table 3). With 3 x 3 kernels it is torchvision's
+`mobilenet_v2`. The parts carry the names of mmpretrain's backbone: `layer3.0.conv.1.bn.weight`
+there is `params/layer3_0/conv_1/bn/scale` here.
+"""
+
+import dataclasses
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from replk_jax.models.layers import (
+    ConvNorm,
+    GlobalAveragePool,
+    ReparameterizableModule,
+    rematerialized,
+)
+from replk_jax.models.network import Network, whole_numbers
+from replk_jax.models.replknet import ReparamLargeKernelConv
+from replk_jax.ops.materialize import materialize
+
+_STEM_STRIDE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetV2Architecture:
+    """The hyper-parameters that tell one MobileNet V2 from another.
+
+    The default is MobileNet V2 of width 1.0 (its paper's Table 2).
+
+    Attributes:
+      kernel_sizes: K of the depthwise convolutions, one per stage, odd.
+      small_kernel: size of a parallel kernel beside every larger one, odd, or None for none.
+      shortcuts: whether blocks that keep size and width are residual.
+      layers, channels, strides, expansions: number of blocks, width, stride of the first block
+        (1 or 2), and hidden width over input width; one per stage.
+      stem_channels, last_channels: width of the first and of the last convolution.
+      in_channels: channels of the images.
+
+    Raises:
+      ValueError: an architecture that cannot exist.
+    """
+
+    kernel_sizes: tuple[int, ...] = (3, 3, 3, 3, 3, 3, 3)
+    small_kernel: int | None = None
+    shortcuts: bool = True
+    layers: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1)
+    channels: tuple[int, ...] = (16, 24, 32, 64, 96, 160, 320)
+    strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1)
+    expansions: tuple[int, ...] = (1, 6, 6, 6, 6, 6, 6)
+    stem_channels: int = 32
+    last_channels: int = 1280
+    in_channels: int = 3
+
+    def __post_init__(self):
+        per_stage = {}
+        for field in ("kernel_sizes", "layers", "channels", "strides", "expansions"):
+            per_stage[field] = whole_numbers(field, getattr(self, field))
+            object.__setattr__(self, field, per_stage[field])  # a list would not be hashable
+        scalars = {"small_kernel", "stem_channels", "last_channels", "in_channels"}
+        if self.small_kernel is None:
+            scalars.remove("small_kernel")
+        for field in sorted(scalars):
+            (value,) = whole_numbers(field, (getattr(self, field),))
+            object.__setattr__(self, field, value)
+        if not isinstance(self.shortcuts, bool):
+            raise ValueError(f"shortcuts must be True or False; got {self.shortcuts!r}.")
+        if len({len(values) for values in per_stage.values()}) != 1 or not self.layers:
+            raise ValueError(
+                f"{', '.join(per_stage)} must have one entry per stage; got "
+                + ", ".join(f"{field}={values}" for field, values in per_stage.items())
+                + "."
+            )
+        even = [k for k in (*self.kernel_sizes, self.small_kernel or 1) if k % 2 == 0]
+        if even:
+            raise ValueError(
+                f"Kernel sizes must be odd, or the map would shift or shrink; got {even}."
+            )
+        if self.small_kernel is not None and self.small_kernel >= max(self.kernel_sizes):
+            raise ValueError(
+                f"small_kernel={self.small_kernel} must be smaller than the largest of "
+                f"kernel_sizes={self.kernel_sizes}; None builds no small kernel."
+            )
+        if not set(self.strides) <= {1, 2}:
+            raise ValueError(f"strides must be 1 or 2; got {self.strides}.")
+
+    def strides_and_dilations(self, output_stride: int) -> list[list[tuple[int, int]]]:
+        """(stride, dilation) of every block, a list per stage.
+
+        A stride that would make the map smaller than 1 / `output_stride` of the image becomes
+        dilation of the kernels that follow, which then see as much of the image as without
+        (Chen et al., "Rethinking Atrous Convolution", arXiv:1706.05587, section 3.1). The block
+        that loses its stride still sees the finer map as before.
+        """
+        stages, reached, dilation = [], _STEM_STRIDE, 1
+        for layers, stride in zip(self.layers, self.strides, strict=True):
+            kept = stride if reached * stride <= output_stride else 1
+            first = (kept, dilation)
+            reached *= kept
+            dilation *= stride // kept
+            stages.append([first] + [(1, dilation)] * (layers - 1))
+        return stages
+
+
+class InvertedResidual(ReparameterizableModule, kw_only=True):
+    """project(ReLU6(depthwise(ReLU6(expand(x))))), each with batch norm; plus x, if it may.
+
+    The projection has no activation after it: the linear bottleneck. Without expansion
+    (`expansion` 1) the depthwise convolution is `conv_0`, otherwise `conv_1`.
+
+    Attributes:
+      kernel_size, small_kernel: of the depthwise convolution, as in `MobileNetV2Architecture`.
+      features: output channels.
+      expansion: channels of the depthwise convolution over those of the input.
+      stride, dilation: of the depthwise convolution.
+      shortcut: whether to add x where the width stays.
+    """
+
+    kernel_size: int
+    small_kernel: int | None
+    features: int
+    expansion: int
+    stride: int
+    dilation: int
+    shortcut: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), features)."""
+        channels = x.shape[-1]
+        conv_norm = partial(ConvNorm, **self.structure())
+        y, j = x, 0
+        if self.expansion != 1:
+            expand = conv_norm(features=self.expansion * channels, name="conv_0")
+            y, j = nn.relu6(expand(y, train)), 1
+        y = nn.relu6(self.depthwise(y.shape[-1], name=f"conv_{j}")(y, train))
+        y = conv_norm(features=self.features, name=f"conv_{j + 1}")(y, train)
+        if self.shortcut and self.features == channels:
+            y = materialize(x + y)
+        return y
+
+    def depthwise(self, channels: int, name: str) -> nn.Module:
+        """The depthwise convolution, with a parallel small kernel where it is the smaller one."""
+        settings = dict(
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
+            **self.structure(),
+            name=name,
+        )
+        if self.small_kernel is not None and self.small_kernel < self.kernel_size:
+            return ReparamLargeKernelConv(small_kernel=self.small_kernel, **settings)
+        return ConvNorm(features=channels, depthwise=True, **settings)
+
+
+class MobileNetV2(Network, kw_only=True):
+    """MobileNet V2 as a classifier, as a feature extractor or as a backbone.
+
+        model = replk_jax.create_model("mobilenet_v2_13_reparam")
+        backbone = replk_jax.create_model("mobilenet_v2", out_indices=(1, 6), output_stride=16)
+
+    A backbone ends with the last stage: it has no `conv2`, the 1 x 1 convolution after it.
+
+    Kernels and biases start as PyTorch's defaults, like those of every network here, and not as
+    torchvision's (Kaiming normal by fan-out; 0.01 for the classifier), which suit 3 x 3 kernels:
+    RepLKNet's paper gives none for its large ones, and a batch norm follows every kernel.
+
+    Attributes:
+      dropout_rate: of what enters the classifier, while training; torchvision trains with 0.2.
+      output_stride: size of the image over that of the last map, 8, 16 or 32. Strides that
+        would lead beyond it become dilation; the variables stay the same.
+      architecture, num_classes, out_indices, remat, deploy, dtype, param_dtype, implementation:
+        see `Network`.
+    """
+
+    head_name = "classifier"
+
+    architecture: MobileNetV2Architecture
+    dropout_rate: float = 0.0
+    output_stride: int = 32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, *, features: bool = False
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        """Runs the network.
+
+        Args:
+          x: normalised images, (N, H, W, in_channels), floating point; any H and W.
+          train: batch norm uses the batch and updates `batch_stats` (which must be
+            mutable), and dropout draws from the `dropout` stream.
+          features: return what would enter the classifier.
+
+        Returns:
+          Logits (N, num_classes), or features (N, last_channels): both in at least float32. Or,
+          with `out_indices`, one map (N, H / t, W / t, C) for each stage named, in `dtype`; t is
+          2, the stem's stride, times the strides up to that stage, but at most `output_stride`.
+          Odd sizes round up.
+
+        Raises:
+          ValueError: images of another shape, or fields of the module that make no sense.
+          TypeError: images that are not floating point.
+        """
+        arch = self.architecture
+        self.check_call(x, features)
+
+        def conv_norm_relu6(maps, name, width, **settings):
+            conv_norm = ConvNorm(features=width, **settings, **self.structure(), name=name)
+            return nn.relu6(conv_norm(maps, train))
+
+        x = conv_norm_relu6(x, "conv1", arch.stem_channels, kernel_size=3, stride=_STEM_STRIDE)
+        outputs, block = [], rematerialized(InvertedResidual, self.remat)
+        for s, blocks in enumerate(arch.strides_and_dilations(self.output_stride)):
+            for i, (stride, dilation) in enumerate(blocks):
+                x = block(
+                    kernel_size=arch.kernel_sizes[s],
+                    small_kernel=arch.small_kernel,
+                    features=arch.channels[s],
+                    expansion=arch.expansions[s],
+                    stride=stride,
+                    dilation=dilation,
+                    # Not where dilation replaces a stride: that would be another function.
+                    shortcut=arch.shortcuts and (i > 0 or arch.strides[s] == 1),
+                    **self.structure(),
+                    name=f"layer{s + 1}_{i}",
+                )(x, train)
+            outputs.append(x)
+            self.show_stage(s, x)
+        if self.out_indices is not None:
+            return tuple(outputs[s] for s in self.out_indices)
+
+        x = conv_norm_relu6(x, "conv2", arch.last_channels)
+        x = nn.Dropout(self.dropout_rate)(GlobalAveragePool()(x), deterministic=not train)
+        return self.classify(x, features)
+
+    def check_call(self, x: jax.Array, features: bool) -> None:
+        """As `Network`, and what is MobileNet V2's own."""
+        super().check_call(x, features)
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate must lie in [0, 1); got {self.dropout_rate}.")
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride must be 8, 16 or 32; got {self.output_stride}.")

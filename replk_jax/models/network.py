@@ -1,0 +1,110 @@
+"""What the networks of all families have in common, from outside."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from replk_jax.models.layers import ReparameterizableModule, pytorch_init
+
+
+class Network(ReparameterizableModule, kw_only=True):
+    """A classifier, a feature extractor or a backbone.
+
+    A family defines `__call__(x, train=False, *, features=False)`, which begins with
+    `check_call`, shows each stage's map to `show_stage`, and ends with `classify`. With
+    `out_indices` it returns a tuple of those maps; with `features`, or without a classifier, what
+    would enter the classifier.
+
+    Attributes:
+      architecture: widths, depths and kernels. Of every family it has `in_channels`, the channels
+        of the images, and `layers`, one entry per stage.
+      num_classes: outputs of the classifier; None builds no classifier, and the model
+        returns what would enter it.
+      out_indices: stages whose maps to return, in this order. The model is then a backbone,
+        without classifier whatever `num_classes` says.
+      remat: recompute each block's activations in the backward pass.
+      deploy, dtype, param_dtype, implementation: see `ReparameterizableModule`.
+    """
+
+    head_name: ClassVar[str] = "head"  # of the classifier among the parameters
+    # Whether a batch norm precedes the classifier, into which it is folded.
+    norm_joins_head: ClassVar[bool] = False
+
+    architecture: Any
+    num_classes: int | None = 1000
+    out_indices: tuple[int, ...] | None = None
+    remat: bool = False
+
+    def check_call(self, x: jax.Array, features: bool) -> None:
+        """Checks images (N, H, W, in_channels), and the fields that depend on one another.
+
+        Raises:
+          ValueError: images of another shape, or fields that make no sense.
+          TypeError: images that are not floating point.
+        """
+        family, channels = type(self).__name__, self.architecture.in_channels
+        if x.ndim != 4 or x.shape[-1] != channels:
+            raise ValueError(
+                f"{family} takes images of shape (N, H, W, {channels}); got {x.shape}."
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"{family} takes normalised floating-point images; got {x.dtype}. "
+                "Convert them, and apply the mean and standard deviation of the checkpoint."
+            )
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes must be positive, or None; got {self.num_classes}.")
+        stages = range(len(self.architecture.layers))
+        unknown = [s for s in self.out_indices or () if s not in stages]
+        if unknown:
+            raise ValueError(
+                f"out_indices names stages {unknown}; this architecture has {list(stages)}."
+            )
+        if features and self.out_indices is not None:
+            raise ValueError("A backbone (out_indices) returns its maps; it has no features.")
+        if features and self.deploy and self.norm_joins_head and self.num_classes is not None:
+            raise ValueError(
+                "The merged classifier holds the final batch norm, so its features are gone. "
+                "Build the model with num_classes=None and re-parameterize the variables "
+                f"without params/{self.head_name}: that keeps the norm as scale and bias."
+            )
+
+    def show_stage(self, stage: int, emitted: jax.Array) -> None:
+        """Lets who asks for `intermediates` have the map that a stage emits, as `stage_0`, ..."""
+        self.sow("intermediates", f"stage_{stage}", emitted)
+
+    def classify(self, x: jax.Array, features: bool) -> jax.Array:
+        """Features (N, C) to logits (N, num_classes); or back as they are, where they are wanted.
+
+        Both in at least float32.
+        """
+        if features or self.num_classes is None:
+            return x
+        fan_in = x.shape[-1]
+        return nn.Dense(
+            self.num_classes,
+            dtype=x.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=pytorch_init(fan_in),
+            bias_init=pytorch_init(fan_in),
+            name=self.head_name,
+        )(x)
+
+
+def whole_numbers(field: str, values: Sequence[int], least: int = 1) -> tuple[int, ...]:
+    """The values as Python's own integers, so that architectures compare and print alike.
+
+    Raises:
+      ValueError: one that is no whole number, or smaller than `least`.
+    """
+    try:
+        numbers = tuple(operator.index(value) for value in values)
+    except TypeError:
+        numbers = (least - 1,)
+    if any(number < least for number in numbers):
+        raise ValueError(f"{field} must be positive whole numbers; got {values}.")
+    return numbers

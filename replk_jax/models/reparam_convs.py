@@ -1,0 +1,281 @@
+"""Layers that train as more than one convolution and are equal to one, for any network.
+
+Each stands for a K x K convolution with padding K // 2. Between a layer and its merged form
+lie only the steps of `replk_jax.reparam.algebra`.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from replk_jax.models.layers import BatchNorm, ConvNorm, ReparameterizableModule, pytorch_init
+from replk_jax.reparam.algebra import affine_of_norm, dirac_kernel, identity_kernel
+
+
+def convolution(
+    parent: ReparameterizableModule,
+    x: jax.Array,
+    features: int,
+    kernel_size: int,
+    *,
+    groups: int = 1,
+    padding: int | None = None,
+    **fields: Any,
+) -> jax.Array:
+    """A K x K convolution (N, H, W, I) to (N, H', W', O), initialised as PyTorch does it.
+
+    Args:
+      parent: whose submodule it is, and whose dtypes it has.
+      x: (N, H, W, I).
+      features: O.
+      kernel_size: K.
+      groups: of channels that are convolved each for themselves.
+      padding: of every side; None for K // 2.
+      **fields: others of `flax.linen.Conv`, `name` among them.
+    """
+    fan_in = kernel_size**2 * x.shape[-1] // groups
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        padding=kernel_size // 2 if padding is None else padding,
+        feature_group_count=groups,
+        kernel_init=pytorch_init(fan_in),
+        bias_init=pytorch_init(fan_in),
+        dtype=parent.dtype,
+        param_dtype=parent.param_dtype,
+        **fields,
+    )(x)
+
+
+class ConvBlock(ReparameterizableModule, kw_only=True):
+    """What the blocks that stand for a whole K x K convolution have in common.
+
+    Attributes:
+      features: output channels.
+      kernel_size: odd K.
+      stride: of both axes.
+      groups: of channels that are convolved each for themselves.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    groups: int = 1
+
+    def merged(self, x: jax.Array) -> jax.Array:
+        """The merged structure: a convolution with bias."""
+        fields = dict(strides=self.stride, groups=self.groups, name="conv")
+        return convolution(self, x, self.features, self.kernel_size, **fields)
+
+    def check(self, x: jax.Array) -> None:
+        """Raises ValueError for an even kernel, or groups that do not divide the channels."""
+        if self.kernel_size % 2 == 0:
+            raise ValueError(
+                "kernel_size must be odd, or the map would shift or shrink; "
+                f"got {self.kernel_size}."
+            )
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            raise ValueError(
+                f"groups must divide the channels; got groups={self.groups}, {x.shape[-1]} input "
+                f"channels and features={self.features}."
+            )
+
+
+class AsymmetricConvBlock(ConvBlock, kw_only=True):
+    """K x K, K x 1 and 1 x K convolutions side by side, each with its batch norm.
+
+    Ding et al., "ACNet" (arXiv:1908.03930). Merged, one K x K convolution with bias, `conv`.
+
+    Attributes: see `ConvBlock`.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O).
+
+        Raises:
+          ValueError: an even kernel, or groups that do not divide the channels.
+        """
+        self.check(x)
+        if self.deploy:
+            return self.merged(x)
+        settings = dict(features=self.features, stride=self.stride, groups=self.groups)
+        branch = partial(ConvNorm, **settings, **self.structure())
+        k = self.kernel_size
+        return (
+            branch(kernel_size=(k, k), name="square")(x, train)
+            + branch(kernel_size=(k, 1), name="vertical")(x, train)
+            + branch(kernel_size=(1, k), name="horizontal")(x, train)
+        )
+
+
+class DiverseBranchBlock(ConvBlock, kw_only=True):
+    """Four branches side by side: K x K, 1 x 1, 1 x 1 then K x K, and 1 x 1 then average pool.
+
+    Ding et al., "Diverse Branch Block" (arXiv:2103.13425). Merged, one K x K convolution with
+    bias, `conv`.
+
+    Attributes: see `ConvBlock`.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O).
+
+        Raises:
+          ValueError: an even kernel, or groups that do not divide the channels.
+        """
+        self.check(x)
+        if self.deploy:
+            return self.merged(x)
+        k = self.kernel_size
+        fields = dict(features=self.features, stride=self.stride, groups=self.groups)
+        fields |= self.structure()
+        return (
+            ConvNorm(**fields, kernel_size=k, name="dbb_origin")(x, train)
+            + ConvNorm(**fields, name="dbb_1x1")(x, train)
+            + PointwiseThenConv(**fields, kernel_size=k, name="dbb_1x1_kxk")(x, train)
+            + PointwiseThenAverage(**fields, kernel_size=k, name="dbb_avg")(x, train)
+        )
+
+
+class PointwiseThenConv(ReparameterizableModule, kw_only=True):
+    """1 x 1 convolution I + W, batch norm, K x K convolution, batch norm.
+
+    Attributes: see `ConvBlock`.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        x = ResidualKernelConv(groups=self.groups, **dtypes, name="idconv1")(x)
+        norm = BatchNorm(**self.structure(), name="bn1")
+        x = norm_and_pad(norm, x, self.kernel_size // 2, train)
+        fields = dict(strides=self.stride, groups=self.groups, padding=0, use_bias=False)
+        x = convolution(self, x, self.features, self.kernel_size, **fields, name="conv2")
+        return BatchNorm(**self.structure(), name="bn2")(x, train)
+
+
+class PointwiseThenAverage(ReparameterizableModule, kw_only=True):
+    """1 x 1 convolution, batch norm, average of K x K pixels, batch norm.
+
+    Attributes: see `ConvBlock`.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
+        fields = dict(groups=self.groups, use_bias=False, name="conv")
+        x = convolution(self, x, self.features, 1, **fields)
+        norm = BatchNorm(**self.structure(), name="bn")
+        x = norm_and_pad(norm, x, self.kernel_size // 2, train)
+        x = nn.avg_pool(x, (self.kernel_size,) * 2, strides=(self.stride,) * 2)
+        return BatchNorm(**self.structure(), name="avgbn")(x, train)
+
+
+def norm_and_pad(norm: BatchNorm, x: jax.Array, margin: int, train: bool) -> jax.Array:
+    """Batch norm, then a border of what it makes of zero.
+
+    As if x had been padded with zeros before, which is what the merged convolution does. The
+    border comes from the running statistics in training too, and has no gradient, as in the
+    official code.
+
+    Maps (N, H, W, C) to (N, H + 2 margin, W + 2 margin, C).
+    """
+    y = norm(x, train)
+    affine = affine_of_norm(**norm.variables["params"], **norm.variables["batch_stats"])
+    border = jax.lax.stop_gradient(affine.bias).astype(y.dtype)
+    around = ((0, 0), (margin, margin), (margin, margin), (0, 0))
+    inside = jnp.pad(jnp.ones((1, *y.shape[1:3], 1), bool), around)
+    return jnp.where(inside, jnp.pad(y, around), border)
+
+
+class ResidualKernelConv(nn.Module):
+    """A convolution with kernel I + W: the shortcut is in the kernel, not in the map.
+
+    Parameter `residual_kernel` W (K, K, C / groups, C).
+
+    Attributes:
+      kernel_size: odd K.
+      groups: of channels that are convolved each for themselves.
+      dtype: of the computation; the kernel is summed in at least float32.
+      param_dtype: of the parameters.
+      kernel_init: of W.
+    """
+
+    kernel_size: int = 1
+    groups: int = 1
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to (N, H, W, C)."""
+        shape = _kernel_shape(x, self.kernel_size, self.groups)
+        w = _wide(self.param("residual_kernel", self.kernel_init, shape, self.param_dtype))
+        return _convolve(x, identity_kernel(w) + w, self.groups, self.dtype)
+
+
+class DiracConv(nn.Module):
+    """A convolution with kernel diag(a) I + diag(b) W / |W|, with |W| of each output channel.
+
+    Zagoruyko and Komodakis, "DiracNets" (arXiv:1706.00388). Parameters `dirac_kernel` W
+    (K, K, C / groups, C), `a` (C,) and `b` (C,), which begin as 1 and 0.1.
+
+    Attributes:
+      kernel_size: odd K.
+      groups: of channels that are convolved each for themselves.
+      dtype: of the computation; the kernel is computed in at least float32.
+      param_dtype: of the parameters.
+    """
+
+    kernel_size: int = 3
+    groups: int = 1
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to (N, H, W, C)."""
+        shape = _kernel_shape(x, self.kernel_size, self.groups)
+        channels = shape[-1:]
+        init = pytorch_init(shape[0] * shape[1] * shape[2])
+        w = self.param("dirac_kernel", init, shape, self.param_dtype)
+        a = self.param("a", nn.initializers.ones, channels, self.param_dtype)
+        b = self.param("b", nn.initializers.constant(0.1), channels, self.param_dtype)
+        return _convolve(x, dirac_kernel(*map(_wide, (w, a, b))), self.groups, self.dtype)
+
+
+def _kernel_shape(x: jax.Array, size: int, groups: int) -> tuple[int, int, int, int]:
+    channels = x.shape[-1]
+    return size, size, channels // groups, channels
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, groups: int, dtype: Any) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x.astype(dtype),
+        kernel.astype(dtype),
+        window_strides=(1, 1),
+        padding=[(size // 2, size // 2) for size in kernel.shape[:2]],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(jnp.float32, x.dtype))

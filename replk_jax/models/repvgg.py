@@ -1,0 +1,397 @@
+"""RepVGG: "Making VGG-style ConvNets Great Again" (Ding et al., CVPR 2021, arXiv:2101.03697).
+
+The modules carry the names of the official PyTorch code (DingXiaoH/RepVGG), so that
+`stage1.0.rbr_dense.conv.weight` there is `params/stage1_0/rbr_dense/conv/kernel` here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from replk_jax.models.layers import (
+    BatchNorm,
+    ConvNorm,
+    GlobalAveragePool,
+    ReparameterizableModule,
+    pytorch_init,
+    rematerialized,
+)
+from replk_jax.models.network import Network, whole_numbers
+from replk_jax.models.reparam_convs import (
+    AsymmetricConvBlock,
+    DiracConv,
+    DiverseBranchBlock,
+    ResidualKernelConv,
+    convolution,
+)
+
+# What the layers may be while they train. With the top-1 accuracy that the paper's section 4.2
+# reports of B0 on ImageNet after 120 epochs, where it could be checked.
+BLOCKS = (
+    "repvgg",  # table 6, identity and 1x1: 75.14; table 7, "Full-featured reparam"
+    "plain",  # table 6, neither: 72.39
+    "without_identity",  # table 6, 1x1 only: 73.15
+    "without_1x1",  # table 6, identity only: 74.79
+    "identity_without_norm",  # table 7, "Identity w/o BN": 74.18
+    "norm_after_addition",  # table 7, "Post-addition BN": 73.52
+    "relu_in_branches",  # table 7, "+ReLU in branch"; cannot be merged
+    "diracnet",  # table 7, "DiracNet": kernel diag(a) I + diag(b) W / |W|
+    "trivial",  # table 7, "Trivial Re-param": kernel I + W
+    "acb",  # table 7, "ACB": 3x3 + 3x1 + 1x3
+    "dbb",  # of a later paper, arXiv:2103.13425
+    "residual",  # table 7, "Residual Reorg": 74.56
+)
+_WITH_1X1 = ("repvgg", "without_identity", "relu_in_branches")
+_WITH_IDENTITY = ("repvgg", "without_1x1", "relu_in_branches")
+
+
+class Layer(NamedTuple):
+    """One 3 x 3 layer, as it is deployed."""
+
+    inputs: int
+    features: int
+    stride: int
+    groups: int
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether the map that leaves could be the one that entered."""
+        return self.inputs == self.features and self.stride == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RepVGGArchitecture:
+    """The hyper-parameters that tell one RepVGG from another (paper, tables 2 and 3).
+
+    Attributes:
+      layers: number of 3 x 3 layers, of stages 1 to 4; stage 0 is a single one.
+      channels: width of stage 0, then of stages 1 to 4.
+      groups: of every second layer, counted through the whole network from stage 0 as layer 0,
+        which has none.
+      squeeze_excite: whether every block weighs its channels before the ReLU.
+      block: what the layers are while they train, one of `BLOCKS`: "repvgg", or a variant of the
+        paper's section 4.2.
+      in_channels: channels of the images.
+
+    Raises:
+      ValueError: an architecture that cannot exist.
+    """
+
+    layers: tuple[int, ...]
+    channels: tuple[int, ...]
+    groups: int = 1
+    squeeze_excite: bool = False
+    block: str = "repvgg"
+    in_channels: int = 3
+
+    def __post_init__(self):
+        for field in ("layers", "channels"):
+            object.__setattr__(self, field, whole_numbers(field, getattr(self, field)))
+        for field in ("groups", "in_channels"):
+            (value,) = whole_numbers(field, (getattr(self, field),))
+            object.__setattr__(self, field, value)
+        if not self.layers or len(self.channels) != len(self.layers) + 1:
+            raise ValueError(
+                "channels must have one entry more than layers, for stage 0; got "
+                f"layers={self.layers}, channels={self.channels}."
+            )
+        if not isinstance(self.squeeze_excite, bool):
+            raise ValueError(f"squeeze_excite must be True or False; got {self.squeeze_excite!r}.")
+        if self.squeeze_excite and min(self.channels) < SqueezeExcite.reduction:
+            raise ValueError(
+                "squeeze_excite narrows every width to one sixteenth, so channels must be at "
+                f"least {SqueezeExcite.reduction}; got {self.channels}."
+            )
+        if self.block not in BLOCKS:
+            raise ValueError(f"block must be one of {', '.join(BLOCKS)}; got {self.block!r}.")
+        if self.block == "residual":
+            self._check_residual()
+        undivided = sorted(
+            {
+                width
+                for stage in self.stages()
+                for layer in stage
+                for width in (layer.inputs, layer.features)
+                if width % layer.groups
+            }
+        )
+        if undivided:
+            raise ValueError(
+                f"groups={self.groups} must divide the widths of every second layer; it does not "
+                f"divide {undivided} of channels={self.channels}."
+            )
+
+    def _check_residual(self):
+        *paired, last = self.layers
+        if last != 1 or any(count % 2 for count in paired):
+            raise ValueError(
+                'block="residual" has a shortcut around every two layers, and a single layer in '
+                "the last stage, so layers must be even but for a last 1; got "
+                f"layers={self.layers}."
+            )
+        if self.squeeze_excite:
+            raise ValueError(
+                'block="residual" has no squeeze-excite: set squeeze_excite=False or another block.'
+            )
+
+    def stages(self) -> list[list[Layer]]:
+        """Every layer, by stage, stage 0 first."""
+        stages, inputs, index = [], self.in_channels, 0
+        for count, features in zip((1, *self.layers), self.channels, strict=True):
+            stage = []
+            for stride in (2, *(1,) * (count - 1)):
+                groups = self.groups if index and index % 2 == 0 else 1
+                stage.append(Layer(inputs, features, stride, groups))
+                inputs, index = features, index + 1
+            stages.append(stage)
+        return stages
+
+
+class SqueezeExcite(ReparameterizableModule):
+    """Weighs the channels of a map by what is in all of it (Hu et al., arXiv:1709.01507).
+
+    x sigmoid(up(ReLU(down(mean(x))))), with 1 x 1 convolutions `down` and `up`. The mean is that
+    of the whole map, square or not.
+    """
+
+    reduction: ClassVar[int] = 16  # width over the width between the convolutions
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to (N, H, W, C)."""
+        channels = x.shape[-1]
+        wide = jnp.promote_types(jnp.float32, x.dtype)
+        mean = jnp.mean(x, (1, 2), dtype=wide, keepdims=True)
+        hidden = nn.relu(convolution(self, mean, channels // self.reduction, 1, name="down"))
+        return x * nn.sigmoid(convolution(self, hidden, channels, 1, name="up"))
+
+
+class RepVGGBlock(ReparameterizableModule, kw_only=True):
+    """SE?([3x3 conv-BN] + [1x1 conv-BN] + [BN]), the paper's block before its ReLU (section 3.2).
+
+    The last branch is there where the map keeps its shape. Merged, one 3 x 3 convolution with
+    bias, `rbr_reparam`, whatever the block was while it trained.
+
+    Attributes:
+      layer: what enters and leaves.
+      block: one of `BLOCKS`, but not "residual".
+      squeeze_excite: whether the channels are weighed.
+    """
+
+    layer: Layer
+    block: str
+    squeeze_excite: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
+        if self.deploy:
+            _, features, stride, groups = self.layer
+            fields = dict(strides=stride, groups=groups, name="rbr_reparam")
+            y = convolution(self, x, features, 3, **fields)
+        else:
+            y = self.training_structure(x, train)
+        return SqueezeExcite(**self.structure(), name="se")(y) if self.squeeze_excite else y
+
+    def training_structure(self, x: jax.Array, train: bool) -> jax.Array:
+        """The sum of the branches, or what the variant has in its place."""
+        match self.block:
+            case "identity_without_norm":
+                return self.identity_without_norm(x, train)
+            case "norm_after_addition":
+                return self.norm_after_addition(x, train)
+            case "diracnet" | "trivial" if self.layer.keeps_shape:
+                return IdentityKernelConvNorm(
+                    block=self.block,
+                    groups=self.layer.groups,
+                    **self.structure(),
+                    name="rbr_dense",
+                )(x, train)
+            case "acb":
+                return AsymmetricConvBlock(**self.settings(), name="rbr_acb")(x, train)
+            case "dbb":
+                return DiverseBranchBlock(**self.settings(), name="rbr_dbb")(x, train)
+            case _:
+                return self.sum_of_branches(x, train)
+
+    def sum_of_branches(self, x: jax.Array, train: bool) -> jax.Array:
+        """The paper's block, with those of its branches that the variant has."""
+        relu = self.block == "relu_in_branches"
+        suffix = "_relu" if relu else ""
+        branches = [ConvNorm(**self.settings(), kernel_size=3, name=f"rbr_dense{suffix}")]
+        if self.block in _WITH_1X1:
+            branches.append(ConvNorm(**self.settings(), name=f"rbr_1x1{suffix}"))
+        if self.block in _WITH_IDENTITY and self.layer.keeps_shape:
+            branches.append(BatchNorm(**self.structure(), name=f"rbr_identity{suffix}"))
+        maps = [branch(x, train) for branch in branches]
+        return sum(map(nn.relu, maps) if relu else maps)
+
+    def identity_without_norm(self, x: jax.Array, train: bool) -> jax.Array:
+        """[3x3 conv-BN] + [1x1 conv-BN] + x."""
+        y = ConvNorm(**self.settings(), kernel_size=3, name=self.dense_name())(x, train)
+        y += ConvNorm(**self.settings(), name="rbr_1x1")(x, train)
+        return y + x if self.layer.keeps_shape else y
+
+    def norm_after_addition(self, x: jax.Array, train: bool) -> jax.Array:
+        """BN([3x3 conv] + [1x1 conv] + x)."""
+        y = BareConv(**self.settings(), kernel_size=3, name=self.dense_name())(x)
+        y += BareConv(**self.settings(), kernel_size=1, name="rbr_1x1")(x)
+        y = y + x if self.layer.keeps_shape else y
+        return BatchNorm(**self.structure(), name="post_bn")(y, train)
+
+    def dense_name(self) -> str:
+        """The name tells who merges whether x was added, since x leaves no variables."""
+        return "rbr_dense_and_identity" if self.layer.keeps_shape else "rbr_dense"
+
+    def settings(self) -> dict[str, Any]:
+        """What the convolutions of the block have in common."""
+        _, features, stride, groups = self.layer
+        return dict(features=features, stride=stride, groups=groups, **self.structure())
+
+
+class BareConv(ReparameterizableModule, kw_only=True):
+    """`ConvNorm` without its batch norm: `conv/kernel` alone.
+
+    Attributes: see `ConvNorm`.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
+        fields = dict(strides=self.stride, groups=self.groups, use_bias=False, name="conv")
+        return convolution(self, x, self.features, self.kernel_size, **fields)
+
+
+class IdentityKernelConvNorm(ReparameterizableModule, kw_only=True):
+    """A 3 x 3 convolution that has the identity in its kernel, followed by batch norm.
+
+    Attributes:
+      block: "diracnet" or "trivial".
+      groups: of channels that are convolved each for themselves.
+    """
+
+    block: str
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, C) to (N, H, W, C)."""
+        layer = DiracConv
+        if self.block == "trivial":
+            init = pytorch_init(9 * x.shape[-1] // self.groups)
+            layer = partial(ResidualKernelConv, kernel_init=init)
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        x = layer(kernel_size=3, groups=self.groups, **dtypes, name="conv")(x)
+        return BatchNorm(**self.structure(), name="bn")(x, train)
+
+
+class ResidualPair(ReparameterizableModule, kw_only=True):
+    """Two 3 x 3 layers with a shortcut around them, as in ResNet-18, before the last ReLU.
+
+    conv2(ReLU(conv1(x))) + x, each with batch norm; where the map changes its shape,
+    downsample(x), a 1 x 1 convolution with batch norm, takes the place of x. The shortcut stays
+    when all is merged.
+
+    Attributes:
+      layers: both.
+    """
+
+    layers: tuple[Layer, Layer]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
+        first, second = self.layers
+        conv_norm = partial(ConvNorm, features=second.features, **self.structure())
+        y = conv_norm(kernel_size=3, stride=first.stride, groups=first.groups, name="conv1")(
+            x, train
+        )
+        y = conv_norm(kernel_size=3, groups=second.groups, name="conv2")(nn.relu(y), train)
+        if not first.keeps_shape:
+            x = conv_norm(stride=first.stride, name="downsample")(x, train)
+        return y + x
+
+
+class RepVGG(Network, kw_only=True):
+    """RepVGG as a classifier, as a feature extractor or as a backbone.
+
+        model = replk_jax.create_model("repvgg_a0")
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        logits = model.apply(variables, images)
+
+    Attributes:
+      architecture, num_classes, out_indices, remat, deploy, dtype, param_dtype, implementation:
+        see `Network`. Of the stages in the architecture, stage 1 is the first one here, index 0.
+    """
+
+    head_name: ClassVar[str] = "linear"
+
+    architecture: RepVGGArchitecture
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, *, features: bool = False
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        """Runs the network.
+
+        Args:
+          x: normalised images, (N, H, W, in_channels), floating point; any H and W.
+          train: batch norm uses the batch and updates `batch_stats` (which must be mutable).
+          features: return what would enter the classifier.
+
+        Returns:
+          Logits (N, num_classes), or features (N, C of the last stage): both in at least
+          float32. Or, with `out_indices`, one map (N, H / 4 / 2^s, W / 4 / 2^s, C) for each
+          stage s named, in `dtype`; odd sizes round up.
+
+        Raises:
+          ValueError: images of another shape, fields of the module that make no sense, or the
+            merged structure of a block that has none.
+          TypeError: images that are not floating point.
+        """
+        self.check_call(x, features)
+        outputs = []
+        for s, layers in enumerate(self.architecture.stages()):
+            for i, block in enumerate(self.blocks(layers)):
+                name = f"stage{s}_{i}" if s else "stage0"
+                x = nn.relu(block(**self.structure(), name=name)(x, train))
+            if s:
+                outputs.append(x)
+                self.show_stage(s - 1, x)
+        if self.out_indices is not None:
+            return tuple(outputs[s] for s in self.out_indices)
+        return self.classify(GlobalAveragePool()(x), features)
+
+    def blocks(self, layers: list[Layer]) -> list[Callable[..., nn.Module]]:
+        """What the layers of one stage are built of, each to be followed by a ReLU."""
+        arch = self.architecture
+        if arch.block != "residual":
+            fields = dict(block=arch.block, squeeze_excite=arch.squeeze_excite)
+            block = rematerialized(RepVGGBlock, self.remat)
+            return [partial(block, layer=layer, **fields) for layer in layers]
+        if len(layers) == 1:
+            _, features, stride, groups = layers[0]
+            fields = dict(features=features, kernel_size=3, stride=stride, groups=groups)
+            return [partial(rematerialized(ConvNorm, self.remat), **fields)]
+        pairs = zip(layers[::2], layers[1::2], strict=True)
+        return [partial(rematerialized(ResidualPair, self.remat), layers=pair) for pair in pairs]
+
+    def check_call(self, x: jax.Array, features: bool) -> None:
+        """As `Network`, and what is RepVGG's own."""
+        super().check_call(x, features)
+        if self.deploy and self.architecture.block == "relu_in_branches":
+            raise ValueError(
+                'block="relu_in_branches" has no merged structure: the sum of ReLUs is not a '
+                "linear map of the input, so no single convolution is equal to it. Build the "
+                "model with deploy=False."
+            )

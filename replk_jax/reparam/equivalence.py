@@ -1,0 +1,57 @@
+"""How far the merged structure of a model is from the training-time one."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from replk_jax.reparam.transform import reparameterize
+
+
+@dataclasses.dataclass(frozen=True)
+class Equivalence:
+    """How far the merged structure is from the training-time one on some images.
+
+    Attributes:
+      max_abs: largest absolute difference of any output.
+      max_rel: the same, each output's over its own largest absolute value.
+    """
+
+    max_abs: float
+    max_rel: float
+
+
+def check_equivalence(
+    model: nn.Module, variables: Mapping[str, Any], images: jax.Array
+) -> Equivalence:
+    """Runs both structures in eval mode on the same images and compares their outputs.
+
+    Matrix products are taken at the highest precision, so that what is left on an accelerator
+    is the difference of the structures. With a 16-bit `dtype` the rounding of the activations
+    is in it too. A freshly initialised model proves nothing: its logits are the classifier's
+    bias, whatever the image and however wrong the merge.
+
+    Args:
+      model: in its training-time structure (`deploy=False`).
+      variables: of that model, trained ones for the check to mean anything.
+      images: (N, H, W, C), normalised.
+
+    Raises:
+      ValueError: a model in its merged structure.
+    """
+    if model.deploy:
+        raise ValueError("check_equivalence takes the training-time model; got deploy=True.")
+    merged = model.clone(deploy=True)
+    with jax.default_matmul_precision("highest"):
+        expected = jax.tree.leaves(jax.jit(model.apply)(variables, images))
+        actual = jax.tree.leaves(jax.jit(merged.apply)(jax.jit(reparameterize)(variables), images))
+    differences = [jnp.max(jnp.abs(a - e)) for a, e in zip(actual, expected, strict=True)]
+    relative = [
+        jnp.where(difference == 0, 0, difference / jnp.max(jnp.abs(e)))
+        for difference, e in zip(differences, expected, strict=True)
+    ]
+    # jnp.max keeps a NaN, which Python's max may lose.
+    return Equivalence(float(jnp.max(jnp.stack(differences))), float(jnp.max(jnp.stack(relative))))

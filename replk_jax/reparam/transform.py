@@ -1,0 +1,198 @@
+"""Structural re-parameterization: the training-time variables become the merged ones.
+
+Ding et al., "RepVGG: Making VGG-style ConvNets Great Again" (arXiv:2101.03697), section 3.3,
+and "Scaling Up Your Kernels to 31x31" (arXiv:2203.06717), guideline 3.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from replk_jax.reparam.algebra import Affine, Linear, affine_of_norm
+from replk_jax.reparam.blocks import Form, find_block
+
+Tree = Mapping[str, Any]
+_Path = tuple[str, ...]
+
+_NORM = Form("scale bias mean var")
+
+
+def reparameterize(variables: Tree) -> dict[str, Any]:
+    """Merges parallel branches and folds every batch norm into a neighbour.
+
+    Goes further than the official code: RepLKNet's batch norms before the blocks are folded
+    forward into the pointwise convolution that follows, and the final one through the
+    average pool into the classifier. What has nothing to be folded into stays as the affine
+    map it is (`scale` and `bias`): the stage norms of a backbone, and the final norm of a
+    model without a classifier.
+
+    It reads the tree alone and knows blocks by the names of their parts (`BLOCKS`, to which
+    `register_block` adds), so a network of your own that is made of such blocks is merged as
+    well. Pure, and works under `jax.jit`, `jax.vmap`, `jax.grad` and `jax.eval_shape` and on
+    sharded arrays. Sums are taken in at least float32. Idempotent, and it accepts trees that are
+    merged in part, such as those of `merge_branches`.
+
+    Args:
+      variables: {"params": ..., "batch_stats": ...} of a training-time model.
+
+    Returns:
+      {"params": ...} with the structure, shapes and dtypes of the variables of
+      `model.clone(deploy=True)`.
+
+    Raises:
+      ValueError: a block that is foreign, incomplete, of the wrong shape or not linear, with
+        its path.
+    """
+    merged = _plain(_merge(_join(variables), ()))
+    return {"params": _rounded(merged, variables["params"])}
+
+
+def merge_branches(variables: Tree) -> dict[str, Any]:
+    """Merges parallel branches and nothing else.
+
+    What the official code does, RepLKNet's `structural_reparam()` and RepVGG's
+    `switch_to_deploy()`. RepLKNet's other batch norms stand, so the result is for export to
+    PyTorch and for study; no structure of that model here runs it. `reparameterize` takes it
+    the rest of the way.
+
+    Args:
+      variables: {"params": ..., "batch_stats": ...} of a training-time model.
+
+    Returns:
+      {"params": ..., "batch_stats": ...}.
+
+    Raises:
+      ValueError: as `reparameterize`.
+    """
+    jax.eval_shape(reparameterize, variables)  # refuses what it does not know
+
+    def merge(node, source, path):
+        if not isinstance(node, Mapping):
+            return node
+        block = find_block(node)
+        if block and block.parallel:
+            return _rounded(_plain(_merge(node, path)), source)
+        return {
+            name: merge(child, source.get(name, {}), (*path, name)) for name, child in node.items()
+        }
+
+    return _split(merge(_join(variables), variables["params"], ()))
+
+
+# --- From the leaves up ------------------------------------------------------------------
+
+
+def _merge(node: Any, path: _Path) -> Any:
+    """A node with all blocks in it merged, as Linear and Affine, in the dtype sums are taken in."""
+    if not isinstance(node, Mapping):
+        if not hasattr(node, "shape"):
+            raise ValueError(f"{_name(path)}: expected an array, found {node!r}.")
+        wide = jnp.issubdtype(node.dtype, jnp.floating)
+        return node.astype(jnp.promote_types(jnp.float32, node.dtype)) if wide else node
+    block = find_block(node)
+    training = block is not None and _at(path, block.is_training, node)
+    parts = {name: _merge(child, (*path, name)) for name, child in node.items()}
+    if training:
+        return _at(path, block.merge, parts)
+    return _at(path, _layer, parts)
+
+
+def _layer(parts: Tree) -> Any:
+    """A layer by itself: batch norm, convolution or dense layer; anything else stays as it is."""
+    names = set(parts)
+    if names & {"mean", "var"}:
+        if faults := _NORM.faults(names):
+            raise ValueError(f"{'; '.join(faults)}.")
+        _expect_shapes(parts, parts["scale"].shape[-1:])
+        return affine_of_norm(**parts)
+    if names in ({"scale", "bias"}, {"scale"}):
+        _expect_shapes(parts, parts["scale"].shape[-1:])
+    if names in ({"kernel"}, {"kernel", "bias"}):
+        kernel, bias = parts["kernel"], parts.get("bias")
+        if isinstance(kernel, Mapping) or isinstance(bias, Mapping):
+            raise ValueError("expected an array, found a part of a network.")
+        if kernel.ndim in (2, 4):
+            _expect_shapes({"bias": bias} if bias is not None else {}, kernel.shape[-1:])
+            return Linear(kernel, bias)
+    return parts
+
+
+def _expect_shapes(leaves: Tree, shape: tuple[int, ...]) -> None:
+    for name, leaf in leaves.items():
+        if leaf.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, found {leaf.shape}.")
+
+
+def _at(path: _Path, function: Callable[[Any], Any], node: Any) -> Any:
+    """The function's result; its errors with the path."""
+    try:
+        return function(node)
+    except ValueError as error:
+        raise ValueError(f"{_name(path)}: {error}") from error
+
+
+def _name(path: _Path) -> str:
+    return "/".join(path) or "the variables"
+
+
+# --- Trees -------------------------------------------------------------------------------
+
+
+def _plain(node: Any) -> Any:
+    """Linear and Affine as the dictionaries that Flax knows."""
+    if isinstance(node, Affine):
+        return {"scale": node.scale, "bias": node.bias}
+    if isinstance(node, Linear):
+        return {"kernel": node.kernel} | ({} if node.bias is None else {"bias": node.bias})
+    if isinstance(node, Mapping):
+        return {name: _plain(child) for name, child in node.items()}
+    return node
+
+
+def _rounded(merged: Any, source: Any) -> Any:
+    """In the dtypes of the parameters that came in; of a new one, those of the same block."""
+    if isinstance(merged, Mapping):
+        return {
+            name: _rounded(
+                child, source.get(name, source) if isinstance(source, Mapping) else source
+            )
+            for name, child in merged.items()
+        }
+    return merged.astype(jax.tree.leaves(source)[0].dtype)
+
+
+def _join(variables: Tree) -> dict[str, Any]:
+    """One tree in which a batch norm's parameters and statistics stand together."""
+    if "params" not in variables or not set(variables) <= {"params", "batch_stats"}:
+        raise ValueError(
+            'Expected the variables {"params": ..., "batch_stats": ...}; '
+            f"found {sorted(variables)}."
+        )
+
+    if not variables["params"]:
+        raise ValueError("the variables: there are none.")
+
+    def join(params, stats):
+        joined = dict(params)
+        for name, child in stats.items():
+            both_nodes = isinstance(child, Mapping) and isinstance(joined.get(name, {}), Mapping)
+            joined[name] = join(joined.get(name, {}), child) if both_nodes else child
+        return joined
+
+    return join(variables["params"], variables.get("batch_stats", {}))
+
+
+def _split(tree: Tree) -> dict[str, Any]:
+    """The reverse of `_join`."""
+    collections: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for name, child in tree.items():
+        if isinstance(child, Mapping):
+            for collection, subtree in _split(child).items():
+                if subtree:
+                    collections[collection][name] = subtree
+        else:
+            collection = "batch_stats" if name in ("mean", "var") else "params"
+            collections[collection][name] = child
+    return collections

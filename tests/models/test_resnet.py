@@ -1,0 +1,169 @@
+"""ResNet against a network of `lax` operations that reads torchvision's tensors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import replk_jax
+from replk_jax.models.resnet import ResNetArchitecture
+from replk_jax.models.variables import abstract_variables
+from tests.helpers import random_images, random_variables
+
+# Stage 1 has a block that adds its input as it is, and one that must widen it.
+TINY = ResNetArchitecture(layers=(2, 1, 1), channels=(4, 5, 6))
+
+
+def make(**fields):
+    return replk_jax.create_model(TINY, **{"num_classes": 3, **fields})
+
+
+def torchvision_state(variables):
+    """Tensors by torchvision's names and in its layout, written apart from the importer."""
+    params, stats = variables["params"], variables["batch_stats"]
+    state = {"fc.weight": params["fc"]["kernel"].T, "fc.bias": params["fc"]["bias"]}
+
+    def conv_norm(conv, norm, params, stats):
+        state[f"{conv}.weight"] = params["conv"]["kernel"].transpose(3, 2, 0, 1)
+        state[f"{norm}.weight"], state[f"{norm}.bias"] = params["bn"]["scale"], params["bn"]["bias"]
+        for statistic, leaf in stats["bn"].items():
+            state[f"{norm}.running_{statistic}"] = leaf
+
+    conv_norm("conv1", "bn1", params["conv1"], stats["conv1"])
+    for stage, depth in enumerate(TINY.layers, 1):
+        for i in range(depth):
+            block, name = f"layer{stage}_{i}", f"layer{stage}.{i}"
+            for part in params[block]:
+                conv, norm = f"{name}.{part}", f"{name}.{part.replace('conv', 'bn')}"
+                if part == "downsample":
+                    conv, norm = f"{name}.downsample.0", f"{name}.downsample.1"
+                conv_norm(conv, norm, params[block][part], stats[block][part])
+    return state
+
+
+def reference(state, x):
+    """torchvision's network on NHWC images: logits and the map of the last stage."""
+
+    def conv_norm(x, conv, norm, stride=1):
+        weight = state[f"{conv}.weight"]
+        padding = weight.shape[-1] // 2
+        y = lax.conv_general_dilated(x, weight, (stride, stride), [(padding, padding)] * 2)
+        names = ("running_mean", "running_var", "weight", "bias")
+        mean, var, scale, bias = (state[f"{norm}.{name}"][:, None, None] for name in names)
+        return scale * (y - mean) / jnp.sqrt(var + 1e-5) + bias
+
+    def relu(x):
+        return jnp.where(x > 0, x, 0)
+
+    x = relu(conv_norm(x.transpose(0, 3, 1, 2), "conv1", "bn1", 2))
+    # After a ReLU, zeros around the map are never more than what is in a window.
+    padded = jnp.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)])
+    rows, columns = ((size - 1) // 2 + 1 for size in x.shape[2:])
+    windows = [
+        padded[:, :, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+        for i in range(3)
+        for j in range(3)
+    ]
+    x = jnp.max(jnp.stack(windows), 0)
+    for stage, depth in enumerate(TINY.layers, 1):
+        for i in range(depth):
+            name, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
+            y = relu(conv_norm(x, f"{name}.conv1", f"{name}.bn1"))
+            y = relu(conv_norm(y, f"{name}.conv2", f"{name}.bn2", stride))
+            y = conv_norm(y, f"{name}.conv3", f"{name}.bn3")
+            if i == 0:
+                x = conv_norm(x, f"{name}.downsample.0", f"{name}.downsample.1", stride)
+            x = relu(x + y)
+    return x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"], x.transpose(0, 2, 3, 1)
+
+
+def assert_close(actual, expected):
+    """1e-10 of the largest value: float64's rounding, over some fifteen layers."""
+    expected = np.asarray(expected)
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+
+
+def test_logits_maps_and_gradients_are_the_references():
+    """The gradients are those of a receptive field: of the last map's centre, by the image."""
+    with jax.enable_x64(True):
+        model = make(dtype=jnp.float64, param_dtype=jnp.float64)
+        variables, images = random_variables(model), random_images(model, 2, (49, 64))
+        backbone = model.clone(out_indices=(2,))
+
+        def centre(maps):
+            return jnp.sum(jax.nn.relu(maps[:, maps.shape[1] // 2, maps.shape[2] // 2]))
+
+        @jax.jit
+        def both(variables, images):
+            state = torchvision_state(variables)
+            ours = jax.grad(lambda x: centre(backbone.apply(variables, x)[0]))(images)
+            theirs = jax.grad(lambda x: centre(reference(state, x)[1]))(images)
+            maps = backbone.apply(variables, images)
+            actual = model.apply(variables, images), *maps, ours
+            return actual, (*reference(state, images), theirs)
+
+        actual, expected = both(variables, images)
+        assert np.abs(expected[2]).max() > 0
+        for ours, theirs in zip(actual, expected, strict=True):
+            assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "convolutions"),
+    [("resnet_101", 44_549_160, 104), ("resnet_152", 60_192_808, 155)],
+)
+def test_parameters_are_torchvisions(name, parameters, convolutions):
+    model = replk_jax.create_model(name)
+    variables = abstract_variables(model)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == parameters
+    assert len(jax.tree.leaves(variables)) == 5 * convolutions + 2
+    merged = jax.tree.leaves(abstract_variables(model.clone(deploy=True)))
+    # A bias in place of a scale and a bias.
+    norms = sum(leaf.size for leaf in jax.tree.leaves(variables["batch_stats"])) // 2
+    assert sum(leaf.size for leaf in merged) == parameters - norms
+    assert len(merged) == 2 * convolutions + 2
+
+
+def test_output_shapes():
+    model = make(out_indices=(2, 0, 1), dtype=jnp.bfloat16)
+    images = random_images(model, 2, (49, 33))
+
+    def outputs(model, **settings):
+        variables = abstract_variables(model)
+        result = jax.eval_shape(lambda v: model.apply(v, images, **settings), variables)
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), result)
+
+    assert outputs(model) == (
+        ((2, 4, 3, 24), jnp.bfloat16),
+        ((2, 13, 9, 16), jnp.bfloat16),
+        ((2, 7, 5, 20), jnp.bfloat16),
+    )
+    classifier = model.clone(out_indices=None)
+    assert outputs(classifier) == ((2, 3), jnp.float32)
+    assert outputs(classifier, features=True) == ((2, 24), jnp.float32)
+    assert outputs(classifier.clone(num_classes=None, deploy=True)) == ((2, 24), jnp.float32)
+
+
+def test_variables_do_not_depend_on_the_image():
+    """Neither the stride nor the width of stage 2's first block can be seen on a 1 x 1 map."""
+    model = make(channels=(4, 4, 4))
+    small, large = (abstract_variables(model, (size, size)) for size in (4, 64))
+    assert small == large
+    assert "downsample" in small["params"]["layer2_0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": (2, 1)}, "one entry per stage"),
+        ({"layers": (), "channels": ()}, "one entry per stage"),
+        ({"layers": (2, 0, 1)}, "layers must be positive whole"),
+        ({"channels": (4, 5.5, 6)}, "channels must be positive whole"),
+        ({"in_channels": 0}, "in_channels must be positive whole"),
+    ],
+)
+def test_impossible_architectures(change, message):
+    with pytest.raises(ValueError, match=message):
+        replk_jax.create_model(TINY, **change)

@@ -1,0 +1,99 @@
+"""Every registered family and variant: the merged structure is the training-time one.
+
+A network cannot be registered without passing here: the cases come from the registry, and
+a family without a miniature in tests/miniatures.py fails.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import replk_jax
+from replk_jax import check_equivalence, reparameterize
+from replk_jax.models.replknet import RepLKNetArchitecture
+from replk_jax.models.variables import abstract_variables
+from tests.helpers import random_images, random_variables
+from tests.miniatures import registered, repvgg_variants
+
+VARIANTS = {name: block for name, block in repvgg_variants().items() if "relu" not in name}
+DILATED = RepLKNetArchitecture(
+    (9, 7), (1, 1), (8, 12), small_kernel=None, dilated_branches=((5, 1), (3, 2), (3, 3))
+)
+CASES = {
+    **{name: (architecture, {}) for name, architecture in registered().items()},
+    **{name: (architecture, {}) for name, architecture in VARIANTS.items()},
+    "replknet with dilated branches": (DILATED, {}),
+    "mobilenet_v2 of output stride 8": (
+        registered()["mobilenet_v2_13_reparam"],
+        {"out_indices": (0, 1), "output_stride": 8},
+    ),
+}
+
+
+def make(case, **fields):
+    architecture, own_fields = CASES[case]
+    return replk_jax.create_model(architecture, num_classes=4, **own_fields, **fields)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_network(case):
+    """Outputs within 1e-9 of the largest in float64: the identities are exact. In float32 within
+    1e-4, which is rounding. And the transform is one of JAX's: pure, and fit for jit, vmap, grad.
+    """
+    with jax.enable_x64(True):
+        model = make(case, dtype=jnp.float64, param_dtype=jnp.float64)
+        variables = random_variables(model)
+        images = random_images(model, size=(32, 21))
+        with jax.default_matmul_precision("highest"):  # as the check has it, and compiles it
+            outputs = jax.tree.leaves(jax.jit(model.apply)(variables, images))
+        assert all(np.ptp(output, 0).max() > 1e-3 for output in outputs)  # images matter
+        assert check_equivalence(model, variables, images).max_rel < 1e-9
+        check_tree(model)
+        check_transform(variables)
+    model = make(case)
+    assert check_equivalence(model, random_variables(model), images).max_rel < 1e-4
+
+
+def check_tree(model):
+    """The transform gives the variables that the merged model has, to the dtype."""
+    for param_dtype in (model.param_dtype, jnp.bfloat16):
+        typed = model.clone(param_dtype=param_dtype)
+        merged = jax.eval_shape(reparameterize, abstract_variables(typed))
+        chex.assert_trees_all_equal_shapes_and_dtypes(
+            merged, abstract_variables(typed.clone(deploy=True))
+        )
+
+
+def check_transform(variables):
+    merged = jax.jit(reparameterize)(variables)
+    close = dict(rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_equal(jax.jit(reparameterize)(merged), merged)
+
+    # vmap: of two networks at once.
+    other = jax.tree.map(lambda leaf: 1.5 * leaf, variables)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), variables, other)
+    expected = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), merged, jax.jit(reparameterize)(other)
+    )
+    chex.assert_trees_all_close(jax.jit(jax.vmap(reparameterize))(both), expected, **close)
+
+    # grad: along a random direction, against a central difference of step h, whose error is of
+    # the order h^2, and its rounding of the order 1e-16 / h.
+    rng, h = np.random.default_rng(1), 1e-5
+    direction = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape), variables)
+    direction["batch_stats"] = jax.tree.map(np.zeros_like, direction["batch_stats"])
+
+    def total(merged):
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(merged))
+
+    def moved(step):
+        return jax.tree.map(lambda leaf, way: leaf + step * way, variables, direction)
+
+    gradient = jax.jit(jax.grad(lambda variables: total(reparameterize(variables))))(variables)
+    pairs = zip(*map(jax.tree.leaves, (gradient, direction)), strict=True)
+    ahead, behind = (total(jax.jit(reparameterize)(moved(step))) for step in (h, -h))
+    np.testing.assert_allclose(
+        sum(np.vdot(g, way) for g, way in pairs), (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-6
+    )
