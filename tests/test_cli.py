@@ -6,11 +6,13 @@ import sys
 import pytest
 
 from replk_jax.benchmark import depthwise, tune
+from replk_jax.benchmark.model import MODES
 from replk_jax.cli import main
 from replk_jax.models import registry
 from replk_jax.ops import measurements
 from replk_jax.ops.shapes import Shape
 from tests.helpers import TINY
+from tests.miniatures import miniature
 
 
 def test_models_lists_all(capsys):
@@ -60,12 +62,15 @@ def test_bench_model(tmp_path, capsys, monkeypatch):
     settings = ["--image-size", "32", "--batch-size", "2", "--seconds", "0.01"]
     main(["bench", "model", "--model", "tiny", *settings, "--json", str(path)])
     report = json.loads(path.read_text())
-    assert [t["mode"] for t in report["timings"]] == [
+    (measured,) = report["models"]
+    assert [t["mode"] for t in measured["timings"]] == [
         "inference", "inference-merged", "gradients", "training",
     ]  # fmt: skip
-    for timing in report["timings"]:
+    for timing in measured["timings"]:
         assert timing["runs"] >= 3
         assert timing["images_per_second"] == pytest.approx(2 / timing["median"])
+    memory = {t["mode"]: t["memory_bytes"] for t in measured["timings"]}
+    assert 0 < memory["inference-merged"] <= memory["inference"] < memory["training"]
     assert report["environment"]["jax"]
     out = capsys.readouterr().out
     assert "times as fast" in out
@@ -80,12 +85,28 @@ def test_bench_model_with_peers(tmp_path, capsys, monkeypatch):
     settings = ["--image-size", "32", "--batch-size", "2", "--seconds", "0.01"]
     modes = ["--modes", "inference-merged", "gradients", "--peer", "torch", "timm:resnet50"]
     main(["bench", "model", "--model", "tiny", *settings, *modes, "--json", str(path)])
-    timings = json.loads(path.read_text())["timings"]
+    (measured,) = json.loads(path.read_text())["models"]
+    timings = measured["timings"]
     assert [t["contender"] for t in timings] == 2 * ["replk_jax", "torch", "timm:resnet50"]
     assert [bool(t["failure"]) for t in timings] == 2 * [False, False, True]
     out = capsys.readouterr().out
     assert "times as fast as torch" in out
     assert "not measured: ModuleNotFoundError" in out
+
+
+def test_bench_several_models(capsys, monkeypatch):
+    """Of every family; a table tells what re-parameterization brings."""
+    names = ["replknet_3", "repvgg_a0", "mobilenet_v2", "resnet_101"]
+    for name in names:
+        architecture = miniature(registry.ARCHITECTURES[name])
+        monkeypatch.setitem(registry.ARCHITECTURES, name, architecture)
+    settings = ["--image-size", "32", "--seconds", "0.01"]
+    main(["bench", "model", "--model", *names, *settings, "--modes", *MODES[:2]])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("`")[1] for line in lines if line.startswith("| `")] == names
+    with pytest.raises(SystemExit):
+        main(["bench", "model", "--model", "repvgg_a0", "--peer", "torch"])
+    assert "compare others with timm:NAME" in capsys.readouterr().err
 
 
 def test_bench_model_without_torch(capsys, monkeypatch):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import optax
 
 from replk_jax.benchmark import torch_peers
-from replk_jax.benchmark.environment import describe_environment, format_environment
 from replk_jax.benchmark.timing import Contender, Program, Timing, compete
 from replk_jax.models import create_model
 from replk_jax.models.variables import abstract_variables
@@ -21,6 +20,9 @@ from replk_jax.reparam import reparameterize
 
 MODES = ("inference", "inference-merged", "gradients", "training")
 OURS = "replk_jax"
+
+# What is measured in turns: both structures, since their ratio is what one wants to know.
+_TOGETHER = (("inference", "inference-merged"), ("gradients",), ("training",))
 
 
 def benchmark_model(
@@ -47,11 +49,12 @@ def benchmark_model(
       dtype: of the computation; parameters are float32, as they are in training.
       modes: what to time, out of `MODES`.
       peers: networks in PyTorch that run in turns with the model, in all modes but "training":
-        "torch", the same one; "timm:NAME", a model of timm's.
+        "torch", the same one if it is a RepLKNet; "timm:NAME", a model of timm's.
       seconds: how long to repeat each; at least three runs.
 
     Returns:
-      A dictionary fit for JSON: the settings, the environment and `timings`.
+      A dictionary fit for JSON: the settings and `timings`, whose `memory_bytes` are those that
+      XLA sets aside for arguments, results and what lies between.
 
     Raises:
       ValueError: an unknown model, mode or peer.
@@ -59,15 +62,16 @@ def benchmark_model(
     unknown = sorted(set(modes) - set(MODES))
     if unknown:
         raise ValueError(f"Unknown mode {', '.join(unknown)}; known: {', '.join(MODES)}.")
+    model = create_model(name, dtype=jnp.dtype(dtype))
     for peer in peers:
-        torch_peers.check_network(peer)
-    model = create_model(name, dtype=jnp.dtype(dtype), drop_path_rate=0.1)
+        torch_peers.check_network(peer, model.architecture)
     variables, images = _random_inputs(model, batch_size, image_size)
     platform = jax.devices()[0].platform
     absent = torch_peers.refuses(platform) if peers else None
-    timings = []
-    for mode in modes:
-        contenders = {OURS: Contender(partial(_program, mode, model, variables, images))}
+
+    def contenders(mode: str) -> dict[tuple[str, str], Contender]:
+        ours = Contender(partial(_program, mode, model, variables, images))
+        found = {(mode, OURS): ours}
         if mode in torch_peers.NETWORK_MODES and not absent:
             for peer in peers:
                 prepare = partial(
@@ -80,19 +84,22 @@ def benchmark_model(
                     dtype=dtype,
                     platform=platform,
                 )
-                contenders[peer] = Contender(prepare)
-        results = compete(contenders, seconds)
-        if isinstance(results[OURS], Exception):
-            raise results[OURS]
-        timings += [
-            _timing(mode, contender, result, batch_size) for contender, result in results.items()
-        ]
+                found[mode, peer] = Contender(prepare)
+        return found
+
+    timings = []
+    for together in _TOGETHER:
+        wanted = [contenders(mode) for mode in together if mode in modes]
+        results = compete({k: v for found in wanted for k, v in found.items()}, seconds)
+        for (mode, contender), result in results.items():
+            if contender == OURS and isinstance(result, Exception):
+                raise result
+            timings.append(_timing(mode, contender, result, batch_size))
     return {
         "model": name,
         "image_size": image_size,
         "batch_size": batch_size,
         "dtype": dtype,
-        "environment": describe_environment(),
         "absent": absent,
         "timings": timings,
     }
@@ -101,10 +108,9 @@ def benchmark_model(
 def format_report(report: dict[str, Any]) -> str:
     """The report of `benchmark_model` as text."""
     lines = [
-        format_environment(report["environment"]),
         f"{report['model']}, {report['image_size']} x {report['image_size']}, batch "
         f"{report['batch_size']}, {report['dtype']}",
-        f"{'':50}{'images/s':>10}{'s/step':>10}{'least':>10}{'compile s':>11}{'runs':>6}",
+        f"{'':50}{'images/s':>10}{'s/step':>10}{'least':>10}{'compile s':>11}{'MB':>8}{'runs':>6}",
     ]
     rates = {}
     for timing in report["timings"]:
@@ -114,11 +120,11 @@ def format_report(report: dict[str, Any]) -> str:
             lines.append(f"{head} not measured: {timing['failure']}")
             continue
         rates[mode, contender] = timing["images_per_second"]
-        compiled = timing["compile_seconds"]
+        compiled, memory = timing["compile_seconds"], timing["memory_bytes"]
         lines.append(
             f"{head}{timing['images_per_second']:10.2f}{timing['median']:10.4f}"
             f"{timing['minimum']:10.4f}{'' if compiled is None else f'{compiled:.1f}':>11}"
-            f"{timing['runs']:6}"
+            f"{'' if memory is None else f'{memory / 1e6:.0f}':>8}{timing['runs']:6}"
         )
     if {("inference", OURS), ("inference-merged", OURS)} <= rates.keys():
         ratio = rates["inference-merged", OURS] / rates["inference", OURS]
@@ -128,6 +134,25 @@ def format_report(report: dict[str, Any]) -> str:
             lines.append(f"{mode}: {rates[mode, OURS] / rate:.2f} times as fast as {contender}")
     if report["absent"]:
         lines.append(f"No peer was measured. {report['absent']}")
+    return "\n".join(lines)
+
+
+def structures_table(reports: Sequence[dict[str, Any]]) -> str:
+    """What re-parameterization brings, as a table in Markdown with a line for each model."""
+    lines = [
+        "| model | images/s, training-time | re-parameterized | ratio | MB, training-time | "
+        "re-parameterized |",
+        "|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        ours = {t["mode"]: t for t in report["timings"] if t["contender"] == OURS}
+        before, after = ours["inference"], ours["inference-merged"]
+        rates = [timing["images_per_second"] for timing in (before, after)]
+        memory = [timing["memory_bytes"] / 1e6 for timing in (before, after)]
+        lines.append(
+            f"| `{report['model']}` | {rates[0]:.1f} | {rates[1]:.1f} | {rates[1] / rates[0]:.2f} "
+            f"| {memory[0]:.0f} | {memory[1]:.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -164,10 +189,11 @@ def _program(mode: str, model: nn.Module, variables: Any, images: jax.Array) -> 
         merged = jax.jit(reparameterize)(variables)
         return _compiled(model.clone(deploy=True).apply, (merged,), images)
     if mode == "gradients":
-        return _compiled(_differentiated(model.clone(drop_path_rate=0.0)), (variables,), images)
+        return _compiled(_differentiated(model), (variables,), images)
 
     optimizer = optax.adamw(1e-3)
-    differentiated = _differentiated(model)
+    has_drop_path = hasattr(model, "drop_path_rate")
+    differentiated = _differentiated(model.clone(drop_path_rate=0.1) if has_drop_path else model)
 
     def train_step(variables, opt_state, images):
         grads, updates = differentiated(variables, images)
@@ -215,4 +241,7 @@ def _compiled(
         state = result if carries else state
         return result
 
-    return Program(start, compile_seconds=seconds)
+    sizes = compiled.memory_analysis()
+    occupied = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    memory = occupied - sizes.alias_size_in_bytes
+    return Program(start, compile_seconds=seconds, memory_bytes=memory)

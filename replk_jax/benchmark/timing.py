@@ -33,6 +33,7 @@ class Program:
       calls: how often `start` does what is to be timed; times are those of one call.
       asynchronous: whether it may be started again before it has finished.
       compile_seconds: what making it took, where that is of interest.
+      memory_bytes: what it occupies at once, where that is known.
     """
 
     start: Callable[[], Any]
@@ -40,6 +41,7 @@ class Program:
     calls: int = 1
     asynchronous: bool = False
     compile_seconds: float | None = None
+    memory_bytes: int | None = None
 
     def seconds(self, starts: int = 1) -> float:
         """The time of one call, over so many starts in a row."""
@@ -70,13 +72,14 @@ class Timing:
     Attributes:
       median, minimum: over `runs`, each of which was waited for.
       runs: how many were timed.
-      compile_seconds: as the program has it.
+      compile_seconds, memory_bytes: as the program has them.
     """
 
     median: float
     minimum: float
     runs: int
     compile_seconds: float | None
+    memory_bytes: int | None = None
 
 
 def compete(
@@ -145,8 +148,13 @@ class _Stopwatch:
         self.spent += time.perf_counter() - begin
 
     def timing(self) -> Timing:
-        median, minimum = statistics.median(self.samples), min(self.samples)
-        return Timing(median, minimum, len(self.samples), self.program.compile_seconds)
+        return Timing(
+            statistics.median(self.samples),
+            min(self.samples),
+            len(self.samples),
+            self.program.compile_seconds,
+            self.program.memory_bytes,
+        )
 
     def _next_run(self) -> tuple[int, float]:
         """How often to start it before waiting, and the seconds that this may take."""

@@ -110,21 +110,24 @@ def convolution_program(
     return Program(_captured(run), _synchronize, calls, asynchronous=True)
 
 
-def check_network(peer: str) -> None:
-    """Checks the name of a network that is to be a peer.
+def check_network(peer: str, architecture: Any) -> None:
+    """Checks the name of a network that is to be a peer of one of this architecture.
 
     Raises:
-      ValueError: it is neither "torch" nor "timm:NAME".
+      ValueError: it is neither "torch" nor "timm:NAME"; or it is "torch", and the architecture
+        is no RepLKNet's.
     """
     library, _, name = peer.partition(":")
     if peer != "torch" and not (library == "timm" and name):
         raise ValueError(f"Unknown peer {peer!r}; known: torch, timm:NAME.")
+    if peer == "torch" and not isinstance(architecture, RepLKNetArchitecture):
+        raise ValueError("The peer torch is a RepLKNet: compare others with timm:NAME.")
 
 
 def network_program(
     peer: str,
     mode: str,
-    architecture: RepLKNetArchitecture,
+    architecture: Any,
     *,
     image_size: int,
     batch_size: int,
@@ -136,7 +139,7 @@ def network_program(
     Args:
       peer: one that `check_network` allows.
       mode: one of `NETWORK_MODES`. timm's models have nothing to merge.
-      architecture: of RepLKNet.
+      architecture: of the network that it is compared with.
       image_size, batch_size: of the images.
       dtype: of the computation. For inference the weights have it too; for gradients they
         are float32, and the computation is autocast.
@@ -176,7 +179,7 @@ def network_program(
     return Program(differentiate, finish)
 
 
-def _network(peer: str, architecture: RepLKNetArchitecture, deploy: bool) -> Any:
+def _network(peer: str, architecture: Any, deploy: bool) -> Any:
     if peer == "torch":
         from replk_jax.benchmark.torch_replknet import RepLKNet
 

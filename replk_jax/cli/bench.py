@@ -9,7 +9,7 @@ import jax
 
 from replk_jax.benchmark import depthwise, targets
 from replk_jax.benchmark.environment import describe_environment, format_environment
-from replk_jax.benchmark.model import MODES, benchmark_model, format_report
+from replk_jax.benchmark.model import MODES, benchmark_model, format_report, structures_table
 from replk_jax.benchmark.tune import tune
 from replk_jax.cli.arguments import check_folder, positive, seconds, write_json
 from replk_jax.ops import measurements
@@ -20,7 +20,13 @@ def add_parser(verbs) -> None:
     bench = verbs.add_parser("bench", help="measure speed on the device at hand")
     subjects = bench.add_subparsers(metavar="SUBJECT", required=True)
     model = subjects.add_parser("model", help="a whole network, inference and training")
-    model.add_argument("--model", default="replknet_31b", help="its name (replknet_31b)")
+    model.add_argument(
+        "--model",
+        nargs="+",
+        default=["replknet_31b"],
+        metavar="NAME",
+        help="one or several, for both structures of which a table is made (replknet_31b)",
+    )
     model.add_argument("--image-size", type=positive, default=224, help="pixels (224)")
     model.add_argument("--batch-size", type=positive, default=1, help="images at once (1)")
     model.add_argument(
@@ -91,17 +97,24 @@ def _bench_model(arguments: argparse.Namespace) -> None:
     check_folder(arguments.json)
     # A program that is found in the cache would not be compiled.
     jax.config.update("jax_enable_compilation_cache", False)
-    report = benchmark_model(
-        arguments.model,
-        image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
-        dtype=arguments.dtype,
-        modes=tuple(arguments.modes),
-        peers=tuple(arguments.peer),
-        seconds=arguments.seconds,
-    )
-    print(format_report(report))
-    write_json(report, arguments.json)
+    report = {"environment": describe_environment(), "models": []}
+    print(format_environment(report["environment"]))
+    for name in arguments.model:
+        measured = benchmark_model(
+            name,
+            image_size=arguments.image_size,
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+            modes=tuple(arguments.modes),
+            peers=tuple(arguments.peer),
+            seconds=arguments.seconds,
+        )
+        print(format_report(measured), flush=True)
+        # At once, so that they are there when a later one takes too long.
+        report["models"].append(measured)
+        write_json(report, arguments.json)
+    if len(arguments.model) > 1 and {"inference", "inference-merged"} <= set(arguments.modes):
+        print(structures_table(report["models"]))
 
 
 def _bench_depthwise(arguments: argparse.Namespace) -> None:
