@@ -1,17 +1,21 @@
-"""The checkpoints that the authors of RepLKNet released, and how each is evaluated.
+"""The checkpoints that were released of these networks, and how each is evaluated.
 
-The files are those linked from the official code's README (DingXiaoH/RepLKNet-pytorch), and
-mmpretrain's conversions of them, whose model index has the accuracies to two decimals.
+RepLKNet's and RepVGG's are those linked from the READMEs of the official code
+(DingXiaoH/RepLKNet-pytorch, DingXiaoH/RepVGG), and mmpretrain's conversions of them, whose model
+indices have the accuracies to two decimals; besides, RepVGG and MobileNet V2 as mmpretrain trained
+them. MobileNet V2 and ResNet are torchvision's, with the accuracies that it states. mmpretrain's
+ResNets are not listed: their images are resized by OpenCV, which no filter of Pillow equals.
 """
 
 import dataclasses
 import os
 import re
 from pathlib import PurePath
+from typing import NamedTuple
 
 import flax.linen as nn
 
-from replk_jax.models.registry import name_of
+from replk_jax.models.registry import ARCHITECTURES, name_of
 from replk_jax.preprocessing import Preprocessing
 
 _AT_224 = Preprocessing(224, crop_fraction=0.875)
@@ -26,13 +30,13 @@ class Released:
 
     Attributes:
       file_names: without ending: the authors', then those of mmpretrain's conversion, without
-        date and hash.
+        date and hash; torchvision's with the hash, which is all that tells some apart.
       model: its name for `create_model`.
       pretraining: the images that it was first trained on.
       num_classes: of its classifier; None where it is not published.
       preprocessing: of the images that it is evaluated on.
       top1, top5: published accuracy on the validation images of ImageNet-1K, in per cent; None
-        for networks that do not classify these, and were published without an accuracy.
+        where none was published, such as for networks that do not classify these.
     """
 
     file_names: tuple[str, ...]
@@ -42,6 +46,25 @@ class Released:
     preprocessing: Preprocessing
     top1: float | None = None
     top5: float | None = None
+
+
+def _bilinear(
+    model: str,
+    top1: float,
+    top5: float | None,
+    *file_names: str,
+    resized: int = 256,
+    size: int = 224,
+) -> Released:
+    """Trained on ImageNet-1K, and tested with torchvision's default filter.
+
+    Args:
+      model, top1, top5, *file_names: as in `Released`.
+      resized: shorter side of the image in pixels, before the crop.
+      size: of the crop.
+    """
+    preprocessing = Preprocessing(size, crop_fraction=size / resized, interpolation="bilinear")
+    return Released(file_names, model, "ImageNet-1K", 1000, preprocessing, top1, top5)
 
 
 # Of those that share architecture and classes, the first is what an unnamed file is taken for.
@@ -85,7 +108,114 @@ RELEASED: tuple[Released, ...] = (
         ("RepLKNet-XL_MegData73M_pretrain",),
         "replknet_xl", "MegData-73M", None, _XL_AT_320,
     ),
+    _bilinear(
+        "repvgg_a0", 72.41, 90.50,
+        "RepVGG-A0-train", "repvgg-A0_3rdparty_4xb64-coslr-120e_in1k",
+    ),
+    _bilinear(
+        "repvgg_a1", 74.47, 91.85,
+        "RepVGG-A1-train", "repvgg-A1_3rdparty_4xb64-coslr-120e_in1k",
+    ),
+    _bilinear(
+        "repvgg_a2", 76.48, 93.01,
+        "RepVGG-A2-train", "repvgg-A2_3rdparty_4xb64-coslr-120e_in1k",
+    ),
+    _bilinear(
+        "repvgg_b0", 75.14, 92.42,
+        "RepVGG-B0-train", "repvgg-B0_3rdparty_4xb64-coslr-120e_in1k",
+    ),
+    _bilinear(
+        "repvgg_b1", 78.37, 94.11,
+        "RepVGG-B1-train", "repvgg-B1_3rdparty_4xb64-coslr-120e_in1k",
+    ),
+    _bilinear(
+        "repvgg_b1g2", 77.79, 93.88,
+        "RepVGG-B1g2-train", "repvgg-B1g2_3rdparty_4xb64-coslr-120e_in1k",
+    ),
+    _bilinear(
+        "repvgg_b1g4", 77.58, 93.84,
+        "RepVGG-B1g4-train", "repvgg-B1g4_3rdparty_4xb64-coslr-120e_in1k",
+    ),
+    _bilinear(
+        "repvgg_b2", 78.78, 94.42,
+        "RepVGG-B2-train", "repvgg-B2_3rdparty_4xb64-coslr-120e_in1k",
+    ),
+    _bilinear(
+        "repvgg_b2g4", 79.38, 94.68, "RepVGG-B2g4-200epochs-train",
+        "repvgg-B2g4_3rdparty_4xb64-autoaug-lbs-mixup-coslr-200e_in1k",
+    ),
+    _bilinear(
+        "repvgg_b3", 80.52, 95.26, "RepVGG-B3-200epochs-train",
+        "repvgg-B3_3rdparty_4xb64-autoaug-lbs-mixup-coslr-200e_in1k",
+    ),
+    _bilinear(
+        "repvgg_b3g4", 80.22, 95.10, "RepVGG-B3g4-200epochs-train",
+        "repvgg-B3g4_3rdparty_4xb64-autoaug-lbs-mixup-coslr-200e_in1k",
+    ),
+    # 120 epochs, as the smaller ones; the accuracy is that of the paper.
+    _bilinear("repvgg_b2g4", 78.50, None, "RepVGG-B2g4-train"),
+    # Twice the same weights, which were trained at 224: the authors test them at 320.
+    _bilinear("repvgg_d2se", 83.55, None, "RepVGG-D2se-200epochs-train", resized=320, size=320),
+    _bilinear(
+        "repvgg_d2se", 81.81, 95.94,
+        "repvgg-D2se_3rdparty_4xb64-autoaug-lbs-mixup-coslr-200e_in1k",
+    ),
+    _bilinear("repvgg_a0", 72.37, 90.56, "repvgg-A0_8xb32_in1k"),
+    _bilinear("repvgg_a1", 74.23, 91.80, "repvgg-A1_8xb32_in1k"),
+    _bilinear("repvgg_a2", 76.49, 93.09, "repvgg-A2_8xb32_in1k"),
+    _bilinear("repvgg_b0", 75.27, 92.21, "repvgg-B0_8xb32_in1k"),
+    _bilinear("repvgg_b1", 78.19, 94.04, "repvgg-B1_8xb32_in1k"),
+    _bilinear("repvgg_b1g2", 77.87, 93.99, "repvgg-B1g2_8xb32_in1k"),
+    _bilinear("repvgg_b1g4", 77.81, 93.77, "repvgg-B1g4_8xb32_in1k"),
+    _bilinear("repvgg_b2", 78.58, 94.23, "repvgg-B2_8xb32_in1k"),
+    _bilinear("repvgg_b2g4", 79.44, 94.72, "repvgg-B2g4_8xb32_in1k"),
+    _bilinear("repvgg_b3", 80.58, 95.33, "repvgg-B3_8xb32_in1k"),
+    _bilinear("repvgg_b3g4", 80.26, 95.15, "repvgg-B3g4_8xb32_in1k"),
+    _bilinear("mobilenet_v2", 71.878, 90.286, "mobilenet_v2-b0353104"),
+    _bilinear("mobilenet_v2", 72.154, 90.822, "mobilenet_v2-7ebf99e0", resized=232),
+    _bilinear("mobilenet_v2", 71.86, 90.42, "mobilenet_v2_batch256_imagenet"),
+    _bilinear("resnet_101", 77.374, 93.546, "resnet101-63fe2227"),
+    _bilinear("resnet_101", 81.886, 95.780, "resnet101-cd907fc2", resized=232),
+    _bilinear("resnet_152", 78.312, 94.046, "resnet152-394f9c45"),
+    _bilinear("resnet_152", 82.284, 96.002, "resnet152-f82ba261", resized=232),
 )  # fmt: skip
+
+
+# Top-1 on ImageNet-1K at 224 x 224 of networks that were published without weights, in per cent:
+# RepLKNet's paper, tables 5 (120 epochs), 2, 3 and 4 (MobileNet V2).
+UNRELEASED: dict[str, float] = {
+    "replknet_3": 82.11,
+    "replknet_7": 82.73,
+    "replknet_13": 83.02,
+    "replknet_25": 83.00,
+    "mobilenet_v2_no_shortcuts": 68.67,
+    "mobilenet_v2_9": 72.67,
+    "mobilenet_v2_9_reparam": 73.09,
+    "mobilenet_v2_13": 72.53,
+    "mobilenet_v2_13_no_shortcuts": 53.98,
+    "mobilenet_v2_13_reparam": 73.24,
+    "mobilenet_v2_last_7": 72.00,
+    "mobilenet_v2_last_13": 71.97,
+}
+
+
+class Accuracy(NamedTuple):
+    """Top-1 on ImageNet-1K in per cent, at which image size, and whether weights have it."""
+
+    top1: float
+    image_size: int
+    released: bool
+
+
+def published_accuracy(name: str) -> Accuracy | None:
+    """The accuracy of a registered model: of the first of its released checkpoints, if it has any.
+
+    None for a model that was published without an accuracy.
+    """
+    for entry in RELEASED:
+        if entry.model == name and entry.top1 is not None:
+            return Accuracy(entry.top1, entry.preprocessing.image_size, released=True)
+    return Accuracy(UNRELEASED[name], 224, released=False) if name in UNRELEASED else None
 
 
 def find(path: str | os.PathLike) -> Released | None:
@@ -96,9 +226,9 @@ def find(path: str | os.PathLike) -> Released | None:
     """
     name = re.sub(r"\.(pth|pt|bin|safetensors)$", "", PurePath(path).name.lower())
     name = re.sub(r" ?\(\d+\)$", "", name)
-    name = re.sub(r"[-_](\d{8}-)?[0-9a-f]{8}$", "", name)
+    without_hash = re.sub(r"[-_](\d{8}-)?[0-9a-f]{8}$", "", name)
     for released in RELEASED:
-        if name in map(str.lower, released.file_names):
+        if {name, without_hash} & set(map(str.lower, released.file_names)):
             return released
     return None
 
@@ -117,14 +247,15 @@ def usual_preprocessing(model: nn.Module) -> Preprocessing | None:
 
     As for the first in `RELEASED` of this architecture, and with as many classes if there is
     one: a name tells 224 x 224 from 384 x 384 and weights do not. Else, for colour images, as
-    for 31B at 224 x 224.
+    for the first of the family.
 
     Returns:
       The preprocessing, or None for a network of other than colour images.
     """
-    architecture = name_of(model.architecture)
-    alike = [released for released in RELEASED if released.model == architecture]
-    alike.sort(key=lambda released: released.num_classes != model.num_classes)
-    if alike:
-        return alike[0].preprocessing
-    return _AT_224 if model.architecture.in_channels == 3 else None
+    architecture = model.architecture
+    if architecture.in_channels != 3:
+        return None
+    name, kind = name_of(architecture), type(architecture)
+    family = [entry for entry in RELEASED if type(ARCHITECTURES[entry.model]) is kind]
+    alike = [entry for entry in family if entry.model == name] or family[:1]
+    return min(alike, key=lambda entry: entry.num_classes != model.num_classes).preprocessing

@@ -25,7 +25,7 @@ from replk_jax.models.variables import abstract_variables, differences, in_lines
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.torch_import import load_torch
 from replk_jax.torch_import.byte_file import naming
-from replk_jax.torch_import.convert import to_state_dict
+from replk_jax.torch_import.convert import by_official_name
 from replk_jax.torch_import.load import fit
 from replk_jax.torch_import.reader import metadata, read
 from replk_jax.torch_import.tensors import brief
@@ -169,7 +169,12 @@ def load_into(
         return SavedNetwork(model, variables, named and named.preprocessing)
     variables = _read_variables(path, network, prefer_ema)
     with naming(path):
-        weights = to_state_dict(variables, network.model)
+        if network.model.deploy:
+            raise ValueError(
+                "it is re-parameterized, and what is merged cannot be trained on as it was: name "
+                "the file from before the merge."
+            )
+        weights = by_official_name(variables, network.model)
         variables = fit(weights, model, reset_head=reset_head, seed=seed)
     return dataclasses.replace(network, model=model, variables=variables)
 

@@ -8,21 +8,25 @@ import pytest
 from replk_jax.benchmark import depthwise, tune
 from replk_jax.benchmark.model import MODES
 from replk_jax.cli import main
-from replk_jax.models import registry
+from replk_jax.models import list_models, registry
 from replk_jax.ops import measurements
 from replk_jax.ops.shapes import Shape
 from tests.helpers import TINY
 from tests.miniatures import miniature
 
 
-def test_models_lists_all(capsys):
+def test_models_are_listed(capsys, monkeypatch):
+    names = ["replknet_31b", "repvgg_d2se", "repvgg_b1", "mobilenet_v2"]
+    names += ["mobilenet_v2_13_no_shortcuts"]
+    assert set(names) < set(list_models())
+    monkeypatch.setattr("replk_jax.cli.models.list_models", lambda: names)
     main(["models"])
-    out = capsys.readouterr().out
-    assert "replknet_31b" in out
-    assert "79,864,168" in out
-    assert "79,388,776" in out
-    assert "15,352,501,248" in out
-    assert "15,636,547,584" in out
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["replknet_31b"] == ["79,864,168", "79,388,776", "15,352,501,248", "224", "83.48"]
+    assert lines["repvgg_d2se"][3:] == ["320", "83.55"]
+    assert lines["repvgg_b1"] == ["57,415,016", "51,829,480", "11,813,437,440", "224", "78.37"]
+    assert lines["mobilenet_v2"][0] == "3,504,872"
+    assert lines["mobilenet_v2_13_no_shortcuts"][3:] == ["224", "53.98", "*"]
 
 
 def test_models_counts_one(capsys):

@@ -10,7 +10,7 @@ import pytest
 import replk_jax
 from replk_jax import load, save
 from replk_jax.cli import main
-from replk_jax.reparam import merge_small_kernels
+from replk_jax.reparam import merge_branches
 from replk_jax.torch_import import infer_architecture, load_torch, save_torch
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure
@@ -74,7 +74,7 @@ def test_for_torch_merged(torch_file, tmp_path, capsys):
     run(torch_file, path, "--deploy")
     assert infer_architecture(path).structure is Structure.MERGED
     saved = network()
-    expected = golden.by_official_name(jax.jit(merge_small_kernels)(saved.variables))
+    expected = golden.by_official_name(jax.jit(merge_branches)(saved.variables))
     tensors = {k: t.read() for k, t in read(path).items() if not k.endswith("num_batches_tracked")}
     assert tensors.keys() == expected.keys()
     for key, tensor in expected.items():
@@ -94,7 +94,7 @@ def test_what_is_merged_stays_merged(torch_file, tmp_path, capsys):
     run(merged, again, "--deploy")
     assert again.read_bytes() == merged.read_bytes()
     capsys.readouterr()
-    assert "re-parameterized already" in refusal(capsys, merged, tmp_path / "back.pth")
+    assert "no structure without batch norms" in refusal(capsys, merged, tmp_path / "back.pth")
     assert not (tmp_path / "back.pth").exists()
 
 

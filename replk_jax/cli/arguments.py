@@ -16,8 +16,7 @@ def add_reading(verb: argparse.ArgumentParser) -> None:
         type=_preprocessing,
         dest="preprocessing",
         metavar="NAME",
-        help="prepare images as for this released checkpoint: "
-        + ", ".join(entry.file_names[0] for entry in released.RELEASED),
+        help="prepare images as for the released checkpoint of this file name",
     )
     verb.add_argument("--ema", action="store_true", help="the moving average of the weights")
 

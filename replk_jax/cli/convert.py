@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from replk_jax.cli.arguments import add_force, add_reading, check_output
 from replk_jax.reparam import check_equivalence, reparameterize
 from replk_jax.saved import SavedNetwork, load, save
+from replk_jax.torch_import.byte_file import naming
 from replk_jax.torch_import.load import TORCH_ENDINGS, save_torch
 
 _OWN_ENDINGS = {".safetensors", ""}
@@ -31,7 +32,7 @@ def add_parser(verbs) -> None:
         "--deploy",
         action="store_true",
         help="re-parameterize, and compare both structures before anything is written; in a "
-        "PyTorch file, as far as the official structural_reparam() does",
+        "PyTorch file, as far as the official code does",
     )
     add_reading(convert)
     add_force(convert)
@@ -45,17 +46,13 @@ def _convert(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{destination} has no place for how images are prepared: no --like.")
     check_output(destination, arguments.force)
     network = load(source, prefer_ema=arguments.ema, preprocessing=arguments.preprocessing)
-    if for_torch and network.model.deploy:
-        raise ValueError(
-            f"{source} is re-parameterized already, further than the official code knows. Convert "
-            "the training-time file; with --deploy its parallel kernels are merged."
-        )
     merge = arguments.deploy and not network.model.deploy
     if merge:
         _compare_structures(network)
     if for_torch:
-        save_torch(network.variables, network.model, destination, merged=merge)
-        structure = "official merged" if merge else "training-time"
+        with naming(source):
+            save_torch(network.variables, network.model, destination, merged=merge)
+        structure = "official merged" if arguments.deploy else "training-time"
     else:
         network = _reparameterized(network) if merge else network
         save(destination, network, overwrite=arguments.force)

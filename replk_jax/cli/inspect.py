@@ -114,7 +114,8 @@ def _released(path: Path, model: nn.Module) -> Iterator[str]:
     entry = released.recognize(path, model)
     yield from _images(entry and entry.preprocessing, model)
     if entry and entry.top1 is not None:
-        yield f"published by this name: {entry.top1} % top-1, {entry.top5} % top-5 on ImageNet-1K"
+        top5 = "" if entry.top5 is None else f", {entry.top5} % top-5"
+        yield f"published by this name: {entry.top1} % top-1{top5} on ImageNet-1K"
 
 
 def _images(known: Preprocessing | None, model: nn.Module) -> Iterator[str]:

@@ -2,39 +2,44 @@
 
 import argparse
 
+from replk_jax import released
 from replk_jax.accounting import summary
 from replk_jax.cli.arguments import positive
 from replk_jax.models import create_model, list_models
+
+_EXPLANATION = """\
+Multiply-adds (MACs) of the merged convolutions for one image, as the papers count them. Top-1 is
+the published accuracy on ImageNet-1K at that size, in per cent: of the first of the released
+checkpoints, or (*) of a paper that released none."""
 
 
 def add_parser(verbs) -> None:
     models = verbs.add_parser("models", help="list the models, or count one part by part")
     models.add_argument("name", nargs="?", help="a model; without it, all are listed")
-    models.add_argument("--image-size", type=positive, default=224, help="pixels (224)")
+    models.add_argument(
+        "--image-size", type=positive, help="pixels (that of the published accuracy, else 224)"
+    )
     models.set_defaults(run=_models)
 
 
 def _models(arguments: argparse.Namespace) -> None:
     if arguments.name:
-        print(summary(create_model(arguments.name), arguments.image_size))
+        print(summary(create_model(arguments.name), arguments.image_size or 224))
         return
-    print(
-        f"{'':14}{'parameters':>13}{'merged':>13}{'MACs, paper':>17}{'mmpretrain':>17}"
-        "  kernels, channels"
-    )
+    print(f"{'':30}{'parameters':>13}{'merged':>13}{'MACs':>17}{'image':>7}  top-1")
     for name in list_models():
-        model = create_model(name)
-        counts = summary(model, arguments.image_size)
-        kernels, channels = (
-            "-".join(map(str, values))
-            for values in (model.architecture.kernel_sizes, model.architecture.channels)
-        )
+        published = released.published_accuracy(name)
+        size = arguments.image_size or (published.image_size if published else 224)
+        counts = summary(create_model(name), size)
         print(
-            f"{name:14}{counts.training.parameters:13,}{counts.merged.parameters:13,}"
-            f"{counts.paper_flops:17,}{counts.mmpretrain_flops:17,}  {kernels}, {channels}"
+            f"{name:30}{counts.training.parameters:13,}{counts.merged.parameters:13,}"
+            f"{counts.paper_flops:17,}{size:7}{_accuracy(published, size)}",
+            flush=True,
         )
-    size = arguments.image_size
-    print(
-        f"Multiply-adds (MACs) at {size} x {size}. Paper: the merged convolutions. mmpretrain: the "
-        "training-time\nconvolutions, batch norms (5 for each output) and pooled values."
-    )
+    print(_EXPLANATION)
+
+
+def _accuracy(published: released.Accuracy | None, size: int) -> str:
+    if published is None or published.image_size != size:
+        return ""
+    return f"{published.top1:7.2f}{'' if published.released else ' *'}"

@@ -10,8 +10,9 @@ import numpy as np
 from flax import traverse_util
 
 from replk_jax.models.variables import differences, in_lines
-from replk_jax.reparam import merge_small_kernels, reparameterize
+from replk_jax.reparam import merge_branches, reparameterize
 from replk_jax.torch_import import names
+from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.structures import Structure, abstract_structure, structure_of
 
 _Places = Mapping[str, tuple[names.Path, Any]]
@@ -24,9 +25,10 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
     (`num_batches_tracked`) have no counterpart and are only checked for having a batch norm.
 
     Args:
-      state_dict: official names to arrays in PyTorch's layouts, or to what NumPy makes arrays
-        of, which is read one at a time. Of the training-time network, of the merged one
-        (`structural_reparam()`), or of that with its batch norms fused (`deep_fuse_BN()`).
+      state_dict: official names (torchvision's, of MobileNet V2 and ResNet) to arrays in
+        PyTorch's layouts, or to what NumPy makes arrays of, which is read one at a time. Of the
+        training-time network, of the merged one (RepLKNet's `structural_reparam()`, RepVGG's
+        `switch_to_deploy()`), or of RepLKNet's with its batch norms fused (`deep_fuse_BN()`).
       model: the model that the weights are for. With `deploy=True` they are re-parameterized
         as far as they are not yet.
 
@@ -44,7 +46,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
             "network cannot be had back: use model.clone(deploy=True), or the file from before "
             "the merge."
         )
-    places = _places(model, structure)
+    places = places_of(model, structure)
     _expect_to_fit(state_dict, places, model)
     variables = _fill(places, state_dict)
     return reparameterize(variables) if model.deploy else variables
@@ -53,31 +55,52 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
 def to_state_dict(
     variables: Mapping[str, Any], model: nn.Module, *, merged: bool = False
 ) -> dict[str, np.ndarray]:
-    """Maps the variables of a training-time model to the state dict of the official code.
+    """Maps the variables of a model to the state dict of the official code.
 
     Args:
       variables: of `model`.
-      model: with `deploy=False`.
-      merged: as after the official `structural_reparam()`, for a network that is built with
-        `small_kernel_merged=True`.
+      model: with `deploy=False`; a RepVGG's may be merged, as the official one.
+      merged: as after RepLKNet's `structural_reparam()`, for a network that is built with
+        `small_kernel_merged=True`, or after RepVGG's `switch_to_deploy()`, for one that is built
+        with `deploy=True`.
 
     Returns:
-      Official names to arrays in PyTorch's layouts, views where that is possible. The counters
-      of the batch norms are 0: they have no counterpart here.
+      Official names (torchvision's, of MobileNet V2 and ResNet), in the official order, to arrays
+      in PyTorch's layouts, views where that is possible. The counters of the batch norms are 0:
+      they have no counterpart here.
 
     Raises:
-      ValueError: a model with `deploy=True`, or variables of another model.
+      ValueError: variables of another model, or a network or structure that the official code
+        does not have.
     """
-    if model.deploy:
-        raise ValueError(
-            "The official code has no structure without batch norms in front of the blocks: save "
-            "the training-time variables (deploy=False), with merged=True if need be."
-        )
-    state_dict = _state_dict(variables)
-    _expect_to_fit(state_dict, _places(model, Structure.TRAINING), model)
-    if merged:
-        state_dict = _state_dict(jax.jit(merge_small_kernels)(variables))
-    return state_dict | {key: np.int64(0) for key in names.counters(state_dict)}
+    family = family_of(model)
+    family.expect_published(model, merged)
+    structure = Structure.MERGED if model.deploy else Structure.TRAINING
+    state_dict = by_official_name(variables, model)
+    _expect_to_fit(state_dict, places_of(model, structure), model)
+    if merged and not model.deploy:
+        state_dict = by_official_name(jax.jit(merge_branches)(variables), model)
+    counters = {key: np.int64(0) for key in names.counters(state_dict)}
+    return names.in_order(state_dict | counters, family.ORDER)
+
+
+def by_official_name(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
+    """The variables of a network in PyTorch's names and layouts, whether published or not.
+
+    Without counters, and in the order of the variables.
+    """
+    return {
+        key: names.to_torch(np.asarray(leaf))
+        for key, (_, leaf) in _by_key(variables, model).items()
+    }
+
+
+def places_of(model: nn.Module, structure: Structure) -> _Places:
+    """By official key, where each tensor of a structure goes, and the leaf that is there.
+
+    `deploy` of the model does not matter.
+    """
+    return _by_key(abstract_structure(model.clone(deploy=False), structure), model)
 
 
 def faults(state_dict: Mapping[str, Any], model: nn.Module) -> list[str]:
@@ -85,12 +108,12 @@ def faults(state_dict: Mapping[str, Any], model: nn.Module) -> list[str]:
 
     Reads no tensor; `deploy` of the model does not matter.
     """
-    return _faults(state_dict, _places(model, structure_of(state_dict)))
+    return _faults(state_dict, places_of(model, structure_of(state_dict)))
 
 
-def _places(model: nn.Module, structure: Structure) -> _Places:
-    """By official key, where each tensor of a structure goes, and the leaf that is there."""
-    return names.by_official_key(abstract_structure(model.clone(deploy=False), structure))
+def _by_key(variables: Mapping[str, Any], model: nn.Module) -> _Places:
+    official_key, architecture = family_of(model).official_key, model.architecture
+    return names.by_key(variables, lambda key: official_key(key, architecture))
 
 
 def _faults(state_dict: Mapping[str, Any], places: _Places) -> list[str]:
@@ -119,8 +142,3 @@ def _fill(places: _Places, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         value = names.to_flax(np.asarray(state_dict[key]))
         variables[path] = jnp.asarray(value, leaf.dtype)
     return traverse_util.unflatten_dict(variables)
-
-
-def _state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    leaves = names.by_official_key(variables)
-    return {key: names.to_torch(np.asarray(leaf)) for key, (_, leaf) in leaves.items()}

@@ -13,9 +13,15 @@ import numpy as np
 from replk_jax.models import registry
 from replk_jax.models.description import architecture_in_words
 from replk_jax.models.layers import pytorch_init
-from replk_jax.torch_import import replknet
+from replk_jax.torch_import import names
 from replk_jax.torch_import.byte_file import naming
-from replk_jax.torch_import.convert import convert_state_dict, faults, to_state_dict
+from replk_jax.torch_import.convert import (
+    convert_state_dict,
+    faults,
+    places_of,
+    to_state_dict,
+)
+from replk_jax.torch_import.families import family_of, family_of_keys
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure, structure_of
 from replk_jax.torch_import.tensors import brief
@@ -34,7 +40,7 @@ class Recognized:
     Attributes:
       model: the network; `deploy=True` where the file's is merged.
       name: under which it is registered, or None.
-      naming: whose names the tensors have, "official" or "mmpretrain".
+      naming: whose names the tensors have, "official", "torchvision" or "mmpretrain".
       structure: how far it has been re-parameterized.
       place: where in the file the weights lie.
       ignored: names of tensors beside them that belong to other networks.
@@ -54,7 +60,8 @@ class Recognized:
         model = self.model
         kind = f"{model.num_classes} classes" if model.num_classes else "no classifier"
         if model.out_indices is not None:
-            norms = " with a norm each" if model.norm_intermediate_features else ""
+            normed = getattr(model, "norm_intermediate_features", False)  # RepLKNet's own
+            norms = " with a norm each" if normed else ""
             kind = f"backbone of {len(model.out_indices)} stages{norms}"
         lines = [
             f"{self.name or type(model).__name__}, {kind}, {self.structure.value}",
@@ -70,11 +77,12 @@ class Recognized:
 def infer_architecture(path: PathLike, *, prefer_ema: bool = False) -> Recognized:
     """Tells which network a file is of, from the names and shapes of its tensors.
 
-    Any widths, depths and kernels, not only those of registered models. What shapes cannot
-    tell gets a default: no stochastic depth, and a backbone emits all its stages.
+    RepLKNet, RepVGG, MobileNet V2 and ResNet of any widths, depths and kernels, not only those of
+    registered models. What shapes cannot tell gets a default: no stochastic depth, the strides and
+    shortcuts that were published, and a backbone emits all its stages.
 
     Args:
-      path: .pth, .pt, .bin or .safetensors, in official or mmpretrain naming.
+      path: .pth, .pt, .bin or .safetensors, in official, torchvision or mmpretrain naming.
       prefer_ema: look at the moving average that was saved beside the weights.
 
     Raises:
@@ -101,12 +109,13 @@ def load_torch(
 
     Strict: every tensor of the network is used and every variable filled. Two things are left
     out where the model has no place for them: a classifier, for a model without
-    (`num_classes=None`), and final norm and classifier, for a backbone (`out_indices`). Tensors
-    of other networks in the file, such as a segmenter's decoder, are left out with a warning.
+    (`num_classes=None`), and all that follows the last stage, for a backbone (`out_indices`).
+    Tensors of other networks in the file, such as a segmenter's decoder, are left out with a
+    warning.
 
     Args:
-      path: .pth, .pt, .bin or .safetensors, in official or mmpretrain naming, with the weights
-        at the top or in one of the usual wrappers.
+      path: .pth, .pt, .bin or .safetensors, in official, torchvision or mmpretrain naming, with
+        the weights at the top or in one of the usual wrappers.
       model: what the weights are for; None takes what `infer_architecture` tells. With
         `deploy=True` training-time weights are re-parameterized.
       num_classes: of the model, in place of its own.
@@ -131,8 +140,15 @@ def load_torch(
                 f"{brief(found.ignored)}.",
                 stacklevel=2,
             )
-        weights, _ = replknet.official_names(found.tensors)
-        model = replknet.infer_model(weights) if model is None else model
+        family = family_of_keys(found.tensors)
+        weights, _ = family.official_names(found.tensors)
+        if model is None:
+            model = family.infer_model(weights)
+        elif not isinstance(model, family.NETWORK):
+            raise ValueError(
+                f"its weights are those of a {family.NETWORK.__name__}, and the model is a "
+                f"{type(model).__name__}."
+            )
         if num_classes is not None:
             if model.out_indices is not None:
                 raise ValueError("it is of a backbone, which has no classifier for num_classes.")
@@ -153,19 +169,22 @@ def fit(
 def save_torch(
     variables: Mapping[str, Any], model: nn.Module, path: PathLike, *, merged: bool = False
 ) -> None:
-    """Writes the state dict of the official code, which loads it strictly.
+    """Writes the state dict of the official code (torchvision's, of MobileNet V2 and ResNet).
+
+    It loads there strictly.
 
     Args:
       variables: of `model`.
-      model: with `deploy=False`.
+      model: with `deploy=False`; a RepVGG's may be merged, as the official one.
       path: .pth, .pt or .bin, for `torch.load`; or .safetensors. A file that is there is
         replaced when the new one is complete.
-      merged: as after the official `structural_reparam()`, for a network that is built with
-        `small_kernel_merged=True`.
+      merged: as after RepLKNet's `structural_reparam()`, for a network that is built with
+        `small_kernel_merged=True`, or after RepVGG's `switch_to_deploy()`, for one that is built
+        with `deploy=True`.
 
     Raises:
-      ValueError: a model with `deploy=True`, variables of another model, or an ending that
-        tells no format.
+      ValueError: variables of another model, a network or structure that the official code does
+        not have, or an ending that tells no format.
     """
     state_dict = to_state_dict(variables, model, merged=merged)
     ending = os.path.splitext(path)[1].lower()
@@ -184,8 +203,9 @@ def recognize(contents: Any, *, prefer_ema: bool = False) -> Recognized:
       ValueError: no network known here.
     """
     found = find_weights(contents, prefer_ema=prefer_ema)
-    weights, naming = replknet.official_names(found.tensors)
-    model = replknet.infer_model(weights)
+    family = family_of_keys(found.tensors)
+    weights, naming = family.official_names(found.tensors)
+    model = family.infer_model(weights)
     return Recognized(
         model=model,
         name=registry.name_of(model.architecture),
@@ -201,11 +221,16 @@ def _fit_head(
     weights: Mapping[str, Any], model: nn.Module, reset_head: bool, seed: int
 ) -> dict[str, Any]:
     """Without the final layers that the model has not, and with a new classifier if asked."""
-    weights, (kernel, bias) = dict(weights), ("head.weight", "head.bias")
+    weights = dict(weights)
     if model.out_indices is not None or model.num_classes is None:
-        endings = ("head.",) if model.out_indices is None else ("head.", "norm.")
-        return {key: value for key, value in weights.items() if not key.startswith(endings)}
-    if kernel in weights and weights[kernel].shape[0] == model.num_classes:
+        final = _keys(model.clone(num_classes=1, out_indices=None)) - _keys(model)
+        return {key: value for key, value in weights.items() if key not in final}
+    official_key = family_of(model).official_key
+    kernel, bias = (
+        official_key(f"{model.head_name}.{last}", model.architecture) for last in ("weight", "bias")
+    )
+    # One that is of no shape at all is left to the check of all shapes.
+    if kernel in weights and weights[kernel].shape[:1] in ((), (model.num_classes,)):
         return weights
     held = f"has {weights[kernel].shape[0]} classes" if kernel in weights else "is not there"
     if not reset_head:
@@ -218,8 +243,15 @@ def _fit_head(
         f"{model.num_classes} classes is drawn at random.",
         stacklevel=3,
     )
-    width = model.architecture.channels[-1]
-    for name, shape in ((kernel, (model.num_classes, width)), (bias, (model.num_classes,))):
+    _, leaf = places_of(model, Structure.TRAINING)[kernel]
+    width, classes = leaf.shape
+    for name, shape in ((kernel, (classes, width)), (bias, (classes,))):
         key = jax.random.fold_in(jax.random.key(seed), len(shape))
         weights[name] = np.asarray(pytorch_init(width)(key, shape))
     return weights
+
+
+def _keys(model: nn.Module) -> set[str]:
+    """The official names of a training-time network's tensors."""
+    keys = places_of(model, Structure.TRAINING)
+    return {*keys, *names.counters(keys)}

@@ -1,8 +1,8 @@
 """The three structures in which a network's weights are published.
 
-All three belong to one network. The merged ones of the official code leave batch norms
-standing that the merged structure here has folded away; `replk_jax.reparameterize` takes them
-the rest of the way.
+All three belong to one network. RepLKNet's merged ones leave batch norms standing that the merged
+structure here has folded away; `replk_jax.reparameterize` takes them the rest of the way.
+RepVGG's is the one here.
 """
 
 import enum
@@ -14,7 +14,7 @@ import jax
 from flax import traverse_util
 
 from replk_jax.models.variables import abstract_variables
-from replk_jax.reparam import merge_small_kernels
+from replk_jax.reparam import merge_branches
 
 
 class Structure(enum.Enum):
@@ -22,14 +22,14 @@ class Structure(enum.Enum):
 
     TRAINING = "training-time"
     MERGED = "merged"
-    """After `structural_reparam()`: the parallel kernels are one."""
+    """After `structural_reparam()`, or RepVGG's `switch_to_deploy()`: parallel kernels are one."""
     FUSED = "merged, batch norms fused"
     """After `deep_fuse_BN()` as well: those behind convolutions are folded into them."""
 
 
 def structure_of(keys: Mapping[str, Any]) -> Structure:
     """The structure that official keys tell of."""
-    if not any(".lkb_reparam." in key for key in keys):
+    if not any(".lkb_reparam." in key or ".rbr_reparam." in key for key in keys):
         return Structure.TRAINING
     return Structure.FUSED if "stem.0.conv.bias" in keys else Structure.MERGED
 
@@ -44,7 +44,7 @@ def abstract_structure(model: nn.Module, structure: Structure) -> dict[str, Any]
     variables = abstract_variables(model)
     if structure is Structure.TRAINING:
         return variables
-    merged = jax.eval_shape(merge_small_kernels, variables)
+    merged = jax.eval_shape(merge_branches, variables)
     return merged if structure is Structure.MERGED else _fused(merged)
 
 

@@ -14,7 +14,8 @@ _AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _MOST_PREFIXES = 4
 _BACKBONE = "backbone."
-_CLASSIFIER = "head."
+# What the families call their classifiers, whose weights have two dimensions.
+_CLASSIFIERS = ("head", "head.fc", "linear", "classifier.1", "fc")
 
 # How many steps went into a moving average, which PyTorch and mmengine keep beside its weights.
 _COUNTERS = ("n_averaged", "steps")
@@ -116,7 +117,7 @@ def _without_prefix(tensors: dict[str, StoredTensor], place: str) -> Weights:
     if any(key.startswith(_BACKBONE) for key in tensors):
         removed += _BACKBONE
         kept = tensors
-        if not any(key.startswith(_CLASSIFIER) for key in tensors):
+        if not _has_classifier(tensors):
             # Without a classifier, whatever else there is belongs to another network.
             kept = {key: value for key, value in tensors.items() if key.startswith(_BACKBONE)}
             ignored = tuple(key for key in tensors if key not in kept)
@@ -124,6 +125,11 @@ def _without_prefix(tensors: dict[str, StoredTensor], place: str) -> Weights:
         if len(tensors) < len(kept):
             raise ValueError(f"some tensors are there with and without {_BACKBONE!r}")
     return Weights(tensors, place + (f", after {removed!r}" if removed else ""), ignored)
+
+
+def _has_classifier(tensors: Mapping[str, StoredTensor]) -> bool:
+    weights = (tensors.get(f"{name}.weight") for name in _CLASSIFIERS)
+    return any(weight is not None and len(weight.shape) == 2 for weight in weights)
 
 
 def _describe(contents: Any) -> str:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -42,29 +42,10 @@ ARCHITECTURES = st.integers(1, 3).flatmap(
 )
 
 
-def depends_on_the_image(model, variables, images):
-    """Narrow networks may have all their ReLUs shut, and then no merge is seen to be wrong."""
-    outputs = jax.tree.leaves(jax.jit(model.apply)(variables, images))
-    return all(np.ptp(output, axis=0).max() > 0.1 * np.abs(output).max() for output in outputs)
-
-
-@settings(max_examples=8, deadline=None)
-@given(architecture=ARCHITECTURES, kind=st.sampled_from(sorted(KINDS)), seed=st.integers(0, 99))
-def test_equivalence_float32(architecture, kind, seed):
-    """Any architecture, statistics far from their start: 1e-4 of the largest output."""
-    fields = {**KINDS[kind]}
-    if "out_indices" in fields:
-        fields["out_indices"] = tuple(range(len(architecture.layers)))
-    model = make(architecture, **fields)
-    variables, images = random_variables(model, seed), random_images(model, 2, (21, 32), seed)
-    assume(depends_on_the_image(model, variables, images))
-    assert check_equivalence(model, variables, images).max_rel < 1e-4
-
-
 @settings(max_examples=4, deadline=None)
 @given(architecture=ARCHITECTURES, kind=st.sampled_from(sorted(KINDS)), seed=st.integers(0, 99))
-def test_equivalence_float64(architecture, kind, seed):
-    """With x64 the identities hold to 1e-9, so nothing is approximate but the rounding."""
+def test_any_architecture_and_kind_of_network(architecture, kind, seed):
+    """In float64, where a wrong merge cannot pass for rounding."""
     fields = {**KINDS[kind], "dtype": jnp.float64, "param_dtype": jnp.float64}
     if "out_indices" in fields:
         fields["out_indices"] = tuple(range(len(architecture.layers)))
@@ -106,30 +87,21 @@ def test_merging_in_two_steps_is_merging_in_one():
     chex.assert_trees_all_close(in_two, reparameterize(variables), rtol=1e-6)
 
 
-def test_jit_vmap_and_grad():
+def test_gradients_go_through():
+    """The derivative of the merged network's logits with respect to the training-time variables
+    is that of the training-time network's logits."""
     model = make()
-    singles = [random_variables(model, seed) for seed in range(3)]
-    merged = [reparameterize(variables) for variables in singles]
-    chex.assert_trees_all_close(
-        jax.jit(reparameterize)(singles[0]), merged[0], rtol=1e-5, atol=1e-6
-    )
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
-    expected = jax.tree.map(lambda *leaves: np.stack(leaves), *merged)
-    chex.assert_trees_all_close(jax.vmap(reparameterize)(stacked), expected, rtol=1e-5, atol=1e-6)
-
-    # The derivative of the merged network's logits with respect to the training-time variables
-    # is that of the training-time network's logits.
-    images = random_images(model)
+    variables, images = random_variables(model), random_images(model)
 
     def through_merged(params):
-        merged = reparameterize({**singles[0], "params": params})
+        merged = reparameterize({**variables, "params": params})
         return jnp.sum(model.clone(deploy=True).apply(merged, images) ** 2)
 
     def direct(params):
-        return jnp.sum(model.apply({**singles[0], "params": params}, images) ** 2)
+        return jnp.sum(model.apply({**variables, "params": params}, images) ** 2)
 
-    actual = jax.jit(jax.grad(through_merged))(singles[0]["params"])
-    expected = jax.jit(jax.grad(direct))(singles[0]["params"])
+    actual = jax.jit(jax.grad(through_merged))(variables["params"])
+    expected = jax.jit(jax.grad(direct))(variables["params"])
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     chex.assert_trees_all_close(actual, expected, rtol=1e-3, atol=1e-5 * largest)
 

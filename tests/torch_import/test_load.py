@@ -303,7 +303,7 @@ class TestSave:
         ],
     )
     def test_manifests(self, file, fields):
-        """Names, shapes and dtypes of the full models' tensors."""
+        """Names, shapes, dtypes and order of the full models' tensors."""
         name, _, form, _ = file.split(".")
         model = replk_jax.create_model(name, **fields)
         variables = jax.tree.map(
@@ -311,9 +311,8 @@ class TestSave:
             replk_jax.models.variables.abstract_variables(model),
         )
         state_dict = to_state_dict(variables, model, merged=form == "deploy")
-        actual = {key: (value.shape, value.dtype.name) for key, value in state_dict.items()}
-        wanted = {key: (shape, dtype) for key, shape, dtype in golden.manifest(file)}
-        assert actual == wanted
+        actual = [(key, value.shape, value.dtype.name) for key, value in state_dict.items()]
+        assert actual == golden.manifest(file)
 
     def test_torch_loads_it(self, tiny, tiny_file):
         torch = pytest.importorskip("torch")
@@ -395,6 +394,11 @@ class TestNames:
             load_torch(tmp_path / "faulty.pth")
         assert str(caught.value).startswith(str(tmp_path / "faulty.pth"))
 
+    def test_a_classifier_of_no_shape(self, tiny, official, tmp_path):
+        write_torch(tmp_path / "faulty.pth", {**official, "head.weight": np.float32(1)})
+        with pytest.raises(ValueError, match=r"wrong shape: head\.weight is \(\), the model has"):
+            load_torch(tmp_path / "faulty.pth", tiny[0])
+
     def test_a_backbone_gets_no_classifier(self, tiny, tmp_path):
         model = tiny[0].clone(num_classes=None, out_indices=(0, 1))
         save_torch(random_variables(model), model, tmp_path / "backbone.pth")
@@ -406,7 +410,7 @@ class TestNames:
     ("contents", "reason"),
     [
         ({}, "an empty dictionary"),
-        ({"epoch": np.int64(3)}, "not the weights of a RepLKNet"),
+        ({"epoch": np.int64(3)}, "known here, which are RepLKNet, RepVGG, MobileNetV2 and ResNet"),
         ({"stem.0.conv.weight": np.ones((8, 3, 3, 3), np.float32)}, "no stages.0"),
         (
             {

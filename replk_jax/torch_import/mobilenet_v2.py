@@ -1,0 +1,141 @@
+"""MobileNet V2's weights in PyTorch: torchvision's and mmpretrain's names, and their shapes.
+
+torchvision numbers the blocks through, `features.1` to `features.17`, and the stem and the last
+convolution with them; mmpretrain and the variables here number them by stage, `layer3.0`. In a
+block torchvision has the convolutions with an activation as pairs of convolution and norm,
+`conv.0.0` and `conv.0.1`, but the projection, which has none, beside its norm: `conv.2`, `conv.3`.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from replk_jax.models import create_model
+from replk_jax.models.mobilenet_v2 import MobileNetV2, MobileNetV2Architecture
+from replk_jax.torch_import import names
+from replk_jax.torch_import.shapes import Shapes
+
+NETWORK = MobileNetV2
+KEYS = re.compile(r"features\.\d+\.conv\.\d|layer\d+\.\d+\.conv\.\d")
+ORDER = "features classifier conv weight bias running_mean running_var num_batches_tracked"
+
+_NAMINGS = {"torchvision": r"features\.", "mmpretrain": r"layer\d+\."}
+_OF_A_PAIR = {"conv": 0, "bn": 1}
+_PART_OF_A_BLOCK = re.compile(
+    r"layer(?P<stage>\d{1,4})\.(?P<block>\d{1,4})\.conv\.(?P<conv>\d)\."
+    r"(?P<branch>(\w+\.)?)(?P<part>conv|bn)\.(?P<leaf>\w+)"
+)
+_STANDARD = MobileNetV2Architecture()
+
+
+def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """See `families.Family`. Official names are torchvision's."""
+    naming = names.naming_of(weights, _NAMINGS)
+    if naming == "torchvision":
+        return dict(weights), naming
+    layers = Shapes(weights, "MobileNetV2").layers(r"layer(\d+)\.(\d+)\.")
+    expands = [f"layer{s + 1}.0.conv.2.conv.weight" in weights for s in range(len(layers))]
+    rename = partial(_torchvision_key, layers=layers, expands=expands)
+    return names.renamed(weights, rename), naming
+
+
+def official_key(key: str, architecture: MobileNetV2Architecture) -> str:
+    """See `families.Family`."""
+    expands = [expansion != 1 for expansion in architecture.expansions]
+    return _torchvision_key(key, architecture.layers, expands)
+
+
+def infer_model(weights: Mapping[str, Any]) -> MobileNetV2:
+    """See `families.Family`.
+
+    Neither strides nor shortcuts are told by shapes: they are the paper's, and so is the number
+    of blocks per stage if there are 17 blocks whose widths allow it. Otherwise a stage begins
+    where the width changes, and there must be seven of them for the strides to be known. A
+    network without the last convolution is a backbone, which emits all stages.
+    """
+    shapes = Shapes(weights, "MobileNetV2")
+    count = len(shapes.layers(r"features\.(\d+)\.conv\.(\d+)"))
+    shapes.expect_believable(count)
+    blocks = [_block(shapes, number) for number in range(1, count + 1)]
+    layers = _layers_per_stage([block["channels"] for block in blocks])
+    if len(layers) != len(_STANDARD.strides):
+        raise ValueError(
+            f"a MobileNetV2 of {len(layers)} stages does not tell its strides: give the model"
+        )
+    firsts = [blocks[sum(layers[:s])] for s in range(len(layers))]
+    last_conv = f"features.{count + 1}.0.weight"
+    stem = shapes.kernel("features.0.0.weight")
+    is_backbone = last_conv not in shapes
+    return create_model(
+        MobileNetV2Architecture(
+            layers=layers,
+            **{field: tuple(block[field] for block in firsts) for field in firsts[0]},
+            stem_channels=stem[0],
+            last_channels=_STANDARD.last_channels if is_backbone else shapes.kernel(last_conv)[0],
+            in_channels=stem[1],
+        ),
+        num_classes=shapes.classes("classifier.1"),
+        out_indices=tuple(range(len(layers))) if is_backbone else None,
+    )
+
+
+def expect_published(model: MobileNetV2, merged: bool) -> None:
+    """See `families.Family`."""
+    if merged or model.deploy:
+        raise ValueError(
+            "torchvision has no merged MobileNetV2: save the training-time variables "
+            "(deploy=False, merged=False)."
+        )
+    if model.architecture.small_kernel is not None or not model.architecture.shortcuts:
+        raise ValueError(
+            "torchvision's MobileNetV2 has shortcuts, and no small kernels beside larger ones: "
+            "save a network with small_kernel or shortcuts=False in a format of this package."
+        )
+
+
+def _torchvision_key(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:
+    """The name in torchvision of what mmpretrain, or the rule, calls `key`.
+
+    Args:
+      key: any name; one that is of no part stays.
+      layers: number of blocks, one per stage.
+      expands: whether a stage's blocks begin with an expansion.
+    """
+    match key.split("."):
+        case ["classifier", leaf] | ["head", "fc", leaf]:
+            return f"classifier.1.{leaf}"
+        case ["conv1", "conv" | "bn" as part, leaf]:
+            return f"features.0.{_OF_A_PAIR[part]}.{leaf}"
+        case ["conv2", "conv" | "bn" as part, leaf]:
+            return f"features.{sum(layers) + 1}.{_OF_A_PAIR[part]}.{leaf}"
+    part = _PART_OF_A_BLOCK.fullmatch(key)
+    if not part or int(part["stage"]) not in range(1, len(layers) + 1):
+        return key
+    stage, block, conv = (int(part[number]) for number in ("stage", "block", "conv"))
+    features = f"features.{sum(layers[: stage - 1]) + block + 1}.conv"
+    place = _OF_A_PAIR[part["part"]]
+    if conv == (2 if expands[stage - 1] else 1):
+        return f"{features}.{conv + place}.{part['leaf']}"
+    return f"{features}.{conv}.{part['branch']}{place}.{part['leaf']}"
+
+
+def _block(shapes: Shapes, number: int) -> dict[str, int]:
+    """What the architecture says of a block, by field."""
+    conv = f"features.{number}.conv"
+    expands = f"{conv}.1.0.weight" in shapes
+    hidden, _, _, kernel_size = shapes.kernel(f"{conv}.{int(expands)}.0.weight")
+    inputs = shapes.kernel(f"{conv}.0.0.weight")[1] if expands else hidden
+    channels = shapes.kernel(f"{conv}.{2 if expands else 1}.weight")[0]
+    return dict(kernel_sizes=kernel_size, channels=channels, expansions=hidden // inputs)
+
+
+def _layers_per_stage(channels: Sequence[int]) -> tuple[int, ...]:
+    """How many blocks the stages have, from the width of each block."""
+    if len(channels) == sum(_STANDARD.layers):
+        ends = itertools.accumulate(_STANDARD.layers)
+        stages = [channels[e - n : e] for n, e in zip(_STANDARD.layers, ends, strict=True)]
+        if all(len(set(stage)) == 1 for stage in stages):
+            return _STANDARD.layers
+    return tuple(len(list(stage)) for _, stage in itertools.groupby(channels))

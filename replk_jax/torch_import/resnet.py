@@ -1,0 +1,71 @@
+"""ResNet's weights in PyTorch: torchvision's names, and what their shapes tell."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from replk_jax.models import create_model
+from replk_jax.models.resnet import ResNet, ResNetArchitecture
+from replk_jax.torch_import import names
+from replk_jax.torch_import.shapes import Shapes
+
+NETWORK = ResNet
+KEYS = re.compile(r"layer\d+\.\d+\.conv\d\.")
+ORDER = (
+    "conv1 bn1 conv2 bn2 conv3 bn3 downsample layer fc "
+    "weight bias running_mean running_var num_batches_tracked"
+)
+
+_FROM_TREE = (
+    (r"\b(conv\d)\.conv\.", r"\1."),
+    (r"\bconv(\d)\.bn\.", r"bn\1."),
+    (r"\bdownsample\.conv\.", "downsample.0."),
+    (r"\bdownsample\.bn\.", "downsample.1."),
+)
+
+
+def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """See `families.Family`. Official names are torchvision's; mmpretrain has `head.fc`."""
+    renamed = names.renamed(weights, lambda key: re.sub(r"^head\.fc\.", "fc.", key))
+    return renamed, "torchvision" if renamed.keys() == weights.keys() else "mmpretrain"
+
+
+def official_key(key: str, architecture: ResNetArchitecture) -> str:
+    """See `families.Family`."""
+    return names.replace_all(key, _FROM_TREE)
+
+
+def infer_model(weights: Mapping[str, Any]) -> ResNet:
+    """See `families.Family`.
+
+    Strides are not told by shapes: they are the paper's, each in the 3 x 3 convolution, where
+    torchvision and mmpretrain have it. Without a classifier nothing tells a backbone from a
+    feature extractor, and it is taken for the latter: `model.clone(out_indices=...)` gives maps,
+    with the same variables.
+    """
+    shapes = Shapes(weights, "ResNet")
+    layers = shapes.layers(r"layer(\d+)\.(\d+)\.")
+    shapes.expect_believable(sum(layers))
+    if "layer1.0.conv3.weight" not in shapes:
+        raise ValueError(
+            "a ResNet is known here with three convolutions a block, and there is no "
+            "layer1.0.conv3.weight"
+        )
+    stages = [f"layer{s + 1}" for s in range(len(layers))]
+    return create_model(
+        ResNetArchitecture(
+            layers=layers,
+            channels=tuple(shapes.kernel(f"{stage}.0.conv1.weight")[0] for stage in stages),
+            in_channels=shapes.kernel("conv1.weight")[1],
+        ),
+        num_classes=shapes.classes("fc"),
+    )
+
+
+def expect_published(model: ResNet, merged: bool) -> None:
+    """See `families.Family`."""
+    if merged or model.deploy:
+        raise ValueError(
+            "torchvision has no merged ResNet: save the training-time variables (deploy=False, "
+            "merged=False)."
+        )

@@ -1,0 +1,604 @@
+"""RepVGG, MobileNet V2 and ResNet from PyTorch's names and back."""
+
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import replk_jax
+from replk_jax import saved as saved_network
+from replk_jax.models.mobilenet_v2 import MobileNetV2Architecture
+from replk_jax.models.repvgg import RepVGGArchitecture
+from replk_jax.models.resnet import ResNetArchitecture
+from replk_jax.models.variables import abstract_variables
+from replk_jax.torch_import import convert_state_dict, infer_architecture, load_torch, save_torch
+from replk_jax.torch_import.convert import faults, to_state_dict
+from replk_jax.torch_import.families import FAMILIES, family_of_keys
+from replk_jax.torch_import.structures import Structure
+from replk_jax.torch_import.writer import write_torch
+from tests import golden
+from tests.helpers import TINY, random_variables
+
+REPVGG = RepVGGArchitecture((1, 2, 2, 1), (16, 16, 24, 32, 48), groups=2, squeeze_excite=True)
+MOBILENET = MobileNetV2Architecture(
+    kernel_sizes=(3, 5, 3, 3, 7, 3, 9),
+    layers=(2, 1, 2, 1, 1, 2, 1),
+    channels=(4, 6, 8, 10, 12, 14, 16),
+    expansions=(1, 2, 3, 2, 2, 2, 4),
+    stem_channels=6,
+    last_channels=20,
+)
+RESNET = ResNetArchitecture((2, 1, 2), (4, 6, 8))
+TINIES = pytest.mark.parametrize(
+    "architecture", [REPVGG, MOBILENET, RESNET], ids=lambda a: type(a).__name__
+)
+NAMINGS = {REPVGG: "official", MOBILENET: "torchvision", RESNET: "torchvision"}
+
+
+@functools.cache
+def tiny(architecture, **fields):
+    model = replk_jax.create_model(architecture, **{"num_classes": 4, **fields})
+    return model, random_variables(model)
+
+
+def filled(model):
+    """Variables of a full-size model that take no memory."""
+    return jax.tree.map(
+        lambda leaf: np.broadcast_to(np.ones((), leaf.dtype), leaf.shape), abstract_variables(model)
+    )
+
+
+def listed(state_dict):
+    """A state dict as the manifests have it."""
+    return [(key, tuple(value.shape), value.dtype.name) for key, value in state_dict.items()]
+
+
+def shapes(entries):
+    """What the manifest of a file says, without the prefix that every reader takes away."""
+    return {
+        key.removeprefix("backbone."): jax.ShapeDtypeStruct(shape, dtype)
+        for key, shape, dtype in entries
+    }
+
+
+@functools.cache
+def saved(architecture, **fields):
+    model, variables = tiny(architecture, **fields)
+    return to_state_dict(variables, model)
+
+
+def assert_equal_trees(actual, wanted):
+    jax.tree.map(np.testing.assert_array_equal, actual, wanted)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, variables, x):
+    return model.apply(variables, x)
+
+
+MANIFESTS = [f for f in golden.manifest_index() if not f.startswith("replknet")]
+
+
+@golden.requires_golden
+class TestManifests:
+    @pytest.mark.parametrize("file", MANIFESTS)
+    def test_recognized(self, file):
+        """By names and shapes, and as registered."""
+        name, naming, form, _ = file.split(".")
+        weights = shapes(golden.manifest(file))
+        family = family_of_keys(weights)
+        official, told = family.official_names(weights)
+        assert told == naming
+        assert family.infer_model(official) == replk_jax.create_model(name, deploy=form == "deploy")
+        if naming == "mmpretrain":
+            first = "torchvision" if name == "mobilenet_v2" else "official"
+            assert official == shapes(golden.manifest(f"{name}.{first}.{form}.json"))
+
+    @pytest.mark.parametrize("file", [f for f in MANIFESTS if "mmpretrain" not in f])
+    def test_every_tensor_has_its_place(self, file):
+        name, _, form, _ = file.split(".")
+        model = replk_jax.create_model(name, deploy=form == "deploy")
+        assert not faults(shapes(golden.manifest(file)), model)
+
+    @pytest.mark.parametrize(
+        "file",
+        [
+            "repvgg_a0.official.train.json",
+            "repvgg_b1g2.official.deploy.json",
+            "mobilenet_v2.torchvision.train.json",
+        ],
+    )
+    def test_saved(self, file):
+        """Names, shapes, dtypes and order. Of the merged one without a merge of that size."""
+        name, _, form, _ = file.split(".")
+        model = replk_jax.create_model(name, deploy=form == "deploy")
+        assert listed(to_state_dict(filled(model), model)) == golden.manifest(file)
+
+    @pytest.mark.parametrize(
+        ("name", "official"), [("mobilenet_v2", "torchvision"), ("repvgg_a0", "official")]
+    )
+    def test_each_name_of_mmpretrain(self, name, official):
+        """Both lists have the same tensors in the same order."""
+        theirs = shapes(golden.manifest(f"{name}.mmpretrain.train.json"))
+        ours = [key for key, _, _ in golden.manifest(f"{name}.{official}.train.json")]
+        renamed, _ = family_of_keys(theirs).official_names(theirs)
+        assert list(renamed) == ours
+
+
+CASES = list(golden.small_cases("repvgg_"))
+
+
+@golden.requires_golden
+@pytest.mark.parametrize("name", CASES)
+class TestSmallRepVGG:
+    """Logits to 1e-5 of the largest: rounding, and a tenth of the least slip in one layer."""
+
+    def files(self, name):
+        folder = golden.ROOT / "small"
+        return {path.name.split(".")[1]: path for path in folder.glob(f"{name}.*.pth")}
+
+    def test_logits(self, name):
+        expected = golden.arrays(f"small/{name}.npz")
+        x = golden.nhwc(expected["x1"])
+        for form, path in self.files(name).items():
+            model, variables = load_torch(path)
+            assert model.deploy == (form == "deploy")
+            structure = "deploy" if model.deploy else "train"
+            wanted = expected[f"x1.logits.{structure}_form"]
+            tolerance = 1e-5 * max(1, np.abs(wanted).max())
+            np.testing.assert_allclose(run(model, variables, x), wanted, atol=tolerance)
+
+    def test_architecture(self, name):
+        arch = golden.small_cases("repvgg_")[name]["arch"]
+        wanted = RepVGGArchitecture(
+            arch["num_blocks"],
+            # int(64 a), ..., int(512 b), and stage 0 no wider than stage 1
+            [
+                16,
+                *(
+                    int(w * m)
+                    for w, m in zip((64, 128, 256, 512), arch["width_multiplier"], strict=True)
+                ),
+            ],
+            groups=2 if "override_groups_map" in arch else 1,
+            squeeze_excite=arch.get("use_se", False),
+        )
+        for form, path in self.files(name).items():
+            found = infer_architecture(path)
+            assert found.model.architecture == wanted
+            assert found.model.num_classes == arch["num_classes"]
+            assert found.naming == ("mmpretrain" if form == "mmpretrain" else "official")
+            assert (found.structure is Structure.MERGED) == (form == "deploy")
+            assert not found.faults
+
+    def test_mmpretrain_is_the_same(self, name):
+        files = self.files(name)
+        if "mmpretrain" in files:
+            train, mmpretrain = (load_torch(files[form])[1] for form in ("train", "mmpretrain"))
+            assert_equal_trees(mmpretrain, train)
+
+    def test_saved_again(self, name):
+        """But for the counters; merged, as switch_to_deploy() does."""
+        files = self.files(name)
+        model, variables = load_torch(files["train"])
+        train, deploy = (
+            golden.state_dict(f"small/{name}.{form}.pth") for form in ("train", "deploy")
+        )
+        again = to_state_dict(variables, model)
+        assert listed(again) == listed(train)
+        for key in again:
+            if not key.endswith("num_batches_tracked"):
+                np.testing.assert_array_equal(again[key], train[key])
+        merged = to_state_dict(variables, model, merged=True)
+        assert listed(merged) == listed(deploy)
+        for key, value in merged.items():  # rounding: sums of up to a few numbers near 1
+            np.testing.assert_allclose(value, deploy[key], atol=1e-6 * np.abs(value).max())
+
+    def test_merged_in_the_names_of_mmpretrain(self, name, tmp_path):
+        """With squeeze-excite, which mmpretrain's own forward pass leaves out then."""
+        path = self.files(name)["deploy"]
+        for_mmpretrain = {
+            re.sub(r"^stage0\.", "backbone.stem.", key)
+            .replace("stage", "backbone.stage_")
+            .replace("rbr_reparam", "branch_reparam")
+            .replace("se.down", "se_layer.conv1.conv")
+            .replace("se.up", "se_layer.conv2.conv")
+            .replace("linear", "head.fc"): value
+            for key, value in golden.state_dict(f"small/{path.name}").items()
+        }
+        write_torch(tmp_path / "merged.pth", for_mmpretrain)
+        model, variables = load_torch(tmp_path / "merged.pth")
+        assert model.architecture.squeeze_excite == (name == "repvgg_se")
+        assert_equal_trees(variables, load_torch(path)[1])
+
+
+def torchvision_resnet(layers, channels, classes):
+    """Names and shapes of a ResNet of torchvision, written out by hand, without counters."""
+    entries = {}
+
+    def conv_norm(conv, norm, out, inputs, size):
+        entries[f"{conv}.weight"] = (out, inputs, size, size)
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            entries[f"{norm}.{leaf}"] = (out,)
+
+    conv_norm("conv1", "bn1", channels[0], 3, 7)
+    inputs = channels[0]
+    for s, (count, width) in enumerate(zip(layers, channels, strict=True), 1):
+        for i in range(count):
+            block = f"layer{s}.{i}"
+            conv_norm(f"{block}.conv1", f"{block}.bn1", width, inputs, 1)
+            conv_norm(f"{block}.conv2", f"{block}.bn2", width, width, 3)
+            conv_norm(f"{block}.conv3", f"{block}.bn3", 4 * width, width, 1)
+            if i == 0:
+                downsample = f"{block}.downsample"
+                conv_norm(f"{downsample}.0", f"{downsample}.1", 4 * width, inputs, 1)
+            inputs = 4 * width
+    return entries | {"fc.weight": (classes, inputs), "fc.bias": (classes,)}
+
+
+class TestResNet:
+    @pytest.mark.parametrize(
+        ("name", "layers", "parameters"),
+        [("resnet_101", (3, 4, 23, 3), 44_549_160), ("resnet_152", (3, 8, 36, 3), 60_192_808)],
+    )
+    def test_of_torchvision(self, name, layers, parameters):
+        """With as many parameters as it states."""
+        entries = torchvision_resnet(layers, (64, 128, 256, 512), 1000)
+        counts = [math.prod(shape) for key, shape in entries.items() if "running" not in key]
+        assert sum(counts) == parameters
+        weights = shapes((key, shape, np.float32) for key, shape in entries.items())
+        family = family_of_keys(weights)
+        official, naming = family.official_names(weights)
+        assert naming == "torchvision"
+        assert family.infer_model(official) == replk_jax.create_model(name)
+        assert not faults(official, replk_jax.create_model(name))
+
+    def test_order(self):
+        """That of torchvision, where a norm's counter follows its statistics."""
+        expected = []
+        for key, shape in torchvision_resnet(RESNET.layers, RESNET.channels, 4).items():
+            expected.append((key, shape))
+            if key.endswith("running_var"):
+                expected.append((key.replace("running_var", "num_batches_tracked"), ()))
+        assert [(key, value.shape) for key, value in saved(RESNET).items()] == expected
+
+    def test_values(self):
+        state_dict = saved(RESNET)
+        variables = convert_state_dict(state_dict, tiny(RESNET)[0])
+        np.testing.assert_array_equal(
+            variables["params"]["layer2_0"]["conv2"]["conv"]["kernel"][2, 0, 3, 5],
+            state_dict["layer2.0.conv2.weight"][5, 3, 2, 0],
+        )
+        np.testing.assert_array_equal(
+            variables["batch_stats"]["layer3_0"]["downsample"]["bn"]["mean"],
+            state_dict["layer3.0.downsample.1.running_mean"],
+        )
+
+    def test_in_the_names_of_mmpretrain(self, tmp_path):
+        model, variables = tiny(RESNET)
+        for_mmpretrain = {
+            f"head.{key}" if key.startswith("fc.") else f"backbone.{key}": value
+            for key, value in saved(RESNET).items()
+        }
+        write_torch(tmp_path / "resnet.pth", for_mmpretrain)
+        assert infer_architecture(tmp_path / "resnet.pth").naming == "mmpretrain"
+        found, loaded = load_torch(tmp_path / "resnet.pth")
+        assert found == model
+        assert_equal_trees(loaded, variables)
+
+    def test_basic_blocks_are_refused(self):
+        weights = {k: v for k, v in saved(RESNET).items() if ".conv3." not in k}
+        with pytest.raises(ValueError, match="with three convolutions a block"):
+            family_of_keys(weights).infer_model(weights)
+
+
+class TestMobileNetV2:
+    def test_values(self):
+        """Expansion, depthwise convolution and projection, each with its own norm."""
+        state_dict = saved(MOBILENET)
+        variables = convert_state_dict(state_dict, tiny(MOBILENET)[0])
+        flat = traverse_util.flatten_dict(variables, sep="/")
+        for key, path in {
+            "features.0.0.weight": "params/conv1/conv/kernel",
+            "features.2.conv.0.0.weight": "params/layer1_1/conv_0/conv/kernel",
+            "features.2.conv.1.weight": "params/layer1_1/conv_1/conv/kernel",
+            "features.2.conv.2.running_var": "batch_stats/layer1_1/conv_1/bn/var",
+            "features.5.conv.0.1.bias": "params/layer3_1/conv_0/bn/bias",
+            "features.5.conv.1.0.weight": "params/layer3_1/conv_1/conv/kernel",
+            "features.5.conv.1.1.bias": "params/layer3_1/conv_1/bn/bias",
+            "features.5.conv.2.weight": "params/layer3_1/conv_2/conv/kernel",
+            "features.5.conv.3.running_mean": "batch_stats/layer3_1/conv_2/bn/mean",
+            "features.11.1.weight": "params/conv2/bn/scale",
+            "classifier.1.weight": "params/classifier/kernel",
+        }.items():
+            value, leaf = state_dict[key], flat[path]
+            if value.ndim == 4:
+                value = np.moveaxis(value, (2, 3, 1, 0), (0, 1, 2, 3))
+            np.testing.assert_array_equal(leaf, value.T if value.ndim == 2 else value, err_msg=key)
+
+    def test_published_depths_where_widths_do_not_tell(self):
+        """At a quarter of the width the first three stages have eight channels each."""
+        quarter = MobileNetV2Architecture(channels=(8, 8, 8, 16, 24, 40, 80), stem_channels=8)
+        model = replk_jax.create_model(quarter)
+        weights = to_state_dict(filled(model), model)
+        assert family_of_keys(weights).infer_model(weights).architecture == quarter
+
+    def test_other_numbers_of_stages_need_the_model(self, tmp_path):
+        architecture = MobileNetV2Architecture(
+            (3, 3),
+            layers=(1, 2),
+            channels=(4, 6),
+            strides=(2, 1),
+            expansions=(1, 2),
+            last_channels=8,
+        )
+        model, variables = tiny(architecture)
+        save_torch(variables, model, tmp_path / "short.pth")
+        with pytest.raises(ValueError, match="of 2 stages does not tell its strides: give the mod"):
+            load_torch(tmp_path / "short.pth")
+        assert_equal_trees(load_torch(tmp_path / "short.pth", model)[1], variables)
+
+    def test_an_output_stride_does_not_matter(self, tmp_path):
+        model, variables = tiny(MOBILENET, output_stride=8)
+        save_torch(variables, model, tmp_path / "dilated.pth")
+        assert_equal_trees(load_torch(tmp_path / "dilated.pth", model)[1], variables)
+
+
+@TINIES
+class TestRoundTrips:
+    def test_exact(self, architecture, tmp_path):
+        model, variables = tiny(architecture)
+        save_torch(variables, model, tmp_path / "tiny.pth")
+        found = infer_architecture(tmp_path / "tiny.pth")
+        assert found.naming == NAMINGS[architecture]
+        assert not found.faults
+        assert "4 classes, training-time" in str(found)
+        loaded, again = load_torch(tmp_path / "tiny.pth")
+        assert loaded == found.model == model
+        assert_equal_trees(again, variables)
+
+    def test_average(self, architecture, tmp_path):
+        torch = pytest.importorskip("torch")
+        model, variables = tiny(architecture)
+        other = random_variables(model, seed=1)
+        contents = {
+            entry: {key: torch.tensor(np.asarray(value)) for key, value in state_dict.items()}
+            for entry, state_dict in (
+                ("state_dict", saved(architecture)),
+                ("model_ema", to_state_dict(other, model)),
+            )
+        }
+        torch.save(contents, tmp_path / "run.pth")
+        assert_equal_trees(load_torch(tmp_path / "run.pth")[1], variables)
+        assert_equal_trees(load_torch(tmp_path / "run.pth", prefer_ema=True)[1], other)
+
+    def test_reset_head(self, architecture, tmp_path):
+        model, variables = tiny(architecture)
+        save_torch(variables, model, tmp_path / "tiny.pth")
+        with pytest.raises(ValueError, match="has 4 classes, the model has 7"):
+            load_torch(tmp_path / "tiny.pth", num_classes=7)
+        with pytest.warns(UserWarning, match="one of 7 classes is drawn at random"):
+            found, loaded = load_torch(tmp_path / "tiny.pth", num_classes=7, reset_head=True)
+        head, old = (tree["params"].pop(model.head_name) for tree in (loaded, dict_of(variables)))
+        width = old["kernel"].shape[0]
+        assert found.num_classes == 7
+        assert head["kernel"].shape == (width, 7)
+        assert 0 < np.abs(head["kernel"]).max() <= width**-0.5
+        rest = dict_of(variables)
+        del rest["params"][model.head_name]
+        assert_equal_trees(loaded, rest)
+
+    def test_without_a_classifier(self, architecture, tmp_path):
+        model, variables = tiny(architecture)
+        save_torch(variables, model, tmp_path / "tiny.pth")
+        rest = dict_of(variables)
+        del rest["params"][model.head_name]
+        features = model.clone(num_classes=None)
+        assert_equal_trees(load_torch(tmp_path / "tiny.pth", features)[1], rest)
+        save_torch(rest, features, tmp_path / "features.pth")
+        assert load_torch(tmp_path / "features.pth")[0] == features
+
+    def test_as_a_backbone(self, architecture, tmp_path):
+        """Without what follows the last stage, which MobileNet V2 has a convolution of."""
+        model, variables = tiny(architecture)
+        save_torch(variables, model, tmp_path / "tiny.pth")
+        backbone = model.clone(out_indices=(0, 1))
+        _, loaded = load_torch(tmp_path / "tiny.pth", backbone)
+        wanted = {
+            collection: {name: tree[name] for name in abstract_variables(backbone)[collection]}
+            for collection, tree in variables.items()
+        }
+        assert_equal_trees(loaded, wanted)
+
+    def test_from_a_segmenter(self, architecture, tmp_path):
+        """Its decoder is not taken for a classifier, whatever it is called."""
+        model, variables = tiny(architecture)
+        backbone = model.clone(num_classes=None, out_indices=(0, 1))
+        _, variables = tiny(architecture, num_classes=None, out_indices=(0, 1))
+        contents = {f"backbone.{k}": v for k, v in to_state_dict(variables, backbone).items()}
+        contents |= {
+            "decode_head.conv_seg.weight": np.ones((5, 4, 1, 1), np.float32),
+            "classifier.1.weight": np.ones((4, 4, 3, 3), np.float32),
+            "linear.bias": np.ones(4, np.float32),
+        }
+        write_torch(tmp_path / "segmenter.pth", contents)
+        with pytest.warns(UserWarning, match="3 tensors of other networks are left out"):
+            _, loaded = load_torch(tmp_path / "segmenter.pth", backbone)
+        assert_equal_trees(loaded, variables)
+
+    def test_classifier_beside_a_backbone(self, architecture, tmp_path):
+        model, variables = tiny(architecture)
+        head = re.compile(r"linear\.|classifier\.|fc\.")
+        contents = {
+            key if head.match(key) else f"backbone.{key}": value
+            for key, value in saved(architecture).items()
+        }
+        write_torch(tmp_path / "beside.pth", contents)
+        found, loaded = load_torch(tmp_path / "beside.pth")
+        assert found == model
+        assert_equal_trees(loaded, variables)
+
+    def test_faults_in_the_names_of_the_file(self, architecture, tmp_path):
+        weights = dict(saved(architecture))
+        kernels = [key for key, value in weights.items() if value.ndim == 4]
+        norm = next(key for key in weights if key.endswith("running_mean"))
+        del weights[norm]
+        weights[kernels[-1]] = weights[kernels[-1]][:, :1]
+        weights["surplus.weight"] = np.ones(3, np.float32)
+        write_torch(tmp_path / "faulty.pth", weights)
+        model, _ = tiny(architecture)
+        with pytest.raises(ValueError, match=r"faulty\.pth: The weights do not fit") as caught:
+            load_torch(tmp_path / "faulty.pth", model)
+        message = str(caught.value)
+        assert f"missing: {norm} (" in message
+        assert f"wrong shape: {kernels[-1]} is " in message
+        assert "not in the model: surplus.weight" in message
+        assert message.count("\n") == 3
+
+    def test_a_model_of_another_family(self, architecture, tmp_path):
+        write_torch(tmp_path / "tiny.pth", saved(architecture))
+        with pytest.raises(ValueError, match=r"its weights are those of a .*model is a RepLKNet"):
+            load_torch(tmp_path / "tiny.pth", replk_jax.create_model(TINY))
+
+    def test_no_other_family_takes_it(self, architecture):
+        keys = saved(architecture)
+        assert [family for family in FAMILIES if any(map(family.KEYS.match, keys))] == [
+            family_of_keys(keys)
+        ]
+
+
+def dict_of(variables):
+    return jax.tree.map(lambda leaf: leaf, variables)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("architecture", "from_official", "kinds"),
+        [
+            (REPVGG, ("stage4.0.rbr_dense", "stage_4.0.branch_3x3"), "official.* and .*mmpretrain"),
+            (MOBILENET, ("features.4.", "layer3.0."), "torchvision.* and .*mmpretrain"),
+        ],
+        ids=["RepVGG", "MobileNetV2"],
+    )
+    def test_mixed_names(self, architecture, from_official, kinds, tmp_path):
+        mixed = {key.replace(*from_official): value for key, value in saved(architecture).items()}
+        write_torch(tmp_path / "mixed.pth", mixed)
+        with pytest.raises(
+            ValueError, match=rf"mixed\.pth: it mixes names of two kinds, .*{kinds}"
+        ):
+            load_torch(tmp_path / "mixed.pth")
+
+    def test_the_same_tensor_twice(self):
+        weights = {**saved(RESNET), "head.fc.bias": np.ones(4)}
+        with pytest.raises(ValueError, match=r"two tensors stand for the same one, fc\.bias"):
+            family_of_keys(weights).official_names(weights)
+
+    @pytest.mark.parametrize(
+        ("architecture", "key", "reason"),
+        [
+            (REPVGG, "stage3.1.rbr_dense.conv.weight", "in a RepVGG {} would be a kernel"),
+            (REPVGG, "linear.weight", "in a RepVGG {} would be a kernel of 2 dimensions"),
+            (MOBILENET, "features.3.conv.2.weight", "in a MobileNetV2 {} would be a kernel"),
+            (RESNET, "layer2.0.conv1.weight", "in a ResNet {} would be a kernel"),
+        ],
+    )
+    def test_what_tells_the_architecture_is_missing(self, architecture, key, reason, tmp_path):
+        weights = {k: v for k, v in saved(architecture).items() if k != key}
+        write_torch(tmp_path / "missing.pth", weights)
+        with pytest.raises(ValueError, match=re.escape(f"missing.pth: {reason.format(key)}")):
+            load_torch(tmp_path / "missing.pth")
+
+    @pytest.mark.parametrize(
+        ("architecture", "block"),
+        [(REPVGG, "stage1.{}.rbr_dense.conv.weight"), (RESNET, "layer1.{}.conv1.weight")],
+    )
+    def test_so_many_layers(self, architecture, block):
+        weights = saved(architecture) | {block.format(i): np.ones(1) for i in range(2001)}
+        with pytest.raises(ValueError, match="is not believed"):
+            family_of_keys(weights).infer_model(weights)
+
+    @pytest.mark.parametrize(
+        ("architecture", "fields", "merged", "reason"),
+        [
+            (REPVGG, {"block": "trivial"}, False, "no 'trivial' blocks: save them merged"),
+            (
+                RepVGGArchitecture((2, 1), (4, 4, 6), block="residual"),
+                {},
+                True,
+                "no 'residual' blocks, in no structure",
+            ),
+            (REPVGG, {"block": "relu_in_branches"}, True, "no 'relu_in_branches' blocks, in no"),
+            (MOBILENET, {}, True, "torchvision has no merged MobileNetV2"),
+            (MOBILENET, {"deploy": True}, False, "torchvision has no merged MobileNetV2"),
+            (MOBILENET, {"small_kernel": 3}, False, "no small kernels beside larger ones"),
+            (MOBILENET, {"shortcuts": False}, False, "torchvision's MobileNetV2 has shortcuts"),
+            (RESNET, {}, True, "torchvision has no merged ResNet"),
+            (RESNET, {"deploy": True}, False, "torchvision has no merged ResNet"),
+            (TINY, {"dilated_branches": ((3, 2),)}, False, "no dilated branches.*save them merged"),
+        ],
+    )
+    def test_what_the_official_code_has_not(self, architecture, fields, merged, reason, tmp_path):
+        model = replk_jax.create_model(architecture, **fields)
+        with pytest.raises(ValueError, match=reason):
+            save_torch({}, model, tmp_path / "x.pth", merged=merged)
+        assert not list(tmp_path.iterdir())
+
+
+class TestMergedBlocks:
+    def test_a_deployed_network_is_the_official_one(self, tmp_path):
+        model, merged = tiny(REPVGG, deploy=True)
+        save_torch(merged, model, tmp_path / "deploy.pth")
+        found, again = load_torch(tmp_path / "deploy.pth")
+        assert found == model
+        assert_equal_trees(again, merged)
+        with pytest.raises(ValueError, match="merged network, from which"):
+            load_torch(tmp_path / "deploy.pth", model.clone(deploy=False))
+
+    def test_other_blocks_are_published_merged(self):
+        architecture = RepVGGArchitecture((2,), (4, 6), groups=2, block="acb")
+        model, variables = tiny(architecture)
+        state_dict = to_state_dict(variables, model, merged=True)
+        deployed = replk_jax.create_model(architecture, block="repvgg", num_classes=4, deploy=True)
+        actual = convert_state_dict(state_dict, deployed)
+        wanted = jax.jit(replk_jax.reparameterize)(variables)
+        for leaf, expected in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(leaf, expected, rtol=1e-6)  # two programs, one rounding
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        RepVGGArchitecture((2,), (4, 6), block="dbb"),
+        dataclasses.replace(MOBILENET, small_kernel=3, shortcuts=False),
+    ],
+    ids=["RepVGG", "MobileNetV2"],
+)
+class TestNeverPublished:
+    """What has no PyTorch file can be gone on from all the same."""
+
+    def test_gone_on_from(self, architecture, tmp_path):
+        model, variables = tiny(architecture)
+        saved_network.save(
+            tmp_path / "own.safetensors", saved_network.SavedNetwork(model, variables)
+        )
+        with pytest.warns(UserWarning, match="one of 7 classes is drawn at random"):
+            network = saved_network.load_into(
+                model.clone(num_classes=7), tmp_path / "own.safetensors", reset_head=True
+            )
+        loaded, wanted = dict_of(network.variables), dict_of(variables)
+        for tree in (loaded, wanted):
+            del tree["params"][model.head_name]
+        assert_equal_trees(loaded, wanted)
+
+    def test_not_when_it_is_merged(self, architecture, tmp_path):
+        model, variables = tiny(architecture, deploy=True)
+        saved_network.save(
+            tmp_path / "own.safetensors", saved_network.SavedNetwork(model, variables)
+        )
+        with pytest.raises(ValueError, match="it is re-parameterized"):
+            saved_network.load_into(model.clone(deploy=False), tmp_path / "own.safetensors")
