@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replk_jax import cli, create_model, load_torch, save_torch
+from replk_jax import (
+    cli,
+    create_model,
+    list_models,
+    load_torch,
+    released,
+    reparameterize,
+    save_torch,
+    summary,
+)
 from replk_jax.models import registry
+from replk_jax.reparam.blocks import BLOCKS
 from tests.helpers import TINY, random_variables
 
 PUBLISHED = "Published weights"
@@ -33,11 +43,35 @@ def tiny(monkeypatch):
 
 
 def test_code(tiny, capsys):
-    (code,) = code_of("Use")
+    code, _ = code_of("Use")
     names = {}
     exec(code.replace("224", "32"), names)
     assert names["logits"].shape == (1, 10)
     assert "max_abs" in capsys.readouterr().out
+
+
+def test_code_of_a_block(monkeypatch):
+    """On kernels of ones and batch norms that only add 1: 2 in the middle, and a bias of 2."""
+    monkeypatch.setattr("replk_jax.reparam.blocks.BLOCKS", list(BLOCKS))
+    exec(code_of("Use")[1], {})
+    one, zero = np.ones(2, np.float32), np.zeros(2, np.float32)
+    norm = {"scale": one, "bias": one, "mean": zero, "var": one}
+    pair = {
+        name: {"conv": {"kernel": np.ones((k, k, 2, 2), np.float32)}, "bn": norm}
+        for name, k in (("large", 5), ("small", 3))
+    }
+    (merged,) = reparameterize({"params": {"pair": pair}})["params"]["pair"].values()
+    expected = np.pad(np.ones((3, 3)), 1) + 1
+    np.testing.assert_allclose(merged["kernel"][..., 0, 1], expected, rtol=1e-4)
+    np.testing.assert_allclose(merged["bias"], 2, rtol=1e-4)
+
+
+MODELS = re.findall(r"`([a-z]+_\w+)`", TEXT.split("## Install")[0])
+
+
+def test_models_of_the_table_exist():
+    assert {"replknet_31b", "repvgg_a0", "mobilenet_v2", "resnet_152"} <= set(MODELS)
+    assert set(MODELS) <= set(list_models())
 
 
 def test_code_of_the_operator(capsys):
@@ -91,12 +125,15 @@ def test_verbs_exist(command):
 
 
 def test_figures():
-    """The table's numbers are those that the package counts."""
-    import replk_jax
-
-    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|", TEXT, re.MULTILINE)
+    """The table's numbers are those that the package counts and lists."""
+    table = TEXT.split("## Install")[0]
+    rows = re.findall(
+        r"`(\w+)` \| ([\d,]+) \| ([\d,]+) at (\d+) \| ([\d.]+)(?: to [\d.]+)? \|", table
+    )
     assert len(rows) == 3
-    for name, *figures in rows:
-        counts = replk_jax.summary(replk_jax.create_model(name))
-        expected = counts.training.parameters, counts.merged.parameters, counts.paper_flops
-        assert figures == [f"{figure:,}" for figure in expected]
+    for name, parameters, multiply_adds, size, top1 in rows:
+        counts = summary(create_model(name), int(size))
+        assert parameters == f"{counts.merged.parameters:,}"
+        assert multiply_adds == f"{counts.paper_flops:,}"
+        accuracy = released.published_accuracy(name)
+        assert (accuracy.top1, accuracy.image_size) == (float(top1), int(size))
