@@ -1,10 +1,21 @@
-"""RepLKNet and structural re-parameterization in JAX."""
+"""Large-kernel convolutional networks and structural re-parameterization in JAX."""
 
 from replk_jax.accounting import Summary, summary
 from replk_jax.classifier import Classifier, Prediction
 from replk_jax.export import export_model
 from replk_jax.features import FeatureExtractor
-from replk_jax.models import RepLKNet, RepLKNetArchitecture, create_model, list_models
+from replk_jax.models import (
+    MobileNetV2,
+    MobileNetV2Architecture,
+    RepLKNet,
+    RepLKNetArchitecture,
+    RepVGG,
+    RepVGGArchitecture,
+    ResNet,
+    ResNetArchitecture,
+    create_model,
+    list_models,
+)
 from replk_jax.ops import DepthwiseConv2D, depthwise_conv2d
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.reparam import (
@@ -29,11 +40,17 @@ __all__ = [
     "DepthwiseConv2D",
     "Equivalence",
     "FeatureExtractor",
+    "MobileNetV2",
+    "MobileNetV2Architecture",
     "Prediction",
     "Preprocessing",
     "Recognized",
     "RepLKNet",
     "RepLKNetArchitecture",
+    "RepVGG",
+    "RepVGGArchitecture",
+    "ResNet",
+    "ResNetArchitecture",
     "SavedNetwork",
     "Summary",
     "check_equivalence",

@@ -65,7 +65,8 @@ class Summary:
     Attributes:
       title: what was counted, at which image size.
       parts: of the network from image to classifier, by the names of its top-level modules.
-      training, merged: totals of the training-time and of the re-parameterized structure.
+      training, merged: totals of the training-time and of the re-parameterized structure, which
+        for a network that cannot be merged is the training-time one.
     """
 
     title: str
@@ -125,7 +126,7 @@ def summary(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summar
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     training = _count(model.clone(deploy=False), height, width)
-    merged = _count(model.clone(deploy=True), height, width)
+    merged = _count(model.clone(deploy=model.mergeable), height, width)
     parts = tuple(
         Part(name, shape, count, merged.get(name, (shape, Count()))[1])
         for name, (shape, count) in training.items()

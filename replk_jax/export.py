@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from replk_jax.ops.dispatch import PLATFORMS, PORTABLE
 from replk_jax.ops.in_lax import in_lax
 from replk_jax.preprocessing import Preprocessing, normalize
-from replk_jax.reparam import reparameterize
+from replk_jax.reparam import for_inference
 
 # The custom call of the kernels for Hopper GPUs.
 _OWN_KERNELS = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")
@@ -136,11 +136,11 @@ def _deployed(
             f"The network takes images of {channels} channels; the normalisation is for "
             f"{normalization.channels}."
         )
-    merged = model.clone(deploy=True, remat=False)
+    model, variables = for_inference(model, variables)
 
     def network(weights: Any, images: jax.Array) -> Any:
         if normalization is not None:
             images = normalize(images, normalization.mean, normalization.std)
-        return merged.apply(weights, images)
+        return model.apply(weights, images)
 
-    return network, jax.jit(reparameterize)(variables)
+    return network, variables

@@ -90,7 +90,7 @@ class FeatureExtractor(ImageProgram):
             of files, or uint8 arrays (H, W, C); or an array (N, H, W, C).
 
         Returns:
-          Float32 arrays: "features", what would enter the classifier, (N, C of the last stage),
+          Float32 arrays: "features", what would enter the classifier, (N, C),
           which a backbone has not; "stage_0" and so on, (N, C), or with `maps` (N, H, W, C),
           with the stage's norm where it has one.
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from replk_jax.images import ImageLike
 from replk_jax.preprocessing import Preprocessing, normalize
-from replk_jax.reparam import reparameterize
+from replk_jax.reparam import for_inference
 
 Images = ImageLike | Sequence[ImageLike]
 
@@ -29,8 +29,8 @@ class ImageProgram:
       preprocessing: of the images.
       batch_size: the most images at once. Fewer are filled up to a power of two, so that only
         so many shapes are compiled.
-      compute: (merged model, its variables, normalised images) -> a tree of arrays whose first
-        axis is the images'.
+      compute: (model, its variables, normalised images) -> a tree of arrays whose first axis is
+        the images'; the model is re-parameterized, if it can be.
 
     Raises:
       ValueError: no preprocessing, one for another number of channels, or no batch.
@@ -56,15 +56,15 @@ class ImageProgram:
             )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-        merged = model.clone(deploy=True)
+        model, variables = for_inference(model, variables)
 
         def program(variables: Mapping[str, Any], pixels: jax.Array) -> Any:
             images = normalize(pixels, preprocessing.mean, preprocessing.std)
-            return compute(merged, variables, images)
+            return compute(model, variables, images)
 
         self.preprocessing = preprocessing
         self.batch_size = batch_size
-        self._variables = jax.jit(reparameterize)(variables)
+        self._variables = jax.device_put(variables)
         self._program = jax.jit(program)
 
     def run(self, pixels: np.ndarray) -> Any:

@@ -174,6 +174,10 @@ def load_into(
                 "it is re-parameterized, and what is merged cannot be trained on as it was: name "
                 "the file from before the merge."
             )
+        if type(network.model) is not type(model):
+            raise ValueError(
+                f"it holds a {type(network.model).__name__}, not a {type(model).__name__}."
+            )
         weights = by_official_name(variables, network.model)
         variables = fit(weights, model, reset_head=reset_head, seed=seed)
     return dataclasses.replace(network, model=model, variables=variables)

@@ -20,7 +20,7 @@ from replk_jax import (
     summary,
 )
 from replk_jax.models import registry
-from replk_jax.reparam.blocks import BLOCKS
+from replk_jax.reparam.table import BLOCKS
 from tests.helpers import TINY, random_variables
 
 PUBLISHED = "Published weights"
@@ -52,7 +52,7 @@ def test_code(tiny, capsys):
 
 def test_code_of_a_block(monkeypatch):
     """On kernels of ones and batch norms that only add 1: 2 in the middle, and a bias of 2."""
-    monkeypatch.setattr("replk_jax.reparam.blocks.BLOCKS", list(BLOCKS))
+    monkeypatch.setattr("replk_jax.reparam.table.BLOCKS", list(BLOCKS))
     exec(code_of("Use")[1], {})
     one, zero = np.ones(2, np.float32), np.zeros(2, np.float32)
     norm = {"scale": one, "bias": one, "mean": zero, "var": one}

@@ -12,6 +12,7 @@ from replk_jax.benchmark.environment import describe_environment, format_environ
 from replk_jax.benchmark.model import MODES, benchmark_model, format_report, structures_table
 from replk_jax.benchmark.tune import tune
 from replk_jax.cli.arguments import check_folder, positive, seconds, write_json
+from replk_jax.models import create_model
 from replk_jax.ops import measurements
 from replk_jax.ops.dispatch import IMPLEMENTATIONS
 
@@ -97,6 +98,8 @@ def _bench_model(arguments: argparse.Namespace) -> None:
     check_folder(arguments.json)
     # A program that is found in the cache would not be compiled.
     jax.config.update("jax_enable_compilation_cache", False)
+    for name in arguments.model:
+        create_model(name)  # before anything is measured, a name that is not known
     report = {"environment": describe_environment(), "models": []}
     print(format_environment(report["environment"]))
     for name in arguments.model:

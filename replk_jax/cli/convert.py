@@ -11,6 +11,7 @@ from replk_jax.cli.arguments import add_force, add_reading, check_output
 from replk_jax.reparam import check_equivalence, reparameterize
 from replk_jax.saved import SavedNetwork, load, save
 from replk_jax.torch_import.byte_file import naming
+from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.load import TORCH_ENDINGS, save_torch
 
 _OWN_ENDINGS = {".safetensors", ""}
@@ -47,12 +48,16 @@ def _convert(arguments: argparse.Namespace) -> None:
     check_output(destination, arguments.force)
     network = load(source, prefer_ema=arguments.ema, preprocessing=arguments.preprocessing)
     merge = arguments.deploy and not network.model.deploy
+    if for_torch:
+        with naming(source):
+            family_of(network.model).expect_published(network.model, merge)
     if merge:
         _compare_structures(network)
     if for_torch:
         with naming(source):
             save_torch(network.variables, network.model, destination, merged=merge)
-        structure = "official merged" if arguments.deploy else "training-time"
+        merged = arguments.deploy or network.model.deploy
+        structure = "official merged" if merged else "training-time"
     else:
         network = _reparameterized(network) if merge else network
         save(destination, network, overwrite=arguments.force)

@@ -102,6 +102,8 @@ def _description(network: SavedNetwork) -> Iterator[str]:
     structure = "re-parameterized" if model.deploy else "training-time"
     yield f"{network.name or type(model).__name__}, {kind}, {structure}"
     yield f"  {architecture_in_words(model)}"
+    if getattr(model, "output_stride", None) is not None:
+        yield f"  dilated for an output stride of {model.output_stride}"
     if model.out_indices is not None:
         yield f"  a backbone that gives the stages {joined(model.out_indices)}"
     if names:

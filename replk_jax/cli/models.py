@@ -24,12 +24,13 @@ def add_parser(verbs) -> None:
 
 def _models(arguments: argparse.Namespace) -> None:
     if arguments.name:
-        print(summary(create_model(arguments.name), arguments.image_size or 224))
+        size = arguments.image_size or _usual_size(arguments.name)
+        print(summary(create_model(arguments.name), size))
         return
     print(f"{'':30}{'parameters':>13}{'merged':>13}{'MACs':>17}{'image':>7}  top-1")
     for name in list_models():
         published = released.published_accuracy(name)
-        size = arguments.image_size or (published.image_size if published else 224)
+        size = arguments.image_size or _usual_size(name)
         counts = summary(create_model(name), size)
         print(
             f"{name:30}{counts.training.parameters:13,}{counts.merged.parameters:13,}"
@@ -37,6 +38,11 @@ def _models(arguments: argparse.Namespace) -> None:
             flush=True,
         )
     print(_EXPLANATION)
+
+
+def _usual_size(name: str) -> int:
+    published = released.published_accuracy(name)
+    return published.image_size if published else 224
 
 
 def _accuracy(published: released.Accuracy | None, size: int) -> str:

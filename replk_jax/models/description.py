@@ -31,7 +31,7 @@ _FIELDS = {
     "norm_intermediate_features": _is_bool,
     "num_classes": _is_count,
     "out_indices": _are_stages,
-    "output_stride": lambda value: value in (8, 16, 32),
+    "output_stride": lambda value: value is None or (type(value) is int and value in (8, 16, 32)),
     "param_dtype": lambda value: value in ("float32", "float64", "bfloat16", "float16"),
 }
 # Building so many takes seconds; the deepest registered network has 50.

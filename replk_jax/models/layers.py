@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from replk_jax.ops import DepthwiseConv2D
+from replk_jax.reparam.algebra import BATCH_NORM_EPSILON
 
-# PyTorch's defaults. They are constants and not fields because `reparameterize` sees a
-# variable tree only, which does not store them.
-BATCH_NORM_EPSILON = 1e-5
-BATCH_NORM_MOMENTUM = 0.9  # share of the old statistic that stays; PyTorch calls it 0.1
+BATCH_NORM_MOMENTUM = 0.9  # share of the old statistic that stays; PyTorch's default, there 0.1
 
 
 class ReparameterizableModule(nn.Module):
@@ -117,6 +115,8 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
         size = self.kernel_size
         rows, columns = (size, size) if isinstance(size, int) else size
+        if rows % 2 == 0 or columns % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, or the map would shift; got {size}.")
         groups = x.shape[-1] if self.depthwise else self.groups
         fan_in = rows * columns * x.shape[-1] // groups
         settings = dict(
@@ -140,6 +140,41 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
         else:
             x = nn.Conv(self.features, **settings, feature_group_count=groups)(x)
         return x if self.deploy else BatchNorm(**self.structure(), name="bn")(x, train)
+
+
+def convolution(
+    parent: ReparameterizableModule,
+    x: jax.Array,
+    features: int,
+    kernel_size: int,
+    *,
+    groups: int = 1,
+    padding: int | None = None,
+    **fields: Any,
+) -> jax.Array:
+    """A K x K convolution (N, H, W, I) to (N, H', W', O), initialised as PyTorch does it.
+
+    Args:
+      parent: whose submodule it is, and whose dtypes it has.
+      x: (N, H, W, I).
+      features: O.
+      kernel_size: K.
+      groups: of channels that are convolved each for themselves.
+      padding: of every side; None for K // 2.
+      **fields: others of `flax.linen.Conv`, `name` among them.
+    """
+    fan_in = kernel_size**2 * x.shape[-1] // groups
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        padding=kernel_size // 2 if padding is None else padding,
+        feature_group_count=groups,
+        kernel_init=pytorch_init(fan_in),
+        bias_init=pytorch_init(fan_in),
+        dtype=parent.dtype,
+        param_dtype=parent.param_dtype,
+        **fields,
+    )(x)
 
 
 def pointwise(x: jax.Array, kernel: jax.Array, *_, precision=None, **__) -> jax.Array:

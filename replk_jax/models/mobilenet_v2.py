@@ -8,6 +8,7 @@ there is `params/layer3_0/conv_1/bn/scale` here.
 
 import dataclasses
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -87,17 +88,18 @@ class MobileNetV2Architecture:
         if not set(self.strides) <= {1, 2}:
             raise ValueError(f"strides must be 1 or 2; got {self.strides}.")
 
-    def strides_and_dilations(self, output_stride: int) -> list[list[tuple[int, int]]]:
+    def strides_and_dilations(self, output_stride: int | None) -> list[list[tuple[int, int]]]:
         """(stride, dilation) of every block, a list per stage.
 
-        A stride that would make the map smaller than 1 / `output_stride` of the image becomes
-        dilation of the kernels that follow, which then see as much of the image as without
-        (Chen et al., "Rethinking Atrous Convolution", arXiv:1706.05587, section 3.1). The block
+        Without `output_stride`, the strides of the architecture. Else a stride that would make
+        the map smaller than 1 / `output_stride` of the image becomes dilation of the kernels that
+        follow, which then see as much of the image as without (Chen et al., "Rethinking Atrous
+        Convolution", arXiv:1706.05587, section 3.1). The block
         that loses its stride still sees the finer map as before.
         """
         stages, reached, dilation = [], _STEM_STRIDE, 1
         for layers, stride in zip(self.layers, self.strides, strict=True):
-            kept = stride if reached * stride <= output_stride else 1
+            kept = stride if output_stride is None or reached * stride <= output_stride else 1
             first = (kept, dilation)
             reached *= kept
             dilation *= stride // kept
@@ -170,17 +172,18 @@ class MobileNetV2(Network, kw_only=True):
 
     Attributes:
       dropout_rate: of what enters the classifier, while training; torchvision trains with 0.2.
-      output_stride: size of the image over that of the last map, 8, 16 or 32. Strides that
-        would lead beyond it become dilation; the variables stay the same.
+      output_stride: size of the image over that of the last map, 8, 16 or 32; None for that of
+        the architecture. Strides that would lead beyond it become dilation; the variables stay
+        the same.
       architecture, num_classes, out_indices, remat, deploy, dtype, param_dtype, implementation:
         see `Network`.
     """
 
-    head_name = "classifier"
+    head_name: ClassVar[str] = "classifier"
 
     architecture: MobileNetV2Architecture
     dropout_rate: float = 0.0
-    output_stride: int = 32
+    output_stride: int | None = None
 
     @nn.compact
     def __call__(
@@ -197,7 +200,7 @@ class MobileNetV2(Network, kw_only=True):
         Returns:
           Logits (N, num_classes), or features (N, last_channels): both in at least float32. Or,
           with `out_indices`, one map (N, H / t, W / t, C) for each stage named, in `dtype`; t is
-          2, the stem's stride, times the strides up to that stage, but at most `output_stride`.
+          2, the stem's stride, times the strides up to that stage, at most `output_stride`.
           Odd sizes round up.
 
         Raises:
@@ -241,5 +244,5 @@ class MobileNetV2(Network, kw_only=True):
         super().check_call(x, features)
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must lie in [0, 1); got {self.dropout_rate}.")
-        if self.output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride must be 8, 16 or 32; got {self.output_stride}.")
+        if self.output_stride not in (None, 8, 16, 32):
+            raise ValueError(f"output_stride must be 8, 16, 32 or None; got {self.output_stride}.")

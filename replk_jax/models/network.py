@@ -39,6 +39,11 @@ class Network(ReparameterizableModule, kw_only=True):
     out_indices: tuple[int, ...] | None = None
     remat: bool = False
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether there is a merged structure."""
+        return True
+
     def check_call(self, x: jax.Array, features: bool) -> None:
         """Checks images (N, H, W, in_channels), and the fields that depend on one another.
 
@@ -56,9 +61,12 @@ class Network(ReparameterizableModule, kw_only=True):
                 f"{family} takes normalised floating-point images; got {x.dtype}. "
                 "Convert them, and apply the mean and standard deviation of the checkpoint."
             )
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"num_classes must be positive, or None; got {self.num_classes}.")
+        classes = self.num_classes
+        if classes is not None and not (isinstance(classes, int) and classes > 0):
+            raise ValueError(f"num_classes must be positive, or None; got {classes}.")
         stages = range(len(self.architecture.layers))
+        if not isinstance(self.out_indices, tuple | None):
+            raise ValueError(f"out_indices must be a tuple, or None; got {self.out_indices}.")
         unknown = [s for s in self.out_indices or () if s not in stages]
         if unknown:
             raise ValueError(

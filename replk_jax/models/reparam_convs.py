@@ -11,43 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from replk_jax.models.layers import BatchNorm, ConvNorm, ReparameterizableModule, pytorch_init
+from replk_jax.models.layers import (
+    BatchNorm,
+    ConvNorm,
+    ReparameterizableModule,
+    convolution,
+    pytorch_init,
+)
 from replk_jax.reparam.algebra import affine_of_norm, dirac_kernel, identity_kernel
-
-
-def convolution(
-    parent: ReparameterizableModule,
-    x: jax.Array,
-    features: int,
-    kernel_size: int,
-    *,
-    groups: int = 1,
-    padding: int | None = None,
-    **fields: Any,
-) -> jax.Array:
-    """A K x K convolution (N, H, W, I) to (N, H', W', O), initialised as PyTorch does it.
-
-    Args:
-      parent: whose submodule it is, and whose dtypes it has.
-      x: (N, H, W, I).
-      features: O.
-      kernel_size: K.
-      groups: of channels that are convolved each for themselves.
-      padding: of every side; None for K // 2.
-      **fields: others of `flax.linen.Conv`, `name` among them.
-    """
-    fan_in = kernel_size**2 * x.shape[-1] // groups
-    return nn.Conv(
-        features,
-        (kernel_size, kernel_size),
-        padding=kernel_size // 2 if padding is None else padding,
-        feature_group_count=groups,
-        kernel_init=pytorch_init(fan_in),
-        bias_init=pytorch_init(fan_in),
-        dtype=parent.dtype,
-        param_dtype=parent.param_dtype,
-        **fields,
-    )(x)
 
 
 class ConvBlock(ReparameterizableModule, kw_only=True):

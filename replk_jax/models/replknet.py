@@ -92,7 +92,11 @@ class RepLKNetArchitecture:
             )
 
     def _check_dilated_branches(self):
-        branches = tuple(whole_numbers("dilated_branches", pair) for pair in self.dilated_branches)
+        try:
+            pairs = tuple(map(tuple, self.dilated_branches))
+        except TypeError:
+            pairs = ((0, 0),)
+        branches = tuple(whole_numbers("dilated_branches", pair) for pair in pairs)
         object.__setattr__(self, "dilated_branches", branches)
         if any(len(pair) != 2 or pair[0] % 2 == 0 for pair in branches):
             raise ValueError(
@@ -130,6 +134,11 @@ class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, C) to (N, ceil(H / stride), ceil(W / stride), C)."""
+        if self.kernel_size % 2 == 0 or (self.small_kernel or 1) > self.kernel_size:
+            raise ValueError(
+                "kernel_size must be odd, and no less than small_kernel; got "
+                f"{self.kernel_size} and {self.small_kernel}."
+            )
         if self.deploy:
             return DepthwiseConv2D(
                 kernel_size=(self.kernel_size, self.kernel_size),

@@ -18,6 +18,7 @@ from replk_jax.models.layers import (
     ConvNorm,
     GlobalAveragePool,
     ReparameterizableModule,
+    convolution,
     pytorch_init,
     rematerialized,
 )
@@ -27,7 +28,6 @@ from replk_jax.models.reparam_convs import (
     DiracConv,
     DiverseBranchBlock,
     ResidualKernelConv,
-    convolution,
 )
 
 # What the layers may be while they train. With the top-1 accuracy that the paper's section 4.2
@@ -386,10 +386,15 @@ class RepVGG(Network, kw_only=True):
         pairs = zip(layers[::2], layers[1::2], strict=True)
         return [partial(rematerialized(ResidualPair, self.remat), layers=pair) for pair in pairs]
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether there is a merged structure."""
+        return self.architecture.block != "relu_in_branches"
+
     def check_call(self, x: jax.Array, features: bool) -> None:
         """As `Network`, and what is RepVGG's own."""
         super().check_call(x, features)
-        if self.deploy and self.architecture.block == "relu_in_branches":
+        if self.deploy and not self.mergeable:
             raise ValueError(
                 'block="relu_in_branches" has no merged structure: the sum of ReLUs is not a '
                 "linear map of the input, so no single convolution is equal to it. Build the "

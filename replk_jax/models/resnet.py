@@ -9,6 +9,7 @@ whose names the parts carry: `layer3.0.conv2.weight` and `layer3.0.bn2.weight` t
 
 import dataclasses
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -95,7 +96,7 @@ class ResNet(Network, kw_only=True):
         see `Network`.
     """
 
-    head_name = "fc"
+    head_name: ClassVar[str] = "fc"
 
     architecture: ResNetArchitecture
 

@@ -27,7 +27,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from replk_jax.models.layers import BATCH_NORM_EPSILON
+# PyTorch's default. It is a constant and not a field because a variable tree does not store it.
+BATCH_NORM_EPSILON = 1e-5
 
 # Accelerators would otherwise round the operands of products to bfloat16 or TF32.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -70,7 +71,7 @@ def fold_into_previous(linear: Linear, affine: Affine) -> Linear:
     return Linear(linear.kernel * a, bias)
 
 
-def fold_into_next(affine: Affine, linear: Linear, *, zero_padding: bool = False) -> Linear:
+def fold_into_next(affine: Affine, linear: Linear, *, zero_padding: bool = True) -> Linear:
     """W * (a x + b) + c = (W a) * x + (sum W b + c): a batch norm before a convolution.
 
     Also before an average pool and a dense layer, since the mean of a x + b is a mean(x) + b.
@@ -78,21 +79,17 @@ def fold_into_next(affine: Affine, linear: Linear, *, zero_padding: bool = False
     Args:
       affine: over the I channels that enter.
       linear: the convolution or dense layer.
-      zero_padding: whether the convolution pads a x + b with zeros, where a merged one would
-        have had to pad x with -b / a.
+      zero_padding: whether a kernel that is larger than 1 x 1 pads a x + b with zeros; not where
+        it does not pad, or where a x + b was padded with b.
 
     Raises:
-      ValueError: a kernel larger than 1 x 1 with zero padding, which no kernel and bias are
-        equal to; or another number of channels.
+      ValueError: a larger kernel with zero padding, which no kernel and bias are equal to; or
+        another number of channels.
     """
     a, b = affine
     kernel, bias = linear
-    if zero_padding and kernel.ndim == 4 and kernel.shape[:2] != (1, 1):
-        raise ValueError(
-            f"a batch norm cannot be folded into the {kernel.shape[0]}x{kernel.shape[1]} "
-            "convolution behind it, which pads with zeros: at the border it would see the norm's "
-            "bias in their place. Pad before the batch norm, or put the norm behind."
-        )
+    if zero_padding:
+        _expect_no_border(kernel)
     moved = _each_group(b, kernel)
     scaled = kernel * _by_group(a, kernel)
     return Linear(scaled, moved if bias is None else bias + moved)
@@ -142,7 +139,7 @@ def identity_kernel(like: jax.Array) -> jax.Array:
       like: (rows, columns, C / groups, C) of odd size.
 
     Raises:
-      ValueError: as many outputs as inputs in whole groups, or a middle, there are not.
+      ValueError: there is none: the groups do not divide C, or the kernel has no middle.
     """
     rows, columns, per_group, channels = like.shape
     if channels % per_group or rows % 2 == 0 or columns % 2 == 0:
@@ -166,37 +163,39 @@ def dirac_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     return a * identity_kernel(kernel) + b * kernel / length
 
 
-def pool_average(linear: Linear, size: tuple[int, int]) -> Linear:
+def pool_average(linear: Linear, size: tuple[int, int], *, zero_padding: bool = True) -> Linear:
     """The average over windows of w * x + c = (w / windows' size, at every tap) * x + c.
-
-    Exact where the pool does not pad, or where the map w * x + c is padded with c.
 
     Args:
       linear: 1 x 1.
       size: rows and columns of the windows.
+      zero_padding: whether the pool pads w * x + c with zeros, which it counts; not where it does
+        not pad, or where w * x + c was padded with c.
 
     Raises:
-      ValueError: a kernel that is not 1 x 1.
+      ValueError: a bias c before zero padding, or a kernel that is not 1 x 1.
     """
     kernel = linear.kernel
     if kernel.shape[:2] != (1, 1):
         raise ValueError(f"only a 1x1 convolution is pooled here, not one of {kernel.shape}.")
     taps = jnp.broadcast_to(kernel / (size[0] * size[1]), (*size, *kernel.shape[2:]))
+    if zero_padding and linear.bias is not None:
+        _expect_no_border(taps)
     return Linear(taps, linear.bias)
 
 
-def compose(first: Linear, second: Linear) -> Linear:
+def compose(first: Linear, second: Linear, *, zero_padding: bool = True) -> Linear:
     """W * (w * x + c) + C = (W w) * x + (sum W c + C): a 1 x 1 convolution, then another one.
-
-    Exact where the second sees c at the border: where it does not pad, or where the map between
-    the two is padded with c, as Diverse Branch Blocks do it.
 
     Args:
       first: (1, 1, I / groups, M).
       second: (rows, columns, M / groups, O), in the same groups.
+      zero_padding: whether the second, if larger than 1 x 1, pads w * x + c with zeros; not where
+        it does not pad, or where w * x + c was padded with c, as Diverse Branch Blocks do it.
 
     Raises:
-      ValueError: a first kernel that is not 1 x 1, or groups that do not agree.
+      ValueError: a bias c before zero padding; a first kernel that is not 1 x 1; or groups that
+        do not agree.
     """
     (rows, columns, per_group, middle), (*size, inner, outer) = (
         first.kernel.shape,
@@ -214,8 +213,21 @@ def compose(first: Linear, second: Linear) -> Linear:
     kernel = kernel.reshape(*size, per_group, outer)
     if first.bias is None:
         return Linear(kernel, second.bias)
+    if zero_padding:
+        _expect_no_border(second.kernel)
     moved = _each_group(first.bias, second.kernel)
     return Linear(kernel, moved if second.bias is None else second.bias + moved)
+
+
+def _expect_no_border(kernel: jax.Array) -> None:
+    """Raises ValueError for a kernel that sees zeros at the border, in place of a bias."""
+    if kernel.ndim == 4 and kernel.shape[:2] != (1, 1):
+        rows, columns = kernel.shape[:2]
+        raise ValueError(
+            f"a batch norm or bias cannot be moved through the {rows}x{columns} window behind it, "
+            "which pads with zeros: at the border it sees those, and not the bias. Pad before the "
+            "batch norm, or put the norm behind; zero_padding=False says that it is so."
+        )
 
 
 def _by_group(vector: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from replk_jax.reparam.algebra import Affine, Linear, affine_of_norm
-from replk_jax.reparam.blocks import Form, find_block
+from replk_jax.reparam.block import Form, arrays
+from replk_jax.reparam.table import find_block
 
 Tree = Mapping[str, Any]
 _Path = tuple[str, ...]
@@ -28,11 +29,15 @@ def reparameterize(variables: Tree) -> dict[str, Any]:
     map it is (`scale` and `bias`): the stage norms of a backbone, and the final norm of a
     model without a classifier.
 
-    It reads the tree alone and knows blocks by the names of their parts (`BLOCKS`, to which
+    It reads the tree alone and knows blocks by the names of their parts (`table.BLOCKS`, to which
     `register_block` adds), so a network of your own that is made of such blocks is merged as
-    well. Pure, and works under `jax.jit`, `jax.vmap`, `jax.grad` and `jax.eval_shape` and on
-    sharded arrays. Sums are taken in at least float32. Idempotent, and it accepts trees that are
-    merged in part, such as those of `merge_branches`.
+    well. A tree does not tell everything: a module with the two children `conv` and `bn` is taken
+    for a 2-D convolution with a batch norm behind it, and every batch norm for one of epsilon
+    1e-5. What is otherwise needs other names, or a block of its own.
+
+    Pure, and works under `jax.jit`, `jax.vmap`, `jax.grad` and `jax.eval_shape` and on sharded
+    arrays. Sums are taken in at least float32. Idempotent, and it accepts trees that are merged in
+    part, such as those of `merge_branches`.
 
     Args:
       variables: {"params": ..., "batch_stats": ...} of a training-time model.
@@ -101,28 +106,29 @@ def _merge(node: Any, path: _Path) -> Any:
 
 def _layer(parts: Tree) -> Any:
     """A layer by itself: batch norm, convolution or dense layer; anything else stays as it is."""
-    names = set(parts)
+    names = arrays(parts)
     if names & {"mean", "var"}:
-        if faults := _NORM.faults(names):
+        if faults := _NORM.faults(set(parts)):
             raise ValueError(f"{'; '.join(faults)}.")
-        _expect_shapes(parts, parts["scale"].shape[-1:])
+        _expect_alike(parts)
         return affine_of_norm(**parts)
-    if names in ({"scale", "bias"}, {"scale"}):
-        _expect_shapes(parts, parts["scale"].shape[-1:])
-    if names in ({"kernel"}, {"kernel", "bias"}):
+    if names == set(parts) == {"scale", "bias"}:
+        _expect_alike(parts)
+    if names == set(parts) and names in ({"kernel"}, {"kernel", "bias"}):
         kernel, bias = parts["kernel"], parts.get("bias")
-        if isinstance(kernel, Mapping) or isinstance(bias, Mapping):
-            raise ValueError("expected an array, found a part of a network.")
-        if kernel.ndim in (2, 4):
-            _expect_shapes({"bias": bias} if bias is not None else {}, kernel.shape[-1:])
+        if kernel.ndim in (2, 4) and (bias is None or bias.shape == kernel.shape[-1:]):
             return Linear(kernel, bias)
+        if kernel.ndim in (2, 4) and bias.ndim == 1 and bias.shape != kernel.shape[-2:-1]:
+            raise ValueError(f"bias: expected shape {kernel.shape[-1:]}, found {bias.shape}.")
     return parts
 
 
-def _expect_shapes(leaves: Tree, shape: tuple[int, ...]) -> None:
+def _expect_alike(leaves: Tree) -> None:
+    """Raises ValueError unless the arrays of a norm have the same shape."""
     for name, leaf in leaves.items():
-        if leaf.shape != shape:
-            raise ValueError(f"{name}: expected shape {shape}, found {leaf.shape}.")
+        if leaf.shape != leaves["scale"].shape:
+            shape = leaves["scale"].shape
+            raise ValueError(f"{name}: expected shape {shape}, that of scale, found {leaf.shape}.")
 
 
 def _at(path: _Path, function: Callable[[Any], Any], node: Any) -> Any:

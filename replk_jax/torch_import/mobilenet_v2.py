@@ -88,10 +88,19 @@ def expect_published(model: MobileNetV2, merged: bool) -> None:
             "torchvision has no merged MobileNetV2: save the training-time variables "
             "(deploy=False, merged=False)."
         )
-    if model.architecture.small_kernel is not None or not model.architecture.shortcuts:
+    architecture = model.architecture
+    if architecture.small_kernel is not None or not architecture.shortcuts:
         raise ValueError(
             "torchvision's MobileNetV2 has shortcuts, and no small kernels beside larger ones: "
             "save a network with small_kernel or shortcuts=False in a format of this package."
+        )
+    # Of another number of stages, no file is read without its model.
+    told = len(architecture.strides) != len(_STANDARD.strides)
+    if model.output_stride is not None or not (told or architecture.strides == _STANDARD.strides):
+        raise ValueError(
+            "A PyTorch file does not tell strides and dilation, which would be taken for the "
+            f"paper's, {_STANDARD.strides}: save a network of others in a format of this package, "
+            "or model.clone(output_stride=None)."
         )
 
 

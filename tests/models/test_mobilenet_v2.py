@@ -243,7 +243,7 @@ def test_logits_are_the_references(fields):
         @jax.jit
         def both(variables, images):
             state = torchvision_state(variables, TINY.layers)
-            settings = (model.output_stride, model.architecture.shortcuts)
+            settings = (model.output_stride or 32, model.architecture.shortcuts)
             expected, _, peaks = reference(state, images, *settings)
             return model.apply(variables, images), expected, peaks
 
@@ -289,7 +289,7 @@ def test_dilation_replaces_stride():
     """Every map of the dilated networks has that of the strided one among its points: exactly,
     borders too, since rows and columns are counted from the first and lie outside together."""
     with jax.enable_x64(True):
-        model, variables, images = in_float64(**MIXED, out_indices=range(5))
+        model, variables, images = in_float64(**MIXED, out_indices=tuple(range(5)))
         by_stride = {stride: model.clone(output_stride=stride) for stride in (32, 16, 8)}
         maps = jax.jit(lambda v, x: {s: m.apply(v, x) for s, m in by_stride.items()})(
             variables, images

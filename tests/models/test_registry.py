@@ -7,12 +7,18 @@ import replk_jax
 
 
 def test_names():
-    assert replk_jax.list_models() == [
+    assert replk_jax.list_models("replknet_*") == [
         "replknet_3", "replknet_7", "replknet_13", "replknet_25",
         "replknet_31b", "replknet_31l", "replknet_xl",
     ]  # fmt: skip
-    assert replk_jax.list_models("*31*") == ["replknet_31b", "replknet_31l"]
-    assert replk_jax.list_models("resnet*") == []
+    assert replk_jax.list_models("repvgg_*") == [
+        "repvgg_a0", "repvgg_a1", "repvgg_a2", "repvgg_b0", "repvgg_b1", "repvgg_b1g2",
+        "repvgg_b1g4", "repvgg_b2", "repvgg_b2g2", "repvgg_b2g4", "repvgg_b3", "repvgg_b3g2",
+        "repvgg_b3g4", "repvgg_d2se",
+    ]  # fmt: skip
+    assert len(replk_jax.list_models("mobilenet_v2*")) == 9
+    assert replk_jax.list_models("resnet*") == ["resnet_101", "resnet_152"]
+    assert replk_jax.list_models("vit*") == []
 
 
 def test_overrides_reach_module_and_architecture():

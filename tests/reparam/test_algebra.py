@@ -81,19 +81,20 @@ def test_fold_into_next(channels, size, bias, seed):
     affine = Affine(draw(rng, inner * groups), draw(rng, inner * groups))
     x = draw(rng, 2, 7, 6, inner * groups)
     expected = conv(x * affine.scale + affine.bias, w)
-    close(conv(x, algebra.fold_into_next(affine, w)), expected)
-    if size == 1:
-        close(conv(x, algebra.fold_into_next(affine, w, zero_padding=True)), expected)
+    merged = algebra.fold_into_next(affine, w, zero_padding=False)
+    close(conv(x, merged), expected)
+    if size == 1:  # no kernel sees a border
+        close(conv(x, algebra.fold_into_next(affine, w)), expected)
 
 
 def test_fold_into_next_is_refused_before_zero_padding():
     rng = np.random.default_rng(0)
     w, affine = linear(rng, (3, 3), 4, 4), Affine(draw(rng, 4), draw(rng, 4))
-    with pytest.raises(ValueError, match=r"3x3 convolution behind it, which pads with zeros"):
-        algebra.fold_into_next(affine, w, zero_padding=True)
+    with pytest.raises(ValueError, match=r"3x3 window behind it, which pads with zeros"):
+        algebra.fold_into_next(affine, w)
     x = draw(rng, 1, 5, 5, 4)
     padded = conv(x * affine.scale + affine.bias, w, padding=1)
-    merged = conv(x, algebra.fold_into_next(affine, w), padding=1)
+    merged = conv(x, algebra.fold_into_next(affine, w, zero_padding=False), padding=1)
     assert np.abs(padded - merged)[:, 0].max() > 0.1  # the refusal has a reason
     close(merged[:, 1:-1, 1:-1], padded[:, 1:-1, 1:-1])
 
@@ -160,7 +161,7 @@ def test_compose(inner, middle, outer, groups, size, biases, seed):
     first = linear(rng, (1, 1), inner * groups, middle * groups, groups, bool(biases & 1))
     second = linear(rng, (size, size), middle * groups, outer * groups, groups, bool(biases & 2))
     x = draw(rng, 2, 6, 5, inner * groups)
-    composed = algebra.compose(first, second)
+    composed = algebra.compose(first, second, zero_padding=False)
     close(conv(x, composed), conv(conv(x, first), second))
     # With padding, where the map between the two is padded with what the first makes of zero.
     between = conv(np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]), first)
@@ -172,7 +173,7 @@ def test_pool_average():
     w = linear(rng, (1, 1), 4, 6, groups=2)
     x = draw(rng, 1, 7, 7, 4)
     windows = np.lib.stride_tricks.sliding_window_view(conv(x, w), (3, 3), (1, 2))
-    close(conv(x, algebra.pool_average(w, (3, 3))), windows.mean((-1, -2)))
+    close(conv(x, algebra.pool_average(w, (3, 3), zero_padding=False)), windows.mean((-1, -2)))
 
 
 def test_affine_of_norm():
@@ -184,11 +185,17 @@ def test_affine_of_norm():
     close(a * x + b, (x - mean) / np.sqrt(var + 1e-5) * scale + bias)
 
 
+POINTWISE = Linear(np.ones((1, 1, 4, 4)), np.ones(4))
+
+
 @pytest.mark.parametrize(
     ("step", "message"),
     [
         (lambda w: algebra.fold_into_previous(w, Affine(jnp.ones(3), jnp.ones(3))), "4 channels"),
-        (lambda w: algebra.fold_into_next(Affine(jnp.ones(5), jnp.ones(5)), w), "5 channels"),
+        (
+            lambda w: algebra.fold_into_next(Affine(jnp.ones(5), jnp.ones(5)), POINTWISE),
+            "5 channels",
+        ),
         (lambda w: algebra.add(w, Linear(jnp.ones((1, 1, 4, 4)))), "cannot be added"),
         (lambda w: algebra.pad_kernel(w, (4, 4)), "3x3 kernel cannot be centred in one of 4x4"),
         (lambda w: algebra.pad_kernel(w, (1, 1)), "cannot be centred"),
@@ -197,6 +204,8 @@ def test_affine_of_norm():
         (lambda w: algebra.compose(w, w), "do not compose"),
         (lambda w: algebra.compose(Linear(jnp.ones((1, 1, 2, 3))), w), "do not compose"),
         (lambda w: algebra.pool_average(w, (3, 3)), "only a 1x1"),
+        (lambda w: algebra.pool_average(POINTWISE, (3, 3)), "3x3 window"),
+        (lambda w: algebra.compose(POINTWISE, w), "3x3 window"),
     ],
 )
 def test_what_does_not_fit_is_refused(step, message):

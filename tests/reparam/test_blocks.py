@@ -8,8 +8,8 @@ import pytest
 
 from replk_jax.models.layers import BatchNorm, ConvNorm, ReparameterizableModule
 from replk_jax.models.reparam_convs import AsymmetricConvBlock, DiverseBranchBlock
-from replk_jax.reparam import Block, Form, algebra, register_block, reparameterize
-from replk_jax.reparam.blocks import BLOCKS, convolution
+from replk_jax.reparam import Block, Form, algebra, conv_of, register_block, reparameterize
+from replk_jax.reparam.table import BLOCKS
 from tests.helpers import draw_variables
 
 
@@ -44,13 +44,13 @@ def registered(monkeypatch):
     """The table with the block above, for one test."""
 
     def merge(parts):
-        plus, minus = convolution(parts, "plus"), convolution(parts, "minus")
+        plus, minus = conv_of(parts, "plus"), conv_of(parts, "minus")
         negative = algebra.Linear(-minus.kernel, -minus.bias)
         padded = algebra.pad_kernel(negative, plus.kernel.shape[:2])
         return {"difference": algebra.add(plus, padded)}
 
-    monkeypatch.setattr("replk_jax.reparam.blocks.BLOCKS", list(BLOCKS))
-    block = Block("TwoKernels", "plus minus", (Form("plus minus"),), merge, (Form("difference"),))
+    monkeypatch.setattr("replk_jax.reparam.table.BLOCKS", list(BLOCKS))
+    block = Block("TwoKernels", "plus minus", (Form("plus minus"),), merge)
     register_block(block)
     return block
 
@@ -87,15 +87,36 @@ def test_a_name_is_registered_once(registered):
         register_block(registered)
 
 
-def tree(**params):
-    return {"params": {"block": params}}
-
-
 CONV = {"conv": {"kernel": jnp.ones((3, 3, 4, 4))}}
 MERGED = {"kernel": jnp.ones((3, 3, 4, 4)), "bias": jnp.ones(4)}
 NORM = {name: jnp.ones(4) for name in ("scale", "bias", "mean", "var")}
 NORMED = {**CONV, "bn": NORM}
 POINTWISE = {"conv": {"kernel": jnp.ones((1, 1, 4, 4))}, "bn": NORM}
+
+
+OTHERS = {
+    "VAE": {"mean": {"kernel": jnp.ones((4, 2))}, "logvar": {"kernel": jnp.ones((4, 2))}},
+    "submodules by the names of arrays": {"scale": CONV, "bias": CONV, "kernel": CONV},
+    "dense layer of two axes": {"kernel": jnp.ones((4, 3, 2, 5)), "bias": jnp.ones((2, 5))},
+    "transposed convolution": {"kernel": jnp.ones((3, 3, 5, 4)), "bias": jnp.ones(5)},
+    "layer norm of two axes": {"scale": jnp.ones((8, 4)), "bias": jnp.ones((8, 4))},
+    "1-D convolution": {"conv": {"kernel": jnp.ones((3, 4, 4)), "bias": jnp.ones(4)}},
+    "embedding": {"embedding": jnp.ones((7, 4))},
+    "names of blocks": {"stages_0": CONV, "stem_0": CONV, "vertical": CONV, "post_bn": CONV},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_block_passes(name):
+    """Beside a ConvNorm, so that the tree is one that is being merged."""
+    variables = {"params": {"other": OTHERS[name], "stem": NORMED}}
+    merged = reparameterize(variables)["params"]
+    jax.tree.map(np.testing.assert_array_equal, merged["other"], OTHERS[name])
+    assert set(merged["stem"]["conv"]) == {"kernel", "bias"}
+
+
+def tree(**params):
+    return {"params": {"block": params}}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +131,12 @@ POINTWISE = {"conv": {"kernel": jnp.ones((1, 1, 4, 4))}, "bn": NORM}
         (tree(rbr_dense=NORMED, rbr_identity={n: jnp.ones(6) for n in NORM}), "6 channels|shape"),
         (tree(rbr_dense=CONV, rbr_1x1=CONV), "missing the running statistics"),
         (tree(rbr_dense_relu=NORMED, rbr_1x1_relu=POINTWISE), "ReLU in the branches.*not linear"),
-        (tree(square=NORMED, vertical=NORMED), "block: missing horizontal"),
+        (tree(dbb_origin=NORMED, dbb_1x1=POINTWISE, dbb_avg=CONV,
+              dbb_1x1_kxk={"conv1": CONV, "bn1": NORM, "conv2": CONV, "bn2": NORM}),
+         "block: dbb_1x1_kxk: missing idconv1; not known here: conv1"),
+        (tree(prelkb_bn=NORM, pw1=POINTWISE, pw2=POINTWISE, large_kernel=NORMED),
+         "block: large_kernel: missing lkb_reparam"),
+        (tree(dirac_kernel=CONV, a=jnp.ones(4), b=jnp.ones(4)), "dirac_kernel: expected an array"),
         (tree(dbb_origin=NORMED, dbb_1x1=POINTWISE), "missing dbb_1x1_kxk, dbb_avg"),
         (tree(conv={"kernel": jnp.ones((3, 3, 4, 6))}, bn=NORM), "block: the batch norm behind it"),
         (tree(lkb_origin=NORMED, small_conv=NORMED, extra=NORMED), "not known here: extra"),

@@ -182,6 +182,7 @@ LARGE_KERNEL = ("params", *BLOCK, "large_kernel")
         (drop("norm"), "the variables: missing norm"),
         (drop(*BLOCK, "prelkb_bn"), "stages_0/blocks_0: missing prelkb_bn"),
         (drop("stem_2"), "the variables: missing stem_2"),
+        (drop("stem_2", "bn"), "the variables: stem_2/conv: missing bias, or a batch norm"),
         (drop("stages_0"), "the variables: missing stages_0"),
         (drop("transitions_0_1"), "missing transitions_0_1"),
         (drop(*BLOCK), "stages_0: missing blocks_0"),
@@ -190,9 +191,9 @@ LARGE_KERNEL = ("params", *BLOCK, "large_kernel")
         (put({"kernel": ARRAY}, "params", "neck"), "not known here: neck"),
         (put(ARRAY, "params", "stages_1", "blocks_1"), "stages_1/blocks_1"),
         (put(ARRAY, "batch_stats", "stem_9", "mean"), "not known here: stem_9"),
-        (put({"a": ARRAY}, "params", "head", "bias"), "head: expected an array"),
+        (put({"a": ARRAY}, "params", "head", "bias"), "head: missing bias, or no classifier"),
         (put(zeros(3), "batch_stats", "norm", "var"),
-         r"norm: var: expected shape \(12,\), found \(3,\)"),
+         r"norm: var: expected shape \(12,\), that of scale, found"),
         (put(zeros(9), "params", "head", "bias"), r"head: bias: expected shape \(4,\)"),
         (put(zeros(3, 3, 8, 8), "params", *BLOCK, "pw1", "conv", "kernel"),
          r"pw1/conv/kernel: expected shape \(1, 1, 8, 8\), found \(3, 3, 8, 8\)"),
@@ -232,7 +233,7 @@ def test_a_norm_that_stays_is_checked_too():
     variables = random_variables(make(**KINDS["features"]))
     merged = reparameterize(variables)
     for tree in (variables, merged):
-        with pytest.raises(ValueError, match=r"norm: scale: expected shape \(12,\)"):
+        with pytest.raises(ValueError, match=r"norm: (bias|mean): expected shape \(99, 12\)"):
             reparameterize(with_node(tree, zeros(99, 12), "params", "norm", "scale"))
 
 

@@ -537,6 +537,8 @@ class TestRefused:
             (MOBILENET, {"deploy": True}, False, "torchvision has no merged MobileNetV2"),
             (MOBILENET, {"small_kernel": 3}, False, "no small kernels beside larger ones"),
             (MOBILENET, {"shortcuts": False}, False, "torchvision's MobileNetV2 has shortcuts"),
+            (MOBILENET, {"output_stride": 8}, False, "does not tell strides and dilation"),
+            (MOBILENET, {"strides": (2, 1, 2, 1, 1, 1, 1)}, False, "does not tell strides"),
             (RESNET, {}, True, "torchvision has no merged ResNet"),
             (RESNET, {"deploy": True}, False, "torchvision has no merged ResNet"),
             (TINY, {"dilated_branches": ((3, 2),)}, False, "no dilated branches.*save them merged"),

@@ -1,98 +1,17 @@
-"""What each kind of block is made of, and how it becomes one convolution.
+"""Each kind of block and how it becomes one convolution: `BLOCKS` is the one table of them.
 
-`BLOCKS` is the one table of them. A block is known by the names of its parts, for most blocks
-those of the official PyTorch code. It is merged from its parts, which are merged before it: then
-a convolution or dense layer is a `Linear`, and a batch norm an `Affine`.
+A block is known by the names of its parts, for most blocks those of the official PyTorch code. It
+is merged from its parts, which are merged before it: then a convolution or dense layer is a
+`Linear`, and a batch norm an `Affine`.
 """
 
-import dataclasses
-import fnmatch
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from replk_jax.reparam import algebra
-from replk_jax.reparam.algebra import Affine, Linear
-
-Parts = Mapping[str, Any]
-
-_STATISTICS = {"mean", "var"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """The names of a block's parts, separated by spaces.
-
-    Attributes:
-      parts: names that must be there.
-      optional: names that may be there, as shell-style patterns.
-    """
-
-    parts: str = ""
-    optional: str = ""
-
-    def faults(self, names: set[str]) -> list[str]:
-        """What is missing or unknown, in words; nothing if `names` are of this form."""
-        parts, optional = self.parts.split(), self.optional.split()
-        missing = [part for part in parts if part not in names]
-        unknown = [
-            name
-            for name in sorted(names - set(parts))
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in optional)
-        ]
-        found = (("missing", missing), ("not known here:", unknown))
-        return [f"{fault} {', '.join(those)}" for fault, those in found if those]
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A kind of block.
-
-    Attributes:
-      name: of the kind.
-      marks: the names, separated by spaces, any of which among its children makes a node such a
-        block; with `exact`, all of them and no others.
-      training: forms of its training-time structure.
-      merge: makes the merged block of its parts, which are merged themselves.
-      merged: forms of its merged structure, if one is marked.
-      exact: see `marks`.
-      parallel: whether it is a block of parallel branches; `merge_branches` merges these.
-      has_norms: whether there are batch norms somewhere in its training-time structure; a node
-        without their statistics is taken for a merged one.
-      check: raises ValueError for a node that is not as names alone can tell.
-    """
-
-    name: str
-    marks: str
-    training: tuple[Form, ...]
-    merge: Callable[[Parts], Any]
-    merged: tuple[Form, ...] = ()
-    exact: bool = False
-    parallel: bool = False
-    has_norms: bool = True
-    check: Callable[[Parts], None] = lambda node: None
-
-    def recognises(self, node: Parts) -> bool:
-        """Whether a node is such a block, whole or not."""
-        marks = set(self.marks.split())
-        return set(node) == marks if self.exact else not marks.isdisjoint(node)
-
-    def is_training(self, node: Any) -> bool:
-        """Checks a node; returns whether it is in the training-time structure.
-
-        Raises:
-          ValueError: parts that are missing, foreign, or without their statistics.
-        """
-        names = set(node) if isinstance(node, Mapping) else set()
-        training = not self.has_norms or has_statistics(node)
-        forms = self.training if training else self.merged
-        if all(form.faults(names) for form in forms):
-            if not training and not all(form.faults(names) for form in self.training):
-                raise ValueError("missing the running statistics of its batch norms (batch_stats).")
-            nearest = min((form.faults(names) for form in forms or self.training), key=_length)
-            raise ValueError(f"{'; '.join(nearest)}.")
-        self.check(node)
-        return training
+from replk_jax.reparam.algebra import Linear
+from replk_jax.reparam.block import Block, Form, Parts, array_of, conv_of, node_of, norm_of
 
 
 def register_block(block: Block) -> None:
@@ -113,55 +32,7 @@ def find_block(node: Parts) -> Block | None:
     return next((block for block in BLOCKS if block.recognises(node)), None)
 
 
-def has_statistics(node: Any) -> bool:
-    """Whether there are running statistics somewhere below a node."""
-    if not isinstance(node, Mapping):
-        return False
-    return not _STATISTICS.isdisjoint(node) or any(map(has_statistics, node.values()))
-
-
-def _length(faults: list[str]) -> int:
-    return len(" ".join(faults))
-
-
-# --- Merged parts, as the blocks below take them -----------------------------------------
-
-
-def convolution(parts: Parts, name: str, *, biased: bool = True) -> Linear:
-    """The convolution that the part `name` is, or has by the name of "conv" and nothing else.
-
-    Args:
-      parts: of a block, merged.
-      name: of the part.
-      biased: whether it must have a bias, as what had a batch norm behind it has.
-
-    Raises:
-      ValueError: it is something else.
-    """
-    part = parts[name]
-    if isinstance(part, Mapping):
-        if faults := Form("conv").faults(set(part)):
-            raise ValueError(f"{name}: {'; '.join(faults)}.")
-        name, part = f"{name}/conv", part["conv"]
-    if not isinstance(part, Linear) or part.kernel.ndim != 4:
-        raise ValueError(f"{name}: expected the 4 dimensions of a convolution's kernel.")
-    if biased and part.bias is None:
-        raise ValueError(f"{name}: missing bias, or a batch norm behind it.")
-    return part
-
-
-def norm(parts: Parts, name: str) -> Affine:
-    """The batch norm that the part `name` is.
-
-    Raises:
-      ValueError: it is something else, or has no running statistics.
-    """
-    part = parts[name]
-    if not isinstance(part, Affine):
-        names = set(part) if isinstance(part, Mapping) else set()
-        faults = Form("scale bias mean var").faults(names)
-        raise ValueError(f"{name}: {'; '.join(faults)}.")
-    return part
+# --- Any network -------------------------------------------------------------------------
 
 
 def _expect_kernel(name: str, linear: Linear, shape: tuple[int, ...]) -> None:
@@ -169,49 +40,50 @@ def _expect_kernel(name: str, linear: Linear, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name}/kernel: expected shape {shape}, found {linear.kernel.shape}.")
 
 
-# --- Any network -------------------------------------------------------------------------
-
-
 def _conv_norm(parts: Parts) -> Parts:
     """BN(W * x)."""
-    conv = convolution(parts, "conv", biased=False)
-    return {"conv": algebra.fold_into_previous(conv, norm(parts, "bn"))}
+    conv = conv_of(parts, "conv", biased=False)
+    return {"conv": algebra.fold_into_previous(conv, norm_of(parts, "bn"))}
 
 
 def _residual_kernel(parts: Parts) -> Linear:
     """(I + W) * x: RepVGG's "trivial" variant, and the 1 x 1 convolution of a DBB."""
-    kernel = parts["residual_kernel"]
+    kernel = array_of(parts, "residual_kernel")
     return Linear(algebra.identity_kernel(kernel) + kernel)
 
 
 def _dirac_kernel(parts: Parts) -> Linear:
     """(diag(a) I + diag(b) W / |W|) * x."""
-    return Linear(algebra.dirac_kernel(parts["dirac_kernel"], parts["a"], parts["b"]))
+    kernel, a, b = (array_of(parts, name) for name in ("dirac_kernel", "a", "b"))
+    return Linear(algebra.dirac_kernel(kernel, a, b))
 
 
 def _asymmetric(parts: Parts) -> Parts:
     """ACB: K x K, K x 1 and 1 x K."""
-    square = convolution(parts, "square")
-    others = [convolution(parts, name) for name in ("vertical", "horizontal")]
+    square = conv_of(parts, "square")
+    others = [conv_of(parts, name) for name in ("vertical", "horizontal")]
     padded = [algebra.pad_kernel(other, square.kernel.shape[:2]) for other in others]
     return {"conv": algebra.add(square, *padded)}
 
 
 def _diverse_branches(parts: Parts) -> Parts:
     """DBB: K x K; 1 x 1; 1 x 1, then K x K; 1 x 1, then an average pool."""
-    origin = convolution(parts, "dbb_origin")
+    origin = conv_of(parts, "dbb_origin")
     size = origin.kernel.shape[:2]
-    pointwise = algebra.pad_kernel(convolution(parts, "dbb_1x1"), size)
+    pointwise = algebra.pad_kernel(conv_of(parts, "dbb_1x1"), size)
 
-    chain = parts["dbb_1x1_kxk"]
-    first = algebra.fold_into_previous(chain["idconv1"], norm(chain, "bn1"))
-    chained = algebra.compose(first, chain["conv2"])
-    chained = algebra.fold_into_previous(chained, norm(chain, "bn2"))
+    # Between a 1 x 1 convolution and what follows, a DBB pads with what the first makes of zero.
+    chain = node_of(parts, "dbb_1x1_kxk", Form("idconv1 bn1 conv2 bn2"))
+    first, second = (conv_of(chain, name, biased=False) for name in ("idconv1", "conv2"))
+    first = algebra.fold_into_previous(first, norm_of(chain, "bn1"))
+    chained = algebra.compose(first, second, zero_padding=False)
+    chained = algebra.fold_into_previous(chained, norm_of(chain, "bn2"))
 
-    pool = parts["dbb_avg"]
-    averaged = algebra.fold_into_previous(pool["conv"], norm(pool, "bn"))
-    averaged = algebra.pool_average(averaged, size)
-    averaged = algebra.fold_into_previous(averaged, norm(pool, "avgbn"))
+    pool = node_of(parts, "dbb_avg", Form("conv bn avgbn"))
+    first = conv_of(pool, "conv", biased=False)
+    first = algebra.fold_into_previous(first, norm_of(pool, "bn"))
+    averaged = algebra.pool_average(first, size, zero_padding=False)
+    averaged = algebra.fold_into_previous(averaged, norm_of(pool, "avgbn"))
     return {"conv": algebra.add(origin, pointwise, chained, averaged)}
 
 
@@ -220,10 +92,10 @@ def _diverse_branches(parts: Parts) -> Parts:
 
 def _large_kernel(parts: Parts) -> Parts:
     """K x K with a small kernel, or with dilated ones as UniRepLKNet has them."""
-    origin = convolution(parts, "lkb_origin")
+    origin = conv_of(parts, "lkb_origin")
     branches = [origin]
     for name in sorted(set(parts) - {"lkb_origin"}):
-        branch = convolution(parts, name)
+        branch = conv_of(parts, name)
         if dilated := re.fullmatch(r"dilated_\d+x\d+_(\d+)", name):
             branch = algebra.embed_dilated(branch, int(dilated[1]))
         branches.append(algebra.pad_kernel(branch, origin.kernel.shape[:2]))
@@ -232,17 +104,17 @@ def _large_kernel(parts: Parts) -> Parts:
 
 def _pointwise(parts: Parts, norm_name: str) -> dict[str, Any]:
     """What both halves of a pair share: a batch norm, folded into pw1, and pw2."""
-    pw1, pw2 = convolution(parts, "pw1"), convolution(parts, "pw2")
+    pw1, pw2 = conv_of(parts, "pw1"), conv_of(parts, "pw2")
     outer, inner = pw1.kernel.shape[2:]
     _expect_kernel("pw1/conv", pw1, (1, 1, outer, inner))
     _expect_kernel("pw2/conv", pw2, (1, 1, inner, outer))
-    pw1 = algebra.fold_into_next(norm(parts, norm_name), pw1)
+    pw1 = algebra.fold_into_next(norm_of(parts, norm_name), pw1)
     return {"pw1": {"conv": pw1}, "pw2": {"conv": pw2}}
 
 
 def _replk_block(parts: Parts) -> Parts:
     pointwise = _pointwise(parts, "prelkb_bn")
-    large = convolution(parts["large_kernel"], "lkb_reparam")
+    large = conv_of(node_of(parts, "large_kernel", Form("lkb_reparam")), "lkb_reparam")
     width, size = pointwise["pw1"]["conv"].kernel.shape[-1], large.kernel.shape[0]
     _expect_kernel("large_kernel/lkb_*", large, (size, size, 1, width))
     return {"large_kernel": {"lkb_reparam": large}, **pointwise}
@@ -272,6 +144,9 @@ def _replknet(parts: Parts) -> Parts:
     """The final batch norm goes through the average pool into the classifier."""
     stages = sorted(name for name in parts if name.startswith("stages_"))
     widths = {name: parts[name]["blocks_0"]["pw2"]["conv"].bias.shape for name in stages}
+    for name in sorted(parts):
+        if name.startswith(("stem_", "transitions_")):
+            conv_of(parts, name)
     for name in stages:
         if "norm" in parts[name]:
             _expect_norm(f"{name}/norm", parts[name]["norm"], widths[name])
@@ -280,16 +155,23 @@ def _replknet(parts: Parts) -> Parts:
     _expect_norm("norm", parts["norm"], widths[stages[-1]])
     if "head" not in parts:
         return parts
-    if parts["head"].bias is None:
-        raise ValueError("head: missing bias.")
+    if not isinstance(parts["head"], Linear) or parts["head"].bias is None:
+        raise ValueError("head: missing bias, or no classifier.")
     head = algebra.fold_into_next(parts["norm"], parts["head"])
     return {**{name: part for name, part in parts.items() if name != "norm"}, "head": head}
 
 
 def _expect_norm(path: str, part: Any, shape: tuple[int, ...]) -> None:
     """Raises ValueError for a norm that does not fit the map of the last block."""
-    if norm({path: part}, path).scale.shape != shape:
+    if norm_of({path: part}, path).scale.shape != shape:
         raise ValueError(f"{path}: expected shape {shape}, found {part.scale.shape}.")
+
+
+def _is_replknet(node: Parts) -> bool:
+    """Whether a stage of it has a block with a large kernel."""
+    stages = [part for name, part in node.items() if name.startswith("stages_")]
+    blocks = [block for stage in stages if isinstance(stage, Mapping) for block in stage.values()]
+    return any(isinstance(block, Mapping) and REPLK_BLOCK.recognises(block) for block in blocks)
 
 
 def _check_replknet(node: Parts) -> None:
@@ -328,19 +210,19 @@ def _repvgg_block(parts: Parts) -> Parts:
     """3 x 3, 1 x 1 and identity, each with a batch norm; and the variants of section 4.2."""
     (name,) = set(_LAYERS.split()) & set(parts)
     normed = "post_bn" not in parts
-    dense = convolution(parts, name, biased=normed)
+    dense = conv_of(parts, name, biased=normed)
     branches = [dense]
     if "rbr_1x1" in parts:
-        pointwise = convolution(parts, "rbr_1x1", biased=normed)
+        pointwise = conv_of(parts, "rbr_1x1", biased=normed)
         branches.append(algebra.pad_kernel(pointwise, dense.kernel.shape[:2]))
     if name == "rbr_dense_and_identity" or "rbr_identity" in parts:
         same = Linear(algebra.identity_kernel(dense.kernel))
         if "rbr_identity" in parts:
-            same = algebra.fold_into_previous(same, norm(parts, "rbr_identity"))
+            same = algebra.fold_into_previous(same, norm_of(parts, "rbr_identity"))
         branches.append(same)
     merged = algebra.add(*branches)
     if not normed:
-        merged = algebra.fold_into_previous(merged, norm(parts, "post_bn"))
+        merged = algebra.fold_into_previous(merged, norm_of(parts, "post_bn"))
     squeeze_excite = {"se": parts["se"]} if "se" in parts else {}
     return {"rbr_reparam": merged, **squeeze_excite}
 
@@ -355,7 +237,8 @@ def _refuse(node: Parts) -> None:
 BLOCKS: list[Block] = [
     Block(
         "RepLKNet",
-        marks="stem_0 stages_0",
+        marks="",
+        is_one=_is_replknet,
         training=(
             Form("norm", "stem_* stages_* transitions_* head"),
             Form("", "stem_* stages_* transitions_*"),
@@ -379,7 +262,7 @@ BLOCKS: list[Block] = [
     ),
     Block(
         "RepVGGBlock",
-        marks=f"{_LAYERS} rbr_1x1 rbr_identity post_bn rbr_reparam",
+        marks=f"{_LAYERS} rbr_1x1 rbr_identity rbr_reparam",
         training=(
             Form("rbr_dense", "rbr_1x1 rbr_identity post_bn se"),
             Form("rbr_dense_and_identity", "rbr_1x1 post_bn se"),
@@ -403,6 +286,7 @@ BLOCKS: list[Block] = [
         marks="square vertical horizontal",
         training=(Form("square vertical horizontal"),),
         merge=_asymmetric,
+        exact=True,
         parallel=True,
     ),
     Block(

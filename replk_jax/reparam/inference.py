@@ -1,0 +1,26 @@
+"""Which structure of a network runs when nothing is to be trained."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from replk_jax.reparam.transform import reparameterize
+
+
+def for_inference(
+    model: nn.Module, variables: Mapping[str, Any]
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The merged structure of a model with its variables; as it is, if it cannot be merged.
+
+    Args:
+      model: a network of this package, in either structure.
+      variables: of the model.
+
+    Raises:
+      ValueError: as `reparameterize`.
+    """
+    if not model.mergeable:
+        return model.clone(remat=False), variables
+    return model.clone(deploy=True, remat=False), jax.jit(reparameterize)(variables)
