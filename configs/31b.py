@@ -16,7 +16,7 @@ from configs import common
 def get_config() -> ConfigDict:
     config = common.get_config()
     config.model.name = "replknet_31b"
-    config.model.drop_path_rate = 0.5
+    config.model.replknet.drop_path_rate = 0.5
     config.model.dtype = "bfloat16"
     config.data.eval_crop_fraction = 0.875
     return config

@@ -1,6 +1,10 @@
 """The fields of every configuration, with the paper's values where an experiment sets none."""
 
+from collections.abc import Iterable
+
 from ml_collections import ConfigDict, config_dict
+
+from train.errors import RunError
 
 
 def get_config() -> ConfigDict:
@@ -16,20 +20,47 @@ def get_config() -> ConfigDict:
             "init_reset_head": False,
             # Of the parameters, the order of the data, the augmentation and stochastic depth.
             "seed": 0,
-            # See replk_jax.create_model. A field of the architecture that is None is as the
-            # named model has it; small_kernel=0 builds no small kernel.
+            # See replk_jax.create_model. Of the sections that of the named model's family counts;
+            # a field that is None is as the named model has it, and small_kernel=0 builds no small
+            # kernel.
             "model": {
                 "name": "replknet_31b",
-                "kernel_sizes": config_dict.placeholder(tuple),
-                "layers": config_dict.placeholder(tuple),
-                "channels": config_dict.placeholder(tuple),
-                "small_kernel": config_dict.placeholder(int),
-                "dw_ratio": config_dict.placeholder(float),
-                "ffn_ratio": config_dict.placeholder(float),
                 "in_channels": config_dict.placeholder(int),
-                "drop_path_rate": 0.0,
-                "remat": False,
                 "dtype": "float32",
+                "replknet": {
+                    "kernel_sizes": config_dict.placeholder(tuple),
+                    "layers": config_dict.placeholder(tuple),
+                    "channels": config_dict.placeholder(tuple),
+                    "small_kernel": config_dict.placeholder(int),
+                    "dw_ratio": config_dict.placeholder(float),
+                    "ffn_ratio": config_dict.placeholder(float),
+                    "dilated_branches": config_dict.placeholder(tuple),
+                    "drop_path_rate": 0.0,
+                    "remat": False,
+                },
+                "repvgg": {
+                    "layers": config_dict.placeholder(tuple),
+                    "channels": config_dict.placeholder(tuple),
+                    "groups": config_dict.placeholder(int),
+                    "squeeze_excite": config_dict.placeholder(bool),
+                    "block": config_dict.placeholder(str),
+                },
+                "mobilenet_v2": {
+                    "kernel_sizes": config_dict.placeholder(tuple),
+                    "small_kernel": config_dict.placeholder(int),
+                    "shortcuts": config_dict.placeholder(bool),
+                    "layers": config_dict.placeholder(tuple),
+                    "channels": config_dict.placeholder(tuple),
+                    "strides": config_dict.placeholder(tuple),
+                    "expansions": config_dict.placeholder(tuple),
+                    "stem_channels": config_dict.placeholder(int),
+                    "last_channels": config_dict.placeholder(int),
+                    "dropout_rate": 0.0,
+                },
+                "resnet": {
+                    "layers": config_dict.placeholder(tuple),
+                    "channels": config_dict.placeholder(tuple),
+                },
             },
             "data": {
                 # A classification set of TensorFlow Datasets, and where it was prepared
@@ -58,13 +89,21 @@ def get_config() -> ConfigDict:
             "epochs": 300.0,
             "label_smoothing": 0.1,
             "optimizer": {
+                "name": "adamw",  # or "sgd"
                 "peak_lr": 4e-3,
                 "final_lr": 1e-6,
                 "warmup_epochs": 10.0,
                 "weight_decay": 0.05,
-                "b1": 0.9,
+                # What decays: "kernels" (tensors of two or more dimensions), "repvgg" (what that
+                # paper's code lets decay) or "all". See train/optimizer.py.
+                "decay_of": "kernels",
+                # RepVGG's L2 penalty on merged kernels in place of decay on those of the branches.
+                "custom_l2": False,
+                "b1": 0.9,  # of AdamW, as the next two
                 "b2": 0.999,
                 "eps": 1e-8,
+                "momentum": 0.9,  # of SGD, as the next
+                "nesterov": False,
             },
             "log_every_steps": 50,
             "eval_every_epochs": 1.0,
@@ -78,3 +117,29 @@ def get_config() -> ConfigDict:
             },
         }
     )
+
+
+def sgd_on_imagenet() -> ConfigDict:
+    """The recipe of RepVGG and of MobileNet V2: SGD, random crops and flips, nothing else."""
+    config = get_config()
+    config.data.eval_crop_fraction = 0.875
+    config.batch_size = 256
+    config.eval_batch_size = 256
+    config.label_smoothing = 0.0
+    config.optimizer.name = "sgd"
+    config.optimizer.peak_lr = 0.1
+    config.optimizer.final_lr = 0.0
+    config.optimizer.warmup_epochs = 5.0
+    return config
+
+
+def known(row: str, rows: Iterable[str]) -> str:
+    """The row of an experiment that is named after the colon of `--config FILE.py:ROW`.
+
+    Raises:
+      RunError: there is none of that name.
+    """
+    rows = list(rows)
+    if row not in rows:
+        raise RunError(f"This experiment has no row {row!r}; it has {', '.join(rows)}.")
+    return row

@@ -4,6 +4,10 @@
 99 % on the 299 test images.
 
     python -m train.main --config configs/digits.py --workdir out/digits
+
+With `--config.model.name=NAME`, any other model of `python -m replk_jax models`, shallow and narrow
+but otherwise as its name says: `mobilenet_v2_13` has its 13 x 13 kernels, `repvgg_b1g4` its groups.
+A RepLKNet has two stages here, of kernels 13 and 7 whatever its name.
 """
 
 from ml_collections import ConfigDict
@@ -13,11 +17,19 @@ from configs import common
 
 def get_config() -> ConfigDict:
     config = common.get_config()
-    config.model.kernel_sizes = (13, 7)
-    config.model.layers = (1, 1)
-    config.model.channels = (16, 32)
     config.model.in_channels = 1
-    config.model.drop_path_rate = 0.1
+    config.model.replknet.kernel_sizes = (13, 7)
+    config.model.replknet.layers = (1, 1)
+    config.model.replknet.channels = (16, 32)
+    config.model.replknet.drop_path_rate = 0.1
+    config.model.repvgg.layers = (2, 2, 2, 1)
+    config.model.repvgg.channels = (16, 16, 32, 32, 64)
+    config.model.mobilenet_v2.layers = (1, 1, 2, 2, 1, 2, 1)
+    config.model.mobilenet_v2.channels = (8, 12, 16, 24, 32, 40, 64)
+    config.model.mobilenet_v2.stem_channels = 8
+    config.model.mobilenet_v2.last_channels = 128
+    config.model.resnet.layers = (1, 1, 1, 1)
+    config.model.resnet.channels = (8, 16, 16, 32)
     config.data.name = "digits"
     config.data.eval_split = "test"
     config.data.image_size = 32

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config = common.get_config()
     config.init_reset_head = True
     config.model.name = "replknet_31b"
-    config.model.drop_path_rate = 0.2
+    config.model.replknet.drop_path_rate = 0.2
     config.model.dtype = "bfloat16"
     config.data.eval_split = "val"
     config.data.eval_crop_fraction = 0.875

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import replk_jax
 from replk_jax.files import replace_text
+from replk_jax.models.network import Network
 from train.errors import RunError
+from train.optimizer import DECAY_OF
 
 
 def check(config: ConfigDict) -> None:
@@ -42,20 +43,27 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def build_model(config: ConfigDict) -> nn.Module:
+def build_model(config: ConfigDict) -> Network:
     """The model that `config.model` describes; its `num_classes` follows from the data.
 
     Raises:
       RunError: an unknown name, or an architecture that cannot exist.
     """
-    fields = {name: value for name, value in config.model.items() if value is not None}
-    if fields.get("small_kernel") == 0:  # None has no place in a field that may be overridden
-        fields["small_kernel"] = None
-    fields["dtype"] = jnp.dtype(fields["dtype"])
+    model = config.model
     try:
-        return replk_jax.create_model(**fields)
+        section = family_section(type(replk_jax.create_model(model.name)))
+        fields = {"in_channels": model.in_channels, **model[section]}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        if fields.get("small_kernel") == 0:  # None has no place in a field that may be overridden
+            fields["small_kernel"] = None
+        return replk_jax.create_model(model.name, dtype=jnp.dtype(model.dtype), **fields)
     except (ValueError, TypeError) as error:
         raise RunError(f"config.model: {error}") from error
+
+
+def family_section(family: type[Network]) -> str:
+    """The section of `config.model` for a family: it is called as the file of the family is."""
+    return family.__module__.rpartition(".")[2]
 
 
 def remember(config: ConfigDict, workdir: Path) -> list[str]:
@@ -98,7 +106,8 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "0 or more",
     ),
     (
-        "label_smoothing optimizer.b1 optimizer.b2 model.drop_path_rate",
+        "label_smoothing optimizer.b1 optimizer.b2 optimizer.momentum "
+        "model.replknet.drop_path_rate model.mobilenet_v2.dropout_rate",
         lambda value: 0 <= value < 1,
         "0 or more and less than 1",
     ),
@@ -111,6 +120,8 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("data.std", lambda value: min(value, default=0) > 0, "positive, a value for each channel"),
     ("data.crop_ratio", lambda value: _range(value, float("inf")), "two ratios in order"),
     ("mode", lambda value: value in ("train", "eval"), "train or eval"),
+    ("optimizer.name", lambda value: value in ("adamw", "sgd"), "adamw or sgd"),
+    ("optimizer.decay_of", lambda value: value in DECAY_OF, f"one of {', '.join(DECAY_OF)}"),
     (
         "model.dtype",
         lambda value: value in ("float32", "bfloat16"),

@@ -29,8 +29,8 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None) -> dict[str, A
       workdir: where `result.json` is written, or None.
 
     Returns:
-      `merged` as from `Evaluator.evaluate`; and, for a network that is not re-parameterized yet,
-      what `Evaluator.compare` gives besides.
+      What `Evaluator.compare` gives; or, for a network that is re-parameterized already, `merged`
+      as from `Evaluator.evaluate`.
 
     Raises:
       RunError: for a reason that the user can mend.
@@ -95,11 +95,14 @@ def _first_difference(class_names: tuple[str, ...], images: EvaluationImages) ->
 
 
 def _in_words(name: str, result: dict[str, Any]) -> str:
-    lines = [f"{name} on {result['merged']['examples']} images, prepared so: "]
+    scores = result.get("merged") or result["training"]
+    lines = [f"{name} on {scores['examples']} images, prepared so: "]
     lines[0] += ", ".join(f"{k} {v}" for k, v in result["preprocessing"].items())
     for structure in ("training", "merged"):
         if scores := result.get(structure):
             lines.append(f"{structure:9} top-1 {scores['top1']:.3%}, top-5 {scores['top5']:.3%}")
+    if "not_merged" in result:
+        lines.append(f"not re-parameterized: {result['not_merged']}")
     if "largest_difference" in result:
         lines.append(f"largest difference of any logit {result['largest_difference']:.1e}")
     return "\n".join(lines)

@@ -30,12 +30,16 @@ class Evaluator:
     def __init__(
         self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
     ):
+        whole, split = parallel.replicated(mesh), parallel.split_batch(mesh)
         # So that what is left is the difference of the structures.
         precise = model.clone(dtype=jnp.promote_types(model.dtype, jnp.float32))
         merged = precise.clone(deploy=True)
 
-        def evaluate(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-            return _sums(model.apply(variables, normalize(batch["image"], mean, std)), batch)
+        def evaluation_of(network: nn.Module) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
+            def evaluate(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+                return _sums(network.apply(variables, normalize(batch["image"], mean, std)), batch)
+
+            return jax.jit(evaluate, in_shardings=(whole, split), out_shardings=whole)
 
         def compare(
             variables: Variables, merged_variables: Variables, batch: Batch
@@ -52,8 +56,7 @@ class Evaluator:
                 "largest_difference": largest,
             }
 
-        whole, split = parallel.replicated(mesh), parallel.split_batch(mesh)
-        self._evaluate = jax.jit(evaluate, in_shardings=(whole, split), out_shardings=whole)
+        self._evaluate, self._evaluate_precisely = evaluation_of(model), evaluation_of(precise)
         self._compare = jax.jit(compare, in_shardings=(whole, whole, split), out_shardings=whole)
 
     def evaluate(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, float]:
@@ -64,11 +67,18 @@ class Evaluator:
     def compare(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, Any]:
         """Both structures on the same batches: `training`, `merged`, `largest_difference`.
 
-        The first two are as from `evaluate`; the last is that of any logit of any example.
+        The first two are as from `evaluate`; the last is that of any logit of any example. For a
+        network that cannot be re-parameterized, `training` and, in words, why `not_merged`.
         Computed in float32 at the highest precision, whatever the model trains in.
         """
-        merged_variables = jax.jit(replk_jax.reparameterize)(variables)
         with jax.default_matmul_precision("highest"):
+            try:
+                merged_variables = jax.jit(replk_jax.reparameterize)(variables)
+            except ValueError as error:
+                sums = _accumulate(
+                    lambda batch: self._evaluate_precisely(variables, batch), batches
+                )
+                return {"training": _means(sums, ""), "not_merged": str(error)}
             sums = _accumulate(
                 lambda batch: self._compare(variables, merged_variables, batch), batches
             )

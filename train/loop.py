@@ -18,7 +18,8 @@ from train.data.sources import prepare
 from train.errors import RunError
 from train.evaluation import Evaluator
 from train.metrics import MetricWindow, NotFiniteError, require_finite
-from train.optimizer import adamw, warmup_cosine
+from train.optimizer import make_optimizer, warmup_cosine
+from train.regularization import make_penalty
 from train.reporting import Reporter
 from train.step import Batch, TrainState, init_state, make_train_step
 
@@ -32,8 +33,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         must see the same folder.
 
     Returns:
-      The final evaluation: `training`, `merged` and `largest_difference` as from
-      `Evaluator.compare`.
+      The final evaluation, as from `Evaluator.compare`.
 
     Raises:
       RunError: for a reason that the user can mend.
@@ -90,7 +90,7 @@ class _Training:
         self._schedule = warmup_cosine(
             recipe.peak_lr, recipe.final_lr, warmup_steps, self.total_steps
         )
-        self._optimizer = adamw(recipe, self._schedule)
+        self._optimizer = make_optimizer(recipe, self._schedule)
         mean, std = config.data.mean, config.data.std
         self._train_step = make_train_step(
             self._model,
@@ -100,28 +100,31 @@ class _Training:
             label_smoothing=config.label_smoothing,
             seed=config.seed,
             mesh=self._mesh,
+            penalty=make_penalty(recipe),
         )
         self.evaluator = Evaluator(self._model, mean, std, self._mesh)
 
     def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
         """The state to begin with, and how many steps it has behind it."""
         config = self._config
-        state = init_state(
-            self._model, self._optimizer, config.data.image_size, config.seed, self._mesh
-        )
         step = checkpoints.latest() or 0
         if step > self.total_steps:
             raise RunError(
                 f"{checkpoints.path(step)} is beyond the {self.total_steps} steps that "
                 f"config.epochs = {config.epochs} comes to; raise it, or use another --workdir."
             )
+        loaded = None
+        if config.init_from and not step:
+            loaded = jax.device_get(parallel.together(self._load))
+        state = init_state(
+            self._model, self._optimizer, config.data.image_size, config.seed, self._mesh
+        )
         if step:
-            return checkpoints.restore(step, state), step
-        if config.init_from:
-            variables = jax.device_get(parallel.together(self._load))
+            state = checkpoints.restore(step, state)
+        elif loaded:
             whole = parallel.replicated(self._mesh)
-            state = state.replace(**jax.jit(lambda tree: tree, out_shardings=whole)(variables))
-        return state, 0
+            state = state.replace(**jax.jit(lambda tree: tree, out_shardings=whole)(loaded))
+        return state, step
 
     def _load(self) -> dict[str, Any]:
         """The variables of the network in the file `config.init_from`."""
@@ -230,11 +233,15 @@ def _diverged(error: NotFiniteError, checkpoints: Checkpoints) -> str:
 
 
 def _closing_words(result: dict[str, Any], checkpoints: Checkpoints, reporter: Reporter) -> str:
-    training, merged = result["training"], result["merged"]
+    training = result["training"]
+    if merged := result.get("merged"):
+        difference = f"largest difference of any logit {result['largest_difference']:.1e}"
+        reparameterized = f"{merged['top1']:.2%}, {difference}"
+    else:
+        reparameterized = f"not possible: {result['not_merged']}"
     rows = {
         "test accuracy": f"{training['top1']:.2%} of {training['examples']} images",
-        "re-parameterized": f"{merged['top1']:.2%}, "
-        f"largest difference of any logit {result['largest_difference']:.1e}",
+        "re-parameterized": reparameterized,
         "checkpoint": checkpoints.path(checkpoints.latest()),
         "best checkpoint": checkpoints.path(checkpoints.best() or checkpoints.latest()),
         "metrics": reporter.metrics_path,

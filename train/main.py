@@ -43,7 +43,10 @@ def main(argv: list[str]) -> None:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        _stop(f"Out of memory: lower --config.batch_size, or set --config.model.remat.\n{error}")
+        _stop(
+            "Out of memory: lower --config.batch_size, or, for a RepLKNet, set "
+            f"--config.model.replknet.remat.\n{error}"
+        )
     except KeyboardInterrupt:
         _stop(f"Interrupted. The same command goes on from the last checkpoint in {workdir}.")
 
@@ -52,6 +55,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """As absl does, but with one line for a field or file that does not exist."""
     try:
         return flags.FLAGS(argv)
+    except RunError as error:  # from get_config
+        _stop(str(error))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         if _raised_inside_get_config(error):
             raise

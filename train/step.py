@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from replk_jax.preprocessing import normalize
 from train import parallel
+from train.regularization import Penalty
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -69,11 +70,21 @@ def make_train_step(
     label_smoothing: float,
     seed: int,
     mesh: Mesh,
+    penalty: Penalty | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the compiled function (state, batch) -> (state, metrics).
 
     The batch is {"image": uint8 (N, H, W, C), "label": int32 (N,)}; the metrics are the scalars
     `loss` and `grad_norm`, float32. The old state's memory is given to the new one.
+
+    Args:
+      model: the network.
+      optimizer: its optimiser.
+      mean, std: of the images, channel by channel, for values in [0, 1].
+      label_smoothing: share of each target that is spread over all classes.
+      seed: of what is dropped at random.
+      mesh: of the devices.
+      penalty: a term of the loss, given the running statistics after this batch.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -91,8 +102,11 @@ def make_train_step(
                 rngs={"dropout": dropout},
                 mutable=["batch_stats"],
             )
+            batch_stats = updates["batch_stats"]
             loss = optax.softmax_cross_entropy(logits, targets).mean()
-            return loss, updates["batch_stats"]
+            if penalty is not None:
+                loss += penalty(params, batch_stats)
+            return loss, batch_stats
 
         (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 
 from train.data.sources import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# For a program that runs for a moment: XLA takes twice as long to compile it well.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
 
 
 def pytest_configure(config):
@@ -24,6 +27,16 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorflow_datasets")
     prepare({"name": "digits", "data_dir": str(folder), "folder": None})
     return folder
+
+
+@pytest.fixture
+def quick_compilation():
+    """What is compiled in this process is compiled as with `QUICK`."""
+    (option,) = (name.lower() for name in QUICK)
+    before = jax.config.values[option]
+    jax.config.update(option, True)
+    yield
+    jax.config.update(option, before)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 
 from absl import app
 
@@ -19,10 +20,22 @@ def run(arguments: list[str]) -> tuple[int, str]:
             os.dup2(errors.fileno(), 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.argv = ["train/main.py", *arguments]
-            app.run(main.main, flags_parser=main._parse_flags)
+            os._exit(_exit_status())  # at once: the interpreter would take a second to wind up
         _, status = os.waitpid(child, 0)
         errors.seek(0)
         return os.waitstatus_to_exitcode(status), errors.read()
+
+
+def _exit_status() -> int:
+    try:
+        app.run(main.main, flags_parser=main._parse_flags)
+    except SystemExit as stop:
+        return stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

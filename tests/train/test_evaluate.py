@@ -81,7 +81,7 @@ def test_a_network_that_has_seen_other_images(config, tmp_path):
     save(tmp_path / "network.safetensors", network(preprocessing=GREY))
     config.mode = "train"
     config.init_from = str(tmp_path / "network.safetensors")
-    config.model.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
+    config.model.replknet.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
     with pytest.raises(RunError, match=r"--config\.data\.mean='\(0\.2,\)' --config\.data\.std="):
         run(config, tmp_path)
 
@@ -90,7 +90,7 @@ def test_a_head_is_not_reset_unasked(config, tmp_path):
     save(tmp_path / "network.safetensors", network(num_classes=7))
     config.mode = "train"
     config.init_from = str(tmp_path / "network.safetensors")
-    config.model.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
+    config.model.replknet.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
     reason = r"has 7 classes, the model has 10(.|\n)*--config\.init_reset_head"
     with pytest.raises(RunError, match=reason):
         run(config, tmp_path)

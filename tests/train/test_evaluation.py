@@ -1,6 +1,7 @@
 """Accuracy, counted by hand."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -102,6 +103,20 @@ def test_comparison_does_not_hide_nan(model, variables, examples):
     mesh = parallel.data_mesh(8)
     result = Evaluator(model, MEAN, STD, mesh).compare(broken, batches(examples, 8, mesh))
     assert np.isnan(result["largest_difference"])
+
+
+def test_a_network_that_cannot_be_merged(examples):
+    """It is evaluated all the same, in float32 like the others, and the reason is told."""
+    model = replk_jax.create_model(
+        "repvgg_a0", layers=(2,), channels=(4, 4), block="relu_in_branches", num_classes=8
+    )
+    variables, mesh = random_variables(model), parallel.data_mesh(8)
+    scores = Evaluator(model, MEAN, STD, mesh).evaluate(variables, batches(examples, 8, mesh))
+    half = Evaluator(model.clone(dtype=jnp.bfloat16), MEAN, STD, mesh)
+    result = half.compare(variables, batches(examples, 8, mesh))
+    assert result.keys() == {"training", "not_merged"}
+    assert result["training"] == pytest.approx(scores, rel=1e-5)
+    assert "ReLU in the branches" in result["not_merged"]
 
 
 def test_fewer_than_five_classes(examples):

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +20,12 @@ from PIL import Image
 from replk_jax import check_equivalence, load, save_torch
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import read_description
+from tests.train import tiny
+from tests.train.conftest import QUICK
+from train.checkpoints import Checkpoints
+from train.errors import RunError
+from train.loop import run
+from train.step import TrainState
 
 STEPS = 4 * 46  # 1,498 digits in batches of 32
 
@@ -127,7 +132,7 @@ def test_evaluating_a_checkpoint(undisturbed, train, tmp_path):
         tmp_path,
         "--config.mode=eval",
         f"--config.init_from={checkpoint}",
-        "--config.model.kernel_sizes=(13,13)",
+        "--config.model.replknet.kernel_sizes=(13,13)",
         "--config.data.image_size=24",
     )
     assert status == 0, err
@@ -160,10 +165,10 @@ def test_fine_tuning(undisturbed, train, tmp_path):
     arguments = [
         f"--config.init_from={pth}",
         f"--config.data.folder={data}",
-        "--config.model.kernel_sizes=(5,3)",
-        "--config.model.layers=(1,1)",
-        "--config.model.channels=(8,16)",
-        "--config.model.small_kernel=3",
+        "--config.model.replknet.kernel_sizes=(5,3)",
+        "--config.model.replknet.layers=(1,1)",
+        "--config.model.replknet.channels=(8,16)",
+        "--config.model.replknet.small_kernel=3",
         "--config.model.in_channels=1",
         "--config.data.image_size=16",
         "--config.data.mean=(0.305,)",
@@ -173,7 +178,7 @@ def test_fine_tuning(undisturbed, train, tmp_path):
         "--config.optimizer.peak_lr=1e-9",
         "--config.optimizer.final_lr=1e-9",
     ]
-    status, _, err = train(tmp_path / "out", *arguments, config=FINETUNE)
+    status, _, err = train(tmp_path / "out", *arguments, config=FINETUNE, **QUICK)
     assert status == 0, err
     assert "which has 10 classes, is left out" in err
     after = load(tmp_path / "out" / "checkpoints" / "1")
@@ -184,12 +189,17 @@ def test_fine_tuning(undisturbed, train, tmp_path):
 
 
 def test_a_finished_run_started_again_evaluates_again(undisturbed, train):
+    """And what it rewrites at every start, it replaces whole: a kill while the configuration was
+    written does no harm."""
     workdir, _ = undisturbed
     before = json.loads((workdir / "result.json").read_text())
+    (workdir / "config.json.partial").write_text('{"seed"')
     status, out, err = train(workdir)
     assert status == 0, err
     assert f"{workdir / 'checkpoints' / str(STEPS)} is the end of this run" in out
     assert json.loads((workdir / "result.json").read_text()) == before
+    assert not (workdir / "config.json.partial").exists()
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 0
 
 
 @pytest.mark.slow
@@ -255,7 +265,7 @@ def assert_same_curve(one, other):
 
 @pytest.mark.slow
 def test_eight_devices_give_the_same_curve(undisturbed, train, tmp_path):
-    status, _, err = train(tmp_path, "--config.eval_batch_size=32", devices=8)
+    status, _, err = train(tmp_path, "--config.eval_batch_size=32", devices=8, **QUICK)
     assert status == 0, err
     assert_same_curve(undisturbed[0], tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
@@ -281,6 +291,7 @@ def two_processes(start, workdir, *overrides):
             "--config.distributed.num_processes=2",
             f"--config.distributed.process_id={process}",
             *(pair[process] for pair in overrides),
+            **QUICK,
         )
         for process in range(2)
     ]
@@ -321,7 +332,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
     """It names the step and the last good checkpoint, and that one is good indeed: with a
     learning rate that makes sense the run goes on from it."""
     every_step = "--config.checkpoints.every_steps=1"
-    status, _, err = train(tmp_path, every_step, "--config.optimizer.peak_lr=1e30")
+    status, _, err = train(tmp_path, every_step, "--config.optimizer.peak_lr=1e30", **QUICK)
     assert status == 1
     assert "became" in err
     assert "at step" in err
@@ -330,34 +341,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
     assert f"The last good checkpoint is {good};" in err
     params = ocp.PyTreeCheckpointer().restore(good / "params")
     assert max(np.abs(leaf).max() for leaf in _leaves(params)) < 10
-    status, out, err = train(tmp_path, "--config.epochs=0.5")
+    status, out, err = train(tmp_path, "--config.epochs=0.5", **QUICK)
     assert status == 0, err
     assert f"Going on from {good}" in out
     assert "Since the last start config.optimizer.peak_lr was 1e+30, now 0.004" in out
 
 
-def test_a_loss_that_is_not_finite_at_once(train, tmp_path):
-    overrides = ("--config.optimizer.peak_lr=1e38", "--config.optimizer.warmup_epochs=0")
-    status, _, err = train(tmp_path, *overrides)
-    assert status == 1
-    assert "There is no checkpoint yet" in err
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_loss_that_is_not_finite_at_once(data_dir, tmp_path):
+    config = tiny.get_config()
+    config.data.data_dir = str(data_dir)
+    config.optimizer.peak_lr = 1e38
+    config.optimizer.warmup_epochs = 0.0
+    with pytest.raises(RunError, match="There is no checkpoint yet"):
+        run(config, tmp_path)
 
 
-def test_a_configuration_cut_short_by_a_kill_does_not_come_about(undisturbed, train, tmp_path):
-    """What a run rewrites at every start is replaced whole."""
-    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
-    (tmp_path / "config.json.partial").write_text('{"seed"')  # a kill while it was written
-    status, _, err = train(tmp_path)
-    assert status == 0, err
-    assert not (tmp_path / "config.json.partial").exists()
-    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
-
-
-def test_fewer_epochs_than_are_done(undisturbed, train, tmp_path):
-    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
-    status, _, err = train(tmp_path, "--config.epochs=1")
-    assert status == 1
-    assert f"beyond the 46 steps that config.epochs = {1.0}" in err
+def test_fewer_epochs_than_are_done(data_dir, tmp_path):
+    config = tiny.get_config()
+    config.data.data_dir = str(data_dir)
+    config.epochs = 1.0
+    with Checkpoints(tmp_path / "checkpoints", 1, {}) as checkpoints:
+        checkpoints.save(STEPS, TrainState(STEPS, *[{"leaf": np.zeros(1)}] * 3), None)
+    with pytest.raises(RunError, match=r"beyond the 46 steps that config\.epochs = 1\.0"):
+        run(config, tmp_path)
 
 
 TINY, RECIPE = "tests/train/tiny.py", "configs/31b.py"
@@ -365,12 +372,13 @@ MISTAKES = [
     (TINY, "--config.batchsize=3", "batch_size"),
     (TINY, "--config.batch_size=many", "batch_size"),
     (TINY, "--config.model.name=replknet_31", "Did you mean 'replknet_31l'"),
-    (TINY, "--config.model.kernel_sizes=(4,3)", "odd"),
+    (TINY, "--config.model.replknet.kernel_sizes=(4,3)", "odd"),
     (TINY, "--config.data.name=digitz", "Did you mean digits"),
     (TINY, "--config.data.eval_split=validation", "it has test, train"),
     (TINY, "--config.batch_size=3000", "do not fill one batch"),
     (TINY, "--config.model.in_channels=2", "1 (grey) or 3 (colour)"),
     (TINY, "--config.model.in_channels=3", "must have 3 values"),
+    ("configs/mobilenet_v2.py:table9", "--config.seed=1", "no row 'table9'; it has table2_3x3, "),
     (TINY, "--config.epochs=0", "config.epochs must be positive"),
     (TINY, "--config.distributed.num_processes=2", "coordinator"),
     (TINY, "--config.mode=evaluate", "config.mode must be train or eval"),
@@ -419,15 +427,16 @@ def test_the_imagenet_recipe_on_a_folder_of_images(train, tmp_path):
     status, out, err = train(
         tmp_path / "run",
         f"--config.data.folder={tmp_path / 'photos'}",
-        "--config.model.kernel_sizes=(7,7,5,5)",
-        "--config.model.layers=(1,1,1,1)",
-        "--config.model.channels=(8,8,8,8)",
+        "--config.model.replknet.kernel_sizes=(7,7,5,5)",
+        "--config.model.replknet.layers=(1,1,1,1)",
+        "--config.model.replknet.channels=(8,8,8,8)",
         "--config.data.image_size=64",
         "--config.batch_size=8",
         "--config.eval_batch_size=4",
         "--config.epochs=2",
         "--config.optimizer.warmup_epochs=1",
         config="configs/31b.py",
+        **QUICK,
     )
     assert status == 0, err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -439,17 +448,18 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(start, train, tmp_path):
     """No file may grow beyond 20 kB: saving fails as on a full disk. With room again, the same
     command goes on."""
     resource = pytest.importorskip("resource")
+    short = "--config.epochs=0.5"
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
     try:
-        process = start(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false")
+        process = start(tmp_path, short, JAX_ENABLE_COMPILATION_CACHE="false", **QUICK)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert f"could not be written to {tmp_path / 'checkpoints'}" in err
     assert "If the disk is full" in err
-    status, _, err = train(tmp_path)
+    status, _, err = train(tmp_path, short, **QUICK)
     assert status == 0, err
 
 

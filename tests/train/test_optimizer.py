@@ -1,4 +1,4 @@
-"""The paper's optimiser and schedule."""
+"""The papers' optimisers, their decay, and the schedule."""
 
 import json
 
@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import replk_jax
+from configs import common, mobilenet_v2, repvgg_imagenet
 from replk_jax.models.variables import abstract_variables
 from tests import golden
-from train.optimizer import adamw, warmup_cosine
+from train.optimizer import decayed, make_optimizer, warmup_cosine
 
-RECIPE = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.05}
+RECIPE = common.get_config().optimizer  # AdamW's
 
 
 @golden.requires_golden
@@ -40,7 +42,7 @@ def test_adamw_against_the_formula():
     rng = np.random.default_rng(0)
     params = {"kernel": rng.standard_normal((3, 4)), "bias": rng.standard_normal(4)}
     schedule = warmup_cosine(0.01, 1e-4, 3, 20)
-    optimizer = adamw(RECIPE, schedule)
+    optimizer = make_optimizer(RECIPE, schedule)
     state = optimizer.init(jax.tree.map(jnp.float32, params))
     actual = jax.tree.map(jnp.float32, params)
     moments = {name: (0.0, 0.0) for name in params}
@@ -62,18 +64,74 @@ def test_adamw_against_the_formula():
         np.testing.assert_allclose(actual[name], params[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_against_the_formula(nesterov):
+    """torch.optim.SGD's, in float64: decay in the gradient, no damping, and the learning rate
+    outside the momentum."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.standard_normal((3, 4)), "bias": rng.standard_normal(4)}
+    recipe = common.sgd_on_imagenet().optimizer
+    recipe.update(nesterov=nesterov, momentum=0.8, weight_decay=0.05, decay_of="kernels")
+    schedule = warmup_cosine(0.1, 0, 2, 10)
+    optimizer = make_optimizer(recipe, schedule)
+    actual = jax.tree.map(jnp.float32, params)
+    state = optimizer.init(actual)
+    velocity = dict.fromkeys(params, 0.0)
+    for step in range(6):
+        grads = {name: rng.standard_normal(leaf.shape) for name, leaf in params.items()}
+        updates, state = optimizer.update(jax.tree.map(jnp.float32, grads), state, actual)
+        actual = jax.tree.map(jnp.add, actual, updates)
+        for name, grad in grads.items():
+            grad = grad + (0.05 if name == "kernel" else 0.0) * params[name]
+            velocity[name] = 0.8 * velocity[name] + grad
+            direction = grad + 0.8 * velocity[name] if nesterov else velocity[name]
+            params[name] = params[name] - float(schedule(step)) * direction
+    for name in params:
+        np.testing.assert_allclose(actual[name], params[name], rtol=1e-5, atol=1e-6)
+
+
+def moved_by_decay(model, recipe):
+    """Paths of the parameters that move although all gradients are zero."""
+    params = abstract_variables(model)["params"]
+    small = jax.tree.map(lambda leaf: jnp.ones((1,) * len(leaf.shape)), params)
+    optimizer = make_optimizer(recipe, lambda step: 0.1)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, small), optimizer.init(small), small)
+    return {path for path, update in flatten_dict(updates).items() if np.any(update != 0)}
+
+
+def paths_of(official_names, scales=()):
+    """Where these parameters are in the tree; of `scales`, the ends of names, the batch norms'."""
+    paths = set()
+    for name in official_names:
+        *modules, last = golden.flax_path(name)
+        weight = "scale" if name.endswith(scales) else "kernel"
+        paths.add((*modules, weight if last == "weight" else last))
+    return paths
+
+
 @golden.requires_golden
 def test_the_same_parameters_decay_as_in_the_official_groups():
-    """With gradients of zero only the decay moves a parameter."""
     groups = json.loads((golden.ROOT / "training/param_groups_31b_no_layer_decay.json").read_text())
     expected = {name for group in groups for name in group["params"] if group["weight_decay"] > 0}
-    params = abstract_variables(replk_jax.create_model("replknet_31b"))["params"]
-    small = jax.tree.map(lambda leaf: jnp.ones((1,) * len(leaf.shape)), params)
-    optimizer = adamw(RECIPE, lambda step: 0.1)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, small), optimizer.init(small), small)
-    moved = {
-        name
-        for name, update in golden.by_official_name({"params": updates}).items()
-        if np.any(update != 0)
-    }
-    assert moved == expected
+    assert moved_by_decay(replk_jax.create_model("replknet_31b"), RECIPE) == paths_of(expected)
+
+
+@golden.requires_golden
+def test_the_same_parameters_of_repvgg_decay_as_in_the_official_groups():
+    path = golden.ROOT / "training/repvgg_a0_weight_decay_groups.json"
+    names = json.loads(path.read_text())["with_weight_decay"]
+    expected = paths_of(names, scales=("rbr_identity.weight",))
+    recipe = repvgg_imagenet.get_config().optimizer
+    model = replk_jax.create_model("repvgg_a0")
+    assert moved_by_decay(model, recipe) == expected
+    # The penalty on the merged kernels takes the place of the decay of their branches.
+    recipe.custom_l2 = True
+    branches = {path for path in expected if path[-2:] == ("conv", "kernel")}
+    assert len(branches) == 2 * 22
+    assert moved_by_decay(model, recipe) == expected - branches
+
+
+def test_all_parameters_of_mobilenet_v2_decay():
+    layer = {"conv": {"kernel": np.ones((1, 1, 2, 2))}, "bn": {"scale": np.ones(2)}}
+    params = {"conv1": layer, "classifier": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}}
+    assert all(jax.tree.leaves(decayed(mobilenet_v2.get_config().optimizer, params)))

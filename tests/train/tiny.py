@@ -7,9 +7,10 @@ from configs import digits
 
 def get_config() -> ConfigDict:
     config = digits.get_config()
-    config.model.kernel_sizes = (5, 3)
-    config.model.channels = (8, 16)
-    config.model.small_kernel = 3
+    config.model.replknet.kernel_sizes = (5, 3)
+    config.model.replknet.layers = (1, 1)
+    config.model.replknet.channels = (8, 16)
+    config.model.replknet.small_kernel = 3
     config.data.image_size = 16
     config.batch_size = 32
     config.epochs = 4.0

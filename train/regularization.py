@@ -1,0 +1,92 @@
+"""Terms of the loss that are of the parameters alone."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from replk_jax.models.layers import BATCH_NORM_EPSILON
+from train.errors import RunError
+
+Path = tuple[str, ...]
+Penalty = Callable[[Any, Any], jax.Array]  # of the parameters and the running statistics
+
+_DENSE, _POINTWISE = "rbr_dense", "rbr_1x1"
+_KERNEL, _SCALE, _VARIANCE = ("conv", "kernel"), ("bn", "scale"), ("bn", "var")
+
+
+def make_penalty(recipe: Mapping[str, Any]) -> Penalty | None:
+    """What a recipe adds to the loss, or None.
+
+    Args:
+      recipe: `config.optimizer`, of which `custom_l2` and `weight_decay` matter.
+    """
+    if not recipe["custom_l2"]:
+        return None
+    return lambda params, stats: recipe["weight_decay"] / 2 * custom_l2(params, stats)
+
+
+def custom_l2(params: Any, batch_stats: Any) -> jax.Array:
+    """The squared norm of what RepVGG's branches merge to (`get_custom_L2` of the official code).
+
+    The batch norms of a block's 3 x 3 kernel K3 and 1 x 1 kernel K1 multiply each output channel by
+    t = scale / sqrt(var + eps), taken as constants. Outside its centre the merged kernel is K3's
+    alone, whose plain square counts. At its centre C,
+
+        (K3_C t3 + K1 t1)^2 / (t3^2 + t1^2),
+
+    divided so that it is as large as the square of a single kernel.
+
+    Args:
+      params: of the network.
+      batch_stats: its running statistics.
+
+    Returns:
+      The sum over all such blocks. Times half the weight decay, and in the loss, it takes the
+      place of the decay of `penalised_kernels`.
+
+    Raises:
+      RunError: the network has no such blocks.
+    """
+    params, batch_stats = flatten_dict(params), flatten_dict(batch_stats)
+
+    def branch(path: Path) -> tuple[jax.Array, jax.Array]:
+        deviation = jnp.sqrt(batch_stats[path + _VARIANCE] + BATCH_NORM_EPSILON)
+        return params[path + _KERNEL], jax.lax.stop_gradient(params[path + _SCALE] / deviation)
+
+    total = jnp.zeros(())
+    for block in _blocks(params):
+        (k3, t3), (k1, t1) = branch((*block, _DENSE)), branch((*block, _POINTWISE))
+        centre = k3[1:2, 1:2]
+        total += jnp.sum(k3**2) - jnp.sum(centre**2)
+        total += jnp.sum((centre * t3 + k1 * t1) ** 2 / (t3**2 + t1**2))
+    return total
+
+
+def penalised_kernels(params: Any) -> frozenset[Path]:
+    """Paths of the kernels that `custom_l2` is about.
+
+    Raises:
+      RunError: there are none.
+    """
+    branches = (_DENSE, _POINTWISE)
+    blocks = _blocks(flatten_dict(params))
+    return frozenset((*block, branch, *_KERNEL) for block in blocks for branch in branches)
+
+
+def _blocks(flat_params: dict[Path, Any]) -> list[Path]:
+    """Paths of the blocks whose 3 x 3 and 1 x 1 branches have a batch norm each."""
+
+    def above(branch: str) -> set[Path]:
+        end = (branch, *_SCALE)
+        return {path[: -len(end)] for path in flat_params if path[-len(end) :] == end}
+
+    blocks = above(_DENSE) & above(_POINTWISE)
+    if not blocks:
+        raise RunError(
+            "config.optimizer.custom_l2 is for RepVGG's blocks of parallel 3x3 and 1x1 branches, "
+            "and this network has none: leave it off."
+        )
+    return sorted(blocks)
