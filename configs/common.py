@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
                 "name": "replknet_31b",
                 "in_channels": config_dict.placeholder(int),
                 "dtype": "float32",
+                "remat": False,  # recompute activations in the backward pass: less memory
                 "replknet": {
                     "kernel_sizes": config_dict.placeholder(tuple),
                     "layers": config_dict.placeholder(tuple),
@@ -36,7 +37,6 @@ def get_config() -> ConfigDict:
                     "ffn_ratio": config_dict.placeholder(float),
                     "dilated_branches": config_dict.placeholder(tuple),
                     "drop_path_rate": 0.0,
-                    "remat": False,
                 },
                 "repvgg": {
                     "layers": config_dict.placeholder(tuple),

@@ -52,7 +52,8 @@ def build_model(config: ConfigDict) -> Network:
     model = config.model
     try:
         section = family_section(type(replk_jax.create_model(model.name)))
-        fields = {"in_channels": model.in_channels, **model[section]}
+        common = {"in_channels": model.in_channels, "remat": model.remat}
+        fields = {**common, **model[section]}
         fields = {name: value for name, value in fields.items() if value is not None}
         if fields.get("small_kernel") == 0:  # None has no place in a field that may be overridden
             fields["small_kernel"] = None

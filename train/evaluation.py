@@ -18,6 +18,9 @@ from train.step import Batch
 Variables = dict[str, Any]
 
 
+_NOT_MERGED = "its blocks have no merged structure"
+
+
 class Evaluator:
     """Runs a model over batches, alone or beside its re-parameterized self.
 
@@ -57,6 +60,7 @@ class Evaluator:
             }
 
         self._evaluate, self._evaluate_precisely = evaluation_of(model), evaluation_of(precise)
+        self._mergeable = model.mergeable
         self._compare = jax.jit(compare, in_shardings=(whole, whole, split), out_shardings=whole)
 
     def evaluate(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, float]:
@@ -72,13 +76,12 @@ class Evaluator:
         Computed in float32 at the highest precision, whatever the model trains in.
         """
         with jax.default_matmul_precision("highest"):
-            try:
-                merged_variables = jax.jit(replk_jax.reparameterize)(variables)
-            except ValueError as error:
+            if not self._mergeable:
                 sums = _accumulate(
                     lambda batch: self._evaluate_precisely(variables, batch), batches
                 )
-                return {"training": _means(sums, ""), "not_merged": str(error)}
+                return {"training": _means(sums, ""), "not_merged": _NOT_MERGED}
+            merged_variables = jax.jit(replk_jax.reparameterize)(variables)
             sums = _accumulate(
                 lambda batch: self._compare(variables, merged_variables, batch), batches
             )

@@ -43,10 +43,7 @@ def main(argv: list[str]) -> None:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        _stop(
-            "Out of memory: lower --config.batch_size, or, for a RepLKNet, set "
-            f"--config.model.replknet.remat.\n{error}"
-        )
+        _stop(f"Out of memory: lower --config.batch_size, or set --config.model.remat.\n{error}")
     except KeyboardInterrupt:
         _stop(f"Interrupted. The same command goes on from the last checkpoint in {workdir}.")
 
@@ -61,6 +58,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if _raised_inside_get_config(error):
             raise
         reason = f"no such field: {error.args[0]}" if isinstance(error, KeyError) else str(error)
+        if "get_config() takes 0 positional arguments" in reason:
+            _stop("This configuration has no rows: leave out the colon and what follows it.")
         _stop(f"{reason} (configs/common.py lists all fields)")
 
 

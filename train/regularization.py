@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from replk_jax.models.layers import BATCH_NORM_EPSILON
+from replk_jax.reparam.algebra import BATCH_NORM_EPSILON
 from train.errors import RunError
 
 Path = tuple[str, ...]
@@ -77,16 +77,23 @@ def penalised_kernels(params: Any) -> frozenset[Path]:
 
 
 def _blocks(flat_params: dict[Path, Any]) -> list[Path]:
-    """Paths of the blocks whose 3 x 3 and 1 x 1 branches have a batch norm each."""
+    """Paths of the blocks whose 3 x 3 and 1 x 1 branches have a batch norm each.
+
+    Raises:
+      RunError: there are none, or there are blocks of another kind beside them.
+    """
 
     def above(branch: str) -> set[Path]:
         end = (branch, *_SCALE)
         return {path[: -len(end)] for path in flat_params if path[-len(end) :] == end}
 
     blocks = above(_DENSE) & above(_POINTWISE)
-    if not blocks:
+    of_any_kind = {
+        path[:i] for path in flat_params for i, part in enumerate(path) if part.startswith("rbr_")
+    }
+    if not blocks or blocks != of_any_kind:
         raise RunError(
             "config.optimizer.custom_l2 is for RepVGG's blocks of parallel 3x3 and 1x1 branches, "
-            "and this network has none: leave it off."
+            "each with a batch norm, and not all blocks of this network are such: leave it off."
         )
     return sorted(blocks)

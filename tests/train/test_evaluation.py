@@ -116,7 +116,7 @@ def test_a_network_that_cannot_be_merged(examples):
     result = half.compare(variables, batches(examples, 8, mesh))
     assert result.keys() == {"training", "not_merged"}
     assert result["training"] == pytest.approx(scores, rel=1e-5)
-    assert "ReLU in the branches" in result["not_merged"]
+    assert "no merged structure" in result["not_merged"]
 
 
 def test_fewer_than_five_classes(examples):

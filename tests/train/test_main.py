@@ -379,6 +379,7 @@ MISTAKES = [
     (TINY, "--config.model.in_channels=2", "1 (grey) or 3 (colour)"),
     (TINY, "--config.model.in_channels=3", "must have 3 values"),
     ("configs/mobilenet_v2.py:table9", "--config.seed=1", "no row 'table9'; it has table2_3x3, "),
+    ("configs/digits.py:large", "--config.seed=1", "This configuration has no rows"),
     (TINY, "--config.epochs=0", "config.epochs must be positive"),
     (TINY, "--config.distributed.num_processes=2", "coordinator"),
     (TINY, "--config.mode=evaluate", "config.mode must be train or eval"),

@@ -95,12 +95,13 @@ def test_only_the_kernels_have_a_gradient():
     np.testing.assert_allclose(actual, slope, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["repvgg", "resnet"])
-def test_networks_without_such_blocks_are_refused(name):
-    params = {
-        "repvgg": lambda: variables(block="norm_after_addition")[1]["params"],
-        "resnet": lambda: {"conv1": {"conv": {"kernel": np.ones((3, 3, 1, 1))}}},
-    }[name]()
+@pytest.mark.parametrize(
+    "block", ["norm_after_addition", "identity_without_norm", "relu_in_branches", None]
+)
+def test_networks_with_other_blocks_are_refused(block):
+    params = {"conv1": {"conv": {"kernel": np.ones((3, 3, 1, 1))}}}  # a ResNet
+    if block:
+        params = variables(block=block)[1]["params"]
     with pytest.raises(RunError, match=r"config\.optimizer\.custom_l2 .* leave it off"):
         custom_l2(params, {})
     with pytest.raises(RunError, match="leave it off"):
