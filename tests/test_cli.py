@@ -29,6 +29,11 @@ def test_models_are_listed(capsys, monkeypatch):
     assert lines["mobilenet_v2_13_no_shortcuts"][3:] == ["224", "53.98", "*"]
 
 
+def test_models_counts_one_at_its_own_size(capsys):
+    main(["models", "repvgg_d2se"])
+    assert "RepVGG on 320x320 images" in capsys.readouterr().out
+
+
 def test_models_counts_one(capsys):
     main(["models", "replknet_31b", "--image-size", "384"])
     out = capsys.readouterr().out
@@ -41,7 +46,7 @@ def test_models_counts_one(capsys):
     [
         (["models", "replknet_31"], "Did you mean"),
         (["models", "replknet_3", "--image-size", "0"], "at least 1"),
-        (["bench", "model", "--model", "resnet"], "Unknown model"),
+        (["bench", "model", "--model", "repvgg_b3", "resnet"], "Unknown model 'resnet'"),
         (["bench", "model", "--modes", "sleep"], "invalid choice"),
         (["bench", "model", "--peer", "tf"], "Unknown peer 'tf'; known: torch, timm:NAME"),
         (["bench", "model", "--json", "nowhere/x.json"], "no folder nowhere"),

@@ -35,11 +35,6 @@ def find_block(node: Parts) -> Block | None:
 # --- Any network -------------------------------------------------------------------------
 
 
-def _expect_kernel(name: str, linear: Linear, shape: tuple[int, ...]) -> None:
-    if linear.kernel.shape != shape:
-        raise ValueError(f"{name}/kernel: expected shape {shape}, found {linear.kernel.shape}.")
-
-
 def _conv_norm(parts: Parts) -> Parts:
     """BN(W * x)."""
     conv = conv_of(parts, "conv", biased=False)
@@ -124,6 +119,11 @@ def _conv_ffn(parts: Parts) -> Parts:
     return _pointwise(parts, "preffn_bn")
 
 
+def _expect_kernel(name: str, linear: Linear, shape: tuple[int, ...]) -> None:
+    if linear.kernel.shape != shape:
+        raise ValueError(f"{name}/kernel: expected shape {shape}, found {linear.kernel.shape}.")
+
+
 REPLK_BLOCK = Block(
     "RepLKBlock",
     marks="prelkb_bn large_kernel",
@@ -152,7 +152,7 @@ def _replknet(parts: Parts) -> Parts:
             _expect_norm(f"{name}/norm", parts[name]["norm"], widths[name])
     if "norm" not in parts:
         return parts
-    _expect_norm("norm", parts["norm"], widths[stages[-1]])
+    _expect_norm("norm", parts["norm"], widths[f"stages_{len(stages) - 1}"])
     if "head" not in parts:
         return parts
     if not isinstance(parts["head"], Linear) or parts["head"].bias is None:

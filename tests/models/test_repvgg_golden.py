@@ -189,7 +189,7 @@ def test_train_mode(name):
     "name",
     [
         pytest.param("repvgg_a0_224", marks=pytest.mark.slow),
-        pytest.param("repvgg_d2se_224", marks=pytest.mark.slow),
+        pytest.param("repvgg_d2se_224", marks=pytest.mark.exhaustive),
         pytest.param("repvgg_b1g2_224", marks=pytest.mark.exhaustive),
     ],
 )
