@@ -97,6 +97,8 @@ def get_config() -> ConfigDict:
                 # What decays: "kernels" (tensors of two or more dimensions), "repvgg" (what that
                 # paper's code lets decay) or "all". See train/optimizer.py.
                 "decay_of": "kernels",
+                # The learning rate of a layer over that of the layer behind it (RepLKNet, 0.7).
+                "layer_decay": 1.0,
                 # RepVGG's L2 penalty on merged kernels in place of decay on those of the branches.
                 "custom_l2": False,
                 "b1": 0.9,  # of AdamW, as the next two

@@ -121,6 +121,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("data.std", lambda value: min(value, default=0) > 0, "positive, a value for each channel"),
     ("data.crop_ratio", lambda value: _range(value, float("inf")), "two ratios in order"),
     ("mode", lambda value: value in ("train", "eval"), "train or eval"),
+    ("optimizer.layer_decay", lambda value: 0 < value <= 1, "more than 0 and at most 1"),
     ("optimizer.name", lambda value: value in ("adamw", "sgd"), "adamw or sgd"),
     ("optimizer.decay_of", lambda value: value in DECAY_OF, f"one of {', '.join(DECAY_OF)}"),
     (

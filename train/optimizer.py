@@ -1,6 +1,7 @@
-"""The papers' optimisers: AdamW or SGD, what decays, and a linear warm-up before a cosine."""
+"""The papers' optimisers: AdamW or SGD, what decays, learning rates by layer, and the schedule."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from train.errors import RunError
 from train.regularization import penalised_kernels
 
 Params = Any
@@ -53,7 +55,10 @@ def make_optimizer(
       recipe: `config.optimizer`, see configs/common.py.
       schedule: learning rate by step.
     """
-    return {"adamw": adamw, "sgd": sgd}[recipe["name"]](recipe, schedule)
+    optimizer = {"adamw": adamw, "sgd": sgd}[recipe["name"]](recipe, schedule)
+    if recipe["layer_decay"] == 1:
+        return optimizer
+    return optax.chain(optimizer, layer_wise(recipe["layer_decay"]))
 
 
 def adamw(recipe: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -85,6 +90,71 @@ def sgd(recipe: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTr
             recipe["weight_decay"], mask=lambda params: decayed(recipe, params)
         ),
         optax.sgd(schedule, momentum=recipe["momentum"], nesterov=recipe["nesterov"]),
+    )
+
+
+def layer_wise(decay: float) -> optax.GradientTransformation:
+    """Smaller steps for the layers that are nearer to the image, as when a network is fine-tuned.
+
+    What the official code of RepLKNet does: the whole step of a parameter, weight decay included,
+    times decay ** (13 - its layer).
+
+    Args:
+      decay: 0.7 in the paper.
+
+    Raises:
+      RunError: from `init`, for another network than a RepLKNet of at most four stages.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree.map(jnp.multiply, updates, layer_scales(updates, decay)), state
+
+    def init(params):
+        layer_scales(params, decay)
+        return optax.EmptyState()
+
+    return optax.GradientTransformation(init, update)
+
+
+def layer_scales(params: Params, decay: float) -> Params:
+    """decay ** (13 - layer) of every parameter; see `layer_of`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: decay ** (_LAST_LAYER - layer_of(tuple(key.key for key in path))), params
+    )
+
+
+_LAST_LAYER = 13
+
+
+def layer_of(path: tuple[str, ...]) -> int:
+    """Which of the fourteen layers of the official code a parameter of a RepLKNet is in.
+
+    Stem 0; stages 0 and 1 with the transition behind each, 1 and 2; stage 2 in fours of its blocks,
+    3 to 11, the transition behind it 11; stage 3, 12; final norm and classifier, 13. The numbers
+    are those of depths 2, 2, 18, 2, whatever the model.
+
+    Raises:
+      RunError: it is in no such network.
+    """
+    part, number = re.fullmatch(r"([a-z]+)_?(\d*).*", path[0]).groups()
+    match part, number:
+        case "stem", _:
+            return 0
+        case (("norm" | "head"), ""):
+            return _LAST_LAYER
+        case (("stages" | "transitions"), ("0" | "1")):
+            return 1 + int(number)
+        case "stages", "2":
+            block = re.fullmatch(r"blocks_(\d+)", path[1])
+            return min(11, 3 + int(block[1]) // 4) if block else 11
+        case "transitions", "2":
+            return 11
+        case "stages", "3":
+            return 12
+    raise RunError(
+        f"config.optimizer.layer_decay is for RepLKNets of at most four stages, which have no "
+        f"{path[0]}: leave it 1."
     )
 
 

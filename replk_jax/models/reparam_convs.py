@@ -87,7 +87,7 @@ class DiverseBranchBlock(ConvBlock, kw_only=True):
     """Four branches side by side: K x K, 1 x 1, 1 x 1 then K x K, and 1 x 1 then average pool.
 
     Ding et al., "Diverse Branch Block" (arXiv:2103.13425). Merged, one K x K convolution with
-    bias, `conv`.
+    bias, `conv`. A depthwise one has the same branches; the official code gives it others.
 
     Attributes: see `ConvBlock`.
     """

@@ -171,7 +171,8 @@ def save_torch(
 ) -> None:
     """Writes the state dict of the official code (torchvision's, of MobileNet V2 and ResNet).
 
-    It loads there strictly.
+    It loads there strictly, into a network of the same sizes if that code can build one:
+    torchvision has 3 x 3 kernels, and one width of each ResNet.
 
     Args:
       variables: of `model`.

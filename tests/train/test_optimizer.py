@@ -12,7 +12,8 @@ import replk_jax
 from configs import common, mobilenet_v2, repvgg_imagenet
 from replk_jax.models.variables import abstract_variables
 from tests import golden
-from train.optimizer import decayed, make_optimizer, warmup_cosine
+from train.errors import RunError
+from train.optimizer import decayed, layer_scales, make_optimizer, warmup_cosine
 
 RECIPE = common.get_config().optimizer  # AdamW's
 
@@ -114,6 +115,49 @@ def test_the_same_parameters_decay_as_in_the_official_groups():
     groups = json.loads((golden.ROOT / "training/param_groups_31b_no_layer_decay.json").read_text())
     expected = {name for group in groups for name in group["params"] if group["weight_decay"] > 0}
     assert moved_by_decay(replk_jax.create_model("replknet_31b"), RECIPE) == paths_of(expected)
+
+
+@golden.requires_golden
+@pytest.mark.parametrize(("name", "decay"), [("31b", 0.7), ("xl", 0.8)])
+def test_learning_rates_by_layer_are_the_official_ones(name, decay):
+    """Of every parameter; and what decays does so whatever its learning rate."""
+    path = golden.ROOT / f"training/param_groups_{name}_layer_decay_{decay}.json"
+    groups = json.loads(path.read_text())
+    expected = {key: group["lr_scale"] for group in groups for key in group["params"]}
+    params = abstract_variables(replk_jax.create_model(f"replknet_{name}"))["params"]
+    scales = layer_scales(params, decay)
+    actual = golden.by_official_name({"params": scales})
+    assert actual.keys() == expected.keys()
+    for key, scale in expected.items():
+        assert float(actual[key]) == pytest.approx(scale, rel=1e-12), key
+
+
+def test_layer_decay_scales_whole_steps():
+    """Two steps of AdamW with weight decay, against those without layer decay."""
+    params = {
+        "stem_0": {"conv": {"kernel": jnp.ones((2, 2))}},
+        "stages_2": {"blocks_9": {"pw1": {"conv": {"kernel": jnp.full((2, 2), 2.0)}}}},
+        "head": {"kernel": jnp.full((2, 2), 3.0)},
+    }
+    schedule = warmup_cosine(0.1, 0.01, 0, 4)
+    steps = {}
+    for decay in (1.0, 0.5):
+        optimizer = make_optimizer({**RECIPE, "layer_decay": decay}, schedule)
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(params, state, params)
+        steps[decay] = [float(leaf[0, 0]) for leaf in jax.tree.leaves(updates)]
+    head, stage, stem = steps[1.0]
+    expected = [head, stage * 0.5 ** (13 - 5), stem * 0.5**13]
+    np.testing.assert_allclose(steps[0.5], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobilenet_v2", "resnet_101"])
+def test_layer_decay_is_replknets(name):
+    params = abstract_variables(replk_jax.create_model(name))["params"]
+    optimizer = make_optimizer({**RECIPE, "layer_decay": 0.7}, lambda step: 0.1)
+    with pytest.raises(RunError, match=r"layer_decay is for RepLKNets .* leave it 1"):
+        jax.eval_shape(optimizer.init, params)
 
 
 @golden.requires_golden
