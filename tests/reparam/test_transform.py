@@ -90,7 +90,7 @@ def test_merging_in_two_steps_is_merging_in_one():
 def test_gradients_go_through():
     """The derivative of the merged network's logits with respect to the training-time variables
     is that of the training-time network's logits."""
-    model = make()
+    model = make(implementation="xla")  # which compiles fastest
     variables, images = random_variables(model), random_images(model)
 
     def through_merged(params):
