@@ -101,6 +101,14 @@ class _Unpickler(pickle.Unpickler):
         return storage[offset : offset + size].reshape(shape)
 
 
+def assert_close(actual, expected, rtol, what):
+    """Largest difference against `rtol` times the larger of 1 and the largest expected value."""
+    assert actual.shape == expected.shape, what
+    bound = rtol * max(1.0, np.abs(expected).max())
+    error = np.abs(np.asarray(actual, np.float64) - expected).max()
+    assert error <= bound, f"{what}: {error:.2e} > {bound:.2e}"
+
+
 def flax_path(key: str) -> list[str]:
     """The parts of an official name, with numbers joined to what they count: `blocks_4`."""
     path: list[str] = []

@@ -66,3 +66,25 @@ def data_mesh(devices):
     """The mesh that training would have if there were only so many devices."""
     auto = (jax.sharding.AxisType.Auto,)
     return jax.make_mesh((devices,), ("data",), auto, devices=jax.devices()[:devices])
+
+
+def conv(x, kernel, stride=1, groups=1, padding=0):
+    """lax's convolution of (N, H, W, I) and (rows, columns, I / groups, O)."""
+    rows, columns = (padding, padding) if isinstance(padding, int) else padding
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(rows, rows), (columns, columns)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def assert_equal_in_float64(actual, expected):
+    """Within 1e-10 of the largest value: what some twenty layers, or a few thousand products,
+    round."""
+    expected = np.asarray(expected)
+    assert np.shape(actual) == expected.shape
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * np.abs(expected).max())

@@ -24,13 +24,14 @@ def add_parser(verbs) -> None:
 
 def _models(arguments: argparse.Namespace) -> None:
     if arguments.name:
-        size = arguments.image_size or _usual_size(arguments.name)
-        print(summary(create_model(arguments.name), size))
+        model = create_model(arguments.name)
+        size = arguments.image_size or _usual_size(released.published_accuracy(arguments.name))
+        print(summary(model, size))
         return
     print(f"{'':30}{'parameters':>13}{'merged':>13}{'MACs':>17}{'image':>7}  top-1")
     for name in list_models():
         published = released.published_accuracy(name)
-        size = arguments.image_size or _usual_size(name)
+        size = arguments.image_size or _usual_size(published)
         counts = summary(create_model(name), size)
         print(
             f"{name:30}{counts.training.parameters:13,}{counts.merged.parameters:13,}"
@@ -40,8 +41,7 @@ def _models(arguments: argparse.Namespace) -> None:
     print(_EXPLANATION)
 
 
-def _usual_size(name: str) -> int:
-    published = released.published_accuracy(name)
+def _usual_size(published: released.Accuracy | None) -> int:
     return published.image_size if published else 224
 
 

@@ -13,13 +13,18 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
+from replk_jax.models.architecture import (
+    expect_entry_per_stage,
+    expect_odd,
+    keep_whole_numbers,
+)
 from replk_jax.models.layers import (
     ConvNorm,
     GlobalAveragePool,
     ReparameterizableModule,
     rematerialized,
 )
-from replk_jax.models.network import Network, whole_numbers
+from replk_jax.models.network import Network
 from replk_jax.models.replknet import ReparamLargeKernelConv
 from replk_jax.ops.materialize import materialize
 
@@ -57,29 +62,13 @@ class MobileNetV2Architecture:
     in_channels: int = 3
 
     def __post_init__(self):
-        per_stage = {}
-        for field in ("kernel_sizes", "layers", "channels", "strides", "expansions"):
-            per_stage[field] = whole_numbers(field, getattr(self, field))
-            object.__setattr__(self, field, per_stage[field])  # a list would not be hashable
-        scalars = {"small_kernel", "stem_channels", "last_channels", "in_channels"}
-        if self.small_kernel is None:
-            scalars.remove("small_kernel")
-        for field in sorted(scalars):
-            (value,) = whole_numbers(field, (getattr(self, field),))
-            object.__setattr__(self, field, value)
+        per_stage = ("kernel_sizes", "layers", "channels", "strides", "expansions")
+        single = ("stem_channels", "last_channels", "in_channels")
+        keep_whole_numbers(self, per_stage, single, optional=("small_kernel",))
         if not isinstance(self.shortcuts, bool):
             raise ValueError(f"shortcuts must be True or False; got {self.shortcuts!r}.")
-        if len({len(values) for values in per_stage.values()}) != 1 or not self.layers:
-            raise ValueError(
-                f"{', '.join(per_stage)} must have one entry per stage; got "
-                + ", ".join(f"{field}={values}" for field, values in per_stage.items())
-                + "."
-            )
-        even = [k for k in (*self.kernel_sizes, self.small_kernel or 1) if k % 2 == 0]
-        if even:
-            raise ValueError(
-                f"Kernel sizes must be odd, or the map would shift or shrink; got {even}."
-            )
+        expect_entry_per_stage(self, per_stage)
+        expect_odd(self.kernel_sizes, self.small_kernel)
         if self.small_kernel is not None and self.small_kernel >= max(self.kernel_sizes):
             raise ValueError(
                 f"small_kernel={self.small_kernel} must be smaller than the largest of "
@@ -94,8 +83,8 @@ class MobileNetV2Architecture:
         Without `output_stride`, the strides of the architecture. Else a stride that would make
         the map smaller than 1 / `output_stride` of the image becomes dilation of the kernels that
         follow, which then see as much of the image as without (Chen et al., "Rethinking Atrous
-        Convolution", arXiv:1706.05587, section 3.1). The block
-        that loses its stride still sees the finer map as before.
+        Convolution", arXiv:1706.05587, section 3.1). The block that loses its stride still sees
+        the finer map as before.
         """
         stages, reached, dilation = [], _STEM_STRIDE, 1
         for layers, stride in zip(self.layers, self.strides, strict=True):

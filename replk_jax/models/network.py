@@ -1,7 +1,5 @@
 """What the networks of all families have in common, from outside."""
 
-import operator
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -101,18 +99,3 @@ class Network(ReparameterizableModule, kw_only=True):
             bias_init=pytorch_init(fan_in),
             name=self.head_name,
         )(x)
-
-
-def whole_numbers(field: str, values: Sequence[int], least: int = 1) -> tuple[int, ...]:
-    """The values as Python's own integers, so that architectures compare and print alike.
-
-    Raises:
-      ValueError: one that is no whole number, or smaller than `least`.
-    """
-    try:
-        numbers = tuple(operator.index(value) for value in values)
-    except TypeError:
-        numbers = (least - 1,)
-    if any(number < least for number in numbers):
-        raise ValueError(f"{field} must be positive whole numbers; got {values}.")
-    return numbers

@@ -14,6 +14,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from replk_jax.models.architecture import (
+    expect_entry_per_stage,
+    expect_odd,
+    keep_whole_numbers,
+    whole_numbers,
+)
 from replk_jax.models.layers import (
     BatchNorm,
     ConvNorm,
@@ -23,7 +29,7 @@ from replk_jax.models.layers import (
     pytorch_init,
     rematerialized,
 )
-from replk_jax.models.network import Network, whole_numbers
+from replk_jax.models.network import Network
 from replk_jax.ops import DepthwiseConv2D
 from replk_jax.ops.materialize import materialize
 
@@ -57,25 +63,10 @@ class RepLKNetArchitecture:
     dilated_branches: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
-        per_stage = {}
-        for field in ("kernel_sizes", "layers", "channels"):
-            per_stage[field] = whole_numbers(field, getattr(self, field))
-            object.__setattr__(self, field, per_stage[field])  # a list would not be hashable
-        scalars = ("in_channels",) if self.small_kernel is None else ("small_kernel", "in_channels")
-        for field in scalars:
-            (value,) = whole_numbers(field, (getattr(self, field),))
-            object.__setattr__(self, field, value)
-        if len({len(values) for values in per_stage.values()}) != 1 or not self.layers:
-            raise ValueError(
-                "kernel_sizes, layers and channels must have one entry per stage; got "
-                + ", ".join(f"{field}={values}" for field, values in per_stage.items())
-                + "."
-            )
-        even = [k for k in (*self.kernel_sizes, self.small_kernel or 1) if k % 2 == 0]
-        if even:
-            raise ValueError(
-                f"Kernel sizes must be odd, or the map would shift or shrink; got {even}."
-            )
+        per_stage = ("kernel_sizes", "layers", "channels")
+        keep_whole_numbers(self, per_stage, ("in_channels",), optional=("small_kernel",))
+        expect_entry_per_stage(self, per_stage)
+        expect_odd(self.kernel_sizes, self.small_kernel)
         if self.small_kernel is not None:
             too_small = [k for k in self.kernel_sizes if k < self.small_kernel]
             if too_small:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from replk_jax.models.architecture import keep_whole_numbers
 from replk_jax.models.layers import (
     BatchNorm,
     ConvNorm,
@@ -22,7 +23,7 @@ from replk_jax.models.layers import (
     pytorch_init,
     rematerialized,
 )
-from replk_jax.models.network import Network, whole_numbers
+from replk_jax.models.network import Network
 from replk_jax.models.reparam_convs import (
     AsymmetricConvBlock,
     DiracConv,
@@ -90,11 +91,7 @@ class RepVGGArchitecture:
     in_channels: int = 3
 
     def __post_init__(self):
-        for field in ("layers", "channels"):
-            object.__setattr__(self, field, whole_numbers(field, getattr(self, field)))
-        for field in ("groups", "in_channels"):
-            (value,) = whole_numbers(field, (getattr(self, field),))
-            object.__setattr__(self, field, value)
+        keep_whole_numbers(self, ("layers", "channels"), ("groups", "in_channels"))
         if not self.layers or len(self.channels) != len(self.layers) + 1:
             raise ValueError(
                 "channels must have one entry more than layers, for stage 0; got "

@@ -14,13 +14,14 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
+from replk_jax.models.architecture import expect_entry_per_stage, keep_whole_numbers
 from replk_jax.models.layers import (
     ConvNorm,
     GlobalAveragePool,
     ReparameterizableModule,
     rematerialized,
 )
-from replk_jax.models.network import Network, whole_numbers
+from replk_jax.models.network import Network
 from replk_jax.ops.materialize import materialize
 
 _EXPANSION = 4  # a stage's output channels over those of its 3 x 3 convolutions
@@ -45,16 +46,9 @@ class ResNetArchitecture:
     in_channels: int = 3
 
     def __post_init__(self):
-        for field in ("layers", "channels"):
-            # A list would not be hashable.
-            object.__setattr__(self, field, whole_numbers(field, getattr(self, field)))
-        (in_channels,) = whole_numbers("in_channels", (self.in_channels,))
-        object.__setattr__(self, "in_channels", in_channels)
-        if len(self.layers) != len(self.channels) or not self.layers:
-            raise ValueError(
-                "layers and channels must have one entry per stage; got "
-                f"layers={self.layers}, channels={self.channels}."
-            )
+        per_stage = ("layers", "channels")
+        keep_whole_numbers(self, per_stage, ("in_channels",))
+        expect_entry_per_stage(self, per_stage)
 
 
 class Bottleneck(ReparameterizableModule, kw_only=True):

@@ -90,6 +90,6 @@ def expect_published(model: RepVGG, merged: bool) -> None:
         raise ValueError(f"The official code has no {block!r} blocks, in no structure.")
     if not (merged or model.deploy):
         raise ValueError(
-            f"The official code has no {block!r} blocks: save them merged (merged=True, or convert --deploy), when all "
-            "blocks are alike."
+            f"The official code has no {block!r} blocks: save them merged (merged=True, or "
+            "convert --deploy), when all blocks are alike."
         )

@@ -12,7 +12,7 @@ import replk_jax
 from replk_jax.models.mobilenet_v2 import MobileNetV2Architecture
 from replk_jax.models.variables import abstract_variables
 from tests import golden
-from tests.helpers import random_images, random_variables
+from tests.helpers import assert_equal_in_float64, random_images, random_variables
 
 # A shortcut in the first block of all, and a stage that begins with a stride and keeps its width.
 TINY = MobileNetV2Architecture(
@@ -57,12 +57,6 @@ def in_float64(**fields):
         lambda path, leaf: 2 * leaf if path[-1].key == "scale" else leaf, random_variables(model)
     )
     return model, variables, random_images(model, 2, (49, 64))
-
-
-def assert_close(actual, expected):
-    """1e-10 of the largest value: float64's rounding, over some twenty layers."""
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
 
 
 def torchvision_state(variables, layers):
@@ -249,7 +243,7 @@ def test_logits_are_the_references(fields):
 
         logits, expected, peaks = both(variables, images)
         assert (peaks > 6).mean() > 0.8
-        assert_close(logits, expected)
+        assert_equal_in_float64(logits, expected)
 
 
 def test_training_is_the_references():
@@ -275,10 +269,10 @@ def test_training_is_the_references():
 
         logits, grads, statistics = run(ours)
         expected_logits, expected_grads, expected_statistics = run(theirs)
-    assert_close(logits, expected_logits)
+    assert_equal_in_float64(logits, expected_logits)
     state = torchvision_state({**variables, "batch_stats": statistics}, layers)
     for name, expected in expected_statistics.items():
-        assert_close(state[name], expected)
+        assert_equal_in_float64(state[name], expected)
     largest = max(np.abs(expected).max() for expected in expected_grads)
     assert np.isfinite(largest)
     for grad, expected in zip(grads, expected_grads, strict=True):
@@ -297,7 +291,7 @@ def test_dilation_replaces_stride():
     for output_stride, finer in maps.items():
         for coarse, fine in zip(maps[32], finer, strict=True):
             step = fine.shape[2] // coarse.shape[2]
-            assert_close(fine[:, ::step, ::step], coarse)
+            assert_equal_in_float64(fine[:, ::step, ::step], coarse)
         assert finer[-1].shape == (2, -(-49 // output_stride), 64 // output_stride, 8)
 
 

@@ -15,6 +15,7 @@ from replk_jax.models.reparam_convs import (
     ResidualKernelConv,
     norm_and_pad,
 )
+from tests.helpers import assert_equal_in_float64, conv
 
 WIDE = dict(dtype=jnp.float64, param_dtype=jnp.float64)
 INPUTS, FEATURES = 4, 6
@@ -42,18 +43,6 @@ def random_variables(module, x, seed=1):
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(module.init, jax.random.key(0), x))
 
 
-def conv(x, kernel, stride=1, groups=1, padding=0):
-    rows, columns = (padding, padding) if isinstance(padding, int) else padding
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(rows, rows), (columns, columns)],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
 def norm(x, variables, *path):
     params, stats = variables["params"], variables["batch_stats"]
     for name in path:
@@ -64,12 +53,6 @@ def norm(x, variables, *path):
 
 def pad(x, margin):
     return np.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-
-
-def assert_close(actual, expected):
-    """1e-10 of the largest value: float64 with room for what a few thousand products round."""
-    assert actual.shape == expected.shape
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
 
 
 def asymmetric(x, v, k, stride, groups):
@@ -118,10 +101,10 @@ def test_both_structures(kind, reference, kernel_size, stride, groups):
     x = images(2, 9, 6, INPUTS)
     variables = random_variables(block, x)
     expected = reference(x, variables, kernel_size, stride, groups)
-    assert_close(jax.jit(block.apply)(variables, x), expected)
+    assert_equal_in_float64(jax.jit(block.apply)(variables, x), expected)
     merged = replk_jax.reparameterize(variables)
     assert set(merged["params"]) == {"conv"}
-    assert_close(block.clone(deploy=True).apply(merged, x), expected)
+    assert_equal_in_float64(block.clone(deploy=True).apply(merged, x), expected)
 
 
 @pytest.mark.parametrize("kind", [AsymmetricConvBlock, DiverseBranchBlock])
@@ -156,10 +139,10 @@ def test_border_of_a_padded_norm():
     after = {"params": variables["params"], **updated}
     expected = np.broadcast_to(norm(np.zeros(3), after, "bn"), y.shape).copy()
     expected[:, 2:-2, 2:-2] = 0
-    assert_close(y, expected)
+    assert_equal_in_float64(y, expected)
     batch = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}
     by_batch = norm(x, {"params": variables["params"], "batch_stats": {"bn": batch}}, "bn")
-    assert_close(whole[:, 2:-2, 2:-2], by_batch)
+    assert_equal_in_float64(whole[:, 2:-2, 2:-2], by_batch)
     gradient = jax.grad(lambda scale: border(scale)[0].sum())(variables["params"]["bn"]["scale"])
     np.testing.assert_array_equal(gradient, 0)
 
@@ -171,7 +154,9 @@ def test_residual_kernel():
     np.testing.assert_array_equal(layer.apply(layer.init(jax.random.key(0), x), x), x)
     variables = random_variables(layer, x)
     kernel = variables["params"]["residual_kernel"]
-    assert_close(layer.apply(variables, x), x + conv(x, kernel, groups=groups, padding=1))
+    assert_equal_in_float64(
+        layer.apply(variables, x), x + conv(x, kernel, groups=groups, padding=1)
+    )
 
 
 def test_dirac_convolution():
@@ -185,7 +170,7 @@ def test_dirac_convolution():
     p = variables["params"]
     lengths = np.array([np.linalg.norm(p["dirac_kernel"][..., o]) for o in range(INPUTS)])
     y = conv(x, p["dirac_kernel"], groups=groups, padding=2)
-    assert_close(layer.apply(variables, x), p["a"] * x + p["b"] * y / lengths)
+    assert_equal_in_float64(layer.apply(variables, x), p["a"] * x + p["b"] * y / lengths)
 
 
 def test_dirac_convolution_of_a_zero_kernel():

@@ -14,6 +14,7 @@ from replk_jax import merge_branches
 from replk_jax.torch_import import convert_state_dict, load_torch, save_torch
 from replk_jax.torch_import.writer import write_torch
 from tests import golden
+from tests.golden import assert_close
 
 pytestmark = golden.requires_golden
 
@@ -33,14 +34,6 @@ def build(case):
 def load(name):
     model = build(CASES[name])
     return model, convert_state_dict(golden.state_dict(f"small/{name}.train.pth"), model)
-
-
-def assert_close(actual, expected, rtol, what):
-    """Largest difference against `rtol` times the larger of 1 and the largest expected value."""
-    assert actual.shape == expected.shape, what
-    bound = rtol * max(1.0, np.abs(expected).max())
-    error = np.abs(np.asarray(actual, np.float64) - expected).max()
-    assert error <= bound, f"{what}: {error:.2e} > {bound:.2e}"
 
 
 def run(model, variables, x):

@@ -9,7 +9,7 @@ import pytest
 
 import replk_jax
 from replk_jax.models.repvgg import BLOCKS, Layer, RepVGGArchitecture, RepVGGBlock
-from tests import golden
+from tests import golden, helpers
 from tests.helpers import random_images, random_variables
 
 TINY = RepVGGArchitecture((2, 1), (16, 16, 32), groups=2)
@@ -83,15 +83,8 @@ def test_all_fourteen_are_there():
 
 def conv(x, kernel, layer):
     """By PyTorch's padding, in float64."""
-    rows, columns = (size // 2 for size in kernel.shape[:2])
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (layer.stride, layer.stride),
-        [(rows, rows), (columns, columns)],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=layer.groups,
-    )
+    half = tuple(size // 2 for size in kernel.shape[:2])
+    return helpers.conv(x, kernel, layer.stride, layer.groups, half)
 
 
 def norm(x, p):
@@ -240,7 +233,7 @@ def test_variant_by_its_formula(block):
             y = REFERENCES[block](x, p, layer)
             expected = squeeze_excite(np.asarray(y), p["se"])
             actual = module.apply(variables, x)
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+        helpers.assert_equal_in_float64(actual, expected)
         if block in BRANCHES:
             branches = BRANCHES[block] - (set() if layer.keeps_shape else {"rbr_identity"})
             assert set(p) - {"se"} == branches
@@ -260,7 +253,7 @@ def test_residual_network_by_its_formula():
         y = np.maximum(conv_norm(y, pair["conv2"], second) + shortcut, 0)
         expected = np.maximum(conv_norm(y, p["stage2_0"], last), 0)
         (actual,) = model.apply(variables, x)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+    helpers.assert_equal_in_float64(actual, expected)
 
 
 def test_later_residual_pairs_add_what_entered():

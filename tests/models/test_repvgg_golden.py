@@ -8,6 +8,7 @@ import pytest
 
 import replk_jax
 from tests import golden
+from tests.golden import assert_close
 
 pytestmark = golden.requires_golden
 
@@ -65,14 +66,6 @@ def leaf(variables, key):
 def load(name, form="train"):
     model = build(CASES[name]).clone(deploy=form == "deploy")
     return model, to_variables(golden.state_dict(f"small/{name}.{form}.pth"))
-
-
-def assert_close(actual, expected, rtol, what):
-    """Largest difference against `rtol` times the larger of 1 and the largest expected value."""
-    assert actual.shape == expected.shape, what
-    bound = rtol * max(1.0, np.abs(expected).max())
-    error = np.abs(np.asarray(actual, np.float64) - expected).max()
-    assert error <= bound, f"{what}: {error:.2e} > {bound:.2e}"
 
 
 def run(model, variables, x):

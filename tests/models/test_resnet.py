@@ -9,7 +9,7 @@ from jax import lax
 import replk_jax
 from replk_jax.models.resnet import ResNetArchitecture
 from replk_jax.models.variables import abstract_variables
-from tests.helpers import random_images, random_variables
+from tests.helpers import assert_equal_in_float64, random_images, random_variables
 
 # Stage 1 has a block that adds its input as it is, and one that must widen it.
 TINY = ResNetArchitecture(layers=(2, 1, 1), channels=(4, 5, 6))
@@ -78,13 +78,6 @@ def reference(state, x):
     return x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"], x.transpose(0, 2, 3, 1)
 
 
-def assert_close(actual, expected):
-    """1e-10 of the largest value: float64's rounding, over some fifteen layers."""
-    expected = np.asarray(expected)
-    assert np.isfinite(expected).all()
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
-
-
 def test_logits_maps_and_gradients_are_the_references():
     """The gradients are those of a receptive field: of the last map's centre, by the image."""
     with jax.enable_x64(True):
@@ -107,7 +100,7 @@ def test_logits_maps_and_gradients_are_the_references():
         actual, expected = both(variables, images)
         assert np.abs(expected[2]).max() > 0
         for ours, theirs in zip(actual, expected, strict=True):
-            assert_close(ours, theirs)
+            assert_equal_in_float64(ours, theirs)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import replk_jax
 from replk_jax import RepLKNetArchitecture, check_equivalence, merge_branches, reparameterize
 from replk_jax.models.variables import abstract_variables
 from tests import golden
+from tests.golden import assert_close
 from tests.helpers import TINY, random_images, random_variables
-from tests.models.test_replknet_golden import CASES, assert_close, load
+from tests.models.test_replknet_golden import CASES, load
 
 
 def make(architecture=TINY, **fields):
