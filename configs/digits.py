@@ -17,6 +17,7 @@ from configs import common
 
 def get_config() -> ConfigDict:
     config = common.get_config()
+    common.without_augmentation(config)
     config.model.in_channels = 1
     config.model.replknet.kernel_sizes = (13, 7)
     config.model.replknet.layers = (1, 1)

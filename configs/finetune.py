@@ -18,6 +18,7 @@ from configs import common
 
 def get_config() -> ConfigDict:
     config = common.get_config()
+    common.without_augmentation(config)
     config.init_reset_head = True
     config.model.name = "replknet_31b"
     config.model.replknet.drop_path_rate = 0.2

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a model, by the conventions of the published figures.
+"""Parameters and multiply-adds of a model, as published figures count them; memory of a program.
 
 XLA's own count leaves out the taps that fall on padding, which for a 31x31 kernel on a 14x14
 map are most of them, so it cannot be compared with any paper. Here every convolution counts
@@ -137,6 +137,20 @@ def summary(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summar
     return Summary(title, parts, training_total, merged_total)
 
 
+def planned_memory(compiled: jax.stages.Compiled) -> int:
+    """Bytes that a compiled program occupies at most on each device, as its compiler planned it.
+
+    Arguments, results and all that lies between; results that take the place of donated arguments
+    count once.
+
+    Args:
+      compiled: from `jax.jit(f).lower(...).compile()`.
+    """
+    plan = compiled.memory_analysis()
+    occupied = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    return occupied - plan.alias_size_in_bytes
+
+
 def _count(model: nn.Module, height: int, width: int) -> dict[str, tuple[tuple[int, ...], Count]]:
     """Output shape and cost of every top-level part."""
     parts: dict[str, tuple[tuple[int, ...], Count]] = {}
@@ -165,7 +179,7 @@ def _count(model: nn.Module, height: int, width: int) -> dict[str, tuple[tuple[i
         return y
 
     with nn.intercept_methods(interceptor):
-        abstract_variables(model.clone(remat=False), (height, width))
+        abstract_variables(model.clone(remat=None), (height, width))
     return parts
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
@@ -31,6 +32,7 @@ from replk_jax.torch_import.reader import metadata, read
 from replk_jax.torch_import.tensors import brief
 from replk_jax.torch_import.writer import write_safetensors
 
+_AVERAGE = "ema"  # the item of a training run's checkpoint with the average of all variables
 _KEY = "replk_jax"  # of the description among a .safetensors file's metadata
 
 
@@ -202,9 +204,12 @@ def faults(tensors: Mapping[str, Any], network: SavedNetwork) -> list[str]:
 
 
 def _read_variables(path: Path, network: SavedNetwork, prefer_ema: bool) -> dict[str, Any]:
-    if prefer_ema:
+    average = path / _AVERAGE
+    if prefer_ema and not average.is_dir():
         raise ValueError(f"{path} holds one set of weights, no moving average beside it.")
-    return (_read_folder if path.is_dir() else _read_safetensors)(path, network)
+    if path.is_dir():
+        return _read_folder(path, network, prefer_ema)
+    return _read_safetensors(path, network)
 
 
 def _read_safetensors(path: Path, network: SavedNetwork) -> dict[str, Any]:
@@ -238,17 +243,22 @@ def _write_folder(path: Path, network: SavedNetwork) -> None:
             raise
 
 
-def _read_folder(path: Path, network: SavedNetwork) -> dict[str, Any]:
+def _read_folder(path: Path, network: SavedNetwork, prefer_ema: bool) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
+    path, variables = path.absolute(), abstract_variables(network.model)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
-            return {
-                name: checkpointer.restore(path.absolute() / name, tree)
-                for name, tree in abstract_variables(network.model).items()
-            }
+            if prefer_ema:
+                restored = checkpointer.restore(path / _AVERAGE, variables)
+            else:
+                restored = {
+                    name: checkpointer.restore(path / name, tree)
+                    for name, tree in variables.items()
+                }
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise ValueError(f"{path} is damaged, or not what it says it is: {error}") from error
+    return jax.tree.map(jnp.asarray, restored)  # a training run has saved NumPy's
 
 
 def _folder_description(path: Path) -> str:

@@ -62,10 +62,11 @@ def random_images(model, batch=2, size=32, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(model.dtype)
 
 
-def data_mesh(devices):
+def data_mesh(devices, fsdp=1):
     """The mesh that training would have if there were only so many devices."""
-    auto = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((devices,), ("data",), auto, devices=jax.devices()[:devices])
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    shape = (devices // fsdp, fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), auto, devices=jax.devices()[:devices])
 
 
 def conv(x, kernel, stride=1, groups=1, padding=0):

@@ -87,7 +87,7 @@ def test_every_raw_count():
 
 
 def test_parts_add_up_and_are_printed():
-    model = replk_jax.create_model(TINY, num_classes=4, remat=True)
+    model = replk_jax.create_model(TINY, num_classes=4, remat="full")
     counts = replk_jax.summary(model, (33, 64))
     assert [part.name for part in counts.parts] == [
         "stem", "stages_0", "transitions_0", "stages_1", "head",

@@ -73,7 +73,7 @@ def test_runs_where_only_jax_is(tmp_path):
         {"num_classes": None},
         {"out_indices": (1, 0), "norm_intermediate_features": True},
         {"deploy": True},
-        {"remat": True, "drop_path_rate": 0.5},
+        {"remat": "full", "drop_path_rate": 0.5},
     ],
     ids=str,
 )
@@ -179,7 +179,7 @@ def test_mistakes(arguments, message):
 class TestPlainFunction:
     @pytest.mark.parametrize(
         "fields",
-        [{}, {"out_indices": (0, 1), "num_classes": None}, {"small_kernel": None, "remat": True}],
+        [{}, {"out_indices": (0, 1), "num_classes": None}, {"small_kernel": None, "remat": "full"}],
         ids=str,
     )
     def test_computes_what_the_model_does(self, fields):

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 import replk_jax
 from replk_jax.files import replace_text
 from replk_jax.models.network import Network
+from train.augmentation import count_groups
+from train.data.transforms import RESIZING
 from train.errors import RunError
 from train.optimizer import DECAY_OF
 
@@ -26,6 +28,14 @@ def check(config: ConfigDict) -> None:
             value = _get(config, field)
             if not holds(value):
                 raise RunError(f"config.{field} must be {wanted}; it is {value}.")
+    if config.batch_size % config.accumulation:
+        raise RunError(
+            f"config.accumulation = {config.accumulation} does not divide config.batch_size = "
+            f"{config.batch_size}."
+        )
+    mixing = config.augmentation
+    if mixing.mix_probability and (mixing.mixup_alpha or mixing.cutmix_alpha):
+        count_groups(config.batch_size // config.accumulation, mixing.images_per_draw)
     if config.optimizer.warmup_epochs > config.epochs:
         raise RunError(
             f"config.optimizer.warmup_epochs = {config.optimizer.warmup_epochs} is more than "
@@ -52,8 +62,7 @@ def build_model(config: ConfigDict) -> Network:
     model = config.model
     try:
         section = family_section(type(replk_jax.create_model(model.name)))
-        common = {"in_channels": model.in_channels, "remat": model.remat}
-        fields = {**common, **model[section]}
+        fields = {"in_channels": model.in_channels, "remat": model.remat, **model[section]}
         fields = {name: value for name, value in fields.items() if value is not None}
         if fields.get("small_kernel") == 0:  # None has no place in a field that may be overridden
             fields["small_kernel"] = None
@@ -90,8 +99,9 @@ def _range(value: tuple[float, float], top: float) -> bool:
 # Fields, the condition on each, and the condition in words.
 _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     (
-        "batch_size eval_batch_size log_every_steps checkpoints.every_steps checkpoints.keep "
-        "data.image_size data.reading.threads",
+        "batch_size accumulation eval_batch_size log_every_steps checkpoints.every_steps "
+        "checkpoints.keep data.image_size data.reading.threads mesh.fsdp "
+        "augmentation.images_per_draw",
         lambda value: value >= 1,
         "at least 1",
     ),
@@ -102,16 +112,35 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ),
     (
         "seed optimizer.final_lr optimizer.warmup_epochs optimizer.weight_decay "
-        "data.reading.workers",
+        "data.reading.workers data.color_jitter augmentation.mixup_alpha "
+        "augmentation.cutmix_alpha",
         lambda value: 0 <= value < math.inf,
         "0 or more",
     ),
     (
-        "label_smoothing optimizer.b1 optimizer.b2 optimizer.momentum "
+        "label_smoothing ema_decay optimizer.b1 optimizer.b2 optimizer.momentum "
         "model.replknet.drop_path_rate model.mobilenet_v2.dropout_rate",
         lambda value: 0 <= value < 1,
         "0 or more and less than 1",
     ),
+    (
+        "augmentation.mix_probability augmentation.switch_probability "
+        "augmentation.erasing_probability",
+        lambda value: 0 <= value <= 1,
+        "between 0 and 1",
+    ),
+    (
+        "optimizer.clip_norm",
+        lambda value: value is None or 0 < value < math.inf,
+        "None, or positive and finite",
+    ),
+    (
+        "data.resizing",
+        lambda value: value in RESIZING,
+        f"one of {', '.join(RESIZING)}",
+    ),
+    ("data.unreadable", lambda value: value in ("stop", "replace"), "stop or replace"),
+    ("checkpoints.on_failure", lambda value: value in ("stop", "go_on"), "stop or go_on"),
     (
         "data.eval_crop_fraction",
         lambda value: value is None or 0 < value <= 1,

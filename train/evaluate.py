@@ -37,7 +37,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None) -> dict[str, A
     """
     configuration.check(config)
     parallel.start_processes(config.distributed)
-    mesh = parallel.data_mesh(config.eval_batch_size)
+    mesh = parallel.device_mesh(config.eval_batch_size)
     network = parallel.together(lambda: _load(config))
     preprocessing = network.preprocessing
     if preprocessing is None or config.data.eval_as_configured:

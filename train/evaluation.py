@@ -24,6 +24,8 @@ _NOT_MERGED = "its blocks have no merged structure"
 class Evaluator:
     """Runs a model over batches, alone or beside its re-parameterized self.
 
+    Variables may lie in parts on the devices, as `parallel.split_state` leaves them.
+
     Args:
       model: in its training-time structure; for `evaluate` alone, in either.
       mean, std: of the images, channel by channel, for values in [0, 1].
@@ -61,10 +63,12 @@ class Evaluator:
 
         self._evaluate, self._evaluate_precisely = evaluation_of(model), evaluation_of(precise)
         self._mergeable = model.mergeable
+        self._whole = jax.jit(lambda variables: variables, out_shardings=whole)
         self._compare = jax.jit(compare, in_shardings=(whole, whole, split), out_shardings=whole)
 
     def evaluate(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, float]:
         """`top1`, `top5` (shares of 1), `loss` (mean cross entropy) and `examples`."""
+        variables = self._whole(variables)
         sums = _accumulate(lambda batch: self._evaluate(variables, batch), batches)
         return _means(sums, "")
 
@@ -75,6 +79,7 @@ class Evaluator:
         network that cannot be re-parameterized, `training` and, in words, why `not_merged`.
         Computed in float32 at the highest precision, whatever the model trains in.
         """
+        variables = self._whole(variables)
         with jax.default_matmul_precision("highest"):
             if not self._mergeable:
                 sums = _accumulate(

@@ -8,20 +8,28 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from replk_jax.accounting import planned_memory
 from replk_jax.files import replace_json
 from replk_jax.saved import SavedNetwork, load_into
 from train import config as configuration
 from train import parallel
+from train.augmentation import make_augmentation
 from train.checkpoints import Checkpoints
+from train.classification import classification
 from train.data.images import ImageData
 from train.data.sources import prepare
+from train.data.unreadable import UnreadableList
 from train.errors import RunError
 from train.evaluation import Evaluator
+from train.interruption import Interrupted, Interruption
 from train.metrics import MetricWindow, NotFiniteError, require_finite
 from train.optimizer import make_optimizer, warmup_cosine
+from train.profiling import Profiler
 from train.regularization import make_penalty
-from train.reporting import Reporter
-from train.step import Batch, TrainState, init_state, make_train_step
+from train.reporting import Reporter, say, warn
+from train.step import Batch, TrainState, abstract_state, init_state, make_train_step
+from train.utilization import Utilization
+from train.workdir import locked
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -33,19 +41,44 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         must see the same folder.
 
     Returns:
-      The final evaluation, as from `Evaluator.compare`.
+      The final evaluation: as from `Evaluator.compare`, and as `ema` the same of the moving
+      average, if there is one.
 
     Raises:
       RunError: for a reason that the user can mend.
+      Interrupted: the run was asked to stop; what it had is saved.
     """
     configuration.check(config)
     parallel.start_processes(config.distributed)
-    training = _Training(config)
-    folder, keep = workdir / "checkpoints", config.checkpoints.keep
-    with Checkpoints(folder, keep, training.description) as checkpoints:
+    with Interruption() as interruption, locked(workdir):
+        return _run(config, workdir, interruption)
+
+
+def _run(config: ConfigDict, workdir: Path, interruption: Interruption) -> dict[str, Any]:
+    training = _Training(config, workdir)
+    main = parallel.is_main_process()
+    with Checkpoints(
+        workdir / "checkpoints",
+        config.checkpoints.keep,
+        training.description,
+        on_failure=config.checkpoints.on_failure,
+        report=warn,
+    ) as checkpoints:
         state, first_step = training.start(checkpoints)
-        main = parallel.is_main_process()
-        with Reporter(workdir, first_step, training.total_steps, active=main) as reporter:
+        if main:
+            for change in configuration.remember(config, workdir):
+                say(f"Since the last start {change}.")
+        with (
+            Reporter(
+                workdir, first_step, training.total_steps, active=main, wandb=config.wandb
+            ) as reporter,
+            Profiler(
+                workdir / "profile",
+                first_step,
+                training.total_steps,
+                active=config.profile and main,
+            ) as profiler,
+        ):
             if first_step == training.total_steps:
                 reporter.say(
                     f"{checkpoints.path(first_step)} is the end of this run, which is only "
@@ -53,14 +86,14 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 )
             elif first_step:
                 reporter.say(f"Going on from {checkpoints.path(first_step)}.")
-            for change in configuration.remember(config, workdir) if main else ():
-                reporter.say(f"Since the last start {change}.")
             try:
-                state = training.train(state, first_step, checkpoints, reporter)
+                state = training.train(
+                    state, first_step, checkpoints, reporter, profiler, interruption
+                )
             except NotFiniteError as error:
                 raise RunError(_diverged(error, checkpoints)) from error
             reporter.draw_curve()
-        result = training.evaluator.compare(state.variables, training.eval_batches())
+        result = training.compare(state)
         if main:
             replace_json(workdir / "result.json", result)
             print(_closing_words(result, checkpoints, reporter), flush=True)
@@ -70,9 +103,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 class _Training:
     """What a configuration comes to: data, model, steps and what is due when."""
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, workdir: Path):
         self._config = config
-        self._mesh = parallel.data_mesh(config.batch_size, config.eval_batch_size)
+        self._unreadable = UnreadableList(workdir / "unreadable.txt", warn)
+        self._mesh = parallel.device_mesh(
+            config.batch_size // config.accumulation, config.eval_batch_size, fsdp=config.mesh.fsdp
+        )
         model = configuration.build_model(config)
         parallel.in_turn(lambda: prepare(config.data))
         self._data = parallel.together(lambda: ImageData(config, model.architecture.in_channels))
@@ -91,40 +127,37 @@ class _Training:
             recipe.peak_lr, recipe.final_lr, warmup_steps, self.total_steps
         )
         self._optimizer = make_optimizer(recipe, self._schedule)
-        mean, std = config.data.mean, config.data.std
-        self._train_step = make_train_step(
+        self._step = make_train_step(
             self._model,
             self._optimizer,
-            mean=mean,
-            std=std,
-            label_smoothing=config.label_smoothing,
+            classification(make_augmentation(config, len(class_names))),
             seed=config.seed,
             mesh=self._mesh,
+            accumulation=config.accumulation,
+            ema_decay=config.ema_decay,
             penalty=make_penalty(recipe),
         )
-        self.evaluator = Evaluator(self._model, mean, std, self._mesh)
+        self._evaluator = Evaluator(self._model, config.data.mean, config.data.std, self._mesh)
 
     def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
         """The state to begin with, and how many steps it has behind it."""
         config = self._config
-        step = checkpoints.latest() or 0
-        if step > self.total_steps:
+        latest = checkpoints.latest() or 0
+        if latest > self.total_steps:
             raise RunError(
-                f"{checkpoints.path(step)} is beyond the {self.total_steps} steps that "
+                f"{checkpoints.path(latest)} is beyond the {self.total_steps} steps that "
                 f"config.epochs = {config.epochs} comes to; raise it, or use another --workdir."
             )
-        loaded = None
-        if config.init_from and not step:
-            loaded = jax.device_get(parallel.together(self._load))
-        state = init_state(
-            self._model, self._optimizer, config.data.image_size, config.seed, self._mesh
-        )
-        if step:
-            state = checkpoints.restore(step, state)
-        elif loaded:
-            whole = parallel.replicated(self._mesh)
-            state = state.replace(**jax.jit(lambda tree: tree, out_shardings=whole)(loaded))
-        return state, step
+        of_state = self._model, self._optimizer, config.data.image_size
+        average = config.ema_decay > 0
+        like = abstract_state(*of_state, self._mesh, average=average)
+        if restored := checkpoints.restore_latest(like):
+            return restored
+        variables = None
+        if config.init_from:
+            variables = jax.device_get(parallel.together(self._load))
+        state = init_state(*of_state, config.seed, self._mesh, average=average, variables=variables)
+        return state, 0
 
     def _load(self) -> dict[str, Any]:
         """The variables of the network in the file `config.init_from`."""
@@ -146,54 +179,98 @@ class _Training:
         return network.variables
 
     def train(
-        self, state: TrainState, first_step: int, checkpoints: Checkpoints, reporter: Reporter
+        self,
+        state: TrainState,
+        first_step: int,
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+        profiler: Profiler,
+        interruption: Interruption,
     ) -> TrainState:
         """Trains to the last step, with its reports, evaluations and checkpoints.
 
         Raises:
           NotFiniteError: a metric is NaN or infinite.
+          Interrupted: the run was asked to stop, and has saved what it had.
         """
-        rows = self._data.train_batches(first_step)
+        if first_step == self.total_steps:
+            return state
+        rows = self._data.train_batches(first_step, self._unreadable)
         batches = parallel.global_batches(rows, self._mesh)
         window = MetricWindow(self._config.batch_size)
+        with window.waiting():
+            batch = next(batches)
+        compiled = self._step.lower(state, batch).compile()
+        memory = planned_memory(compiled) / 2**30
+        reporter.say(f"A step takes up to {memory:.2f} GiB of memory on each device.")
         for step in range(first_step + 1, self.total_steps + 1):
-            state, metrics = self._train_step(state, next(batches))
+            state, metrics = compiled(state, batch)
             window.add(step, metrics)
+            profiler.step(step, metrics)
             reporter.advance()
-            if not self._is_report(step):
-                continue
-            averages = window.close()
-            averages["learning_rate"] = float(self._schedule(step - 1))
-            averages["epoch"] = step / self._data.steps_per_epoch
-            reporter.scalars(step, averages)
-            if self._is_save(step):
-                whole = self._is_evaluation(step)
+            stops = interruption.requested(step)
+            if stops or self._is_report(step):
+                reporter.scalars(step, self._averages(window, step))
+            if stops or self._is_save(step):
+                whole = self._is_evaluation(step) and not stops
                 scores = self._evaluate(state, step, whole=whole)
                 if whole:
-                    reporter.scalars(step, {f"eval/{k}": v for k, v in scores.items()})
-                checkpoints.save(step, state, scores if whole else None)
-            window.restart_clock()
+                    reporter.scalars(step, scores)
+                checkpoints.save(step, state, {"top1": _top1(scores)} if whole else None)
+                window.restart_clock()
+            if stops:
+                checkpoints.wait()
+                raise Interrupted(step)
+            if step < self.total_steps:
+                with window.waiting():
+                    batch = next(batches)
         checkpoints.wait()
         return state
 
-    def eval_batches(self) -> Iterator[Batch]:
+    def _averages(self, window: MetricWindow, step: int) -> dict[str, float]:
+        """What is reported of the steps since the last report."""
+        averages = window.close()
+        if speed := averages.get("images_per_second"):
+            averages.update(self._utilization.of(speed))
+        averages["learning_rate"] = float(self._schedule(step - 1))
+        averages["epoch"] = step / self._data.steps_per_epoch
+        return averages
+
+    @functools.cached_property
+    def _utilization(self) -> Utilization:
+        return Utilization(self._model, self._config.data.image_size)
+
+    def compare(self, state: TrainState) -> dict[str, Any]:
+        """Both structures of the network, and of its moving average, on all evaluation images."""
+        result = self._evaluator.compare(state.variables, self._eval_batches())
+        if state.ema is not None:
+            result["ema"] = self._evaluator.compare(state.ema, self._eval_batches())
+        return result
+
+    def _eval_batches(self) -> Iterator[Batch]:
         """The evaluation images once."""
-        return parallel.global_batches(self._data.evaluation.batches(), self._mesh)
+        rows = self._data.evaluation.batches(self._unreadable)
+        return parallel.global_batches(rows, self._mesh)
 
     def _evaluate(self, state: TrainState, step: int, *, whole: bool) -> dict[str, float]:
-        """Scores on the evaluation images, or on their first batch.
+        """Scores on the evaluation images, or on their first batch, named as they are reported.
 
         The loss of a step is that of the parameters before it, so what the step made of them
         must be tried before it is saved as good.
         """
-        batches = self.eval_batches() if whole else [self._first_eval_batch]
-        scores = self.evaluator.evaluate(state.variables, batches)
-        require_finite(step, "eval/loss", scores["loss"])
+        scores = {}
+        for name, variables in (("eval", state.variables), ("eval_ema", state.ema)):
+            if variables is None or (name == "eval_ema" and not whole):
+                continue
+            batches = self._eval_batches() if whole else [self._first_eval_batch]
+            found = self._evaluator.evaluate(variables, batches)
+            scores.update({f"{name}/{key}": value for key, value in found.items()})
+        require_finite(step, "eval/loss", scores["eval/loss"])
         return scores
 
     @functools.cached_property
     def _first_eval_batch(self) -> Batch:
-        return next(self.eval_batches())
+        return next(self._eval_batches())
 
     def _is_evaluation(self, step: int) -> bool:
         return step == self.total_steps or step % self._steps_per_evaluation == 0
@@ -205,6 +282,14 @@ class _Training:
     def _is_report(self, step: int) -> bool:
         """Before every save too: what is saved must have been found finite."""
         return self._is_save(step) or step % self._config.log_every_steps == 0
+
+
+def _top1(scores: dict[str, float]) -> float:
+    """By which the best checkpoint is found: of the network or of its average, whichever is higher.
+
+    At the beginning the average lags far behind; at the end it is what one is after.
+    """
+    return max(scores["eval/top1"], scores.get("eval_ema/top1", 0.0))
 
 
 def _expect_same_normalisation(config: ConfigDict, network: SavedNetwork) -> None:
@@ -233,19 +318,30 @@ def _diverged(error: NotFiniteError, checkpoints: Checkpoints) -> str:
 
 
 def _closing_words(result: dict[str, Any], checkpoints: Checkpoints, reporter: Reporter) -> str:
-    training = result["training"]
-    if merged := result.get("merged"):
-        difference = f"largest difference of any logit {result['largest_difference']:.1e}"
-        reparameterized = f"{merged['top1']:.2%}, {difference}"
-    else:
-        reparameterized = f"not possible: {result['not_merged']}"
+    latest = checkpoints.latest()
     rows = {
-        "test accuracy": f"{training['top1']:.2%} of {training['examples']} images",
-        "re-parameterized": reparameterized,
-        "checkpoint": checkpoints.path(checkpoints.latest()),
-        "best checkpoint": checkpoints.path(checkpoints.best() or checkpoints.latest()),
+        "test accuracy": _accuracy(result["training"]),
+        "re-parameterized": _after_merging(result),
+    }
+    if average := result.get("ema"):
+        rows["moving average"] = _accuracy(average["training"])
+        rows["re-parameterized "] = _after_merging(average)
+    rows |= {
+        "checkpoint": checkpoints.path(latest),
+        "best checkpoint": checkpoints.path(checkpoints.best() or latest),
         "metrics": reporter.metrics_path,
         "TensorBoard": reporter.tensorboard_path,
         "curve": reporter.curve_path,
     }
     return "\n" + "\n".join(f"{name:17} {value}" for name, value in rows.items())
+
+
+def _accuracy(scores: dict[str, Any]) -> str:
+    return f"{scores['top1']:.2%} of {scores['examples']} images"
+
+
+def _after_merging(result: dict[str, Any]) -> str:
+    if merged := result.get("merged"):
+        difference = f"largest difference of any logit {result['largest_difference']:.1e}"
+        return f"{merged['top1']:.2%}, {difference}"
+    return f"not possible: {result['not_merged']}"

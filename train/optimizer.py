@@ -55,10 +55,12 @@ def make_optimizer(
       recipe: `config.optimizer`, see configs/common.py.
       schedule: learning rate by step.
     """
-    optimizer = {"adamw": adamw, "sgd": sgd}[recipe["name"]](recipe, schedule)
-    if recipe["layer_decay"] == 1:
-        return optimizer
-    return optax.chain(optimizer, layer_wise(recipe["layer_decay"]))
+    parts = [{"adamw": adamw, "sgd": sgd}[recipe["name"]](recipe, schedule)]
+    if recipe["clip_norm"] is not None:
+        parts.insert(0, optax.clip_by_global_norm(recipe["clip_norm"]))
+    if recipe["layer_decay"] != 1:
+        parts.append(layer_wise(recipe["layer_decay"]))
+    return optax.chain(*parts)
 
 
 def adamw(recipe: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:

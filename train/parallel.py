@@ -1,4 +1,4 @@
-"""Devices and processes: one mesh, its axis `data`, the batch split along it."""
+"""Devices and processes: one mesh, the batch split over all of it, the state over one axis."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -37,32 +37,68 @@ def start_processes(distributed: Mapping[str, Any]) -> None:
         raise RunError(f"config.distributed.coordinator={coordinator}: {error}") from error
 
 
-def data_mesh(*batch_sizes: int) -> Mesh:
-    """All devices of all processes along one axis, `data`.
+def device_mesh(*batch_sizes: int, fsdp: int = 1) -> Mesh:
+    """All devices of all processes, in rows of `fsdp`: the axes `data` and `fsdp`.
 
-    Auto axes: the compiler places the collectives, so batch norm sees the global batch.
+    The batch is split over both; what a run remembers (parameters, moments, moving average) over
+    `fsdp` alone, and is there once in every row. Auto axes: the compiler places the collectives,
+    so batch norm sees the global batch.
 
     Raises:
-      RunError: a batch that the devices cannot share evenly.
+      RunError: a batch that the devices cannot share evenly, or devices that make no rows.
     """
     devices = jax.device_count()
+    if devices % fsdp:
+        raise RunError(
+            f"config.mesh.fsdp = {fsdp} does not divide the {devices} devices of this run."
+        )
     for batch_size in batch_sizes:
         if batch_size % devices:
             raise RunError(
                 f"A batch of {batch_size} cannot be split evenly over {devices} devices; "
-                f"use a multiple of {devices} for batch_size and eval_batch_size."
+                f"use a multiple of {devices} for batch_size / accumulation and eval_batch_size."
             )
-    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((devices // fsdp, fsdp), _AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+_AXES = ("data", "fsdp")
+_SMALLEST_SHARDED = 2**14  # elements; of less, sending for the parts costs more than it saves
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: its first axis along `data`."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The sharding of a batch: its first axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(_AXES))
+
+
+def split_micro_batches(mesh: Mesh) -> NamedSharding:
+    """The sharding of micro-batches (M, B, ...): the second axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(None, _AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole: parameters, statistics, metrics."""
+    """The sharding of what every device holds whole: statistics, metrics."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def split_state(mesh: Mesh, state: T) -> T:
+    """The sharding of each array of a state: its longest axis over `fsdp`, if that divides it.
+
+    Small arrays, such as biases and batch norms, are whole on every device.
+
+    Args:
+      mesh: from `device_mesh`.
+      state: a tree of arrays, or of their shapes.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def sharding(leaf) -> NamedSharding:
+        divisible = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % parts == 0]
+        if parts == 1 or not divisible or leaf.size < _SMALLEST_SHARDED:
+            return replicated(mesh)
+        longest = max(divisible, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
+
+    return jax.tree.map(sharding, state)
 
 
 def global_batches(

@@ -1,70 +1,112 @@
-"""What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard and a curve."""
+"""What a run tells: a progress bar or plain lines, its metrics in files, and a curve."""
 
-import json
+import contextlib
 import sys
+import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
-from matplotlib.figure import Figure
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from replk_jax.files import replace_text
+from train.metric_writers import JsonLines, MetricWriter, TensorBoard, WeightsAndBiases
+from train.plot import draw
 
-# What the bar shows, and under which name.
-_ON_BAR = {"train/loss": "loss", "images_per_second": "images/s"}
+# What is said of the metrics, all of which the files hold, and in which order.
+_WORDS = {
+    "loss": "loss {:.4g}",
+    "top1": "top-1 {:.2%}",
+    "top5": "top-5 {:.2%}",
+    "images_per_second": "{:,.1f} images/s",
+    "learning_rate": "learning rate {:.3g}",
+    "mfu": "MFU {:.1%}",
+    "data_wait": "data wait {:.1%}",
+}
+# From so many of the last reports the time that is left is estimated.
+_REPORTS = 20
 
 
 class Reporter:
     """Writes the metrics of a run into its folder and shows its progress; a context manager.
 
-    `metrics.jsonl` has a line per report, {"step": ..., name: value, ...}. What an earlier,
-    killed run reported beyond `first_step` is taken out first, so every step stands once.
+    Without a terminal there is a line for each report. A report that cannot be written, because
+    the disk is full, is warned of and ends no run.
 
     Args:
       workdir: the run's folder.
       first_step: steps that are done already.
       total_steps: of the run.
+      wandb: a project of Weights & Biases that is told as well; see `WeightsAndBiases`.
       active: False makes a reporter that does nothing, for all processes but one.
+
+    Raises:
+      RunError: the project cannot be told.
     """
 
-    def __init__(self, workdir: Path, first_step: int, total_steps: int, active: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        first_step: int,
+        total_steps: int,
+        *,
+        wandb: str | None = None,
+        active: bool = True,
+    ):
         self._active = active
+        self._workdir = workdir
         self.metrics_path = workdir / "metrics.jsonl"
         self.curve_path = workdir / "curve.png"
         self.tensorboard_path = workdir / "tensorboard"
         if not active:
             return
-        _drop_lines_after(self.metrics_path, first_step)
-        self._jsonl = self.metrics_path.open("a")
-        self._tensorboard = SummaryWriter(str(self.tensorboard_path), purge_step=first_step + 1)
+        self._writers: list[MetricWriter] = [WeightsAndBiases(wandb, workdir)] if wandb else []
+        self._writers += [
+            JsonLines(self.metrics_path, first_step),
+            TensorBoard(self.tensorboard_path, first_step),
+        ]
+        self._reports: deque[tuple[int, float]] = deque(maxlen=_REPORTS)
         # disable=None: no bar where standard error is not a terminal.
         self._bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True
+            total=total_steps,
+            initial=first_step,
+            disable=None,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
 
     def __enter__(self) -> "Reporter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._active:
-            self._bar.close()
-            self._tensorboard.close()
-            self._jsonl.close()
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Reports values at a step: on the bar or as a line, and in both files."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not self._active:
             return
-        self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
-        self._jsonl.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
-        on_bar = {short: values[name] for name, short in _ON_BAR.items() if name in values}
-        self._bar.set_postfix({short: f"{value:.4g}" for short, value in on_bar.items()})
-        # Where both streams are a terminal, only what the bar does not say goes above it.
-        if self._bar.disable or not sys.stdout.isatty() or not on_bar:
-            text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self.say(f"step {step}/{self._bar.total}  {text}")
+        self._bar.close()
+        for writer in self._writers:
+            with self._warning():
+                writer.close(failed=kind is not None)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Reports values at a step: on the bar or as a line, and wherever metrics are kept.
+
+        Args:
+          step: number of steps done.
+          values: of training, with "train/loss", or of an evaluation, "eval/..."; shares of 1.
+        """
+        if not self._active:
+            return
+        for writer in self._writers:
+            with self._warning():
+                writer.write(step, values)
+        words = list(_in_words(values))
+        if "train/loss" in values:
+            left = self._time_left(step)
+            self._bar.set_postfix_str(", ".join([*left, *words]))
+            words += left
+            # Where both streams are a terminal, the bar has said it.
+            if not self._bar.disable and sys.stdout.isatty():
+                return
+        self.say(f"step {step}/{self._bar.total}  {'  '.join(words)}")
 
     def advance(self) -> None:
         """One step is done."""
@@ -72,39 +114,68 @@ class Reporter:
             self._bar.update()
 
     def say(self, text: str) -> None:
-        """A line for the user."""
+        """As the function `say`, if this reporter is active."""
         if self._active:
-            self._bar.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            say(text)
 
     def draw_curve(self) -> None:
-        """Draws loss and accuracy over the steps, from metrics.jsonl into curve.png."""
-        if not self._active:
-            return
-        lines = [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
-        figure = Figure(figsize=(8, 4), layout="constrained")
-        loss_axis, accuracy_axis = figure.subplots(1, 2)
-        for axis, names in (
-            (loss_axis, ("train/loss", "eval/loss")),
-            (accuracy_axis, ("eval/top1",)),
-        ):
-            for name in names:
-                points = [(line["step"], line[name]) for line in lines if name in line]
-                axis.plot(*zip(*points, strict=True) if points else ((), ()), label=name)
-            axis.set_xlabel("step")
-            axis.legend()
-            axis.grid(alpha=0.3)
-        figure.savefig(self.curve_path, dpi=120)
+        """Draws what metrics.jsonl has into curve.png."""
+        if self._active:
+            with self._warning():
+                draw([self._workdir], self.curve_path)
 
+    def _time_left(self, step: int) -> list[str]:
+        """From the steps between the last reports, evaluations and saves included."""
+        self._reports.append((step, time.perf_counter()))
+        (first, begin), (last, end) = self._reports[0], self._reports[-1]
+        if not first < last < self._bar.total:
+            return []
+        return [f"{duration((end - begin) / (last - first) * (self._bar.total - last))} left"]
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+    @contextlib.contextmanager
+    def _warning(self) -> Iterator[None]:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue  # a line that the kill cut short
-    replace_text(path, "".join(f"{line}\n" for line in kept))
+            yield
+        except OSError as error:
+            warn(f"A report could not be written to {self._workdir}: {error}")
+
+
+def say(text: str) -> None:
+    """A line for the user, above the bar if there is one."""
+    _write(text, sys.stdout)
+
+
+def warn(text: str) -> None:
+    """A line that the user must not miss, to standard error; from any process of a run."""
+    _write(f"warning: {text}", sys.stderr)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    tqdm.write(text, file=stream)
+    stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """In two units: "2 d 05 h", "12 h 03 min", "7 min", "42 s"."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02} h"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min" if minutes else f"{seconds} s"
+
+
+def _in_words(values: dict[str, float]) -> Iterator[str]:
+    """Those of `_WORDS`, behind the name of each evaluation that they are from."""
+    groups: dict[str, dict[str, float]] = {}
+    for name, value in values.items():
+        group, _, short = name.rpartition("/")
+        groups.setdefault("" if group == "train" else group, {})[short] = value
+    for group, members in groups.items():
+        if group:
+            yield group
+        yield from (
+            words.format(members[short]) for short, words in _WORDS.items() if short in members
+        )

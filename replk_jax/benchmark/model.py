@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from replk_jax.accounting import planned_memory
 from replk_jax.benchmark import torch_peers
 from replk_jax.benchmark.timing import Contender, Program, Timing, compete
 from replk_jax.models import create_model
@@ -241,7 +242,4 @@ def _compiled(
         state = result if carries else state
         return result
 
-    sizes = compiled.memory_analysis()
-    occupied = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
-    memory = occupied - sizes.alias_size_in_bytes
-    return Program(start, compile_seconds=seconds, memory_bytes=memory)
+    return Program(start, compile_seconds=seconds, memory_bytes=planned_memory(compiled))

@@ -5,11 +5,13 @@ defaults in padding, initialisation and batch-norm statistics.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from replk_jax.ops import DepthwiseConv2D
 from replk_jax.reparam.algebra import BATCH_NORM_EPSILON
@@ -133,6 +135,7 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
         )
         if self.depthwise:
             x = DepthwiseConv2D(**settings, implementation=self.implementation)(x)
+            x = checkpoint_name(x, _DEPTHWISE)
         elif rows == columns == self.stride == groups == 1:
             # A convolution to the parameters and to what counts operations. As a dot product its
             # gradient is one as well; XLA's convolution for it takes three times as long on CPUs.
@@ -210,9 +213,31 @@ class GlobalAveragePool(nn.Module):
         return jnp.mean(x, (1, 2), dtype=wide)
 
 
-def rematerialized(block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """The class of a block `(x, train)`; with `remat`, the same without stored activations."""
-    return nn.remat(block, static_argnums=(2,)) if remat else block
+_DEPTHWISE = "depthwise"
+
+# What is kept within a block for the backward pass, which computes the rest anew: "full" keeps
+# nothing, "save_depthwise" the results of depthwise convolutions, which would take longest.
+REMAT_POLICIES: dict[str, Callable[..., bool]] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "save_depthwise": jax.checkpoint_policies.save_only_these_names(_DEPTHWISE),
+}
+
+
+def rematerialized(block: type[nn.Module], remat: str | None) -> type[nn.Module]:
+    """The class of a block `(x, train)` that keeps no more than the policy `remat` says.
+
+    Args:
+      block: the class.
+      remat: a name of `REMAT_POLICIES`; None keeps all activations.
+
+    Raises:
+      ValueError: another name.
+    """
+    if remat is None:
+        return block
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"remat must be None or one of {[*REMAT_POLICIES]}; got {remat!r}.")
+    return nn.remat(block, static_argnums=(2,), policy=REMAT_POLICIES[remat])
 
 
 def pytorch_init(fan_in: int) -> nn.initializers.Initializer:

@@ -24,7 +24,8 @@ class Network(ReparameterizableModule, kw_only=True):
         returns what would enter it.
       out_indices: stages whose maps to return, in this order. The model is then a backbone,
         without classifier whatever `num_classes` says.
-      remat: recompute each block's activations in the backward pass.
+      remat: what each block keeps for the backward pass, which computes the rest anew: a name of
+        `layers.REMAT_POLICIES`; None keeps everything.
       deploy, dtype, param_dtype, implementation: see `ReparameterizableModule`.
     """
 
@@ -35,7 +36,7 @@ class Network(ReparameterizableModule, kw_only=True):
     architecture: Any
     num_classes: int | None = 1000
     out_indices: tuple[int, ...] | None = None
-    remat: bool = False
+    remat: str | None = None
 
     @property
     def mergeable(self) -> bool:

@@ -218,7 +218,7 @@ class Stage(ReparameterizableModule, kw_only=True):
     ffn_ratio: float
     drop_path_rates: tuple[float, ...]
     norm_intermediate_features: bool
-    remat: bool
+    remat: str | None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:

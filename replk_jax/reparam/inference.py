@@ -22,5 +22,5 @@ def for_inference(
       ValueError: as `reparameterize`.
     """
     if not model.mergeable:
-        return model.clone(remat=False), variables
-    return model.clone(deploy=True, remat=False), jax.jit(reparameterize)(variables)
+        return model.clone(remat=None), variables
+    return model.clone(deploy=True, remat=None), jax.jit(reparameterize)(variables)

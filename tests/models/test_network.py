@@ -65,14 +65,14 @@ def test_remat_changes_no_gradient(family):
 
         return jax.jit(jax.grad(loss))(variables["params"])
 
-    plain, recomputed = gradient(model), gradient(model.clone(remat=True))
+    plain, recomputed = gradient(model), gradient(model.clone(remat="full"))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest),
         plain,
         recomputed,
     )
-    text = str(jax.make_jaxpr(lambda p: make(family, remat=True).apply(p, images))(variables))
+    text = str(jax.make_jaxpr(lambda p: make(family, remat="full").apply(p, images))(variables))
     assert "remat" in text or "checkpoint" in text
 
 

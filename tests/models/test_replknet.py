@@ -1,6 +1,7 @@
 """RepLKNet's interface: structures, outputs, precision, training and errors."""
 
 import json
+import re
 
 import chex
 import jax
@@ -141,7 +142,7 @@ def test_stage_norm_does_not_touch_the_next_stage():
     np.testing.assert_array_equal(after[1], before[1])
 
 
-def test_remat_changes_nothing():
+def test_remat_changes_nothing_but_what_is_kept():
     variables, x = random_variables(make()), random_images(make())
 
     def loss_and_grads(model):
@@ -155,16 +156,33 @@ def test_remat_changes_nothing():
             )
             return jnp.sum(logits**2)
 
-        return jax.jit(jax.value_and_grad(loss))(variables["params"])
+        return jax.value_and_grad(loss)
 
-    quick = dict(drop_path_rate=0.5, implementation="xla")  # to compile
-    plain, remat = loss_and_grads(make(**quick)), loss_and_grads(make(**quick, remat=True))
-    # The same operations in another order of fusion.
-    chex.assert_trees_all_close(plain, remat, rtol=1e-3, atol=1e-4)
-    program = str(jax.make_jaxpr(make(remat=True).apply)(variables, x))
-    assert program.count("prevent_cse") == sum(2 * layers for layers in TINY.layers)
-    abstract = abstract_variables(make(remat=True))
-    chex.assert_trees_all_equal_shapes_and_dtypes(abstract, abstract_variables(make()))
+    def convolutions(model):
+        """How many depthwise ones are computed forwards, with those that are computed again."""
+        program = str(jax.make_jaxpr(loss_and_grads(model))(variables["params"]))
+        return len(re.findall(r"= depthwise_conv2d_forward\[", program))
+
+    blocks = sum(TINY.layers)
+    plain = make(drop_path_rate=0.5, implementation="xla")  # quick to compile
+    results = jax.jit(loss_and_grads(plain))(variables["params"])
+    for policy, again in (("full", 2 * blocks), ("save_depthwise", 0)):
+        model = plain.clone(remat=policy)
+        # The same operations in another order of fusion.
+        chex.assert_trees_all_close(
+            jax.jit(loss_and_grads(model))(variables["params"]), results, rtol=1e-3, atol=1e-4
+        )
+        assert convolutions(model) == convolutions(plain) + again
+        program = str(jax.make_jaxpr(model.apply)(variables, x))
+        assert program.count("prevent_cse") == 2 * blocks
+        chex.assert_trees_all_equal_shapes_and_dtypes(
+            abstract_variables(model), abstract_variables(plain)
+        )
+
+
+def test_an_unknown_remat_policy():
+    with pytest.raises(ValueError, match="one of \\['full', 'save_depthwise'\\]; got 'block'"):
+        make(remat="block").init(jax.random.key(0), random_images(make()))
 
 
 def test_stochastic_depth_follows_its_key():

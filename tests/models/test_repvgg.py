@@ -322,10 +322,10 @@ def test_features_are_what_enters_the_classifier():
 
 @pytest.mark.parametrize(("block", "recomputed"), [("repvgg", 4), ("residual", 3)])
 def test_remat_recomputes_every_block_and_changes_no_variable(block, recomputed):
-    model = make(block=block, remat=True)
+    model = make(block=block, remat="full")
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    assert variables == jax.eval_shape(model.clone(remat=False).init, jax.random.key(0), x)
+    assert variables == jax.eval_shape(model.clone(remat=None).init, jax.random.key(0), x)
     assert str(jax.make_jaxpr(model.apply)(variables, x)).count("prevent_cse") == recomputed
 
 

@@ -9,7 +9,7 @@ import traceback
 
 from absl import app
 
-from train import main
+from train import command_line, main
 
 
 def run(arguments: list[str]) -> tuple[int, str]:
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> tuple[int, str]:
 
 def _exit_status() -> int:
     try:
-        app.run(main.main, flags_parser=main._parse_flags)
+        app.run(main.main, flags_parser=command_line.parse)
     except SystemExit as stop:
         return stop.code or 0
     except BaseException:

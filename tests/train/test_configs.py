@@ -17,8 +17,10 @@ from train import config as configuration
 from train.errors import RunError
 from train.optimizer import warmup_cosine
 
-PLAIN = ["31b", "common", "digits", "finetune"]
+PLAIN = ["31b", "31b_384", "common", "digits", "finetune", "xl_320"]
 ROWS = {
+    "imagenet22k": ["31b", "31l"],
+    "from_22k": ["31b_224", "31b_384", "31l_384"],
     "repvgg_imagenet": [name.removeprefix("repvgg_") for name in replk_jax.list_models("repvgg_*")],
     "repvgg_ablations": list(BLOCKS),
     "mobilenet_v2": list(mobilenet_v2.MODELS),
@@ -93,12 +95,58 @@ def test_the_recipes_of_sgd(file, epochs, decay, decay_of):
     assert float(schedule(config.epochs)) == 0
 
 
-def test_the_recipe_of_the_kernel_sizes():
-    config = load("replknet_kernels")
-    recipe = config.optimizer
-    assert (config.batch_size, config.epochs, config.label_smoothing) == (2048, 120, 0.1)
-    assert (recipe.name, recipe.peak_lr, recipe.final_lr) == ("adamw", 4e-3, 1e-6)
-    assert (recipe.weight_decay, recipe.decay_of, recipe.warmup_epochs) == (0.05, "kernels", 10)
+# Batch, epochs, warm-up, first and last learning rate, weight decay, layer decay, stochastic depth,
+# moving average, mixup and cutmix, resolution; and images per GPU: the published commands.
+RECIPES = [
+    ("31b", (), (2048, 300, 10, 4e-3, 1e-6, 0.05, 1, 0.5, 0.9999, True, 224), 64),
+    ("replknet_kernels", ("7",), (2048, 120, 10, 4e-3, 1e-6, 0.05, 1, 0.5, 0, True, 224), 64),
+    ("31b_384", (), (1024, 30, 1, 4e-4, 1e-6, 1e-8, 0.7, 0.8, 0.9999, False, 384), 32),
+    ("imagenet22k", ("31b",), (4096, 90, 5, 4e-3, 1e-6, 0.05, 1, 0.1, 0, True, 224), 32),
+    ("imagenet22k", ("31l",), (4096, 90, 5, 4e-3, 1e-6, 0.05, 1, 0.1, 0, True, 224), 32),
+    ("from_22k", ("31b_224",), (512, 30, 1, 4e-4, 1e-6, 1e-8, 0.7, 0.2, 0.9999, False, 224), 32),
+    ("from_22k", ("31b_384",), (512, 30, 1, 4e-4, 3e-4, 1e-8, 0.7, 0.3, 0.9999, False, 384), 16),
+    ("from_22k", ("31l_384",), (512, 30, 1, 4e-4, 3e-4, 1e-8, 0.7, 0.3, 0.9999, False, 384), 16),
+    ("xl_320", (), (512, 30, 1, 4e-4, 1e-6, 1e-8, 0.8, 0.3, 0.9999, False, 320), 16),
+]
+
+
+@pytest.mark.parametrize(("file", "row", "expected", "images"), RECIPES)
+def test_the_recipes_of_replknet(file, row, expected, images):
+    config = load(file, row)
+    recipe, mixing = config.optimizer, config.augmentation
+    assert (
+        config.batch_size, config.epochs, recipe.warmup_epochs, recipe.peak_lr, recipe.final_lr,
+        recipe.weight_decay, recipe.layer_decay, config.model.replknet.drop_path_rate,
+        config.ema_decay, mixing.mixup_alpha == 0.8 and mixing.cutmix_alpha == 1.0,
+        config.data.image_size,
+    ) == expected  # fmt: skip
+    assert (recipe.name, recipe.decay_of, recipe.clip_norm) == ("adamw", "kernels", None)
+    assert (config.data.rand_augment, mixing.erasing_probability) == ("rand-m9-mstd0.5-inc1", 0.25)
+    assert config.label_smoothing == 0.1
+    # At 384 images are warped, below cropped from 256 / 224 of their size.
+    assert (config.data.eval_crop_fraction is None) == (config.data.image_size == 384)
+    for gpus in (1, 8):
+        on_fewer = load(file, (",".join((*row, f"gpus={gpus}")),))
+        assert on_fewer.accumulation == config.batch_size // (gpus * images)
+        on_fewer.accumulation = 1
+        assert on_fewer == config
+    if expected[9]:  # what a GPU had at a time was mixed alike
+        assert mixing.images_per_draw == images
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpus=3", r"3 GPUs of 64 images each do not make a batch of 2048; 1, 2, 4, 8, 16, 32 do"),
+        ("gpus=0", "0 GPUs"),
+        ("gpus=64", "64 GPUs"),
+        ("gpus=x", "After the colon comes gpus=N; 'gpus=x'"),
+        ("8", "After the colon"),
+    ],
+)
+def test_gpus_that_make_no_batch(text, message):
+    with pytest.raises(RunError, match=message):
+        load("31b", (text,))
 
 
 def test_every_field_of_a_family_is_in_its_section():

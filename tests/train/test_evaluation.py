@@ -68,7 +68,7 @@ def test_counts_do_not_depend_on_batches_and_devices(
 
 
 def test_comparison_of_both_structures(model, variables, examples):
-    mesh = parallel.data_mesh(8)
+    mesh = parallel.device_mesh(8)
     evaluator = Evaluator(model, MEAN, STD, mesh)
     result = evaluator.compare(variables, batches(examples, 8, mesh))
     assert 0 < result["largest_difference"] < 1e-4
@@ -91,7 +91,7 @@ def test_comparison_measures_the_largest_difference(monkeypatch, model, variable
     monkeypatch.setattr(replk_jax, "reparameterize", wrong)
     logits = logits_of(model, variables, examples)
     difference = np.abs(logits_of(model.clone(deploy=True), wrong(variables), examples) - logits)
-    mesh = parallel.data_mesh(8)
+    mesh = parallel.device_mesh(8)
     result = Evaluator(model, MEAN, STD, mesh).compare(variables, batches(examples, 8, mesh))
     assert result["largest_difference"] == pytest.approx(difference.max(), rel=1e-4)
     assert difference.max() > 1.01 * difference[-5:].max()  # so the last batch is not enough
@@ -100,7 +100,7 @@ def test_comparison_measures_the_largest_difference(monkeypatch, model, variable
 def test_comparison_does_not_hide_nan(model, variables, examples):
     broken = jax.tree.map(np.copy, variables)
     broken["params"]["head"]["bias"][0] = np.nan
-    mesh = parallel.data_mesh(8)
+    mesh = parallel.device_mesh(8)
     result = Evaluator(model, MEAN, STD, mesh).compare(broken, batches(examples, 8, mesh))
     assert np.isnan(result["largest_difference"])
 
@@ -110,7 +110,7 @@ def test_a_network_that_cannot_be_merged(examples):
     model = replk_jax.create_model(
         "repvgg_a0", layers=(2,), channels=(4, 4), block="relu_in_branches", num_classes=8
     )
-    variables, mesh = random_variables(model), parallel.data_mesh(8)
+    variables, mesh = random_variables(model), parallel.device_mesh(8)
     scores = Evaluator(model, MEAN, STD, mesh).evaluate(variables, batches(examples, 8, mesh))
     half = Evaluator(model.clone(dtype=jnp.bfloat16), MEAN, STD, mesh)
     result = half.compare(variables, batches(examples, 8, mesh))
@@ -121,7 +121,7 @@ def test_a_network_that_cannot_be_merged(examples):
 
 def test_fewer_than_five_classes(examples):
     model = replk_jax.create_model(TINY, num_classes=3)
-    mesh = parallel.data_mesh(8)
+    mesh = parallel.device_mesh(8)
     few = examples[0], examples[1] % 3
     scores = Evaluator(model, MEAN, STD, mesh).evaluate(
         random_variables(model), batches(few, 8, mesh)

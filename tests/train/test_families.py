@@ -9,6 +9,7 @@ from configs import common, repvgg_imagenet
 from replk_jax.models.registry import FAMILIES
 from replk_jax.models.repvgg import BLOCKS
 from tests.helpers import data_mesh
+from tests.train import tiny
 from train import parallel
 from train.optimizer import make_optimizer
 from train.regularization import make_penalty
@@ -60,9 +61,8 @@ def test_it_learns_one_batch_by_heart(case):
     state = init_state(model, optimizer, 16, 0, mesh)
     before = jax.tree.map(np.array, state.variables)
     step = make_train_step(
-        model, optimizer, mean=(0.5,) * 3, std=(0.25,) * 3, label_smoothing=0.0, seed=0, mesh=mesh,
-        penalty=make_penalty(recipe),
-    )  # fmt: skip
+        model, optimizer, tiny.task(), seed=0, mesh=mesh, penalty=make_penalty(recipe)
+    )
     (batch,) = parallel.global_batches([batch_of_noise()], mesh)
     losses = []
     for _ in range(STEPS):

@@ -35,7 +35,7 @@ def weights(workdir):
     step = _newest(workdir / "checkpoints")
     path = workdir / "checkpoints" / str(step)
     arrays = []
-    for item in ("params", "batch_stats", "opt_state"):
+    for item in ("params", "batch_stats", "opt_state", "ema"):
         tree = ocp.PyTreeCheckpointer().restore(path / item)
         arrays += [np.asarray(leaf) for leaf in _leaves(tree)]
     return step, arrays
@@ -81,15 +81,20 @@ def test_a_run(undisturbed):
     workdir, out = undisturbed
     result = json.loads((workdir / "result.json").read_text())
     assert result["training"]["examples"] == result["merged"]["examples"] == 299
-    # The network has learnt, so that a wrong merge would show.
-    assert result["training"]["top1"] > 0.6
-    assert result["training"]["loss"] < 1.5
-    assert result["merged"]["top1"] == result["training"]["top1"]
-    assert 0 < result["largest_difference"] < 1e-4
+    average = result["ema"]
+    for scores in (result, average):
+        # The network has learnt, so that a wrong merge would show.
+        assert scores["training"]["top1"] > 0.5
+        assert scores["training"]["loss"] < 1.6
+        assert scores["merged"]["top1"] == scores["training"]["top1"]
+        assert 0 < scores["largest_difference"] < 1e-4
+    assert average["training"]["loss"] != result["training"]["loss"]
     for text in (
         f"step {STEPS}/{STEPS}",
-        "images_per_second",
-        "learning_rate",
+        "images/s",
+        "learning rate",
+        "GiB of memory on each device",
+        f"moving average    {average['training']['top1']:.2%} of 299 images",
         f"test accuracy     {result['training']['top1']:.2%} of 299 images",
         f"re-parameterized  {result['merged']['top1']:.2%}",
         f"{result['largest_difference']:.1e}",
@@ -102,7 +107,7 @@ def test_a_run(undisturbed):
     assert list((workdir / "tensorboard").iterdir())
     curve = losses(workdir)
     assert {5, 10, 46, STEPS} < set(curve)
-    assert curve[STEPS] < 0.7 * curve[5]
+    assert curve[STEPS] < 0.9 * curve[5]  # of mixtures, which cannot be told apart
     network = read_description(workdir / "checkpoints" / str(STEPS))
     assert network.model.architecture.kernel_sizes == (5, 3)
     assert network.class_names == tuple("0123456789")
@@ -124,7 +129,7 @@ def test_the_way_from_a_checkpoint_to_a_model(undisturbed):
     assert check_equivalence(model, variables, images).max_rel < 1e-4
 
 
-def test_evaluating_a_checkpoint(undisturbed, train, tmp_path):
+def test_evaluating_the_moving_average_of_a_checkpoint(undisturbed, train, tmp_path):
     """With a configuration of another network and other images; the file says what it wants."""
     workdir, _ = undisturbed
     checkpoint = workdir / "checkpoints" / str(STEPS)
@@ -132,12 +137,13 @@ def test_evaluating_a_checkpoint(undisturbed, train, tmp_path):
         tmp_path,
         "--config.mode=eval",
         f"--config.init_from={checkpoint}",
+        "--config.init_ema",
         "--config.model.replknet.kernel_sizes=(13,13)",
         "--config.data.image_size=24",
     )
     assert status == 0, err
     result = json.loads((tmp_path / "result.json").read_text())
-    wanted = json.loads((workdir / "result.json").read_text())
+    wanted = json.loads((workdir / "result.json").read_text())["ema"]
     assert result["training"] == wanted["training"]
     assert result["merged"] == wanted["merged"]
     assert result["preprocessing"]["image_size"] == 16
@@ -221,7 +227,7 @@ def test_killed_runs_end_with_the_same_parameters(undisturbed, start, train, tmp
         assert process.returncode == -signal.SIGKILL
 
     def saving():
-        return any("tmp" in path.name for path in checkpoints.glob("*"))
+        return any("partial" in path.name for path in checkpoints.glob("*"))
 
     kill_when(lambda: True, delay=2)
     for delay in (0, 0.02, 0.1):
@@ -309,7 +315,7 @@ def test_two_processes_give_the_same_curve(undisturbed, start, tmp_path):
     assert result["training"]["examples"] == 299
     assert "test accuracy" in out
     assert "test accuracy" not in other_out
-    assert "train/loss" not in other_out
+    assert "loss" not in other_out
     # Started again, they restore what both have saved.
     (status, out, err), _ = two_processes(start, tmp_path)
     assert status == 0, err

@@ -8,6 +8,7 @@ import grain
 import numpy as np
 import pytest
 
+from replk_jax.images import ImageError
 from train.data import pipeline
 from train.errors import RunError
 
@@ -28,6 +29,19 @@ class Numbers:
         return {"label": index}
 
 
+class Damaged(Numbers):
+    """Some of them cannot be read."""
+
+    def __init__(self, length, damaged):
+        super().__init__(length)
+        self._damaged = frozenset(damaged)
+
+    def __getitem__(self, index):
+        if index in self._damaged:
+            raise ImageError(f"{index}.png is damaged.")
+        return super().__getitem__(index)
+
+
 class Noise(grain.transforms.RandomMap):
     def random_map(self, example, rng):
         return {"label": np.int32(example["label"]), "image": rng.integers(0, 255, 3)}
@@ -35,22 +49,34 @@ class Noise(grain.transforms.RandomMap):
 
 class Same(grain.transforms.Map):
     def map(self, example):
-        return {"label": np.int32(example["label"]), "mask": example["mask"]}
+        return {"label": np.int32(example["label"])}
 
 
-def train_batches(count=6, *, batch_size=8, length=20, seed=0, start_step=0, reading=THREADS):
+def train_batches(
+    count=6, *, batch_size=8, length=20, damaged=(), seed=0, start_step=0, reading=THREADS,
+    replace=True,
+):  # fmt: skip
     batches = pipeline.train_batches(
-        Numbers(length), Noise(), batch_size=batch_size, seed=seed, start_step=start_step,
-        reading=reading,
+        Damaged(length, damaged), Noise(), batch_size=batch_size, seed=seed,
+        start_step=start_step, reading=reading, replace=replace,
     )  # fmt: skip
     return list(islice(batches, count))
+
+
+def eval_batches(source, batch_size, replace=True):
+    return pipeline.eval_batches(
+        source, Same(), batch_size=batch_size, reading=THREADS, replace=replace
+    )
 
 
 def digest(batches):
     md5 = hashlib.md5()
     for batch in batches:
         for name in sorted(batch):
-            md5.update(np.ascontiguousarray(batch[name]).tobytes())
+            values = batch[name]
+            if values.dtype.kind == "U":  # as wide as the widest of the batch
+                values = np.array("\0".join(values))
+            md5.update(np.ascontiguousarray(values).tobytes())
     return md5.hexdigest()
 
 
@@ -78,9 +104,8 @@ def test_resumes_at_any_step():
     assert digest(train_batches()[4:]) == digest(train_batches(2, start_step=4))
 
 
-@pytest.mark.parametrize("reading", [{"threads": 1, "workers": 0}, {"threads": 1, "workers": 2}])
-def test_threads_and_workers_change_nothing(reading):
-    assert digest(train_batches()) == digest(train_batches(reading=reading))
+def test_threads_change_nothing():
+    assert digest(train_batches()) == digest(train_batches(reading={"threads": 1, "workers": 0}))
 
 
 def test_no_more_is_read_than_two_batches_ahead():
@@ -94,25 +119,71 @@ def test_no_more_is_read_than_two_batches_ahead():
             return super().__getitem__(index)
 
     batches = pipeline.train_batches(
-        Counting(1000), Noise(), batch_size=8, seed=0, start_step=0, reading=THREADS
+        Counting(1000), Noise(), batch_size=8, seed=0, start_step=0, reading=THREADS, replace=True
     )
     next(batches)
     time.sleep(0.2)
     assert Counting.reads <= 8 + 2 * 8 + THREADS["threads"]
 
 
-def test_a_broken_example_stops_the_run_with_its_own_error():
-    class Broken(Numbers):
-        def __getitem__(self, index):
-            if index == 5:
-                raise RunError("cat.png is broken")
-            return super().__getitem__(index)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_stops_the_run(workers):
+    reading = {"threads": 1, "workers": workers}
+    with pytest.raises(RunError, match=r"5\.png is damaged\..*config\.data\.unreadable=replace"):
+        train_batches(3, damaged=[5], reading=reading, replace=False)
+    with pytest.raises(RunError, match=r"5\.png is damaged"):
+        list(eval_batches(Damaged(20, [5]), 8, replace=False))
 
-    batches = pipeline.train_batches(
-        Broken(8), Noise(), batch_size=8, seed=0, start_step=0, reading=THREADS
-    )
-    with pytest.raises(RunError, match=r"cat\.png is broken"):
-        next(batches)
+
+def test_the_next_image_takes_the_place_of_a_damaged_one():
+    """At its place in the order, and with its crop; all others are as without damage."""
+    whole = train_batches(5, length=20)
+    damaged = train_batches(5, length=20, damaged=[5, 19])
+    expected = {5: 6, 19: 0}
+    for before, after in zip(whole, damaged, strict=True):
+        np.testing.assert_array_equal(
+            after["label"], [expected.get(label, label) for label in before["label"]]
+        )
+        np.testing.assert_array_equal(after["image"], before["image"])
+        reports = [f"{i}.png is damaged." if i in expected else "" for i in before["label"]]
+        assert after["unreadable"].tolist() == reports
+
+
+def test_several_damaged_images_in_a_row():
+    batches = train_batches(5, length=20, damaged=range(4, 13))
+    labels = np.concatenate([batch["label"] for batch in batches])
+    lines = np.concatenate([batch["unreadable"] for batch in batches]).tolist()
+    assert np.bincount(labels, minlength=20).tolist() == [2] * 4 + [0] * 9 + [20] + [2] * 6
+    assert "\n".join(f"{i}.png is damaged." for i in range(4, 13)) in lines
+    with pytest.raises(RunError, match=r"10 images in a row cannot be read\. The last: 1\d\.png"):
+        train_batches(5, length=20, damaged=range(4, 14))
+
+
+@pytest.mark.parametrize(
+    ("processes", "workers", "start_step"), [(1, 0, 3), (2, 0, 0), (2, 0, 3), (2, 2, 3)]
+)
+def test_nothing_changes_the_batches(processes, workers, start_step, monkeypatch):
+    """Neither processes nor their workers nor a resumed run, though images are damaged."""
+    damaged = [3, 4, 11]
+    expected = train_batches(damaged=damaged)[start_step:]
+    monkeypatch.setattr("jax.process_count", lambda: processes)
+    shares = []
+    for process in range(processes):
+        monkeypatch.setattr("jax.process_index", lambda process=process: process)
+        reading = {"threads": 2, "workers": workers}
+        shares.append(
+            train_batches(len(expected), damaged=damaged, start_step=start_step, reading=reading)
+        )
+    assert any(line for batch in expected for line in batch["unreadable"])
+    assert digest(joined(shares)) == digest(expected)
+
+
+def joined(shares):
+    """The batches of which every process has its rows."""
+    return [
+        {name: np.concatenate([rows[name] for rows in batch]) for name in batch[0]}
+        for batch in zip(*shares, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -124,9 +195,7 @@ def test_processes_share_the_global_batch(processes, monkeypatch):
     for process in range(processes):
         monkeypatch.setattr("jax.process_index", lambda process=process: process)
         shares.append(train_batches())
-    for step, batch in enumerate(expected):
-        joined = {name: np.concatenate([share[step][name] for share in shares]) for name in batch}
-        assert digest([joined]) == digest([batch])
+    assert digest(joined(shares)) == digest(expected)
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(20, 8), (16, 8), (3, 8), (20, 4), (1, 2)])
@@ -136,12 +205,19 @@ def test_evaluation_sees_every_example_once(length, batch_size, processes, monke
     seen, counts = [], set()
     for process in range(processes):
         monkeypatch.setattr("jax.process_index", lambda process=process: process)
-        batches = list(
-            pipeline.eval_batches(Numbers(length), Same(), batch_size=batch_size, reading=THREADS)
-        )
+        batches = list(eval_batches(Numbers(length), batch_size))
         counts.add(len(batches))
         for batch in batches:
             assert batch["label"].shape == batch["mask"].shape == (batch_size // processes,)
             seen += batch["label"][batch["mask"]].tolist()
     assert sorted(seen) == list(range(length))
     assert counts == {-(-length // batch_size)}  # as many batches for every process
+
+
+def test_evaluation_masks_damaged_images():
+    """The last one too, which fills up the batch."""
+    batches = list(eval_batches(Damaged(10, [3, 9]), 8))
+    seen = np.concatenate([batch["label"][batch["mask"]] for batch in batches])
+    assert seen.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    lines = np.concatenate([batch["unreadable"] for batch in batches])
+    assert [line for line in lines if line] == ["3.png is damaged.", "9.png is damaged."]

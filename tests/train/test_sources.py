@@ -1,8 +1,10 @@
 """Where images come from."""
 
 import io
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from replk_jax.images import ImageError, find_images
+from train.data.names import Names
 from train.data.sources import open_source, prepare
 from train.errors import RunError
+from train.prepare import prepare_folder
 
 
 def data(data_dir=None, name="digits", folder=None):
@@ -60,10 +65,11 @@ def test_a_set_that_is_not_prepared(tmp_path, name):
         open_source(data(tmp_path, name), "train")
     message = str(caught.value)
     assert f"{name} is not prepared in {tmp_path}" in message
-    assert "download_and_prepare" in message
     assert "--config.data.folder=DIR" in message
-    assert ("ILSVRC2012_img_train.tar" in message) == (name == "imagenet2012")
-    assert (f"{tmp_path}/downloads/manual" in message) == (name == "imagenet2012")
+    assert f"train.prepare DIR --name NAME --data_dir {tmp_path}" in message
+    ours = f"python -m train.prepare imagenet2012 --tars DIR --data_dir {tmp_path}"
+    assert (ours in message) == (name == "imagenet2012")
+    assert ("download_and_prepare" in message) == (name != "imagenet2012")
 
 
 def test_digits_where_nothing_can_be_written(tmp_path):
@@ -73,7 +79,9 @@ def test_digits_where_nothing_can_be_written(tmp_path):
 
 
 def test_an_unknown_set(tmp_path):
-    with pytest.raises(RunError, match=r"no 'digitz'.*Did you mean digits"):
+    with pytest.raises(
+        RunError, match=r"no 'digitz', and none is prepared in .*Did you mean digits"
+    ):
         open_source(data(tmp_path, "digitz"), "train")
 
 
@@ -134,7 +142,8 @@ def test_imagenet_as_tfds_prepares_it(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split("\n")[-2] == (
-        "6 2 3 1000 [100, 101, 102, 103, 104, 105] ffd8 imagenet2012, split train, example 3"
+        "6 2 3 1000 [100, 101, 102, 103, 104, 105] ffd8 "
+        "imagenet2012, split train, example 3 (3.JPEG)"
     )
 
 
@@ -145,7 +154,7 @@ def test_a_format_without_random_access(tmp_path):
     text = info.read_text()
     assert '"array_record"' in text
     info.write_text(text.replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(RunError, match=r"without random access(.|\n)*file_format='array_record'"):
+    with pytest.raises(RunError, match=r"without random access\. Remove it(.|\n)*train\.prepare"):
         open_source(data(tmp_path, "imagenet2012"), "train")
 
 
@@ -201,6 +210,65 @@ def test_folders_that_are_not_there_or_empty(folder):
         open_source(data(folder=str(folder)), "bare")
 
 
-def test_hidden_folders_are_no_classes(folder):
+def test_hidden_files_are_passed_over(folder):
     (folder / "train" / ".ipynb_checkpoints").mkdir()
-    assert open_source(data(folder=str(folder)), "train").class_names == ["cat", "dog", "eel"]
+    (folder / "train" / "cat" / "._0.png").write_bytes(b"what a Mac knows of 0.png")
+    (folder / "train" / "cat" / ".thumbnails").mkdir()
+    photo(0).save(folder / "train" / "cat" / ".thumbnails" / "0.png")
+    source = open_source(data(folder=str(folder)), "train")
+    assert source.class_names == ["cat", "dog", "eel"]
+    assert len(source) == 9
+
+
+def test_a_folder_holds_what_find_images_finds(folder):
+    """In folders of folders, by any ending, with links and names of all kinds."""
+    cat = folder / "train" / "cat"
+    (cat / "a" / "b").mkdir(parents=True)
+    for name in ("a/b/1.PNG", "a/2.jpeg", "a-b.png", "\udcff.png", "été 1.webp"):
+        photo(1).save(cat / name, "PNG")
+    (cat / "link.png").symlink_to(cat / "0.png")
+    (folder / "train" / "fox").symlink_to(cat)
+    source = open_source(data(folder=str(folder)), "train")
+    assert source.class_names == ["cat", "dog", "eel", "fox"]
+    found = [source[i] for i in range(len(source))]
+    for label, name in enumerate(source.class_names):
+        origins = {example["origin"] for example in found if example["label"] == label}
+        assert origins == {str(path) for path in find_images(folder / "train" / name)}
+    assert len(found) == 9 + 3 + 3 + 9
+    assert all(Path(example["origin"]).read_bytes() == example["image"] for example in found)
+
+
+def test_a_file_that_has_gone(folder):
+    source = open_source(data(folder=str(folder)), "train")
+    gone = folder / "train/dog/1.png"
+    gone.unlink()
+    with pytest.raises(ImageError, match=rf"{gone}: No such file"):
+        source[4]
+    assert source[5]["origin"] == str(folder / "train/dog/2.png")
+
+
+def test_a_damaged_record(folder, tmp_path):
+    """Its neighbours can be read."""
+    place = prepare_folder(folder, "animals", tmp_path / "data")
+    (file,) = place.glob("*train*")
+    source = open_source(data(tmp_path / "data", "animals"), "train")
+    records = bytearray(file.read_bytes())
+    start = records.index(source[2]["image"])
+    records[start : start + 10] = bytes(10)
+    file.write_bytes(records)
+    source = open_source(data(tmp_path / "data", "animals"), "train")
+    with pytest.raises(ImageError, match=r"image animals, split train, example 2: .*mismatch"):
+        source[2]
+    assert len({source[i]["image"] for i in range(9) if i != 2}) == 8
+
+
+def test_names_in_little_memory():
+    """Of a million, as long as those of ImageNet: their bytes and 8 more each, also pickled."""
+    names = Names(f"n{i // 1000:08}_{i}.JPEG" for i in range(1_000_000))
+    assert len(names) == 1_000_000
+    assert [names[i] for i in (0, 7, 999_999)] == [
+        "n00000000_0.JPEG", "n00000000_7.JPEG", "n00000999_999999.JPEG",
+    ]  # fmt: skip
+    pickled = pickle.dumps(names)
+    assert len(pickled) < 1_000_000 * (len("n00000999_999999.JPEG") + 8) + 1000
+    assert pickle.loads(pickled)[999_999] == names[999_999]

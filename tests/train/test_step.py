@@ -1,5 +1,7 @@
 """The training step, on one device and on eight."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from configs import common
 from tests import golden
 from tests.helpers import TINY, data_mesh
 from tests.models.test_replknet_golden import load
+from tests.train import tiny
 from train import parallel
 from train.errors import RunError
 from train.optimizer import make_optimizer, warmup_cosine
@@ -29,15 +32,16 @@ def batches(count, batch_size=16):
         yield {"image": images.astype(np.uint8), "label": labels.astype(np.int32)}
 
 
-def losses(devices, steps=8, seed=0):
+def losses(devices, steps=8, seed=0, fsdp=1, accumulation=1, **augmentation):
     """The losses, the state after the last step, and the statistics after the first."""
     model = replk_jax.create_model(TINY, num_classes=4, drop_path_rate=0.1)
-    mesh = data_mesh(devices)
+    mesh = data_mesh(devices, fsdp)
     optimizer = make_optimizer(RECIPE, warmup_cosine(2e-3, 1e-5, 2, 8))
-    state = init_state(model, optimizer, 16, seed, mesh)
+    state = init_state(model, optimizer, 16, seed, mesh, average=True)
     step = make_train_step(
-        model, optimizer, mean=MEAN, std=STD, label_smoothing=0.1, seed=seed, mesh=mesh
-    )
+        model, optimizer, tiny.task(MEAN, STD, label_smoothing=0.1, **augmentation),
+        seed=seed, mesh=mesh, accumulation=accumulation, ema_decay=0.9,
+    )  # fmt: skip
     curve, first = [], None
     for batch in parallel.global_batches(batches(steps), mesh):
         assert len(batch["image"].sharding.device_set) == devices
@@ -49,20 +53,31 @@ def losses(devices, steps=8, seed=0):
     return curve, state, first
 
 
+EVERYTHING = dict(erasing_probability=0.5, mixup_alpha=0.8, cutmix_alpha=1.0, accumulation=2)
+
+
 @pytest.mark.usefixtures("quick_compilation")
-def test_eight_devices_follow_the_curve_of_one():
-    """Batch norm sees the global batch and stochastic depth its rows, so only the order of sums
-    differs: 2e-7 as measured, and ten to fifty times that is allowed."""
-    one, _, first_of_one = losses(1)
-    eight, state_of_eight, first_of_eight = losses(8)
+@pytest.mark.parametrize(("fsdp", "settings"), [(1, {}), (4, EVERYTHING)], ids=["whole", "parts"])
+def test_eight_devices_follow_the_curve_of_one(fsdp, settings, monkeypatch):
+    """Whether parameters are whole on each, or in parts on four: batch norm sees the global batch,
+    or micro-batch, and randomness the numbers of its rows. So only the order of sums differs, 2e-7
+    as measured, and ten to fifty times that is allowed."""
+    monkeypatch.setattr(parallel, "_SMALLEST_SHARDED", 64)  # the network is small
+    one, state_of_one, first_of_one = losses(1, **settings)
+    eight, state_of_eight, first_of_eight = losses(8, fsdp=fsdp, **settings)
     np.testing.assert_allclose(eight, one, rtol=1e-5)
-    for leaf in jax.tree.leaves(state_of_eight):
-        assert leaf.sharding.is_fully_replicated
     # Statistics before Adam, whose steps are of one size however small the gradient, has moved.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         first_of_one, first_of_eight,
     )  # fmt: skip
+    share = held_by_a_device(state_of_eight) / held_by_a_device(state_of_one)
+    assert share == 1 if fsdp == 1 else 0.25 < share < 0.5
+
+
+def held_by_a_device(state):
+    """Numbers of the state."""
+    return sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state))
 
 
 @golden.requires_golden
@@ -101,7 +116,7 @@ def test_three_steps_of_the_official_training():
         jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"])
     )
     step = make_train_step(
-        model, optimizer, mean=(128 / 255,) * 3, std=(16 / 255,) * 3, label_smoothing=0.0,
+        model, optimizer, tiny.task((128 / 255,) * 3, (16 / 255,) * 3, num_classes=10),
         seed=0, mesh=mesh,
     )  # fmt: skip
     sixteenths = golden.nhwc(expected["train.x"]) * 16
@@ -130,14 +145,14 @@ def test_runs_are_reproducible_to_the_bit():
 
 @pytest.mark.usefixtures("quick_compilation")
 def test_loss_and_statistics_of_one_step():
-    """Cross entropy with smoothed labels and the gradient's norm, computed apart."""
+    """Cross entropy with smoothed labels and the norms, computed apart."""
     model = replk_jax.create_model(TINY, num_classes=4)
     mesh = data_mesh(1)
     optimizer = make_optimizer(RECIPE, lambda step: 1e-3)
     state = init_state(model, optimizer, 16, 0, mesh)
     before = jax.tree.map(np.array, state)
     step = make_train_step(
-        model, optimizer, mean=MEAN, std=STD, label_smoothing=0.2, seed=0, mesh=mesh
+        model, optimizer, tiny.task(MEAN, STD, label_smoothing=0.2), seed=0, mesh=mesh
     )
     batch = next(batches(1))
     state, metrics = step(state, batch)
@@ -158,13 +173,73 @@ def test_loss_and_statistics_of_one_step():
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    norm = np.sqrt(sum(np.sum(np.square(p)) for p in jax.tree.leaves(before.params)))
+    np.testing.assert_allclose(metrics["param_norm"], norm, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         state.batch_stats, stats,
     )  # fmt: skip
 
 
-def test_a_batch_that_the_devices_cannot_share():
+@pytest.mark.usefixtures("quick_compilation")
+def test_accumulation_and_moving_average_by_hand():
+    """Three micro-batches of every third row: gradients are averaged, statistics follow on one
+    another; and the average of parameters and statistics is that of the states."""
+    model = replk_jax.create_model(TINY, num_classes=4)
+    mesh, rate, decay = data_mesh(1), 0.05, 0.8
+    optimizer = optax.sgd(rate)
+    state = init_state(model, optimizer, 16, 0, mesh, average=True)
+    before = jax.tree.map(np.array, state)
+    step = make_train_step(
+        model, optimizer, tiny.task(MEAN, STD), seed=0, mesh=mesh, accumulation=3, ema_decay=decay
+    )
+    batch = next(batches(1, batch_size=12))
+    state, metrics = step(state, batch)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params, batch_stats, images, labels):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images, train=True, mutable=["batch_stats"],
+        )  # fmt: skip
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), updates["batch_stats"]
+
+    images = ((batch["image"] / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+    stats, losses, gradients = before.batch_stats, [], []
+    for m in range(3):
+        (value, stats), grads = loss(before.params, stats, images[m::3], batch["label"][m::3])
+        losses.append(value)
+        gradients.append(grads)
+    params = jax.tree.map(lambda p, *g: p - rate * np.mean(g, axis=0), before.params, *gradients)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+    after = {"params": params, "batch_stats": stats}
+    averages = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, before.variables, after)
+    for actual, expected in ((state.variables, after), (state.ema, averages)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected
+        )
+
+
+def test_what_is_spread_over_devices():
+    mesh = data_mesh(8, fsdp=4)
+    shapes = {"kernel": (3, 3, 128, 256), "depthwise": (31, 31, 1, 128), "bias": (256,),
+              "indivisible": (131, 131), "head": (256, 1000)}  # fmt: skip
+    tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    assert {name: tuple(s.spec) for name, s in parallel.split_state(mesh, tree).items()} == {
+        "kernel": (None, None, None, "fsdp"),
+        "depthwise": (None, None, None, "fsdp"),
+        "bias": (),
+        "indivisible": (),
+        "head": (None, "fsdp"),
+    }
+    assert all(not s.spec for s in parallel.split_state(data_mesh(8), tree).values())
+
+
+def test_batches_and_rows_that_the_devices_do_not_make():
     with pytest.raises(RunError, match=r"batch of 12 .* 8 devices"):
-        parallel.data_mesh(16, 12)
-    assert parallel.data_mesh(16, 8).shape == {"data": 8}
+        parallel.device_mesh(16, 12)
+    with pytest.raises(RunError, match=r"mesh\.fsdp = 3 does not divide the 8 devices"):
+        parallel.device_mesh(16, fsdp=3)
+    assert parallel.device_mesh(16, 8, fsdp=2).shape == {"data": 4, "fsdp": 2}

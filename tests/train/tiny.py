@@ -1,8 +1,11 @@
-"""A configuration that trains in seconds."""
+"""A configuration that trains in seconds with all parts of the recipe, and a task without any."""
 
 from ml_collections import ConfigDict
 
 from configs import digits
+from train.augmentation import Augmentation
+from train.classification import classification
+from train.step import Task
 
 
 def get_config() -> ConfigDict:
@@ -12,7 +15,15 @@ def get_config() -> ConfigDict:
     config.model.replknet.channels = (8, 16)
     config.model.replknet.small_kernel = 3
     config.data.image_size = 16
+    config.data.rand_augment = "rand-m4-n1-mstd0.5"
+    config.augmentation.erasing_probability = 0.1
+    config.augmentation.mixup_alpha = 0.2
+    config.augmentation.cutmix_alpha = 1.0
+    config.augmentation.switch_probability = 0.2
+    config.augmentation.images_per_draw = 8
     config.batch_size = 32
+    config.accumulation = 2
+    config.ema_decay = 0.9
     config.epochs = 4.0
     config.eval_every_epochs = 1.0
     config.optimizer.warmup_epochs = 0.5
@@ -20,3 +31,17 @@ def get_config() -> ConfigDict:
     config.checkpoints.every_steps = 10
     config.checkpoints.keep = 3
     return config
+
+
+def task(
+    mean: tuple[float, ...] = (0.5,) * 3,
+    std: tuple[float, ...] = (0.25,) * 3,
+    num_classes: int = 4,
+    **augmentation: float,
+) -> Task:
+    """Classes to tell apart, and of the augmentation only what is named."""
+    off = dict.fromkeys(
+        ("label_smoothing", "erasing_probability", "mixup_alpha", "cutmix_alpha"), 0.0
+    )
+    on = {"mix_probability": 1.0, "switch_probability": 0.5, "images_per_draw": 8}
+    return classification(Augmentation(num_classes, mean, std, **{**off, **on, **augmentation}))

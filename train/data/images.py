@@ -1,14 +1,19 @@
 """The images of a run: its splits, and batches of each as the configuration wants them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
 from replk_jax.preprocessing import Preprocessing
 from train.data import pipeline
+from train.data.randaugment import RandAugment
 from train.data.sources import open_source
-from train.data.transforms import Prepare, RandomResizedCropAndFlip
+from train.data.transforms import Prepare, TrainTransform
+from train.data.unreadable import reported
 from train.errors import RunError
+from train.reporting import warn
+
+Report = Callable[[str], None]
 
 
 class EvaluationImages:
@@ -28,14 +33,22 @@ class EvaluationImages:
         self._transform = Prepare(preprocessing)
         self.class_names = self._source.class_names
 
-    def batches(self) -> Iterator[pipeline.Batch]:
-        """This process's rows of batches that hold every image once."""
-        return pipeline.eval_batches(
+    def batches(self, report: Report = warn) -> Iterator[pipeline.Batch]:
+        """This process's rows of batches that hold every image once.
+
+        Args:
+          report: is told of images that cannot be read, whose `mask` is False, if
+            `config.data.unreadable` is "replace".
+        """
+        data = self._config.data
+        batches = pipeline.eval_batches(
             self._source,
             self._transform,
             batch_size=self._config.eval_batch_size,
-            reading=self._config.data.reading,
+            reading=data.reading,
+            replace=data.unreadable == "replace",
         )
+        return reported(batches, report)
 
 
 class ImageData:
@@ -77,20 +90,27 @@ class ImageData:
                 f"{len(self._train)} training examples do not fill one batch of "
                 f"{config.batch_size}; lower --config.batch_size."
             )
-        self._train_transform = RandomResizedCropAndFlip(
-            data.image_size, channels, data.crop_scale, data.crop_ratio, data.flip
-        )
+        self._train_transform = train_transform_of(data, channels)
 
-    def train_batches(self, start_step: int) -> Iterator[pipeline.Batch]:
-        """This process's rows of the batches from `start_step` on, without end."""
-        return pipeline.train_batches(
+    def train_batches(self, start_step: int, report: Report = warn) -> Iterator[pipeline.Batch]:
+        """This process's rows of the batches from `start_step` on, without end.
+
+        Args:
+          start_step: how many batches to pass over, at no cost.
+          report: is told of images that cannot be read, in whose place others are taken, if
+            `config.data.unreadable` is "replace".
+        """
+        data = self._config.data
+        batches = pipeline.train_batches(
             self._train,
             self._train_transform,
             batch_size=self._config.batch_size,
             seed=self._config.seed,
             start_step=start_step,
-            reading=self._config.data.reading,
+            reading=data.reading,
+            replace=data.unreadable == "replace",
         )
+        return reported(batches, report)
 
 
 def preprocessing_of(data: ConfigDict) -> Preprocessing:
@@ -108,6 +128,29 @@ def preprocessing_of(data: ConfigDict) -> Preprocessing:
         )
     except ValueError as error:
         raise RunError(f"config.data: {error}") from error
+
+
+def train_transform_of(data: ConfigDict, channels: int) -> TrainTransform:
+    """What training images go through on the host, as the `data` part of a configuration says.
+
+    Raises:
+      RunError: a RandAugment that is not understood.
+    """
+    rand_augment = None
+    if data.rand_augment != "none":
+        # Pillow's "bicubic" and OpenCV's alike; timm moves images as it resizes them.
+        interpolation = "bilinear" if data.resizing == "bilinear" else "bicubic"
+        rand_augment = RandAugment.parse(data.rand_augment, data.mean, interpolation)
+    return TrainTransform(
+        size=data.image_size,
+        channels=channels,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        flip=data.flip,
+        resizing=data.resizing,
+        rand_augment=rand_augment,
+        color_jitter=data.color_jitter,
+    )
 
 
 def _first(names: list[str]) -> str:

@@ -2,19 +2,26 @@
 
 The position in the training data is a function of the step alone, so a resumed run needs no
 saved iterator, and every example, crop and batch is the same for any number of threads,
-worker processes and hosts.
+worker processes and hosts; also where images cannot be read.
 """
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from train.data.sources import Source
+from replk_jax.images import ImageError
+from train.data.sources import Example, Source
+from train.errors import RunError
+from train.interruption import obey_main_process
 
 Batch = dict[str, np.ndarray]
+
+# So many images in a row that cannot be read are more than an accident.
+_TRIES = 10
 
 
 def train_batches(
@@ -25,6 +32,7 @@ def train_batches(
     seed: int,
     start_step: int,
     reading: Mapping[str, int],
+    replace: bool,
 ) -> Iterator[Batch]:
     """This process's rows of the training batches from `start_step` on.
 
@@ -37,11 +45,18 @@ def train_batches(
       seed: of the order and of the transform.
       start_step: how many batches to pass over, at no cost.
       reading: `threads`, and `workers` (processes; 0 for none).
+      replace: whether the next example of the source takes the place of one whose image cannot
+        be read.
 
     Yields:
-      {"image": uint8 (batch_size / processes, S, S, C), "label": int32 (...)}.
+      {"image": uint8 (batch_size / processes, S, S, C), "label": int32, "unreadable": str}, the
+      last with a line for each image that another one stands for.
+
+    Raises:
+      RunError: an image that cannot be read and is not replaced, or ten of them in a row.
     """
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
+    dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    dataset = dataset.random_map(_ForTraining(_Reader(source, replace), transform))
     size = _own_size(batch_size)
     return _read(_own_rows(dataset, batch_size)[start_step * size :], size, reading)
 
@@ -52,31 +67,81 @@ def eval_batches(
     *,
     batch_size: int,
     reading: Mapping[str, int],
+    replace: bool,
 ) -> Iterator[Batch]:
     """This process's rows of batches that hold every example once.
 
-    The last batch is filled up with examples whose `mask` is False.
+    The last batch is filled up with examples whose `mask` is False; so is that of an example
+    that stands for one whose image cannot be read.
+
+    Args:
+      source, transform, batch_size, reading, replace: as of `train_batches`.
 
     Yields:
-      {"image": uint8 (batch_size / processes, S, S, C), "label": int32, "mask": bool}.
+      {"image": uint8 (batch_size / processes, S, S, C), "label": int32, "mask": bool,
+      "unreadable": str}.
+
+    Raises:
+      RunError: as `train_batches`.
     """
-    dataset = grain.MapDataset.source(_Padded(source, batch_size)).map(transform)
+    length = -(-len(source) // batch_size) * batch_size
+    dataset = grain.MapDataset.range(length)
+    dataset = dataset.map(_ForEvaluation(_Reader(source, replace), transform))
     return _read(_own_rows(dataset, batch_size), _own_size(batch_size), reading)
 
 
-class _Padded:
-    """A source continued with its last example, masked, to a multiple of the batch size."""
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Examples of a source by position, or those that follow where an image cannot be read."""
 
-    def __init__(self, source: Source, batch_size: int):
-        self._source = source
-        self._length = -(-len(source) // batch_size) * batch_size
+    source: Source
+    replace: bool
 
-    def __len__(self) -> int:
-        return self._length
+    def read(
+        self, index: int, transform: Callable[[Example], dict[str, Any]]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """A transformed example, and what is wrong with those that it stands for."""
+        unreadable = []
+        for offset in range(_TRIES):
+            try:
+                return transform(self.source[(index + offset) % len(self.source)]), unreadable
+            except ImageError as error:
+                if not self.replace:
+                    raise RunError(
+                        f"{error} Mend it or take it away; or set --config.data.unreadable=replace."
+                    ) from error
+                unreadable.append(str(error))
+        raise RunError(f"{_TRIES} images in a row cannot be read. The last: {unreadable[-1]}")
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        last = len(self._source) - 1
-        return {**self._source[min(index, last)], "mask": np.bool_(index <= last)}
+
+@dataclasses.dataclass(frozen=True)
+class _ForTraining(grain.transforms.RandomMap):
+    reader: _Reader
+    transform: grain.transforms.RandomMap
+
+    def random_map(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        example, unreadable = self.reader.read(
+            index, lambda example: self.transform.random_map(example, rng)
+        )
+        return {**example, "unreadable": np.str_("\n".join(unreadable))}
+
+
+@dataclasses.dataclass(frozen=True)
+class _ForEvaluation(grain.transforms.Map):
+    """Beyond the end of the source its last example comes again, masked."""
+
+    reader: _Reader
+    transform: grain.transforms.Map
+
+    def map(self, index: int) -> dict[str, Any]:
+        last = len(self.reader.source) - 1
+        example, unreadable = self.reader.read(min(index, last), self.transform.map)
+        beyond = index > last
+        return {
+            **example,
+            "mask": np.bool_(not beyond and not unreadable),
+            "unreadable": np.str_("" if beyond else "\n".join(unreadable)),
+        }
 
 
 class _Rows(grain.MapDataset):
@@ -119,6 +184,6 @@ def _read(rows: grain.MapDataset, size: int, reading: Mapping[str, int]) -> Iter
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         batches = rows.batch(size, drop_remainder=True).to_iter_dataset(options)
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-        return iter(batches.mp_prefetch(processes))
+        return iter(batches.mp_prefetch(processes, worker_init_fn=obey_main_process))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * size)
     return iter(rows.to_iter_dataset(options).batch(size, drop_remainder=True))

@@ -1,0 +1,40 @@
+"""RepLKNet-31B and 31L on the 21,841 classes of ImageNet-22K at 224 x 224 (arXiv:2203.06717).
+
+The network follows a colon, `31b` or `31l`; without one it is 31b:
+
+    python -m train.prepare IMAGENET_22K_FOLDER --name imagenet22k --data_dir DATA_DIR
+    python -m train.main --config configs/imagenet22k.py:31l --workdir out/22k_31l \\
+        --config.data.data_dir=DATA_DIR
+
+Fine-tuned by configs/from_22k.py, 31b reaches 85.20 % on ImageNet-1K at 224 pixels. 90 epochs; the
+official runs had 128 GPUs with 32 images each; on fewer, `:31l,gpus=64`. 14.2 million images make
+1.2e20 floating-point operations of 31b, and 2.5e20 of 31l.
+
+There are no images to evaluate on, and the official runs did not: the accuracy shown is that of
+20,000 of the training images.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+MODELS = {"31b": "replknet_31b", "31l": "replknet_31l"}
+
+
+def get_config(text: str = "31b") -> ConfigDict:
+    row, gpus = common.row_and_gpus(text)
+    config = common.get_config()
+    config.model.name = MODELS[common.known(row or "31b", MODELS)]
+    config.model.replknet.drop_path_rate = 0.1
+    config.model.dtype = "bfloat16"
+    config.data.name = "imagenet22k"
+    config.data.eval_split = "train[:20000]"
+    config.data.eval_crop_fraction = 0.875
+    config.data.unreadable = "replace"
+    config.augmentation.images_per_draw = 32
+    config.batch_size = 4096
+    config.epochs = 90.0
+    config.ema_decay = 0.0
+    config.optimizer.warmup_epochs = 5.0
+    common.on_gpus(config, gpus, images=32)
+    return config

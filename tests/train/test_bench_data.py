@@ -1,0 +1,56 @@
+"""The benchmark of the data pipeline."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.common import get_config
+from train import bench_data
+from train.data.images import train_transform_of
+from train.data.pillow_reference import PillowTransform
+
+
+def test_photographs_are_such_and_always_the_same():
+    data = [bench_data.photograph(np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert data[0] == data[1] != data[2]
+    for each in data:
+        image = Image.open(io.BytesIO(each))
+        assert (image.format, image.size, image.mode) == ("JPEG", (500, 375), "RGB")
+        assert image.layer[0][1:3] == (2, 2)  # 4:2:0
+        assert 55_000 < len(each) < 75_000
+
+
+def test_the_peer_is_the_same_recipe():
+    config = get_config()
+    for resizing, in_pillow in {"opencv": "bicubic", "bilinear": "bilinear"}.items():
+        config.data.resizing = resizing
+        transform = train_transform_of(config.data, 3)
+        peer = bench_data.in_pillow(transform)
+        assert isinstance(peer, PillowTransform)
+        assert {**vars(transform), "resizing": in_pillow} == vars(peer)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_everything_is_measured_and_printed(workers):
+    config = get_config()
+    config.data.image_size = 32
+    config.data.reading = {"threads": 2, "workers": workers}
+    figures = bench_data.measure(config, count=2, rounds=1)
+    assert json.loads(json.dumps(figures)) == figures
+    stages = ["read", "decode", "crop, resize", "flip", "augment", "whole transform", "pipeline"]
+    assert list(figures["seconds"]) == stages
+    for stage, by_name in figures["seconds"].items():
+        assert list(by_name) == ["train", "pillow"]
+        for seconds in by_name.values():
+            assert seconds["wall"] > 0
+            assert (seconds["cpu"] is None) == (stage == "pipeline" and workers > 0)
+    lines = bench_data.as_text(figures).splitlines()
+    assert lines[0].startswith("2 JPEG files of 500 x 375 and 6")
+    assert lines[1] == f"pipeline: 2 threads, {workers} worker processes"
+    assert [line[:16].strip() for line in lines[3:]] == stages
+    whole = figures["seconds"]["whole transform"]
+    rates = [f"{1 / whole[name]['cpu']:.0f}" for name in ("train", "pillow")]
+    assert lines[-2].split()[2:4] == rates

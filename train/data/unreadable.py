@@ -1,0 +1,67 @@
+"""Images that a run could not read: told, listed, and too many of them end it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from train.errors import RunError
+
+Batch = dict[str, np.ndarray]
+
+# More than 1 % of the images is no accident; but a few may be in the smallest set.
+_SHARE = 0.01
+_FEW = 10
+# Images over which the share is taken, so that a disk that fails late is noticed too.
+_WINDOW = 100_000
+
+
+def reported(batches: Iterator[Batch], report: Callable[[str], None]) -> Iterator[Batch]:
+    """The batches without their field `unreadable`, of which every line is reported.
+
+    Args:
+      batches: from `train.data.pipeline`.
+      report: is told of an image, by its name and what is wrong; of the same one again and again,
+        as it is met again.
+
+    Raises:
+      RunError: more than 1 % of the last images, and more than ten, could not be read.
+    """
+    seen, unreadable = 0, set()
+    for batch in batches:
+        messages = [line for lines in batch.pop("unreadable") for line in lines.splitlines()]
+        for message in messages:
+            report(message)
+        seen += len(batch["image"])
+        unreadable.update(messages)
+        if len(unreadable) > max(_FEW, _SHARE * seen):
+            raise RunError(
+                f"{len(unreadable)} of the last {seen} images could not be read, too many to go "
+                f"on. {messages[-1]} Mend them or take them away."
+            )
+        if seen >= _WINDOW:
+            seen, unreadable = 0, set()
+        yield batch
+
+
+class UnreadableList:
+    """A file with a line for each image that could not be read.
+
+    Args:
+      path: the file; lines that it has already stay, and are not added again.
+      say: is told of each image that is new to the list.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None]):
+        self.path = path
+        self._say = say
+        self._known = set(path.read_text().splitlines()) if path.exists() else set()
+
+    def __call__(self, message: str) -> None:
+        """Adds an image, unless it is there."""
+        if message in self._known:
+            return
+        self._known.add(message)
+        with open(self.path, "a") as file:
+            file.write(message + "\n")
+        self._say(message)

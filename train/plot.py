@@ -1,0 +1,147 @@
+"""Draws the curves of one run, or of several over one another.
+
+    python -m train.plot out/digits
+    python -m train.plot out/kernels_3 out/kernels_13 --output kernels.png
+
+Loss and top-1 accuracy, learning rate, norms, images a second and the shares of time that the
+devices waited for data and of their arithmetic that was used, over the steps.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from replk_jax.files import replacing
+from train.errors import RunError
+from train.metric_writers import read_metrics
+
+# Title of each panel, and its lines: a metric and what it is called there.
+_PANELS: dict[str, dict[str, str]] = {
+    "loss": {
+        "train/loss": "training",
+        "eval/loss": "evaluation",
+        "eval_ema/loss": "moving average",
+    },
+    "top-1 accuracy": {"eval/top1": "evaluation", "eval_ema/top1": "moving average"},
+    "learning rate": {"learning_rate": "learning rate"},
+    "norms": {"train/grad_norm": "gradient", "train/param_norm": "parameters"},
+    "images a second": {"images_per_second": "images a second"},
+    "shares": {"data_wait": "time waiting for data", "mfu": "model FLOP utilisation"},
+}
+_LOGARITHMIC = {"norms"}
+_STYLES = ("-", "--", ":")
+_NAME = "curve.png"
+
+Line = dict[str, float]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the program; ends it with exit status 1 and a line where it cannot go on."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    workdirs = options.workdir
+    output = options.output or (workdirs[0] if len(workdirs) == 1 else Path()) / _NAME
+    if output.suffix.lstrip(".") not in Figure().canvas.get_supported_filetypes():
+        parser.error(f"--output {output}: a picture's name ends in .png, .svg or .pdf")
+    try:
+        draw(workdirs, output)
+    except (RunError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(output)
+
+
+def draw(workdirs: Sequence[Path], output: Path) -> None:
+    """Draws what `metrics.jsonl` in the folders of runs holds.
+
+    Args:
+      workdirs: the folders; of several, each has a colour.
+      output: the picture; its suffix says of what kind.
+
+    Raises:
+      RunError: a folder that is not there, or has no metrics.
+      OSError: the picture cannot be written.
+    """
+    picture = figure({name: _read(workdir) for name, workdir in _names(workdirs).items()})
+    with replacing(output) as file:
+        picture.savefig(file, format=output.suffix.lstrip("."), dpi=120)
+
+
+def figure(runs: Mapping[str, Sequence[Line]]) -> Figure:
+    """The panels, with the lines of all runs; a panel without any stays empty.
+
+    Args:
+      runs: by name, from `read_metrics`.
+    """
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    axes = figure.subplots(2, 3).flat
+    for axis, (title, names) in zip(axes, _PANELS.items(), strict=True):
+        _draw_panel(axis, runs.values(), names)
+        axis.set_title(title)
+        axis.set_yscale("log" if title in _LOGARITHMIC else "linear")
+    if len(runs) > 1:
+        colours = [Line2D([], [], color=_colour(number)) for number in range(len(runs))]
+        figure.legend(colours, runs, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _names(workdirs: Sequence[Path]) -> dict[str, Path]:
+    """What the legend calls the folders: their names, or their paths if two have one name."""
+    names = {workdir.resolve().name: workdir for workdir in workdirs}
+    if len(names) == len(workdirs):
+        return names
+    return {str(workdir): workdir for workdir in workdirs}
+
+
+def _read(workdir: Path) -> Sequence[Line]:
+    path = workdir / "metrics.jsonl"
+    if not workdir.is_dir():
+        raise RunError(f"There is no folder {workdir}.")
+    lines = read_metrics(path) if path.exists() else []
+    if not lines:
+        raise RunError(f"{workdir} has no metrics yet, in {path.name}: is it the folder of a run?")
+    return lines
+
+
+def _draw_panel(axis: Axes, runs: Iterable[Sequence[Line]], names: dict[str, str]) -> None:
+    for number, lines in enumerate(runs):
+        for name, style in zip(names, _STYLES, strict=False):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                axis.plot(*zip(*points, strict=True), style, color=_colour(number), label=name)
+    there = {line.get_label(): line.get_linestyle() for line in axis.get_lines()}
+    if there and len(names) > 1:
+        axis.legend(
+            [Line2D([], [], color="black", linestyle=style) for style in there.values()],
+            [names[name] for name in there],
+        )
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
+
+
+def _colour(number: int) -> str:
+    return f"C{number}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.plot",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir", nargs="+", type=Path, help="folder of a run")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"the picture (default: WORKDIR/{_NAME}, of several runs ./{_NAME})",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Shows what a network sees: python -m train.preview --config configs/31b.py
+
+Writes a contact sheet of the first images of the first step, as they come out of the data pipeline
+and of the augmentation on the device, each with its targets: `tabby 0.72` and `otter 0.19`. Fields
+are set as in training, for example --config.augmentation.mixup_alpha=0.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from replk_jax import imagenet
+from train import command_line
+from train import config as configuration
+from train.augmentation import make_augmentation
+from train.data.images import ImageData
+from train.data.sources import prepare
+from train.errors import RunError
+from train.step import random_keys
+
+_OUTPUT = flags.DEFINE_string("output", "preview.png", "PNG file to write")
+_COUNT = flags.DEFINE_integer("count", 32, "how many images to show", lower_bound=1)
+
+# Of the sheet, in pixels.
+_COLUMNS = 8
+_SMALLEST_TILE = 112  # smaller images are enlarged by a whole factor
+_GAP = 12
+_LINE = 18
+_LETTER = 7
+_DPI = 128  # a power of two: the figure's size in inches then gives back the size in pixels
+
+
+def main(_: list[str]) -> None:
+    path = Path(_OUTPUT.value).expanduser()
+    try:
+        if path.suffix != ".png":
+            raise RunError(f"--output={path} must end in .png.")
+        figure = preview(command_line.CONFIG.value, _COUNT.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except (RunError, OSError) as error:
+        command_line.stop(str(error))
+    print(f"What the network sees at the first step is in {path}.")
+
+
+def preview(config: ConfigDict, count: int) -> Figure:
+    """A contact sheet of the first `count` images that a run of the configuration trains on.
+
+    Args:
+      config: see configs/common.py.
+      count: at most a batch, or a micro-batch where several make a step.
+
+    Raises:
+      RunError: what would end the run as well, or a `count` that is too large.
+    """
+    configuration.check(config)
+    images, targets, class_names = first_inputs(config, count)
+    background = config.label_smoothing / len(class_names)
+    captions = [list(_captions(row, class_names, background)) for row in targets]
+    return contact_sheet(_pixels(images, config.data.mean, config.data.std), captions)
+
+
+def first_inputs(config: ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The first `count` images (count, S, S, C) and targets (count, K) that the network is given.
+
+    They depend on the images before them and on those of their group, not on the whole batch: of
+    micro-batches of thousands of images only a few are read.
+
+    Returns:
+      Images, targets and the names of the classes.
+    """
+    in_micro_batch = config.batch_size // config.accumulation
+    if count > in_micro_batch:
+        raise RunError(f"--count={count} is more than the {in_micro_batch} of a (micro-)batch.")
+    channels = configuration.build_model(config).architecture.in_channels
+    prepare(config.data)
+
+    per_draw = config.augmentation.images_per_draw
+    needed = min(in_micro_batch, math.ceil(count / per_draw) * per_draw)
+    few = config.copy_and_resolve_references()
+    few.batch_size = needed * config.accumulation
+    data = ImageData(few, channels)
+    batch = next(iter(data.train_batches(0)))
+    rows = {name: array[:: config.accumulation] for name, array in batch.items()}
+
+    augmentation = make_augmentation(config, len(data.class_names))
+    of_augmentation, _ = random_keys(config.seed, step=0, micro_batch=0)
+    inputs = jax.jit(augmentation)(of_augmentation, rows)
+    images, targets = (np.asarray(array[:count], np.float32) for array in inputs)
+    return images, targets, list(data.class_names)
+
+
+def contact_sheet(pixels: np.ndarray, captions: Sequence[Sequence[str]]) -> Figure:
+    """Images in rows of eight, each unchanged but for a whole zoom, with lines of text below.
+
+    Args:
+      pixels: uint8 (N, H, W, 3).
+      captions: N times at most two lines.
+    """
+    zoom = math.ceil(_SMALLEST_TILE / min(pixels.shape[1:3]))
+    tiles = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    count, tile_height, tile_width, _ = tiles.shape
+    columns = min(count, _COLUMNS)
+    row_height, column_width = tile_height + 2 * _LINE + _GAP, tile_width + _GAP
+    height = _GAP + math.ceil(count / columns) * row_height
+    width = _GAP + columns * column_width
+
+    sheet = np.full((height, width, 3), 255, np.uint8)
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    for number, (tile, lines) in enumerate(zip(tiles, captions, strict=True)):
+        row, column = divmod(number, columns)
+        top, left = _GAP + row * row_height, _GAP + column * column_width
+        bottom = top + tile_height
+        sheet[top:bottom, left : left + tile_width] = tile
+        for line, text in enumerate(lines):
+            figure.text(
+                left / width,
+                1 - (bottom + line * _LINE + _GAP / 4) / height,
+                _shortened(text, tile_width // _LETTER),
+                fontsize=6.5,
+                verticalalignment="top",
+                parse_math=False,
+            )
+    figure.figimage(sheet)
+    return figure
+
+
+def _captions(target: np.ndarray, class_names: Sequence[str], background: float) -> Iterator[str]:
+    """Names and shares of at most two classes, of those with more than smoothing gives to all."""
+    words = dict(zip(imagenet.wordnet_ids(), imagenet.class_names(), strict=True))
+    for label in np.argsort(-target, kind="stable")[:2]:
+        if target[label] - background >= 0.005:
+            name = class_names[label]
+            first_word = words[name].split(",")[0] if name in words else name
+            yield f"{first_word} {target[label]:.2f}"
+
+
+def _pixels(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """The reverse of normalisation, cut off at black and white: uint8 (N, H, W, 3)."""
+    values = np.rint(255 * (images * np.float32(std) + np.float32(mean)))
+    coloured = np.broadcast_to(values, (*values.shape[:-1], 3))
+    return coloured.clip(0, 255).astype(np.uint8)
+
+
+def _shortened(text: str, length: int) -> str:
+    """With dots in place of the end of the name; the share stays."""
+    name, _, share = text.rpartition(" ")
+    room = length - len(share) - 1
+    return text if len(name) <= room else f"{name[: room - 1]}… {share}"
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command_line.parse)

@@ -1,0 +1,73 @@
+"""One run at a time in a folder."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from train import parallel
+from train.errors import RunError
+
+_LOCK = "lock"
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+@contextlib.contextmanager
+def locked(workdir: Path, report: Callable[[str], None] = print) -> Iterator[None]:
+    """Holds the folder of a run until the end of the block, and refuses it to any other run.
+
+    The main process locks the file `lock` in it for all processes of the run. The kernel takes the
+    lock away when that process ends, however it ends; the file stays, and means nothing by itself.
+
+    Args:
+      workdir: the folder; made if there is none.
+      report: is told where the file system has no locks, and the run goes on without.
+
+    Raises:
+      RunError: another run holds it; says on which host, as which process and since when.
+      OSError: the folder or the file cannot be made.
+    """
+    lock = parallel.together(
+        lambda: _lock(workdir, report) if parallel.is_main_process() else contextlib.nullcontext()
+    )
+    with lock:
+        yield
+
+
+def _lock(workdir: Path, report: Callable[[str], None]) -> TextIO:
+    """The open file, which is locked until it is closed."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / _LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        with file:
+            raise RunError(
+                f"Another run works in {workdir}: {_holder(file)}. Wait for its end or stop it, "
+                "or use another --workdir."
+            ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            file.close()
+            raise
+        report(f"{workdir} cannot be locked ({error.strerror}): see that no other run uses it.")
+    file.truncate(0)
+    holder = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%F %T")}
+    file.write(json.dumps(holder) + "\n")
+    file.flush()
+    return file
+
+
+def _holder(file: TextIO) -> str:
+    file.seek(0)
+    try:
+        holder = json.loads(file.read())
+        return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
+    except (ValueError, KeyError, TypeError):  # it is just about to write this
+        return "it has only just begun"
