@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 import replk_jax
 from replk_jax.files import replace_text
+from replk_jax.models.layers import REMAT_POLICIES
 from replk_jax.models.network import Network
 from train.augmentation import count_groups
 from train.data.transforms import RESIZING
@@ -150,6 +151,11 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("data.std", lambda value: min(value, default=0) > 0, "positive, a value for each channel"),
     ("data.crop_ratio", lambda value: _range(value, float("inf")), "two ratios in order"),
     ("mode", lambda value: value in ("train", "eval"), "train or eval"),
+    (
+        "model.remat",
+        lambda value: value is None or value in REMAT_POLICIES,
+        f"None or one of {', '.join(REMAT_POLICIES)}",
+    ),
     ("optimizer.layer_decay", lambda value: 0 < value <= 1, "more than 0 and at most 1"),
     ("optimizer.name", lambda value: value in ("adamw", "sgd"), "adamw or sgd"),
     ("optimizer.decay_of", lambda value: value in DECAY_OF, f"one of {', '.join(DECAY_OF)}"),

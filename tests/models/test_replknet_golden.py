@@ -153,8 +153,11 @@ def test_train_mode(name):
             assert error <= grad_tolerance * np.linalg.norm(value), (key, error)
 
 
-# At another resolution, 31B again but for its widths, XL but for its end: minutes that add little.
-AGAIN = ("replknet_31b_384", "replknet_xl_320", "replknet_31l_224", "replknet_xl_backbone_224")
+# At another resolution, or 31B again but for widths and small kernels: minutes that add little.
+AGAIN = (
+    "replknet_31b_384", "replknet_31l_224", "replknet_xl_224", "replknet_xl_320",
+    "replknet_xl_backbone_224",
+)  # fmt: skip
 ONCE = set(FULL) - {"replknet_31b_224", *AGAIN}
 
 

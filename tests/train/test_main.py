@@ -3,15 +3,13 @@
 import json
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import chex
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -22,59 +20,11 @@ from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import read_description
 from tests.train import tiny
 from tests.train.conftest import QUICK
+from tests.train.runs import STEPS, assert_same_curve, ends, losses, newest, start_two
 from train.checkpoints import Checkpoints
 from train.errors import RunError
 from train.loop import run
 from train.step import TrainState
-
-STEPS = 4 * 46  # 1,498 digits in batches of 32
-
-
-def weights(workdir):
-    """Step and all arrays of the last checkpoint."""
-    step = _newest(workdir / "checkpoints")
-    path = workdir / "checkpoints" / str(step)
-    arrays = []
-    for item in ("params", "batch_stats", "opt_state", "ema"):
-        tree = ocp.PyTreeCheckpointer().restore(path / item)
-        arrays += [np.asarray(leaf) for leaf in _leaves(tree)]
-    return step, arrays
-
-
-def _leaves(tree):
-    if isinstance(tree, dict):
-        return [leaf for key in sorted(tree) for leaf in _leaves(tree[key])]
-    if isinstance(tree, list | tuple):
-        return [leaf for child in tree for leaf in _leaves(child)]
-    return [] if tree is None else [tree]
-
-
-def _newest(checkpoints):
-    """The step of the latest complete checkpoint, or 0."""
-    names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    return max((int(name) for name in names if name.isdigit()), default=0)
-
-
-def losses(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """Where the one undisturbed run of the session goes, made on first use."""
-    return tmp_path_factory.mktemp("finished")
-
-
-@pytest.fixture
-def undisturbed(finished, train):
-    """The folder of a run that nothing disturbed, and what it printed."""
-    log = finished / "log.json"
-    if not log.exists():
-        log.write_text(json.dumps(train(finished)))
-    status, out, err = json.loads(log.read_text())
-    assert status == 0, err
-    return finished, out
 
 
 def test_a_run(undisturbed):
@@ -209,125 +159,19 @@ def test_a_finished_run_started_again_evaluates_again(undisturbed, train):
 
 
 @pytest.mark.slow
-def test_killed_runs_end_with_the_same_parameters(undisturbed, start, train, tmp_path):
-    """SIGKILL while the program starts, while it saves (three times), and while it trains on;
-    then to the end, and the same to the bit."""
-    checkpoints = tmp_path / "checkpoints"
-
-    def kill_when(condition, delay=0.0):
-        process = start(tmp_path)
-        deadline = time.monotonic() + 120
-        while not condition():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-
-    def saving():
-        return any("partial" in path.name for path in checkpoints.glob("*"))
-
-    kill_when(lambda: True, delay=2)
-    for delay in (0, 0.02, 0.1):
-        newest = _newest(checkpoints)
-        kill_when(lambda newest=newest: saving() and _newest(checkpoints) > newest, delay)
-    newest = _newest(checkpoints)
-    kill_when(lambda: _newest(checkpoints) > newest, delay=0.2)
-
-    kept = _newest(checkpoints)
-    assert 0 < kept < STEPS
-    status, out, err = train(tmp_path)
-    assert status == 0, err
-    assert f"Going on from {checkpoints / str(kept)}" in out
-
-    step, actual = weights(tmp_path)
-    expected_step, expected = weights(undisturbed[0])
-    assert step == expected_step == STEPS
-    assert len(actual) == len(expected) > 100
-    for a, b in zip(actual, expected, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert losses(tmp_path) == losses(undisturbed[0])
-    before, after = (
-        json.loads((workdir / "result.json").read_text()) for workdir in (undisturbed[0], tmp_path)
-    )
-    assert before == after
-
-
-def assert_same_curve(one, other):
-    """The order of sums differs, 1e-7, and Adam, which divides gradients by their size, makes
-    that grow: by the middle of the run to 1e-4, at its end, where the loss is small, to 1e-2.
-    The first epoch is held to 1e-4."""
-    one, other = losses(one), losses(other)
-    assert one.keys() == other.keys()
-    first = [step for step in one if step <= 46]
-    assert len(first) > 5
-    for steps, bound in ((first, 1e-4), (list(one), 2e-2)):
-        np.testing.assert_allclose(
-            [other[step] for step in steps], [one[step] for step in steps], rtol=bound
-        )
-
-
-@pytest.mark.slow
 def test_eight_devices_give_the_same_curve(undisturbed, train, tmp_path):
     status, _, err = train(tmp_path, "--config.eval_batch_size=32", devices=8, **QUICK)
     assert status == 0, err
-    assert_same_curve(undisturbed[0], tmp_path)
+    assert_same_curve(losses(tmp_path), losses(undisturbed[0]))
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["training"]["examples"] == 299
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def two_processes(start, workdir, *overrides):
-    """Two hosts by configuration alone: [(status, output, errors), ...].
-
-    Each of `overrides` is a pair, one for each process.
-    """
-    port = free_port()
-    processes = [
-        start(
-            workdir,
-            f"--config.distributed.coordinator=127.0.0.1:{port}",
-            "--config.distributed.num_processes=2",
-            f"--config.distributed.process_id={process}",
-            *(pair[process] for pair in overrides),
-            **QUICK,
-        )
-        for process in range(2)
-    ]
-    with ThreadPoolExecutor() as pool:  # a full pipe would stop the one that is not read
-        texts = list(pool.map(lambda process: process.communicate(timeout=300), processes))
-    return [(p.returncode, *text) for p, text in zip(processes, texts, strict=True)]
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_same_curve(undisturbed, start, tmp_path):
-    (status, out, err), (other_status, other_out, other_err) = two_processes(start, tmp_path)
-    assert (status, other_status) == (0, 0), err + other_err
-    assert_same_curve(undisturbed[0], tmp_path)
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["training"]["examples"] == 299
-    assert "test accuracy" in out
-    assert "test accuracy" not in other_out
-    assert "loss" not in other_out
-    # Started again, they restore what both have saved.
-    (status, out, err), _ = two_processes(start, tmp_path)
-    assert status == 0, err
-    assert f"{tmp_path / 'checkpoints' / str(STEPS)} is the end of this run" in out
-    assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
 @pytest.mark.slow
 def test_what_stops_one_process_stops_all(start, tmp_path):
     began = time.monotonic()
     good, bad = "--config.data.train_split=train", "--config.data.train_split=trian"
-    (status, _, err), (other_status, _, other_err) = two_processes(start, tmp_path, (good, bad))
+    (status, _, err), (other_status, _, other_err) = ends(start_two(start, tmp_path, (good, bad)))
     assert (status, other_status) == (1, 1)
     assert "Process 1 had to stop" in err
     assert "no split 'trian'" in other_err
@@ -343,10 +187,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
     assert "became" in err
     assert "at step" in err
     assert "peak_lr" in err
-    good = tmp_path / "checkpoints" / str(_newest(tmp_path / "checkpoints"))
+    good = tmp_path / "checkpoints" / str(newest(tmp_path / "checkpoints"))
     assert f"The last good checkpoint is {good};" in err
     params = ocp.PyTreeCheckpointer().restore(good / "params")
-    assert max(np.abs(leaf).max() for leaf in _leaves(params)) < 10
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(params)) < 10
     status, out, err = train(tmp_path, "--config.epochs=0.5", **QUICK)
     assert status == 0, err
     assert f"Going on from {good}" in out
@@ -381,7 +225,14 @@ MISTAKES = [
     (TINY, "--config.model.replknet.kernel_sizes=(4,3)", "odd"),
     (TINY, "--config.data.name=digitz", "Did you mean digits"),
     (TINY, "--config.data.eval_split=validation", "it has test, train"),
-    (TINY, "--config.batch_size=3000", "do not fill one batch"),
+    (TINY, "--config.batch_size=3200", "do not fill one batch"),
+    (TINY, "--config.accumulation=3", "config.accumulation = 3 does not divide"),
+    (TINY, "--config.augmentation.images_per_draw=3", "16 images"),
+    (TINY, "--config.mesh.fsdp=3", "config.mesh.fsdp = 3 does not divide"),
+    (TINY, "--config.model.remat=some", "model.remat must be None or one of full, save_depthwise"),
+    (TINY, "--config.ema_decay=1", "config.ema_decay must be 0 or more and less than 1"),
+    (TINY, "--config.data.resizing=cubic", "one of opencv, bicubic, bilinear; it is cubic"),
+    (TINY, "--config.data.rand_augment=rand-x9", "'x9' of the RandAugment 'rand-x9'"),
     (TINY, "--config.model.in_channels=2", "1 (grey) or 3 (colour)"),
     (TINY, "--config.model.in_channels=3", "must have 3 values"),
     ("configs/mobilenet_v2.py:table9", "--config.seed=1", "no row 'table9'; it has table2_3x3, "),
@@ -449,25 +300,6 @@ def test_the_imagenet_recipe_on_a_folder_of_images(train, tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["training"]["examples"] == 6
     assert "test accuracy" in out
-
-
-def test_a_full_disk_stops_the_run_and_loses_nothing(start, train, tmp_path):
-    """No file may grow beyond 20 kB: saving fails as on a full disk. With room again, the same
-    command goes on."""
-    resource = pytest.importorskip("resource")
-    short = "--config.epochs=0.5"
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
-    try:
-        process = start(tmp_path, short, JAX_ENABLE_COMPILATION_CACHE="false", **QUICK)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert f"could not be written to {tmp_path / 'checkpoints'}" in err
-    assert "If the disk is full" in err
-    status, _, err = train(tmp_path, short, **QUICK)
-    assert status == 0, err
 
 
 @pytest.mark.slow
