@@ -113,6 +113,10 @@ class Checkpoints:
         scored = [(top1, step) for step, top1 in scores.items() if top1 is not None]
         return max(scored)[1] if scored else None
 
+    def scored(self, step: int) -> bool:
+        """Whether the checkpoint of a step was saved with metrics."""
+        return _top1(self.path(step)) is not None
+
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
         return self.folder / str(step)

@@ -2,9 +2,10 @@
 
     python -m train.compare out/study/*
 
-Runs whose configurations differ in nothing but the seed are one row; what the rows differ in has a
-column each. Of several runs there are the mean, the standard deviation of a run (n - 1), the lowest
-and the highest.
+Runs whose configurations differ in nothing but the seed are one row, named by the fields in which
+the rows differ. Fields that do not bear on the outcome make no difference: where data lie and how
+they are read, the devices, remat, and what is logged, evaluated and saved on the way. Of several
+runs there are the mean, the standard deviation of a run (n - 1), the lowest and the highest.
 """
 
 import argparse
@@ -14,11 +15,26 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flax.traverse_util import flatten_dict
 
 from train.errors import RunError
-from train.reporting import warn
+
+# Fields, or sections of them, that name places or say how a run is carried out.
+_NO_DIFFERENCE = (
+    "checkpoints",
+    "data.data_dir",
+    "data.reading",
+    "distributed",
+    "eval_batch_size",
+    "eval_every_epochs",
+    "log_every_steps",
+    "mesh",
+    "model.remat",
+    "profile",
+    "wandb",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +43,9 @@ class Run:
 
     Attributes:
       workdir: its folder.
-      fields: of its configuration but for the seed, by path, in JSON.
+      fields: of its configuration that bear on the outcome but for the seed, by path, in words.
       seed: which one.
+      examples: images that it was evaluated on.
       top1: of the network, a share of 1.
       ema_top1: of the moving average, if there is one.
     """
@@ -36,75 +53,100 @@ class Run:
     workdir: Path
     fields: dict[str, str]
     seed: int
+    examples: int
     top1: float
     ema_top1: float | None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program; ends it with exit status 1 and a line where it cannot go on."""
+    workdirs = _parser().parse_args(arguments).workdir
     try:
-        print(table(read_runs(_parser().parse_args(arguments).workdir)))
+        print(table([read_run(workdir) for workdir in workdirs]))
     except (RunError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def read_runs(workdirs: Iterable[Path]) -> list[Run]:
-    """The finished runs in some folders; those that are not finished are warned of.
+def read_run(workdir: Path) -> Run:
+    """The finished run in a folder.
 
     Raises:
-      RunError: a folder is not that of a run, or no run is finished.
+      RunError: there is none, or it is not finished, or it has evaluated a network only.
     """
-    runs = []
-    for workdir in workdirs:
-        if not (workdir / "config.json").exists():
-            raise RunError(f"{workdir} is not the folder of a run: it has no config.json.")
-        if (workdir / "result.json").exists():
-            runs.append(_read(workdir))
-        else:
-            warn(f"{workdir} is left out: its run is not finished, for it has no result.json.")
-    if not runs:
-        raise RunError("None of these runs is finished.")
-    return runs
+    if not workdir.is_dir():
+        raise RunError(f"There is no folder {workdir}.")
+    result = _read(
+        workdir / "result.json",
+        "its run is not finished; start it again with the same --workdir, or leave it out",
+    )
+    config = _read(workdir / "config.json", "it is not the folder of a training run")
+    if "training" not in result:
+        raise RunError(f"{workdir} is not the folder of a training run: leave it out.")
+    fields = flatten_dict(config, sep=".")
+    ema = result.get("ema")
+    return Run(
+        workdir=workdir,
+        fields={field: _in_words(value) for field, value in fields.items() if _counts(field)},
+        seed=config["seed"],
+        examples=result["training"]["examples"],
+        top1=result["training"]["top1"],
+        ema_top1=ema["training"]["top1"] if ema else None,
+    )
 
 
 def table(runs: Sequence[Run]) -> str:
     """The table, in Markdown; rows in the order of their first runs.
 
     Raises:
-      RunError: two runs differ in nothing at all, as when a folder is named twice.
+      RunError: runs that were evaluated on different numbers of images, or that differ in nothing
+        at all, as when a folder is named twice.
     """
+    _require_same_images(runs)
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(sorted(run.fields.items())), []).append(run)
-    for group in groups.values():
-        _require_other_seeds(group)
     rows = list(groups.values())
+    for group in rows:
+        _require_other_seeds(group)
     differing = _differing([group[0].fields for group in rows])
     averaged = any(run.ema_top1 is not None for run in runs)
-    head = [*differing, "runs", *_statistics_head("top-1")]
-    head += _statistics_head("EMA top-1") if averaged else []
+    head = ["configuration", "runs", "top-1", "min", "max"]
+    head += ["EMA top-1", "min", "max"] if averaged else []
     body = []
     for group in rows:
-        cells = [group[0].fields.get(field, "") for field in differing]
-        cells += [str(len(group)), *_statistics(run.top1 for run in group)]
+        cells = [_name(group[0].fields, differing), str(len(group))]
+        cells += _statistics(run.top1 for run in group)
         cells += _statistics(run.ema_top1 for run in group) if averaged else []
         body.append(cells)
-    return _markdown(head, body, words=len(differing))
+    return _markdown(head, body, words=1)
 
 
-def _read(workdir: Path) -> Run:
-    config = json.loads((workdir / "config.json").read_text())
-    result = json.loads((workdir / "result.json").read_text())
-    seed = config.pop("seed")
-    fields = flatten_dict(config, sep=".")
-    ema = result.get("ema")
-    return Run(
-        workdir,
-        {field: json.dumps(value).strip('"') for field, value in fields.items()},
-        seed,
-        result["training"]["top1"],
-        ema["training"]["top1"] if ema else None,
-    )
+def _read(path: Path, absence: str) -> dict[str, Any]:
+    if not path.exists():
+        raise RunError(f"{path.parent} has no {path.name}: {absence}.")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}.") from error
+
+
+def _counts(field: str) -> bool:
+    return field != "seed" and not f"{field}.".startswith(tuple(f"{n}." for n in _NO_DIFFERENCE))
+
+
+def _in_words(value: Any) -> str:
+    """As it would be set on the command line."""
+    return str(tuple(value) if isinstance(value, list) else value)
+
+
+def _require_same_images(runs: Sequence[Run]) -> None:
+    first, *others = runs
+    for run in others:
+        if run.examples != first.examples:
+            raise RunError(
+                f"{first.workdir} was evaluated on {first.examples} images, {run.workdir} on "
+                f"{run.examples}: only runs with the same evaluation set can be compared."
+            )
 
 
 def _require_other_seeds(group: Sequence[Run]) -> None:
@@ -125,19 +167,18 @@ def _differing(rows: Sequence[dict[str, str]]) -> list[str]:
     return [name for name in names if len({row.get(name) for row in rows}) > 1]
 
 
-def _statistics_head(name: str) -> list[str]:
-    return [name, "std", "min", "max"]
+def _name(fields: dict[str, str], differing: Sequence[str]) -> str:
+    """`model.replknet.small_kernel=3`; unset is what a run from before there was the field has."""
+    return ", ".join(f"{name}={fields.get(name, 'unset')}" for name in differing) or "all runs"
 
 
 def _statistics(shares: Iterable[float | None]) -> list[str]:
-    """Mean, deviation, minimum and maximum, in per cent; empty cells where there is no value."""
+    """Mean with deviation, minimum and maximum, in per cent; empty cells without any value."""
     values = [100 * share for share in shares if share is not None]
     if not values:
-        return [""] * 4
-    deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return [
-        f"{statistics.mean(values):.2f}", deviation, f"{min(values):.2f}", f"{max(values):.2f}"
-    ]  # fmt: skip
+        return [""] * 3
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return [f"{statistics.mean(values):.2f}{deviation}", f"{min(values):.2f}", f"{max(values):.2f}"]
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], words: int) -> str:

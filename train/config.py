@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import replk_jax
@@ -83,7 +84,7 @@ def remember(config: ConfigDict, workdir: Path) -> list[str]:
     text = config.to_json_best_effort(indent=2)
     changes = []
     if path.exists():
-        before, now = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+        before, now = (flatten_dict(json.loads(t), sep=".") for t in (path.read_text(), text))
         changes = [
             f"config.{field} was {before.get(field)}, now {now.get(field)}"
             for field in sorted(before.keys() | now.keys())
@@ -172,11 +173,3 @@ def _get(config: ConfigDict, field: str) -> Any:
     for part in field.split("."):
         value = value[part]
     return value
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        nested = isinstance(value, dict)
-        flat.update(_flat(value, f"{prefix}{name}.") if nested else {prefix + name: value})
-    return flat

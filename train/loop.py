@@ -68,18 +68,17 @@ def _run(config: ConfigDict, workdir: Path, interruption: Interruption) -> dict[
         if main:
             for change in configuration.remember(config, workdir):
                 say(f"Since the last start {change}.")
+        total = training.total_steps
+        # In all processes or in none: a service that the main process reports to may be away.
+        reporter = parallel.together(
+            lambda: Reporter(workdir, first_step, total, active=main, wandb=config.wandb)
+        )
+        tracing = config.profile and main
         with (
-            Reporter(
-                workdir, first_step, training.total_steps, active=main, wandb=config.wandb
-            ) as reporter,
-            Profiler(
-                workdir / "profile",
-                first_step,
-                training.total_steps,
-                active=config.profile and main,
-            ) as profiler,
+            reporter,
+            Profiler(workdir / "profile", first_step, total, active=tracing) as profiler,
         ):
-            if first_step == training.total_steps:
+            if first_step == total:
                 reporter.say(
                     f"{checkpoints.path(first_step)} is the end of this run, which is only "
                     "evaluated again; to train anew, name another --workdir."
@@ -193,6 +192,9 @@ class _Training:
           NotFiniteError: a metric is NaN or infinite.
           Interrupted: the run was asked to stop, and has saved what it had.
         """
+        if first_step and self._is_evaluation(first_step) and not checkpoints.scored(first_step):
+            # The run was asked to stop there, when it had no time for it.
+            reporter.scalars(first_step, self._evaluate(state, first_step, whole=True))
         if first_step == self.total_steps:
             return state
         rows = self._data.train_batches(first_step, self._unreadable)
@@ -326,9 +328,10 @@ def _closing_words(result: dict[str, Any], checkpoints: Checkpoints, reporter: R
     if average := result.get("ema"):
         rows["moving average"] = _accuracy(average["training"])
         rows["re-parameterized "] = _after_merging(average)
+    if latest is not None:  # each may have failed, for want of room
+        rows["checkpoint"] = checkpoints.path(latest)
+        rows["best checkpoint"] = checkpoints.path(checkpoints.best() or latest)
     rows |= {
-        "checkpoint": checkpoints.path(latest),
-        "best checkpoint": checkpoints.path(checkpoints.best() or latest),
         "metrics": reporter.metrics_path,
         "TensorBoard": reporter.tensorboard_path,
         "curve": reporter.curve_path,

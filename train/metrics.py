@@ -36,9 +36,10 @@ class MetricWindow:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Goes around the wait for the next batch, of which `data_wait` tells."""
+        """Goes around the wait for the next batch, of which `data_wait` and a trace tell."""
         begin = time.perf_counter()
-        yield
+        with jax.profiler.TraceAnnotation("wait for data"):
+            yield
         self._waits.append((begin, time.perf_counter(), self._step_end))
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:

@@ -4,16 +4,19 @@
     python -m train.plot out/kernels_3 out/kernels_13 --output kernels.png
 
 Loss and top-1 accuracy, learning rate, norms, images a second and the shares of time that the
-devices waited for data and of their arithmetic that was used, over the steps.
+devices waited for data and of their arithmetic that was used, over the steps; what no run has
+reported is left out.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from replk_jax.files import replacing
@@ -31,10 +34,14 @@ _PANELS: dict[str, dict[str, str]] = {
     "learning rate": {"learning_rate": "learning rate"},
     "norms": {"train/grad_norm": "gradient", "train/param_norm": "parameters"},
     "images a second": {"images_per_second": "images a second"},
-    "shares": {"data_wait": "time waiting for data", "mfu": "model FLOP utilisation"},
+    "data wait, utilisation": {
+        "data_wait": "time waiting for data",
+        "mfu": "model FLOP utilisation",
+    },
 }
 _LOGARITHMIC = {"norms"}
 _STYLES = ("-", "--", ":")
+_COLUMNS = 3
 _NAME = "curve.png"
 
 Line = dict[str, float]
@@ -72,20 +79,24 @@ def draw(workdirs: Sequence[Path], output: Path) -> None:
 
 
 def figure(runs: Mapping[str, Sequence[Line]]) -> Figure:
-    """The panels, with the lines of all runs; a panel without any stays empty.
+    """The panels of which some run has metrics, with the lines of all runs.
 
     Args:
       runs: by name, from `read_metrics`.
     """
-    figure = Figure(figsize=(15, 8), layout="constrained")
-    axes = figure.subplots(2, 3).flat
-    for axis, (title, names) in zip(axes, _PANELS.items(), strict=True):
+    reported = _reported(line for lines in runs.values() for line in lines)
+    panels = {title: names for title, names in _PANELS.items() if reported & names.keys()}
+    columns, rows = min(len(panels), _COLUMNS), math.ceil(len(panels) / _COLUMNS)
+    figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
+    for place, (title, names) in enumerate(panels.items(), 1):
+        axis = figure.add_subplot(rows, columns, place)
         _draw_panel(axis, runs.values(), names)
         axis.set_title(title)
         axis.set_yscale("log" if title in _LOGARITHMIC else "linear")
     if len(runs) > 1:
         colours = [Line2D([], [], color=_colour(number)) for number in range(len(runs))]
-        figure.legend(colours, runs, loc="outside lower center", ncols=4)
+        legend = figure.legend(colours, runs, loc="outside lower center", ncols=columns)
+        _take_literally(legend)
     return figure
 
 
@@ -102,9 +113,13 @@ def _read(workdir: Path) -> Sequence[Line]:
     if not workdir.is_dir():
         raise RunError(f"There is no folder {workdir}.")
     lines = read_metrics(path) if path.exists() else []
-    if not lines:
+    if not any(_reported(lines) & names.keys() for names in _PANELS.values()):
         raise RunError(f"{workdir} has no metrics yet, in {path.name}: is it the folder of a run?")
     return lines
+
+
+def _reported(lines: Iterable[Line]) -> set[str]:
+    return {name for line in lines for name in line}
 
 
 def _draw_panel(axis: Axes, runs: Iterable[Sequence[Line]], names: dict[str, str]) -> None:
@@ -112,7 +127,10 @@ def _draw_panel(axis: Axes, runs: Iterable[Sequence[Line]], names: dict[str, str
         for name, style in zip(names, _STYLES, strict=False):
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
-                axis.plot(*zip(*points, strict=True), style, color=_colour(number), label=name)
+                (curve,) = axis.plot(
+                    *zip(*points, strict=True), style, color=_colour(number), label=name
+                )
+                curve.set_marker("." if len(points) == 1 else "")  # it makes no line
     there = {line.get_label(): line.get_linestyle() for line in axis.get_lines()}
     if there and len(names) > 1:
         axis.legend(
@@ -121,6 +139,12 @@ def _draw_panel(axis: Axes, runs: Iterable[Sequence[Line]], names: dict[str, str
         )
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)
+
+
+def _take_literally(legend: Legend) -> None:
+    """A dollar in the name of a folder begins no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _colour(number: int) -> str:

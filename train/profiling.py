@@ -55,13 +55,18 @@ class Profiler:
         if step + 1 in self._steps:
             if not self._tracing:
                 jax.block_until_ready(metrics)
-                jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-                self._tracing = True
+                self._start()
             annotation = jax.profiler.StepTraceAnnotation("train", step_num=step + 1)
             self._annotation.enter_context(annotation)
         elif self._tracing:
             jax.block_until_ready(metrics)
             self._stop()
+
+    def _start(self) -> None:
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # every call in every thread would drown the rest
+        jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
+        self._tracing = True
 
     def _stop(self) -> None:
         self._annotation.close()

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from train.errors import RunError
 from train.metric_writers import JsonLines, MetricWriter, TensorBoard, WeightsAndBiases
 from train.plot import draw
 
@@ -136,7 +137,7 @@ class Reporter:
     def _warning(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, RunError) as error:
             warn(f"A report could not be written to {self._workdir}: {error}")
 
 

@@ -1,5 +1,6 @@
 """Fixtures of the training tests."""
 
+import json
 import os
 import subprocess
 import sys
@@ -82,3 +83,20 @@ def train(start):
         return process.returncode, out, err
 
     return train
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Where the one undisturbed run of the session goes, made on first use."""
+    return tmp_path_factory.mktemp("finished")
+
+
+@pytest.fixture
+def undisturbed(finished, train):
+    """The folder of a run that nothing disturbed, and what it printed."""
+    log = finished / "log.json"
+    if not log.exists():
+        log.write_text(json.dumps(train(finished)))
+    status, out, err = json.loads(log.read_text())
+    assert status == 0, err
+    return finished, out

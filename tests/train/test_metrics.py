@@ -1,6 +1,7 @@
 """The window between two reports."""
 
-import time
+import threading
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,70 +25,81 @@ def test_means_of_whatever_there_is():
 def test_the_first_step_compiles_and_is_not_timed():
     window = MetricWindow(8)
     with window.waiting():
-        time.sleep(0.01)
+        pass
     window.add(1, {"loss": jnp.float32(1)})
     assert window.close() == {"train/loss": 1}
 
 
-class Device:
-    """Takes so many seconds for a step, and begins one when it has finished the one before."""
+class Clock(threading.local):
+    """Each thread's own time, which passes only while it waits for something."""
 
-    def __init__(self, seconds):
-        self._seconds, self._free = seconds, 0.0
+    now = 0.0
 
-    def step(self):
-        self._free = max(self._free, time.perf_counter()) + self._seconds
-        return {"loss": Pending(self._free)}
+    def wait_until(self, time):
+        self.now = max(self.now, time)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("train.metrics.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
 
 
 class Pending:
     """A metric that is there at some time, to JAX's functions an array."""
 
-    def __init__(self, there):
-        self._there = there
+    def __init__(self, clock, there):
+        self._clock, self._there = clock, there
 
     def block_until_ready(self):
-        time.sleep(max(0.0, self._there - time.perf_counter()))
+        self._clock.wait_until(self._there)
 
     def __array__(self, *_, **__):
         self.block_until_ready()
         return np.float32(1)
 
 
-def closed_after(steps, seconds_of_data, seconds_of_step):
-    window, device = MetricWindow(8), Device(seconds_of_step)
+def closed_after(clock, steps, seconds_of_data, seconds_of_step):
+    """A loop that waits for data alone, ahead of a device that takes one step after another."""
+    window, end = MetricWindow(8), 0.0
     for step in range(1, 2 + steps):
         with window.waiting():
-            time.sleep(seconds_of_data)
-        window.add(step, device.step())
+            clock.now += seconds_of_data
+        end = max(end, clock.now) + seconds_of_step
+        window.add(step, {"loss": Pending(clock, end)})
     return window.close()
 
 
-def test_waits_for_data_that_is_late():
-    """Of 50 ms for a batch the device works 10."""
-    values = closed_after(8, seconds_of_data=0.05, seconds_of_step=0.01)
-    # A sleep on a busy machine may take some milliseconds longer.
-    assert values["data_wait"] == pytest.approx(0.8, abs=0.1)
-    assert values["images_per_second"] == pytest.approx(8 / 0.05, rel=0.25)
+def test_waits_for_data_that_is_late(clock):
+    """Of the 5 s for a batch the device works 1, and the last step is waited for."""
+    values = closed_after(clock, 4, seconds_of_data=5, seconds_of_step=1)
+    seconds = 4 * 5 + 1
+    # The device is done with the first step, which is not timed, when the window begins.
+    assert values["data_wait"] == pytest.approx((5 + 3 * 4) / seconds)
+    assert values["images_per_second"] == pytest.approx(4 * 8 / seconds)
 
 
-def test_a_wait_while_the_device_works_is_none():
-    """The loop spends half of the time on batches, ahead of a device that is never without."""
-    values = closed_after(6, seconds_of_data=0.02, seconds_of_step=0.05)
-    assert values["data_wait"] < 0.15  # the first batch of the window is late
-    assert values["images_per_second"] == pytest.approx(8 / 0.05, rel=0.25)
+def test_a_wait_while_the_device_works_is_none(clock):
+    """Half of the time the loop waits for batches, ahead of a device that never does after one."""
+    values = closed_after(clock, 10, seconds_of_data=1, seconds_of_step=2)
+    seconds = 1 + 10 * 2
+    assert values["data_wait"] == pytest.approx(1 / seconds)
+    assert values["images_per_second"] == pytest.approx(10 * 8 / seconds)
 
 
-def test_time_that_is_left_out():
+def test_time_that_is_left_out(clock):
     window = MetricWindow(8)
     window.add(1, {"loss": jnp.float32(1)})
     with window.waiting():
-        time.sleep(0.2)
+        clock.now += 100
     window.restart_clock()
-    window.add(2, {"loss": jnp.float32(1)})
+    with window.waiting():
+        clock.now += 2
+    window.add(2, {"loss": Pending(clock, clock.now + 2)})
     values = window.close()
-    assert values["data_wait"] == 0
-    assert values["images_per_second"] > 8 / 0.2
+    assert values["data_wait"] == pytest.approx(0.5)
+    assert values["images_per_second"] == pytest.approx(8 / 4)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
