@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from replk_jax.files import replace_json
 from replk_jax.models.variables import differences, in_lines
 from train import checksums, parallel
 from train.errors import RunError
@@ -95,6 +96,12 @@ class Checkpoints:
             trees = jax.tree.map(np.array, jax.device_get(trees))
             self._writing = self._writer.submit(self._write, step, trees, metrics)
 
+    def score(self, step: int, metrics: dict[str, float]) -> None:
+        """As `save`, of metrics alone, for a checkpoint that was saved without."""
+        self.wait()
+        if self._main:
+            self._writing = self._writer.submit(self._write_metrics, step, metrics)
+
     def wait(self) -> None:
         """Returns when what was saved is complete, or has failed.
 
@@ -114,7 +121,7 @@ class Checkpoints:
         return max(scored)[1] if scored else None
 
     def scored(self, step: int) -> bool:
-        """Whether the checkpoint of a step was saved with metrics."""
+        """Whether the checkpoint of a step has the metrics of an evaluation."""
         return _top1(self.path(step)) is not None
 
     def path(self, step: int) -> Path:
@@ -162,6 +169,12 @@ class Checkpoints:
             self._remove_partial()
             raise
         self._remove_superfluous()
+
+    def _write_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        path = self.path(step)
+        (path / _METRICS).mkdir(exist_ok=True)
+        replace_json(path / _METRICS / "metadata", metrics)
+        checksums.record(path)
 
     def _remove_superfluous(self) -> None:
         steps = self._steps()

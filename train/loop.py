@@ -193,8 +193,10 @@ class _Training:
           Interrupted: the run was asked to stop, and has saved what it had.
         """
         if first_step and self._is_evaluation(first_step) and not checkpoints.scored(first_step):
-            # The run was asked to stop there, when it had no time for it.
-            reporter.scalars(first_step, self._evaluate(state, first_step, whole=True))
+            # The run was asked to stop there, and had no time for it.
+            scores = self._evaluate(state, first_step, whole=True)
+            reporter.scalars(first_step, scores)
+            checkpoints.score(first_step, {"top1": _top1(scores)})
         if first_step == self.total_steps:
             return state
         rows = self._data.train_batches(first_step, self._unreadable)

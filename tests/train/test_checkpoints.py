@@ -130,6 +130,19 @@ def test_keeps_the_latest_and_the_best(tmp_path):
     assert names(tmp_path) == {"7"}
 
 
+def test_metrics_that_come_later(tmp_path):
+    fill(tmp_path, 1)
+    with Checkpoints(tmp_path, 2, {}) as checkpoints:
+        checkpoints.save(2, state(2), None)
+        checkpoints.wait()
+        assert [checkpoints.scored(step) for step in (1, 2)] == [True, False]
+        checkpoints.score(2, {"top1": 0.9})
+    assert checkpoints.scored(2)
+    assert checkpoints.best() == 2
+    assert checksums.fault(tmp_path / "2") is None
+    assert restore(tmp_path)[1] == 2
+
+
 def test_what_was_half_written_is_not_taken_for_whole(tmp_path):
     fill(tmp_path, 1)
     for name in ("2.partial", "3.partial.orbax-checkpoint-tmp", "4.orbax-checkpoint-tmp"):

@@ -1,0 +1,194 @@
+"""Runs that are killed, asked to stop, refused, short of room, damaged and moved elsewhere."""
+
+import contextlib
+import shutil
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from tests.train import tiny
+from tests.train.conftest import QUICK
+from tests.train.runs import (
+    STEPS,
+    arrays,
+    assert_same_curve,
+    ends,
+    evaluations,
+    losses,
+    newest,
+    result,
+    start_two,
+)
+from tests.train.test_checkpoints import flip
+from train.interruption import EXIT_STATUS, Interrupted, Interruption
+from train.loop import run
+
+
+def wait_until(condition, *processes):
+    """While they work."""
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.slow
+def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path):
+    """SIGKILL while it saves, the first time and later; a second run in its folder, which is
+    refused; SIGTERM while it trains; then to the end, and all is the same to the bit."""
+    checkpoints = tmp_path / "checkpoints"
+
+    def kill_while_saving(steps, delay):
+        process = start(tmp_path)
+        wait_until(
+            lambda: newest(checkpoints) >= steps and list(checkpoints.glob("*partial*")), process
+        )
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+
+    kill_while_saving(0, delay=0.02)
+    kill_while_saving(10, delay=0.1)
+
+    before = newest(checkpoints)
+    assert 0 < before < STEPS
+    process = start(tmp_path)
+    wait_until(lambda: newest(checkpoints) > before, process)
+    process.send_signal(signal.SIGSTOP)  # it shall not be at its end before the other is refused
+    status, _, err = train(tmp_path)
+    assert status == 1
+    assert (
+        f"Another run works in {tmp_path}: process {process.pid} on {socket.gethostname()}" in err
+    )
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    [(status, out, err)] = ends([process])
+    assert status == EXIT_STATUS, err
+    left_at = newest(checkpoints)
+    assert f"Going on from {checkpoints / str(before)}" in out
+    assert f"left after step {left_at}. The same command goes on from there." in out
+    assert before < left_at < STEPS
+
+    status, out, err = train(tmp_path)
+    assert status == 0, err
+    assert f"Going on from {checkpoints / str(left_at)}" in out
+    actual, expected = (
+        arrays(workdir / "checkpoints" / str(STEPS)) for workdir in (tmp_path, undisturbed[0])
+    )
+    assert len(actual) == len(expected) > 100
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert result(tmp_path) == result(undisturbed[0])
+    assert evaluations(tmp_path) == evaluations(undisturbed[0])
+    # Where it left, what was not yet reported was, so that two reports share five steps.
+    curve, expected_curve = (
+        {step: loss for step, loss in losses(workdir).items() if not left_at <= step < left_at + 5}
+        for workdir in (tmp_path, undisturbed[0])
+    )
+    assert curve == expected_curve
+
+
+@pytest.mark.slow
+def test_on_two_processes_and_then_on_eight_devices(undisturbed, start, train, tmp_path):
+    """Two processes follow the curve of one, leave together when one of them is asked, and go on
+    to the end. From a checkpoint of theirs, because the last one is damaged, a single process with
+    eight devices comes to the same end."""
+    workdir, elsewhere = tmp_path / "two", tmp_path / "eight"
+    processes = start_two(start, workdir)
+    wait_until(lambda: losses(workdir), *processes)
+    processes[1].send_signal(signal.SIGTERM)
+    (status, out, err), (other_status, other_out, other_err) = ends(processes)
+    assert (status, other_status) == (EXIT_STATUS, EXIT_STATUS), err + other_err
+    left_at = newest(workdir / "checkpoints")
+    for said in (out, other_out):
+        assert f"left after step {left_at}." in said
+    assert_same_curve(
+        *(
+            {step: loss for step, loss in losses(folder).items() if step < left_at}
+            for folder in (workdir, undisturbed[0])
+        )
+    )
+
+    last = max(left_at + 8, 23)  # not before the end of the warm-up
+    shorter = f"--config.epochs={last / 46}"
+    (status, out, err), (_, other_out, _) = ends(start_two(start, workdir, (shorter, shorter)))
+    assert status == 0, err
+    assert f"Going on from {workdir / 'checkpoints' / str(left_at)}" in out
+    assert "test accuracy" in out
+    assert "test accuracy" not in other_out
+    assert "loss" not in other_out
+    assert result(workdir)["training"]["examples"] == 299
+
+    shutil.copytree(workdir, elsewhere)
+    damaged = elsewhere / "checkpoints" / str(last)
+    flip(max(damaged.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size))
+    before = newest(elsewhere / "checkpoints")
+    status, out, err = train(elsewhere, shorter, "--config.mesh.fsdp=4", devices=8, **QUICK)
+    assert status == 0, err
+    assert before == last
+    assert f"{damaged} is damaged" in err
+    assert "Going on from" in out
+    assert damaged.with_name(f"{last}.damaged").is_dir()
+    assert_same_curve(losses(elsewhere), losses(workdir))
+    for name in ("training", "merged"):
+        one, other = result(elsewhere)[name], result(workdir)[name]
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-4)
+
+
+def test_a_full_disk(start, train, tmp_path):
+    """No file may grow beyond 20 kB: saving fails as on a full disk. The run stops and says so, or
+    goes on to its end without checkpoints, as it is told."""
+    resource = pytest.importorskip("resource")
+
+    @contextlib.contextmanager
+    def little_room():
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        yield
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    def outcome(on_failure):
+        with little_room():
+            process = start(
+                tmp_path,
+                "--config.epochs=0.5",
+                f"--config.checkpoints.on_failure={on_failure}",
+                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1000",  # nothing torn goes there
+                **QUICK,
+            )
+        return ends([process])[0]
+
+    status, _, err = outcome("stop")
+    assert status == 1
+    assert f"could not be written to {tmp_path / 'checkpoints'}" in err
+    assert "If the disk is full" in err
+    status, out, err = outcome("go_on")
+    assert status == 0, err
+    assert err.count("The run goes on without it") == 3  # after 10, 20 and 23 steps
+    assert "test accuracy" in out
+    assert "/checkpoints" not in out  # the closing words know of none
+    assert result(tmp_path)["training"]["examples"] == 299
+    assert newest(tmp_path / "checkpoints") == 0
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_an_evaluation_for_which_there_was_no_time(data_dir, tmp_path, monkeypatch):
+    """Asked to stop at a step that has one, the run saves and leaves; it is made up for."""
+    config = tiny.get_config()
+    config.data.data_dir = str(data_dir)
+    config.epochs = 2 / 46
+    config.optimizer.warmup_epochs = 0.0
+    monkeypatch.setattr(Interruption, "requested", lambda self, step: step == 2)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path)
+    assert evaluations(tmp_path) == []
+    for _ in range(2):  # the first makes it, the second finds it made
+        final = run(config, tmp_path)
+        [scores] = evaluations(tmp_path)
+        assert scores["step"] == 2
+        np.testing.assert_allclose(scores["eval/loss"], final["training"]["loss"], rtol=1e-5)
