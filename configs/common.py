@@ -188,7 +188,7 @@ def fine_tuning(config: ConfigDict) -> None:
 
 
 def on_gpus(config: ConfigDict, gpus: str, images: int) -> None:
-    """Keeps the batch of an experiment on fewer GPUs, by accumulation.
+    """Keeps the batch of an experiment on fewer GPUs, by accumulation; evaluates as many at a time.
 
     Args:
       config: its configuration, with the batch.
@@ -214,6 +214,7 @@ def on_gpus(config: ConfigDict, gpus: str, images: int) -> None:
             f"{', '.join(map(str, possible))} do. Or set --config.accumulation yourself."
         )
     config.accumulation = config.batch_size // at_a_time
+    config.eval_batch_size = at_a_time
 
 
 def row_and_gpus(text: str) -> tuple[str, str]:

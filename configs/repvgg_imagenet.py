@@ -9,9 +9,10 @@ Top-1 accuracy of the released networks that were trained by this recipe, in per
     a0 72.41   a1 74.47   a2 76.48
     b0 75.14   b1 78.37   b1g2 77.79   b1g4 77.58   b2 78.78   b2g4 78.50
 
+The paper trained on 8 GPUs; how long it takes here has not been measured.
+
 b3, b3g4 and d2se were released after 200 epochs with AutoAugment, mixup and label smoothing (80.52,
-80.22, 81.81), of which the first two are not in this project yet; of b2g2 and b3g2 nothing is known
-here.
+80.22, 81.81), which this is not; of b2g2 and b3g2 nothing is known here.
 
 Weight decay spares what the official code spares: biases and all batch norms but that of the
 identity branch. That code also doubles the learning rate of biases, which by its own word made no

@@ -21,20 +21,22 @@ from train.step import TrainState
 
 _ITEMS = ("params", "batch_stats", "opt_state")
 _PARTIAL = ".partial"  # behind the name of what is not complete, or about to be deleted
-_METRICS = "metrics"
+_METRICS = "metrics.json"
 
 
 class Checkpoints:
     """The checkpoints in a folder, a context manager that waits for the last one at its end.
 
     Each is a folder named after its step, with the items `params`, `batch_stats`, `opt_state` and,
-    where there is a moving average, `ema`, and with `description` and `metrics` in JSON. It gets
-    its name when it is complete, `checksums.json` and all, and loses it before it is deleted: a run
-    that is killed at any moment leaves complete checkpoints only, and which there are is read from
-    the folder, never from memory.
+    where there is a moving average, `ema`, and with `description` in JSON; an evaluation adds
+    `metrics.json`. It gets its name when it is complete, `checksums.json` and all, and loses it
+    before it is deleted: a run that is killed at any moment leaves complete checkpoints only, and
+    which there are is read from the folder, never from memory.
 
-    The main process alone writes, from its memory, whatever the devices: it holds a copy of the
-    state until it is written. Reading, every process takes from the files what its devices need.
+    Orbax's own manager does none of the last three: it has no checksums of arrays, and after a
+    write that failed it names a checkpoint that is not there. The price: the main process alone
+    writes, from a copy of the state in its memory, whatever the devices, to a folder that all
+    processes see as files; and each process reads the whole.
 
     Args:
       folder: where they lie; all processes see the same.
@@ -75,31 +77,36 @@ class Checkpoints:
             self.wait()
         self._writer.shutdown()
 
-    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
-        """Starts writing a checkpoint and returns; a failure shows in the next `save` or `wait`.
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts writing a checkpoint and returns; a failure shows in the next call or in `wait`.
 
         All processes of a run call it at the same step.
 
         Args:
           step: number of steps done.
           state: after that step; its arrays may be donated as soon as this returns.
-          metrics: of an evaluation of this very state, with `top1`, if there was one.
 
         Raises:
-          RunError: the checkpoint before could not be written, and such a run is to stop.
+          RunError: what was written before could not be, and such a run is to stop.
         """
         self.wait()
         names = _ITEMS if state.ema is None else (*_ITEMS, "ema")
         trees = jax.tree.map(_readable, {name: getattr(state, name) for name in names})
         if self._main:
-            # A copy: on a CPU the arrays that JAX hands out are the device's own.
-            trees = jax.tree.map(np.array, jax.device_get(trees))
-            self._writing = self._writer.submit(self._write, step, trees, metrics)
+            trees = jax.device_get(trees)
+            if jax.default_backend() == "cpu":  # these are the device's own arrays
+                trees = jax.tree.map(np.array, trees)
+            self._writing = self._writer.submit(self._write, step, trees)
 
     def score(self, step: int, metrics: dict[str, float]) -> None:
-        """As `save`, of metrics alone, for a checkpoint that was saved without."""
+        """As `save`, for what an evaluation has found out about a checkpoint.
+
+        Args:
+          step: of the checkpoint; where it could not be written, nothing is.
+          metrics: of its state, with `top1`.
+        """
         self.wait()
-        if self._main:
+        if self._main and self.path(step).is_dir():
             self._writing = self._writer.submit(self._write_metrics, step, metrics)
 
     def wait(self) -> None:
@@ -122,7 +129,7 @@ class Checkpoints:
 
     def scored(self, step: int) -> bool:
         """Whether the checkpoint of a step has the metrics of an evaluation."""
-        return _top1(self.path(step)) is not None
+        return bool(_decided_by_main(lambda: int(_top1(self.path(step)) is not None)))
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -152,12 +159,10 @@ class Checkpoints:
         fields = {name: _on_devices(tree, getattr(like, name)) for name, tree in trees.items()}
         return like.replace(step=_on_devices(np.int32(step), like.step), **fields), step
 
-    def _write(self, step: int, trees: dict[str, Any], metrics: dict[str, float] | None) -> None:
+    def _write(self, step: int, trees: dict[str, Any]) -> None:
         """What the writer does: a complete checkpoint, or none and an error."""
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["description"] = ocp.args.JsonSave(self._description)
-        if metrics is not None:
-            items[_METRICS] = ocp.args.JsonSave(metrics)
         path = self.path(step)
         partial = path.with_name(path.name + _PARTIAL)
         try:
@@ -171,10 +176,9 @@ class Checkpoints:
         self._remove_superfluous()
 
     def _write_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        path = self.path(step)
-        (path / _METRICS).mkdir(exist_ok=True)
-        replace_json(path / _METRICS / "metadata", metrics)
-        checksums.record(path)
+        # Without a checksum: should it be damaged, the evaluation is made again.
+        replace_json(self.path(step) / _METRICS, metrics)
+        self._remove_superfluous()
 
     def _remove_superfluous(self) -> None:
         steps = self._steps()
@@ -328,6 +332,6 @@ def _by_path(tree: Any) -> dict[str, Any]:
 def _top1(checkpoint: Path) -> float | None:
     """The score of a checkpoint, None where there is none that can be read."""
     try:
-        return float(json.loads((checkpoint / _METRICS / "metadata").read_bytes())["top1"])
+        return float(json.loads((checkpoint / _METRICS).read_bytes())["top1"])
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -84,7 +84,7 @@ def remember(config: ConfigDict, workdir: Path) -> list[str]:
     text = config.to_json_best_effort(indent=2)
     changes = []
     if path.exists():
-        before, now = (flatten_dict(json.loads(t), sep=".") for t in (path.read_text(), text))
+        before, now = (flatten_dict(_parsed(t, path), sep=".") for t in (path.read_text(), text))
         changes = [
             f"config.{field} was {before.get(field)}, now {now.get(field)}"
             for field in sorted(before.keys() | now.keys())
@@ -92,6 +92,13 @@ def remember(config: ConfigDict, workdir: Path) -> list[str]:
         ]
     replace_text(path, text + "\n")
     return changes
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}): take it away.") from error
 
 
 def _range(value: tuple[float, float], top: float) -> bool:

@@ -65,11 +65,11 @@ class Interruption:
         self._asked = True
 
 
-def obey_main_process(index: int, count: int) -> None:
-    """Called first in each worker process that reads data: it ends when the main process does.
+def obey_main_process(index: int = 0, count: int = 1) -> None:
+    """Called first in each worker process: it ends when the main process does.
 
-    Not before, on a signal that clusters and terminals send to all processes of a job, for the run
-    needs its data until it has left; and not later, where the main process is killed.
+    Not before, on a signal that clusters and terminals send to all processes of a job, for the main
+    process needs it until it has left; and not later, where that one is killed.
 
     Args:
       index, count: of the workers; not used, but Grain gives them.

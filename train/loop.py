@@ -1,11 +1,13 @@
 """The course of a run, from the data to the re-parameterized network."""
 
 import functools
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from replk_jax.accounting import planned_memory
@@ -27,7 +29,7 @@ from train.optimizer import make_optimizer, warmup_cosine
 from train.profiling import Profiler
 from train.regularization import make_penalty
 from train.reporting import Reporter, say, warn
-from train.step import Batch, TrainState, abstract_state, init_state, make_train_step
+from train.step import Batch, Metrics, TrainState, abstract_state, init_state, make_train_step
 from train.utilization import Utilization
 from train.workdir import locked
 
@@ -50,11 +52,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     configuration.check(config)
     parallel.start_processes(config.distributed)
-    with Interruption() as interruption, locked(workdir):
-        return _run(config, workdir, interruption)
+    with locked(workdir):
+        return _run(config, workdir)
 
 
-def _run(config: ConfigDict, workdir: Path, interruption: Interruption) -> dict[str, Any]:
+def _run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     training = _Training(config, workdir)
     main = parallel.is_main_process()
     with Checkpoints(
@@ -77,6 +79,7 @@ def _run(config: ConfigDict, workdir: Path, interruption: Interruption) -> dict[
         with (
             reporter,
             Profiler(workdir / "profile", first_step, total, active=tracing) as profiler,
+            Interruption() as interruption,
         ):
             if first_step == total:
                 reporter.say(
@@ -97,6 +100,11 @@ def _run(config: ConfigDict, workdir: Path, interruption: Interruption) -> dict[
             replace_json(workdir / "result.json", result)
             print(_closing_words(result, checkpoints, reporter), flush=True)
     return result
+
+
+# So many steps are under way at most: one runs while the next is ready. Each keeps a batch in the
+# memory of the devices, and a run that is asked to stop waits for all.
+_AHEAD = 2
 
 
 class _Training:
@@ -193,10 +201,9 @@ class _Training:
           Interrupted: the run was asked to stop, and has saved what it had.
         """
         if first_step and self._is_evaluation(first_step) and not checkpoints.scored(first_step):
-            # The run was asked to stop there, and had no time for it.
-            scores = self._evaluate(state, first_step, whole=True)
-            reporter.scalars(first_step, scores)
-            checkpoints.score(first_step, {"top1": _top1(scores)})
+            # The run was stopped or killed there, before it came to that.
+            self._evaluate_and_score(state, first_step, checkpoints, reporter)
+            checkpoints.wait()
         if first_step == self.total_steps:
             return state
         rows = self._data.train_batches(first_step, self._unreadable)
@@ -207,8 +214,14 @@ class _Training:
         compiled = self._step.lower(state, batch).compile()
         memory = planned_memory(compiled) / 2**30
         reporter.say(f"A step takes up to {memory:.2f} GiB of memory on each device.")
+        # What is wrong with the evaluation, or too large in it, shows before a day has passed.
+        self._try(state, first_step)
+        running: deque[Metrics] = deque()
         for step in range(first_step + 1, self.total_steps + 1):
+            if len(running) == _AHEAD:
+                jax.block_until_ready(running.popleft())
             state, metrics = compiled(state, batch)
+            running.append(metrics)
             window.add(step, metrics)
             profiler.step(step, metrics)
             reporter.advance()
@@ -216,20 +229,43 @@ class _Training:
             if stops or self._is_report(step):
                 reporter.scalars(step, self._averages(window, step))
             if stops or self._is_save(step):
-                whole = self._is_evaluation(step) and not stops
-                scores = self._evaluate(state, step, whole=whole)
-                if whole:
-                    reporter.scalars(step, scores)
-                checkpoints.save(step, state, {"top1": _top1(scores)} if whole else None)
+                self._try(state, step)
+                checkpoints.save(step, state)
+                if stops:
+                    raise _interrupted(step, checkpoints)
+                if self._is_evaluation(step):
+                    self._evaluate_and_score(state, step, checkpoints, reporter)
                 window.restart_clock()
-            if stops:
-                checkpoints.wait()
-                raise Interrupted(step)
             if step < self.total_steps:
                 with window.waiting():
                     batch = next(batches)
         checkpoints.wait()
         return state
+
+    def _try(self, state: TrainState, step: int) -> None:
+        """Finds out whether a state is good, on the first evaluation images.
+
+        The loss of a step is that of the parameters before it, so what the step made of them must
+        be tried before it is saved as good.
+
+        Raises:
+          NotFiniteError: it is not.
+        """
+        batches = parallel.global_batches([self._first_eval_rows], self._mesh)
+        scores = self._evaluator.evaluate(state.variables, batches)
+        require_finite(step, "eval/loss", scores["loss"])
+
+    @functools.cached_property
+    def _first_eval_rows(self) -> dict[str, np.ndarray]:
+        return next(self._data.evaluation.batches(self._unreadable))
+
+    def _evaluate_and_score(
+        self, state: TrainState, step: int, checkpoints: Checkpoints, reporter: Reporter
+    ) -> None:
+        """Evaluates a state that is saved already, however long that takes."""
+        scores = self._evaluate(state)
+        reporter.scalars(step, scores)
+        checkpoints.score(step, {"top1": _top1(scores)})
 
     def _averages(self, window: MetricWindow, step: int) -> dict[str, float]:
         """What is reported of the steps since the last report."""
@@ -256,25 +292,15 @@ class _Training:
         rows = self._data.evaluation.batches(self._unreadable)
         return parallel.global_batches(rows, self._mesh)
 
-    def _evaluate(self, state: TrainState, step: int, *, whole: bool) -> dict[str, float]:
-        """Scores on the evaluation images, or on their first batch, named as they are reported.
-
-        The loss of a step is that of the parameters before it, so what the step made of them
-        must be tried before it is saved as good.
-        """
-        scores = {}
-        for name, variables in (("eval", state.variables), ("eval_ema", state.ema)):
-            if variables is None or (name == "eval_ema" and not whole):
-                continue
-            batches = self._eval_batches() if whole else [self._first_eval_batch]
-            found = self._evaluator.evaluate(variables, batches)
-            scores.update({f"{name}/{key}": value for key, value in found.items()})
-        require_finite(step, "eval/loss", scores["eval/loss"])
-        return scores
-
-    @functools.cached_property
-    def _first_eval_batch(self) -> Batch:
-        return next(self._eval_batches())
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
+        """Scores on all evaluation images, named as they are reported."""
+        networks = {"eval": state.variables, "eval_ema": state.ema}
+        return {
+            f"{name}/{key}": value
+            for name, variables in networks.items()
+            if variables is not None
+            for key, value in self._evaluator.evaluate(variables, self._eval_batches()).items()
+        }
 
     def _is_evaluation(self, step: int) -> bool:
         return step == self.total_steps or step % self._steps_per_evaluation == 0
@@ -286,6 +312,17 @@ class _Training:
     def _is_report(self, step: int) -> bool:
         """Before every save too: what is saved must have been found finite."""
         return self._is_save(step) or step % self._config.log_every_steps == 0
+
+
+def _interrupted(step: int, checkpoints: Checkpoints) -> Exception:
+    """What a run that was asked to stop leaves with, once it has saved."""
+    checkpoints.wait()
+    latest = checkpoints.latest()
+    if latest == step:
+        return Interrupted(step)
+    # Where a failed save ends no run.
+    rest = f"The last checkpoint is {checkpoints.path(latest)}." if latest else "There is none."
+    return RunError(f"The run was asked to stop, and could not save step {step}. {rest}")
 
 
 def _top1(scores: dict[str, float]) -> float:

@@ -33,30 +33,34 @@ def locked(workdir: Path, report: Callable[[str], None] = print) -> Iterator[Non
       RunError: another run holds it; says on which host, as which process and since when.
       OSError: the folder or the file cannot be made.
     """
-    lock = parallel.together(
-        lambda: _lock(workdir, report) if parallel.is_main_process() else contextlib.nullcontext()
+    own = parallel.together(
+        lambda: lock(workdir, report) if parallel.is_main_process() else contextlib.nullcontext()
     )
-    with lock:
+    with own:
         yield
 
 
-def _lock(workdir: Path, report: Callable[[str], None]) -> TextIO:
-    """The open file, which is locked until it is closed."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / _LOCK).open("a+")
+def lock(folder: Path, report: Callable[[str], None]) -> TextIO:
+    """As `locked`, of this process alone and any folder.
+
+    Returns:
+      The open file, which is locked until it is closed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / _LOCK).open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         with file:
             raise RunError(
-                f"Another run works in {workdir}: {_holder(file)}. Wait for its end or stop it, "
-                "or use another --workdir."
+                f"Another program works in {folder}: {_holder(file)}. Wait for its end or stop it, "
+                "or use another folder."
             ) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             file.close()
             raise
-        report(f"{workdir} cannot be locked ({error.strerror}): see that no other run uses it.")
+        report(f"{folder} cannot be locked ({error.strerror}): see that no other run uses it.")
     file.truncate(0)
     holder = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%F %T")}
     file.write(json.dumps(holder) + "\n")

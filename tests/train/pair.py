@@ -29,7 +29,8 @@ def save_and_restore(folder: Path) -> None:
     assert not saved.params["kernel"].is_fully_addressable
     with Checkpoints(folder, 2, {}, report=lambda text: met.update(report=text)) as checkpoints:
         for step in (3, 4):
-            checkpoints.save(step, saved, {"top1": 0.5})
+            checkpoints.save(step, saved)
+            checkpoints.score(step, {"top1": 0.5})
         checkpoints.wait()
         met["restored"] = checkpoints.restore_latest(like)[1]
         if parallel.is_main_process():
@@ -44,9 +45,9 @@ def save_and_restore(folder: Path) -> None:
             ):
                 np.testing.assert_array_equal(mine.data, theirs.data)
         with full_disk() if parallel.is_main_process() else contextlib.nullcontext():
-            checkpoints.save(5, saved, None)
+            checkpoints.save(5, saved)
             met["full disk"] = refusal(checkpoints.wait)
-        checkpoints.save(5, saved, None)
+        checkpoints.save(5, saved)
 
 
 def hold(folder: Path) -> None:

@@ -44,7 +44,8 @@ def state(value=1.0, width=8, devices=1, average=False):
 def fill(folder, *steps, **options):
     with Checkpoints(folder, len(steps), {}, **options) as checkpoints:
         for step in steps:
-            checkpoints.save(step, state(step), {"top1": step / 10})
+            checkpoints.save(step, state(step))
+            checkpoints.score(step, {"top1": step / 10})
 
 
 def restore(folder, like=None, **options):
@@ -81,7 +82,8 @@ def test_round_trip_onto_other_devices(tmp_path, before, after):
     with Checkpoints(tmp_path, 2, {}) as checkpoints:
         assert checkpoints.latest() is checkpoints.best() is None
         assert checkpoints.restore_latest(saved) is None
-        checkpoints.save(3, saved, {"top1": 0.5})
+        checkpoints.save(3, saved)
+        checkpoints.score(3, {"top1": 0.5})
     like = state(0.0, devices=after, average=True)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
@@ -97,7 +99,7 @@ def test_round_trip_onto_other_devices(tmp_path, before, after):
 
 def test_others_read_the_weights_alone(tmp_path):
     with Checkpoints(tmp_path, 2, {"model": {"name": "tiny"}}) as checkpoints:
-        checkpoints.save(3, state(3.0), None)
+        checkpoints.save(3, state(3.0))
     path = checkpoints.path(3)
     assert path == tmp_path / "3"
     params = ocp.StandardCheckpointer().restore(path / "params")
@@ -109,7 +111,7 @@ def test_what_is_saved_may_be_donated(tmp_path):
     kept, given = state(3.0), state(3.0)
     double = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 2, tree), donate_argnums=0)
     with Checkpoints(tmp_path, 2, {}) as checkpoints:
-        checkpoints.save(3, given, None)
+        checkpoints.save(3, given)
         for _ in range(3):
             given = jax.block_until_ready(double(given))
     assert_equal(restore(tmp_path)[0], kept)
@@ -119,13 +121,16 @@ def test_keeps_the_latest_and_the_best(tmp_path):
     scores = {1: 0.3, 2: 0.9, 3: 0.5, 4: None, 5: 0.6, 6: None}
     with Checkpoints(tmp_path, 2, {}) as checkpoints:
         for step, top1 in scores.items():
-            checkpoints.save(step, state(step), None if top1 is None else {"top1": top1})
+            checkpoints.save(step, state(step))
+            if top1 is not None:
+                checkpoints.score(step, {"top1": top1})
         checkpoints.wait()
         assert checkpoints.best() == 2
         assert checkpoints.latest() == 6
     assert names(tmp_path) == {"2", "5", "6"}
     with Checkpoints(tmp_path, 1, {}) as checkpoints:
-        checkpoints.save(7, state(7), {"top1": 0.9})  # as good, and later
+        checkpoints.save(7, state(7))
+        checkpoints.score(7, {"top1": 0.9})  # as good, and later
     assert checkpoints.best() == 7
     assert names(tmp_path) == {"7"}
 
@@ -133,7 +138,7 @@ def test_keeps_the_latest_and_the_best(tmp_path):
 def test_metrics_that_come_later(tmp_path):
     fill(tmp_path, 1)
     with Checkpoints(tmp_path, 2, {}) as checkpoints:
-        checkpoints.save(2, state(2), None)
+        checkpoints.save(2, state(2))
         checkpoints.wait()
         assert [checkpoints.scored(step) for step in (1, 2)] == [True, False]
         checkpoints.score(2, {"top1": 0.9})
@@ -181,7 +186,7 @@ def test_a_moving_average_begins_from_the_parameters(tmp_path):
 
 def test_a_moving_average_is_left_out(tmp_path):
     with Checkpoints(tmp_path, 2, {}) as checkpoints:
-        checkpoints.save(2, state(2.0, average=True), None)
+        checkpoints.save(2, state(2.0, average=True))
     said = []
     restored, _ = restore(tmp_path, report=said.append)
     assert_equal(restored, state(2.0))
@@ -192,7 +197,7 @@ def test_any_damaged_file_is_noticed_and_named(tmp_path):
     fill(tmp_path, 1)
     assert checksums.fault(tmp_path / "1") is None
     assert len(files(tmp_path / "1")) > 10
-    for file in files(tmp_path / "1"):
+    for file in set(files(tmp_path / "1")) - {tmp_path / "1" / "metrics.json"}:
         name, whole = file.relative_to(tmp_path / "1").as_posix(), file.read_bytes()
         for damage in (Path.unlink, truncate, flip):
             damage(file)
@@ -216,11 +221,10 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path):
         assert f"{tmp_path / str(damaged)} is damaged" in text
         assert f"goes on from {tmp_path / '1'}" in text
 
-    fill(tmp_path, 2)
+    fill(tmp_path, 1, 2)
     assert restore(tmp_path)[1] == 2
     for file in files(tmp_path / "2"):
         file.unlink()
-    fill(tmp_path, 1)
     assert restore(tmp_path, report=said.append)[1] == 1
     assert names(tmp_path) == {"1", "2.damaged", "2.damaged-2", "3.damaged"}
 
@@ -251,7 +255,7 @@ def test_a_full_disk_stops_the_run(tmp_path):
     fill(tmp_path, 1)
     with Checkpoints(tmp_path, 2, {}) as checkpoints:
         with full_disk():
-            checkpoints.save(2, state(2), {"top1": 0.9})
+            checkpoints.save(2, state(2))
             with pytest.raises(
                 RunError, match=f"could not be written to {tmp_path}(.|\n)*/1\\. If"
             ):
@@ -266,15 +270,17 @@ def test_a_full_disk_is_reported_and_the_run_goes_on(tmp_path):
     said = []
     with Checkpoints(tmp_path, 2, {}, on_failure="go_on", report=said.append) as checkpoints:
         with full_disk():
-            checkpoints.save(3, state(3), {"top1": 0.9})
-            checkpoints.save(4, state(4), None)
+            checkpoints.save(3, state(3))
+            checkpoints.score(3, {"top1": 0.9})
+            checkpoints.save(4, state(4))
             assert len(said) == 1
             checkpoints.wait()
         assert len(said) == 2
         assert "could not be written" in said[1]
         assert (checkpoints.latest(), checkpoints.best()) == (2, 2)
         assert names(tmp_path) == {"1", "2"}
-        checkpoints.save(4, state(4), {"top1": 0.1})
+        checkpoints.save(4, state(4))
+        checkpoints.score(4, {"top1": 0.1})
     assert names(tmp_path) == {"2", "4"}
     assert len(said) == 2
     assert_equal(restore(tmp_path)[0], state(4.0))
@@ -285,7 +291,7 @@ def test_a_save_that_fails_besides_does_not_hide_what_stopped_the_run(tmp_path):
 
     def run():
         with Checkpoints(tmp_path, 2, {}) as checkpoints:
-            checkpoints.save(1, state(1), None)
+            checkpoints.save(1, state(1))
             raise RunError("no such cat")
 
     with pytest.raises(RunError, match="no such cat"):

@@ -94,3 +94,9 @@ def test_changes_are_told(tmp_path):
     assert configuration.remember(config, tmp_path) == [
         "config.optimizer.peak_lr was 0.004, now 0.001"
     ]
+
+
+def test_a_damaged_record_of_the_configuration(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed"')
+    with pytest.raises(RunError, match=r"config\.json is damaged .*: take it away"):
+        configuration.remember(common.get_config(), tmp_path)

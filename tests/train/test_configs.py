@@ -109,7 +109,7 @@ RECIPES = [
     ("from_22k", ("31b_224",), (512, 30, 1, 4e-4, 1e-6, 1e-8, 0.7, 0.2, 0.9999, False, 224), 32),
     ("from_22k", ("31b_384",), (512, 30, 1, 4e-4, 3e-4, 1e-8, 0.7, 0.3, 0.9999, False, 384), 16),
     ("from_22k", ("31l_384",), (512, 30, 1, 4e-4, 3e-4, 1e-8, 0.7, 0.3, 0.9999, False, 384), 16),
-    ("xl_320", (), (512, 30, 1, 4e-4, 1e-6, 1e-8, 0.8, 0.3, 0.9999, False, 320), 16),
+    ("xl_320", (), (512, 30, 1, 4e-4, 3e-4, 1e-8, 0.8, 0.3, 0.9999, False, 320), 16),
 ]
 
 
@@ -131,7 +131,8 @@ def test_the_recipes_of_replknet(file, row, expected, images):
     for gpus in (1, 8):
         on_fewer = load(file, (",".join((*row, f"gpus={gpus}")),))
         assert on_fewer.accumulation == config.batch_size // (gpus * images)
-        on_fewer.accumulation = 1
+        assert on_fewer.eval_batch_size == gpus * images
+        on_fewer.accumulation, on_fewer.eval_batch_size = 1, config.eval_batch_size
         assert on_fewer == config
     if expected[9]:  # what a GPU had at a time was mixed alike
         assert mixing.images_per_draw == images

@@ -106,7 +106,7 @@ def test_two_processes_do_it_all_together(tmp_path):
     assert f"{checkpoints / '4'} is damaged" in main["report"]
     assert "report" not in other
     assert f"could not be written to {checkpoints}" in main["full disk"]
-    assert "Another run works in" in main["second run"]
+    assert "Another program works in" in main["second run"]
     for trouble in ("full disk", "second run"):
         assert "Process 0 had to stop" in other[trouble]
     assert {path.name for path in checkpoints.iterdir()} == {"3", "4.damaged", "5"}

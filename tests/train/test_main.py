@@ -212,7 +212,7 @@ def test_fewer_epochs_than_are_done(data_dir, tmp_path):
     config.data.data_dir = str(data_dir)
     config.epochs = 1.0
     with Checkpoints(tmp_path / "checkpoints", 1, {}) as checkpoints:
-        checkpoints.save(STEPS, TrainState(STEPS, *[{"leaf": np.zeros(1)}] * 3), None)
+        checkpoints.save(STEPS, TrainState(STEPS, *[{"leaf": np.zeros(1)}] * 3))
     with pytest.raises(RunError, match=r"beyond the 46 steps that config\.epochs = 1\.0"):
         run(config, tmp_path)
 

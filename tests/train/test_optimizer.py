@@ -179,3 +179,20 @@ def test_all_parameters_of_mobilenet_v2_decay():
     layer = {"conv": {"kernel": np.ones((1, 1, 2, 2))}, "bn": {"scale": np.ones(2)}}
     params = {"conv1": layer, "classifier": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}}
     assert all(jax.tree.leaves(decayed(mobilenet_v2.get_config().optimizer, params)))
+
+
+@pytest.mark.parametrize("norm", [0.5, 20.0])
+def test_clipping_cuts_the_norm_of_the_whole_gradient(norm):
+    """By SGD without momentum, whose step is the gradient: 13 long, or as long as it may be."""
+    recipe = {
+        **repvgg_imagenet.get_config().optimizer,
+        "clip_norm": norm,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+    }
+    grads = {"kernel": jnp.full((2, 2), 6.0), "bias": jnp.array([-5.0])}
+    optimizer = make_optimizer(recipe, lambda step: 1.0)
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    factor = min(1, norm / 13)
+    for name, grad in grads.items():
+        np.testing.assert_allclose(updates[name], -factor * grad, rtol=1e-6)

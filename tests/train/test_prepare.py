@@ -264,7 +264,7 @@ def test_only_one_at_a_time(tars, tmp_path):
     work.mkdir(parents=True)
     with open(work / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="Another preparation is at work"):
+        with pytest.raises(RunError, match="Another program works in"):
             prepare_imagenet(tars, tmp_path / "data", MOCK)
     prepare_imagenet(tars, tmp_path / "data", MOCK)
 

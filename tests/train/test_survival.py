@@ -63,7 +63,8 @@ def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path)
     status, _, err = train(tmp_path)
     assert status == 1
     assert (
-        f"Another run works in {tmp_path}: process {process.pid} on {socket.gethostname()}" in err
+        f"Another program works in {tmp_path}: process {process.pid} on {socket.gethostname()}"
+        in err
     )
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)

@@ -12,13 +12,10 @@ does the folder take the name of the set.
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +30,8 @@ from replk_jax.files import replace_text, replacing
 from replk_jax.images import ImageError
 from train.data.unreadable import UnreadableList
 from train.errors import RunError
+from train.interruption import obey_main_process
+from train.workdir import lock
 
 # Makes of the bytes of an image and what messages call it the bytes to store.
 Encode = Callable[[bytes, str], bytes]
@@ -104,7 +103,7 @@ def write_dataset(
     work = place.with_name(f"{place.name}.incomplete")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with _lock(work):
+        with lock(work, tqdm.write):
             if place.exists() and any(place.iterdir()):
                 raise RunError(f"{place} is in the way: it holds files, but no data set.")
             data = work / "data"
@@ -224,17 +223,6 @@ def _template(info: tfds.core.DatasetInfo, split: str) -> tfds.core.ShardedFileT
     )
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keeps other preparations out of a folder until the end of the block, or of the program."""
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"Another preparation is at work in {folder}.") from error
-        yield
-
-
 def _begin(data: Path, shards: Sequence[_Shard], splits: Mapping[str, Sequence[Item]]) -> None:
     """Throws away what is there of a set of other images."""
     digest = hashlib.sha256()
@@ -304,13 +292,7 @@ def _join(writer: _Writer) -> None:
     """Makes a process of the pool ready: it has the writer, and ends with the one that began it."""
     global _writer
     _writer = writer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # that process gets it too, and says when to end
-
-    def end_together() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_together, daemon=True).start()
+    obey_main_process()
 
 
 def _write(shard: _Shard) -> tuple[int, list[str]]:

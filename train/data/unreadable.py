@@ -62,6 +62,9 @@ class UnreadableList:
         if message in self._known:
             return
         self._known.add(message)
-        with open(self.path, "a") as file:
-            file.write(message + "\n")
+        try:
+            with open(self.path, "a") as file:
+                file.write(message + "\n")
+        except OSError as error:  # that an image is told of must not end what goes on without it
+            message += f" (It is not in {self.path}: {error.strerror}.)"
         self._say(message)
