@@ -1,4 +1,4 @@
-"""Measures the data pipeline: python -m train.bench_data [--config configs/31b.py] [--json FILE]
+"""Measures the data pipeline: python -m train.bench_data --config configs/31b.py [--json FILE]
 
 Makes JPEG files like photographs (500 x 375, 4:2:0, about 60 kB) and prints the images/s of each
 stage of the configured training transform, and of the same steps in plain Pillow, as timm composes
@@ -249,5 +249,4 @@ def _rate(seconds: float | None, width: int) -> str:
 
 
 if __name__ == "__main__":
-    flags.set_default(command_line.CONFIG, str(Path(__file__).parents[1] / "configs/31b.py"))
     app.run(main, flags_parser=command_line.parse)

@@ -2,12 +2,14 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from configs.common import get_config
+from tests.train.conftest import REPOSITORY
 from train import bench_data
 from train.data.images import train_transform_of
 from train.data.pillow_reference import PillowTransform
@@ -33,13 +35,8 @@ def test_the_peer_is_the_same_recipe():
         assert {**vars(transform), "resizing": in_pillow} == vars(peer)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_everything_is_measured_and_printed(workers):
-    config = get_config()
-    config.data.image_size = 32
-    config.data.reading = {"threads": 2, "workers": workers}
-    figures = bench_data.measure(config, count=2, rounds=1)
-    assert json.loads(json.dumps(figures)) == figures
+def check(figures, lines, workers):
+    """Figures of two images, and what was printed of them."""
     stages = ["read", "decode", "crop, resize", "flip", "augment", "whole transform", "pipeline"]
     assert list(figures["seconds"]) == stages
     for stage, by_name in figures["seconds"].items():
@@ -47,10 +44,30 @@ def test_everything_is_measured_and_printed(workers):
         for seconds in by_name.values():
             assert seconds["wall"] > 0
             assert (seconds["cpu"] is None) == (stage == "pipeline" and workers > 0)
-    lines = bench_data.as_text(figures).splitlines()
     assert lines[0].startswith("2 JPEG files of 500 x 375 and 6")
     assert lines[1] == f"pipeline: 2 threads, {workers} worker processes"
     assert [line[:16].strip() for line in lines[3:]] == stages
     whole = figures["seconds"]["whole transform"]
     rates = [f"{1 / whole[name]['cpu']:.0f}" for name in ("train", "pillow")]
     assert lines[-2].split()[2:4] == rates
+
+
+def test_everything_is_measured_and_printed():
+    config = get_config()
+    config.data.image_size = 32
+    config.data.reading = {"threads": 2, "workers": 0}
+    figures = bench_data.measure(config, count=2, rounds=1)
+    assert json.loads(json.dumps(figures)) == figures
+    check(figures, bench_data.as_text(figures).splitlines(), workers=0)
+
+
+def test_the_program(tmp_path):
+    path = tmp_path / "figures.json"
+    command = [
+        sys.executable, "-m", "train.bench_data", "--config=configs/31b.py", "--images=2",
+        "--rounds=1", f"--json={path}", "--config.data.image_size=32",
+        "--config.data.reading.threads=2", "--config.data.reading.workers=1",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    check(json.loads(path.read_text()), done.stdout.splitlines(), workers=1)

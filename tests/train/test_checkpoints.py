@@ -221,12 +221,12 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path):
         assert f"{tmp_path / str(damaged)} is damaged" in text
         assert f"goes on from {tmp_path / '1'}" in text
 
-    fill(tmp_path, 1, 2)
-    assert restore(tmp_path)[1] == 2
-    for file in files(tmp_path / "2"):
+    fill(tmp_path, 2, 3)
+    assert restore(tmp_path)[1] == 3
+    for file in files(tmp_path / "3"):
         file.unlink()
-    assert restore(tmp_path, report=said.append)[1] == 1
-    assert names(tmp_path) == {"1", "2.damaged", "2.damaged-2", "3.damaged"}
+    assert restore(tmp_path, report=said.append)[1] == 2
+    assert names(tmp_path) == {"2", "2.damaged", "3.damaged", "3.damaged-2"}
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):

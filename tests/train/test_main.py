@@ -20,7 +20,7 @@ from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import read_description
 from tests.train import tiny
 from tests.train.conftest import QUICK
-from tests.train.runs import STEPS, assert_same_curve, ends, losses, newest, start_two
+from tests.train.runs import STEPS, ends, losses, newest, start_two
 from train.checkpoints import Checkpoints
 from train.errors import RunError
 from train.loop import run
@@ -156,15 +156,6 @@ def test_a_finished_run_started_again_evaluates_again(undisturbed, train):
     assert json.loads((workdir / "result.json").read_text()) == before
     assert not (workdir / "config.json.partial").exists()
     assert json.loads((workdir / "config.json").read_text())["seed"] == 0
-
-
-@pytest.mark.slow
-def test_eight_devices_give_the_same_curve(undisturbed, train, tmp_path):
-    status, _, err = train(tmp_path, "--config.eval_batch_size=32", devices=8, **QUICK)
-    assert status == 0, err
-    assert_same_curve(losses(tmp_path), losses(undisturbed[0]))
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["training"]["examples"] == 299
 
 
 @pytest.mark.slow

@@ -25,10 +25,20 @@ from train.step import Task, TrainState, make_train_step
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+PLAIN = {
+    "data.rand_augment": "none",
+    "augmentation.mixup_alpha": 0.0,
+    "augmentation.cutmix_alpha": 0.0,
+    "augmentation.erasing_probability": 0.0,
+    "accumulation": 1,
+}
+
+
 def configuration(data_dir, **fields):
+    """Without augmentation, but for the fields."""
     config = tiny.get_config()
     config.data.data_dir = str(data_dir)
-    config.update_from_flattened_dict(fields)
+    config.update_from_flattened_dict({**PLAIN, **fields})
     return config
 
 
@@ -54,6 +64,7 @@ def test_a_sheet_of_digits(data_dir, tmp_path):
     command = [
         sys.executable, "-m", "train.preview", "--config=tests/train/tiny.py",
         f"--config.data.data_dir={data_dir}", f"--output={path}", "--count=11",
+        *(f"--config.{field}={value}" for field, value in PLAIN.items()),
     ]  # fmt: skip
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **QUICK}
     done = subprocess.run(
