@@ -169,21 +169,25 @@ def test_what_stops_one_process_stops_all(start, tmp_path):
     assert time.monotonic() - began < 100  # and not the five minutes that JAX would wait
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path, capsys):
     """It names the step and the last good checkpoint, and that one is good indeed: with a
     learning rate that makes sense the run goes on from it."""
-    every_step = "--config.checkpoints.every_steps=1"
-    status, _, err = train(tmp_path, every_step, "--config.optimizer.peak_lr=1e30", **QUICK)
-    assert status == 1
-    assert "became" in err
-    assert "at step" in err
-    assert "peak_lr" in err
+    config = tiny.get_config()
+    config.data.data_dir = str(data_dir)
+    config.epochs = 0.25
+    config.optimizer.warmup_epochs = 0.25
+    config.checkpoints.every_steps = 1
+    config.optimizer.peak_lr = 1e30
+    with pytest.raises(RunError, match=r"became .* at step \d+\. (.|\n)*peak_lr") as caught:
+        run(config, tmp_path)
     good = tmp_path / "checkpoints" / str(newest(tmp_path / "checkpoints"))
-    assert f"The last good checkpoint is {good};" in err
+    assert f"The last good checkpoint is {good};" in str(caught.value)
     params = ocp.PyTreeCheckpointer().restore(good / "params")
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(params)) < 10
-    status, out, err = train(tmp_path, "--config.epochs=0.5", **QUICK)
-    assert status == 0, err
+    config.optimizer.peak_lr = 0.004
+    run(config, tmp_path)
+    out = capsys.readouterr().out
     assert f"Going on from {good}" in out
     assert "Since the last start config.optimizer.peak_lr was 1e+30, now 0.004" in out
 
