@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import jax
+import pytest
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "jax"
 
@@ -26,3 +27,12 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     # The long ones first, or one worker would be left alone with them at the end.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture
+def quick_compilation():
+    """XLA takes half as long to compile, and leaves most optimisations out."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -7,6 +7,8 @@ import pytest
 
 from replk_jax.models.layers import BatchNorm, ConvNorm, DropPath, GlobalAveragePool, pytorch_init
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

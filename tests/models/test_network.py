@@ -10,6 +10,8 @@ from replk_jax.models import registry
 from tests.helpers import random_images, random_variables
 from tests.miniatures import miniature
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FAMILIES = {
     family.__name__: miniature(next(a for a in registry.ARCHITECTURES.values() if type(a) is kind))
     for kind, family in registry.FAMILIES.items()

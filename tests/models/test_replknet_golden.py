@@ -58,6 +58,7 @@ def test_there_are_cases():
     assert len(FULL) == 6
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", CASES)
 def test_eval_outputs_and_every_map(name):
     """1e-5 times the largest value: ten times the rounding of either side, and a tenth of
@@ -97,6 +98,7 @@ def loss_of(case, expected):
     ).mean()
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", [n for n in CASES if "train_loss" in CASES[n]])
 def test_train_mode(name):
     """Outputs, loss, gradients and running statistics after one step.

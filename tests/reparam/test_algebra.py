@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from replk_jax.reparam import algebra
 from replk_jax.reparam.algebra import Affine, Linear
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Sums of some hundred products of numbers around one: 1e-12 is thousands of roundings.
 TOLERANCE = 1e-12
 

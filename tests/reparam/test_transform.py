@@ -17,6 +17,8 @@ from tests.golden import assert_close
 from tests.helpers import TINY, random_images, random_variables
 from tests.models.test_replknet_golden import CASES, load
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def make(architecture=TINY, **fields):
     return replk_jax.create_model(architecture, **{"num_classes": 4, **fields})

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 from absl import flags
 
@@ -28,16 +27,6 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorflow_datasets")
     prepare({"name": "digits", "data_dir": str(folder), "folder": None})
     return folder
-
-
-@pytest.fixture
-def quick_compilation():
-    """What is compiled in this process is compiled as with `QUICK`."""
-    (option,) = (name.lower() for name in QUICK)
-    before = jax.config.values[option]
-    jax.config.update(option, True)
-    yield
-    jax.config.update(option, before)
 
 
 @pytest.fixture

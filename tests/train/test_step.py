@@ -80,6 +80,7 @@ def held_by_a_device(state):
     return sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @golden.requires_golden
 def test_three_steps_of_the_official_training():
     """Losses and statistics of PyTorch's AdamW with the official parameter groups.
