@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,12 +71,26 @@ def find_images(folder: Path) -> list[Path]:
 
     Files are known by their endings; hidden ones are passed over.
     """
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    return sorted(folder / name for name in image_names(folder))
+
+
+def image_names(folder: str | os.PathLike, prefix: str = "") -> Iterator[str]:
+    """Of the images in a folder and the folders in it, from there and in no order.
+
+    No file is touched, so that millions can be listed; links to folders are not followed.
+
+    Args:
+      folder: whose files are known by their endings; hidden ones are passed over.
+      prefix: of the names.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from image_names(entry.path, f"{prefix}{entry.name}/")
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                yield prefix + entry.name
 
 
 def _read(source: ImageLike, mode: str) -> Image.Image:

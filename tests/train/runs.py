@@ -49,11 +49,15 @@ def assert_same_curve(actual, expected):
         np.testing.assert_allclose(actual[step], loss, rtol=1e-4 if step <= 46 else 2e-2)
 
 
-def start_two(start, workdir, *overrides):
-    """Two hosts by configuration alone; each of `overrides` is a pair, one for each process."""
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def start_two(start, workdir, *overrides):
+    """Two hosts by configuration alone; each of `overrides` is a pair, one for each process."""
+    port = free_port()
     return [
         start(
             workdir,

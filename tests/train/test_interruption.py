@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.runs import free_port
 from train.interruption import EXIT_STATUS, Interruption
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -83,9 +83,7 @@ def test_a_worker_ends_with_the_main_process_and_not_before(tmp_path):
 def test_two_processes_do_it_all_together(tmp_path):
     """Save, restore, fail, refuse, and leave at the same step when one of them is asked, here by
     SIGINT, which it makes a SIGTERM of."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.train.pair", str(i), str(port), tmp_path],

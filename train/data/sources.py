@@ -5,7 +5,6 @@ A source is a sequence of {"image": encoded bytes, "label": int, "origin": str} 
 """
 
 import difflib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-from replk_jax.images import IMAGE_SUFFIXES, ImageError
+from replk_jax.images import IMAGE_SUFFIXES, ImageError, image_names
 from train.data.digits import Digits
 from train.data.names import Names
 from train.data.photographs import Photographs
@@ -93,7 +92,7 @@ class FolderSource:
 
         def names() -> Iterator[str]:
             for name in self.class_names:
-                found = sorted(_image_names(folder / name))
+                found = sorted(image_names(folder / name))
                 counts.append(len(found))
                 yield from found
 
@@ -181,18 +180,6 @@ def _split_folder(root: Path, split: str) -> Path:
             f"{split}/<class>/<image>, for example {split}/tabby_cat/001.jpg."
         )
     return folder
-
-
-def _image_names(folder: str | os.PathLike, prefix: str = "") -> Iterator[str]:
-    """Of the images in a folder and the folders in it, from there."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _image_names(entry.path, f"{prefix}{entry.name}/")
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                yield prefix + entry.name
 
 
 def _require_images(folder: Path, class_names: list[str], counts: list[int]) -> None:
