@@ -35,7 +35,7 @@ from train.data.sources import Example, FolderSource, Source
 from train.data.transforms import TrainTransform
 from train.errors import RunError
 
-_IMAGES = flags.DEFINE_integer("images", 128, "how many images to make", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 512, "how many images to make", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "how often all is measured", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "file to write the figures to")
 

@@ -109,6 +109,22 @@ def test_pixels_move_as_in_pillow(name, interpolation):
             assert result.dtype == np.uint8
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_translations_are_pillows(interpolation):
+    """Everywhere, and of any image; but Pillow cuts the fractions of values, which are rounded
+    here."""
+    rng = np.random.default_rng(3)
+    resample = Image.Resampling[interpolation.upper()]
+    for shape in ((24, 31, 3), (40, 20, 1)):
+        image = rng.integers(0, 256, shape, np.uint8)
+        for name in ("TranslateXRel", "TranslateYRel"):
+            for share in (*rng.uniform(-0.45, 0.45, 50), 0.5 / shape[0], -0.5 / shape[1], 0.9):
+                matrix = AFFINE_MAPS[name](share, shape[1], shape[0])
+                result = warp(image, matrix, FILL[: shape[2]], interpolation)
+                expected = pillow(image, (name, (share,)), resample)
+                assert set(np.unique(result.astype(int) - expected)) <= {0, 1}
+
+
 def test_no_move_and_moves_by_whole_pixels_are_exact():
     image = np.random.default_rng(2).integers(0, 256, (20, 30, 3), np.uint8)
     for name, place in AFFINE_MAPS.items():

@@ -4,9 +4,9 @@ What works on floats (normalisation, mixing, erasing) is the device's part.
 """
 
 import dataclasses
-import io
 import math
 import re
+import struct
 from typing import Any, NamedTuple
 
 import cv2
@@ -23,7 +23,11 @@ RESIZING = ("opencv", "bicubic", "bilinear")
 
 # In the data of a scan: any marker but those that restart the decoder.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_END_OF_IMAGE = b"\xff\xd9"
+_START_OF_IMAGE, _END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
+# Second bytes of markers: SOF0 and SOF1, SOS, DQT and DHT; and those and DRI, APPn, COM.
+_FRAMES, _SCAN, _TABLES = {0xC0, 0xC1}, 0xDA, {0xDB, 0xC4}
+_PASSED_OVER = {*_TABLES, 0xDD, *range(0xE0, 0xF0), 0xFE}
+_LARGE = 2**26  # pixels; Pillow warns of larger images, and refuses the largest
 
 
 class Draws(NamedTuple):
@@ -233,12 +237,35 @@ def resize(image: np.ndarray, size: int, resizing: str) -> np.ndarray:
 
 def _is_plain_jpeg(data: bytes) -> bool:
     """Whether it is a grey or colour JPEG of one scan that nothing interrupts or follows."""
-    file = io.BytesIO(data)
-    try:
-        with Image.open(file, formats=("JPEG",)) as image:
-            scan = file.tell()  # Pillow has read the headers before it
-    except Exception:  # Pillow raises whatever it trips over, and will again
+    scan = _start_of_scan(data)
+    if scan is None:
         return False
     marker = _MARKER.search(data, scan)
-    ends = marker is not None and data[marker.start() :] == _END_OF_IMAGE
-    return ends and image.mode in ("L", "RGB")
+    return marker is not None and data[marker.start() :] == _END_OF_IMAGE
+
+
+def _start_of_scan(data: bytes) -> int | None:
+    """Where the data of the first scan begin; None unless the headers before are as they often are.
+
+    That is a sequence of known segments with the tables of a Huffman code, one frame of 1 or 3
+    channels of 8 bits, and a scan of all its channels. ITU-T T.81, annex B.
+    """
+    if not data.startswith(_START_OF_IMAGE):
+        return None
+    position, seen, channels = 2, set(), 0
+    while len(data) >= position + 10:
+        mark, marker, length = struct.unpack_from(">BBH", data, position)
+        if mark != 0xFF or length < 2:
+            return None
+        if marker in _FRAMES and not channels:
+            bits, height, width, channels = struct.unpack_from(">BHHB", data, position + 4)
+            if bits != 8 or not 0 < height * width < _LARGE or channels not in (1, 3):
+                return None
+        elif marker == _SCAN:
+            complete = seen >= _TABLES and data[position + 4] == channels
+            return position + 2 + length if complete else None
+        elif marker not in _PASSED_OVER:
+            return None
+        seen.add(marker)
+        position += 2 + length
+    return None
