@@ -7,8 +7,12 @@ Top-1 accuracy of the released network, in per cent: 83.48, of the moving averag
 
 The official run had 32 GPUs with 64 images each, or 8 in four rounds, which is `gpus=8`: the same
 batch by accumulation. Batch norm sees what is on the devices at a time, 2,048 images in the one
-case and 512 in the other; with `gpus=1` it is 64. How long it takes has not been measured; the
-matrix products and convolutions of 300 epochs are 3.6e19 floating-point operations.
+case and 512 in the other; with `gpus=1` it is 64.
+
+How long a run takes has not been measured. Two days on 8 A100 are an estimate: one of them runs the
+network at 859 images/s (arXiv:2410.08049), and a training step is counted as three times that. The
+300 epochs are 3.6e19 floating-point operations; what the other configurations say of their time is
+in proportion to this.
 """
 
 from ml_collections import ConfigDict
