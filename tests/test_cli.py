@@ -64,6 +64,7 @@ def test_mistakes_end_with_one_line(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_bench_model(tmp_path, capsys, monkeypatch):
     """All modes of a tiny model; what is measured is not looked at."""
     monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
@@ -103,6 +104,7 @@ def test_bench_model_with_peers(tmp_path, capsys, monkeypatch):
     assert "not measured: ModuleNotFoundError" in out
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_bench_several_models(capsys, monkeypatch):
     """Of every family; a table tells what re-parameterization brings."""
     names = ["replknet_3", "repvgg_a0", "mobilenet_v2", "resnet_101"]

@@ -21,7 +21,7 @@ from train.step import TrainState
 
 _ITEMS = ("params", "batch_stats", "opt_state")
 _PARTIAL = ".partial"  # behind the name of what is not complete, or about to be deleted
-_METRICS = "metrics.json"
+_SCORE = "score.json"
 
 
 class Checkpoints:
@@ -29,7 +29,7 @@ class Checkpoints:
 
     Each is a folder named after its step, with the items `params`, `batch_stats`, `opt_state` and,
     where there is a moving average, `ema`, and with `description` in JSON; an evaluation adds
-    `metrics.json`. It gets its name when it is complete, `checksums.json` and all, and loses it
+    `score.json`. It gets its name when it is complete, `checksums.json` and all, and loses it
     before it is deleted: a run that is killed at any moment leaves complete checkpoints only, and
     which there are is read from the folder, never from memory.
 
@@ -40,7 +40,7 @@ class Checkpoints:
 
     Args:
       folder: where they lie; all processes see the same.
-      keep: how many of the latest to keep, besides the one of the best `top1`.
+      keep: how many of the latest to keep, besides the one of the best score.
       description: what to store beside each for whoever finds it: which model it is of.
       on_failure: when one cannot be written, "stop" or "go_on" without it.
       report: is told, in the main process, what the user should hear of.
@@ -98,16 +98,16 @@ class Checkpoints:
                 trees = jax.tree.map(np.array, trees)
             self._writing = self._writer.submit(self._write, step, trees)
 
-    def score(self, step: int, metrics: dict[str, float]) -> None:
+    def score(self, step: int, score: float) -> None:
         """As `save`, for what an evaluation has found out about a checkpoint.
 
         Args:
           step: of the checkpoint; where it could not be written, nothing is.
-          metrics: of its state, with `top1`.
+          score: of its state; the higher, the better.
         """
         self.wait()
         if self._main and self.path(step).is_dir():
-            self._writing = self._writer.submit(self._write_metrics, step, metrics)
+            self._writing = self._writer.submit(self._write_score, step, score)
 
     def wait(self) -> None:
         """Returns when what was saved is complete, or has failed.
@@ -122,14 +122,14 @@ class Checkpoints:
         return max(self._steps(), default=None)
 
     def best(self) -> int | None:
-        """Step of the complete checkpoint with the best `top1`, the latest of several."""
-        scores = {step: _top1(self.path(step)) for step in self._steps()}
-        scored = [(top1, step) for step, top1 in scores.items() if top1 is not None]
+        """Step of the complete checkpoint with the best score, the latest of several."""
+        scores = {step: _score(self.path(step)) for step in self._steps()}
+        scored = [(score, step) for step, score in scores.items() if score is not None]
         return max(scored)[1] if scored else None
 
     def scored(self, step: int) -> bool:
-        """Whether the checkpoint of a step has the metrics of an evaluation."""
-        return bool(_decided_by_main(lambda: int(_top1(self.path(step)) is not None)))
+        """Whether the checkpoint of a step has the score of an evaluation."""
+        return bool(_decided_by_main(lambda: int(_score(self.path(step)) is not None)))
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -175,9 +175,9 @@ class Checkpoints:
             raise
         self._remove_superfluous()
 
-    def _write_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    def _write_score(self, step: int, score: float) -> None:
         # Without a checksum: should it be damaged, the evaluation is made again.
-        replace_json(self.path(step) / _METRICS, metrics)
+        replace_json(self.path(step) / _SCORE, {"score": score})
         self._remove_superfluous()
 
     def _remove_superfluous(self) -> None:
@@ -329,9 +329,9 @@ def _by_path(tree: Any) -> dict[str, Any]:
     }
 
 
-def _top1(checkpoint: Path) -> float | None:
+def _score(checkpoint: Path) -> float | None:
     """The score of a checkpoint, None where there is none that can be read."""
     try:
-        return float(json.loads((checkpoint / _METRICS).read_bytes())["top1"])
+        return float(json.loads((checkpoint / _SCORE).read_bytes())["score"])
     except (OSError, ValueError, TypeError, KeyError):
         return None

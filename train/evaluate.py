@@ -11,6 +11,7 @@ from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import SavedNetwork, load
 from train import config as configuration
 from train import parallel
+from train.classification import accuracy
 from train.data.images import EvaluationImages, preprocessing_of
 from train.data.sources import prepare
 from train.errors import RunError
@@ -44,7 +45,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None) -> dict[str, A
         preprocessing = preprocessing_of(config.data)
     parallel.in_turn(lambda: prepare(config.data))
     images = parallel.together(lambda: _images(config, network, preprocessing))
-    evaluator = Evaluator(network.model, preprocessing.mean, preprocessing.std, mesh)
+    evaluator = Evaluator(network.model, accuracy(preprocessing.mean, preprocessing.std), mesh)
     batches = parallel.global_batches(images.batches(), mesh)
     if network.model.deploy:
         with jax.default_matmul_precision("highest"):

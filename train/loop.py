@@ -17,7 +17,7 @@ from train import config as configuration
 from train import parallel
 from train.augmentation import make_augmentation
 from train.checkpoints import Checkpoints
-from train.classification import classification
+from train.classification import accuracy, classification
 from train.data.images import ImageData
 from train.data.sources import prepare
 from train.data.unreadable import UnreadableList
@@ -28,7 +28,7 @@ from train.metrics import MetricWindow, NotFiniteError, require_finite
 from train.optimizer import make_optimizer, warmup_cosine
 from train.profiling import Profiler
 from train.regularization import make_penalty
-from train.reporting import Reporter, say, warn
+from train.reporting import Reporter, in_words, say, warn
 from train.step import Batch, Metrics, TrainState, abstract_state, init_state, make_train_step
 from train.utilization import Utilization
 from train.workdir import locked
@@ -98,7 +98,7 @@ def _run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         result = training.compare(state)
         if main:
             replace_json(workdir / "result.json", result)
-            print(_closing_words(result, checkpoints, reporter), flush=True)
+            print(_closing_words(result, training.best_by, checkpoints, reporter), flush=True)
     return result
 
 
@@ -144,7 +144,9 @@ class _Training:
             ema_decay=config.ema_decay,
             penalty=make_penalty(recipe),
         )
-        self._evaluator = Evaluator(self._model, config.data.mean, config.data.std, self._mesh)
+        measure = accuracy(config.data.mean, config.data.std)
+        self.best_by = measure.best_by
+        self._evaluator = Evaluator(self._model, measure, self._mesh)
 
     def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
         """The state to begin with, and how many steps it has behind it."""
@@ -265,7 +267,15 @@ class _Training:
         """Evaluates a state that is saved already, however long that takes."""
         scores = self._evaluate(state)
         reporter.scalars(step, scores)
-        checkpoints.score(step, {"top1": _top1(scores)})
+        checkpoints.score(step, self._best(scores))
+
+    def _best(self, scores: dict[str, float]) -> float:
+        """By which the best checkpoint is found: of the network or of its average, the higher.
+
+        At the beginning the average lags far behind; at the end it is what one is after.
+        """
+        kinds = [f"{network}/{self.best_by}" for network in ("eval", "eval_ema")]
+        return max(scores[kind] for kind in kinds if kind in scores)
 
     def _averages(self, window: MetricWindow, step: int) -> dict[str, float]:
         """What is reported of the steps since the last report."""
@@ -325,14 +335,6 @@ def _interrupted(step: int, checkpoints: Checkpoints) -> Exception:
     return RunError(f"The run was asked to stop, and could not save step {step}. {rest}")
 
 
-def _top1(scores: dict[str, float]) -> float:
-    """By which the best checkpoint is found: of the network or of its average, whichever is higher.
-
-    At the beginning the average lags far behind; at the end it is what one is after.
-    """
-    return max(scores["eval/top1"], scores.get("eval_ema/top1", 0.0))
-
-
 def _expect_same_normalisation(config: ConfigDict, network: SavedNetwork) -> None:
     """Raises where it is known that the network has only seen images of another mean or std."""
     data, known = config.data, network.preprocessing
@@ -358,15 +360,17 @@ def _diverged(error: NotFiniteError, checkpoints: Checkpoints) -> str:
     )
 
 
-def _closing_words(result: dict[str, Any], checkpoints: Checkpoints, reporter: Reporter) -> str:
+def _closing_words(
+    result: dict[str, Any], best_by: str, checkpoints: Checkpoints, reporter: Reporter
+) -> str:
     latest = checkpoints.latest()
     rows = {
-        "test accuracy": _accuracy(result["training"]),
-        "re-parameterized": _after_merging(result),
+        "evaluation": _in_training(result, best_by),
+        "re-parameterized": _after_merging(result, best_by),
     }
     if average := result.get("ema"):
-        rows["moving average"] = _accuracy(average["training"])
-        rows["re-parameterized "] = _after_merging(average)
+        rows["moving average"] = _in_training(average, best_by)
+        rows["re-parameterized "] = _after_merging(average, best_by)
     if latest is not None:  # each may have failed, for want of room
         rows["checkpoint"] = checkpoints.path(latest)
         rows["best checkpoint"] = checkpoints.path(checkpoints.best() or latest)
@@ -378,12 +382,17 @@ def _closing_words(result: dict[str, Any], checkpoints: Checkpoints, reporter: R
     return "\n" + "\n".join(f"{name:17} {value}" for name, value in rows.items())
 
 
-def _accuracy(scores: dict[str, Any]) -> str:
-    return f"{scores['top1']:.2%} of {scores['examples']} images"
+def _in_training(result: dict[str, Any], best_by: str) -> str:
+    scores = result["training"]
+    return f"{_score(scores, best_by)} of {scores['examples']} images"
 
 
-def _after_merging(result: dict[str, Any]) -> str:
+def _after_merging(result: dict[str, Any], best_by: str) -> str:
     if merged := result.get("merged"):
-        difference = f"largest difference of any logit {result['largest_difference']:.1e}"
-        return f"{merged['top1']:.2%}, {difference}"
+        difference = f"largest difference of any output {result['largest_difference']:.1e}"
+        return f"{_score(merged, best_by)}, {difference}"
     return f"not possible: {result['not_merged']}"
+
+
+def _score(scores: dict[str, float], best_by: str) -> str:
+    return "".join(in_words({best_by: scores[best_by]}))

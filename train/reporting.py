@@ -99,7 +99,7 @@ class Reporter:
         for writer in self._writers:
             with self._warning():
                 writer.write(step, values)
-        words = list(_in_words(values))
+        words = list(in_words(values))
         if "train/loss" in values:
             left = self._time_left(step)
             self._bar.set_postfix_str(", ".join([*left, *words]))
@@ -168,7 +168,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes else f"{seconds} s"
 
 
-def _in_words(values: dict[str, float]) -> Iterator[str]:
+def in_words(values: dict[str, float]) -> Iterator[str]:
     """Those of `_WORDS`, behind the name of each evaluation that they are from."""
     groups: dict[str, dict[str, float]] = {}
     for name, value in values.items():

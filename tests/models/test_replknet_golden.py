@@ -98,8 +98,17 @@ def loss_of(case, expected):
     ).mean()
 
 
+# Trained in CI elsewhere, for three steps (tests/train/test_step.py), or of nothing that the others
+# do not have.
+LIKE_OTHERS = ("replk_13_7_5", "replk_3_7_13", "replk_3_no_small")
+TRAINED = [name for name in CASES if "train_loss" in CASES[name]]
+
+
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("name", [n for n in CASES if "train_loss" in CASES[n]])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.exhaustive) if n in LIKE_OTHERS else n for n in TRAINED],
+)
 def test_train_mode(name):
     """Outputs, loss, gradients and running statistics after one step.
 

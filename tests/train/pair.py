@@ -30,7 +30,7 @@ def save_and_restore(folder: Path) -> None:
     with Checkpoints(folder, 2, {}, report=lambda text: met.update(report=text)) as checkpoints:
         for step in (3, 4):
             checkpoints.save(step, saved)
-            checkpoints.score(step, {"top1": 0.5})
+            checkpoints.score(step, 0.5)
         checkpoints.wait()
         met["restored"] = checkpoints.restore_latest(like)[1]
         if parallel.is_main_process():

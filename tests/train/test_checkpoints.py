@@ -45,7 +45,7 @@ def fill(folder, *steps, **options):
     with Checkpoints(folder, len(steps), {}, **options) as checkpoints:
         for step in steps:
             checkpoints.save(step, state(step))
-            checkpoints.score(step, {"top1": step / 10})
+            checkpoints.score(step, step / 10)
 
 
 def restore(folder, like=None, **options):
@@ -83,7 +83,7 @@ def test_round_trip_onto_other_devices(tmp_path, before, after):
         assert checkpoints.latest() is checkpoints.best() is None
         assert checkpoints.restore_latest(saved) is None
         checkpoints.save(3, saved)
-        checkpoints.score(3, {"top1": 0.5})
+        checkpoints.score(3, 0.5)
     like = state(0.0, devices=after, average=True)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
@@ -120,17 +120,17 @@ def test_what_is_saved_may_be_donated(tmp_path):
 def test_keeps_the_latest_and_the_best(tmp_path):
     scores = {1: 0.3, 2: 0.9, 3: 0.5, 4: None, 5: 0.6, 6: None}
     with Checkpoints(tmp_path, 2, {}) as checkpoints:
-        for step, top1 in scores.items():
+        for step, score in scores.items():
             checkpoints.save(step, state(step))
-            if top1 is not None:
-                checkpoints.score(step, {"top1": top1})
+            if score is not None:
+                checkpoints.score(step, score)
         checkpoints.wait()
         assert checkpoints.best() == 2
         assert checkpoints.latest() == 6
     assert names(tmp_path) == {"2", "5", "6"}
     with Checkpoints(tmp_path, 1, {}) as checkpoints:
         checkpoints.save(7, state(7))
-        checkpoints.score(7, {"top1": 0.9})  # as good, and later
+        checkpoints.score(7, 0.9)  # as good, and later
     assert checkpoints.best() == 7
     assert names(tmp_path) == {"7"}
 
@@ -141,7 +141,7 @@ def test_metrics_that_come_later(tmp_path):
         checkpoints.save(2, state(2))
         checkpoints.wait()
         assert [checkpoints.scored(step) for step in (1, 2)] == [True, False]
-        checkpoints.score(2, {"top1": 0.9})
+        checkpoints.score(2, 0.9)
     assert checkpoints.scored(2)
     assert checkpoints.best() == 2
     assert checksums.fault(tmp_path / "2") is None
@@ -197,7 +197,7 @@ def test_any_damaged_file_is_noticed_and_named(tmp_path):
     fill(tmp_path, 1)
     assert checksums.fault(tmp_path / "1") is None
     assert len(files(tmp_path / "1")) > 10
-    for file in set(files(tmp_path / "1")) - {tmp_path / "1" / "metrics.json"}:
+    for file in set(files(tmp_path / "1")) - {tmp_path / "1" / "score.json"}:
         name, whole = file.relative_to(tmp_path / "1").as_posix(), file.read_bytes()
         for damage in (Path.unlink, truncate, flip):
             damage(file)
@@ -271,7 +271,7 @@ def test_a_full_disk_is_reported_and_the_run_goes_on(tmp_path):
     with Checkpoints(tmp_path, 2, {}, on_failure="go_on", report=said.append) as checkpoints:
         with full_disk():
             checkpoints.save(3, state(3))
-            checkpoints.score(3, {"top1": 0.9})
+            checkpoints.score(3, 0.9)
             checkpoints.save(4, state(4))
             assert len(said) == 1
             checkpoints.wait()
@@ -280,7 +280,7 @@ def test_a_full_disk_is_reported_and_the_run_goes_on(tmp_path):
         assert (checkpoints.latest(), checkpoints.best()) == (2, 2)
         assert names(tmp_path) == {"1", "2"}
         checkpoints.save(4, state(4))
-        checkpoints.score(4, {"top1": 0.1})
+        checkpoints.score(4, 0.1)
     assert names(tmp_path) == {"2", "4"}
     assert len(said) == 2
     assert_equal(restore(tmp_path)[0], state(4.0))

@@ -8,9 +8,10 @@ import pytest
 import replk_jax
 from tests.helpers import TINY, data_mesh, random_variables
 from train import parallel
-from train.evaluation import Evaluator
+from train.classification import accuracy
+from train.evaluation import Evaluator, Measure
 
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+MEASURE = accuracy(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 EXAMPLES = 21
 
 
@@ -55,7 +56,7 @@ def test_counts_do_not_depend_on_batches_and_devices(
     model, variables, examples, devices, batch_size
 ):
     mesh = data_mesh(devices)
-    scores = Evaluator(model, MEAN, STD, mesh).evaluate(
+    scores = Evaluator(model, MEASURE, mesh).evaluate(
         variables, batches(examples, batch_size, mesh)
     )
     logits, labels = logits_of(model, variables, examples), examples[1]
@@ -69,7 +70,7 @@ def test_counts_do_not_depend_on_batches_and_devices(
 
 def test_comparison_of_both_structures(model, variables, examples):
     mesh = parallel.device_mesh(8)
-    evaluator = Evaluator(model, MEAN, STD, mesh)
+    evaluator = Evaluator(model, MEASURE, mesh)
     result = evaluator.compare(variables, batches(examples, 8, mesh))
     assert 0 < result["largest_difference"] < 1e-4
     scores = evaluator.evaluate(variables, batches(examples, 8, mesh))
@@ -92,7 +93,7 @@ def test_comparison_measures_the_largest_difference(monkeypatch, model, variable
     logits = logits_of(model, variables, examples)
     difference = np.abs(logits_of(model.clone(deploy=True), wrong(variables), examples) - logits)
     mesh = parallel.device_mesh(8)
-    result = Evaluator(model, MEAN, STD, mesh).compare(variables, batches(examples, 8, mesh))
+    result = Evaluator(model, MEASURE, mesh).compare(variables, batches(examples, 8, mesh))
     assert result["largest_difference"] == pytest.approx(difference.max(), rel=1e-4)
     assert difference.max() > 1.01 * difference[-5:].max()  # so the last batch is not enough
 
@@ -101,7 +102,7 @@ def test_comparison_does_not_hide_nan(model, variables, examples):
     broken = jax.tree.map(np.copy, variables)
     broken["params"]["head"]["bias"][0] = np.nan
     mesh = parallel.device_mesh(8)
-    result = Evaluator(model, MEAN, STD, mesh).compare(broken, batches(examples, 8, mesh))
+    result = Evaluator(model, MEASURE, mesh).compare(broken, batches(examples, 8, mesh))
     assert np.isnan(result["largest_difference"])
 
 
@@ -111,8 +112,8 @@ def test_a_network_that_cannot_be_merged(examples):
         "repvgg_a0", layers=(2,), channels=(4, 4), block="relu_in_branches", num_classes=8
     )
     variables, mesh = random_variables(model), parallel.device_mesh(8)
-    scores = Evaluator(model, MEAN, STD, mesh).evaluate(variables, batches(examples, 8, mesh))
-    half = Evaluator(model.clone(dtype=jnp.bfloat16), MEAN, STD, mesh)
+    scores = Evaluator(model, MEASURE, mesh).evaluate(variables, batches(examples, 8, mesh))
+    half = Evaluator(model.clone(dtype=jnp.bfloat16), MEASURE, mesh)
     result = half.compare(variables, batches(examples, 8, mesh))
     assert result.keys() == {"training", "not_merged"}
     assert result["training"] == pytest.approx(scores, rel=1e-5)
@@ -123,7 +124,36 @@ def test_fewer_than_five_classes(examples):
     model = replk_jax.create_model(TINY, num_classes=3)
     mesh = parallel.device_mesh(8)
     few = examples[0], examples[1] % 3
-    scores = Evaluator(model, MEAN, STD, mesh).evaluate(
+    scores = Evaluator(model, MEASURE, mesh).evaluate(
         random_variables(model), batches(few, 8, mesh)
     )
     assert scores["top5"] == 1
+
+
+def test_another_task(examples):
+    """Of arrays for each pixel, which are no classes, some of them not to be counted."""
+    model = replk_jax.create_model(TINY, out_indices=(0, 1))
+    variables, mesh = random_variables(model), parallel.device_mesh(8)
+
+    def sums(maps, batch):
+        fine, coarse = maps
+        counts = batch["mask"][:, None, None]
+        return {
+            "values": jnp.where(counts[..., None], fine, 0).sum((0, 1, 2)),
+            "positive": ((coarse[..., 0] > 0) & counts).sum(),
+        }
+
+    def scores(sums, examples):
+        loss = sums["values"].max() / examples
+        return {"loss": loss, "share": sums["positive"] / examples}
+
+    measure = Measure(lambda batch: batch["image"] / 255, sums, scores, best_by="share")
+    evaluator = Evaluator(model, measure, mesh)
+    found = evaluator.evaluate(variables, batches(examples, 8, mesh))
+    fine, coarse = map(np.float64, model.apply(variables, np.float32(examples[0] / 255)))
+    assert found["examples"] == EXAMPLES
+    assert found["loss"] == pytest.approx(fine.sum((0, 1, 2)).max() / EXAMPLES, rel=1e-4)
+    assert found["share"] == (coarse[..., 0] > 0).sum() / EXAMPLES
+    both = evaluator.compare(variables, batches(examples, 8, mesh))
+    assert both["merged"] == pytest.approx(found, rel=1e-3)
+    assert 0 < both["largest_difference"] < 1e-4

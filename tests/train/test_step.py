@@ -11,7 +11,7 @@ import pytest
 import replk_jax
 from configs import common
 from tests import golden
-from tests.helpers import TINY, data_mesh
+from tests.helpers import data_mesh
 from tests.models.test_replknet_golden import load
 from tests.train import tiny
 from train import parallel
@@ -20,6 +20,8 @@ from train.optimizer import make_optimizer, warmup_cosine
 from train.step import TrainState, init_state, make_train_step
 
 RECIPE = common.get_config().optimizer  # AdamW's
+# One stage has every kind of layer but a transition.
+NETWORK = replk_jax.RepLKNetArchitecture((7,), (1,), (8,), small_kernel=3)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
@@ -34,7 +36,7 @@ def batches(count, batch_size=16):
 
 def losses(devices, steps=8, seed=0, fsdp=1, accumulation=1, **augmentation):
     """The losses, the state after the last step, and the statistics after the first."""
-    model = replk_jax.create_model(TINY, num_classes=4, drop_path_rate=0.1)
+    model = replk_jax.create_model(NETWORK, num_classes=4, drop_path_rate=0.1)
     mesh = data_mesh(devices, fsdp)
     optimizer = make_optimizer(RECIPE, warmup_cosine(2e-3, 1e-5, 2, 8))
     state = init_state(model, optimizer, 16, seed, mesh, average=True)
@@ -147,7 +149,7 @@ def test_runs_are_reproducible_to_the_bit():
 @pytest.mark.usefixtures("quick_compilation")
 def test_loss_and_statistics_of_one_step():
     """Cross entropy with smoothed labels and the norms, computed apart."""
-    model = replk_jax.create_model(TINY, num_classes=4)
+    model = replk_jax.create_model(NETWORK, num_classes=4)
     mesh = data_mesh(1)
     optimizer = make_optimizer(RECIPE, lambda step: 1e-3)
     state = init_state(model, optimizer, 16, 0, mesh)
@@ -186,7 +188,7 @@ def test_loss_and_statistics_of_one_step():
 def test_accumulation_and_moving_average_by_hand():
     """Three micro-batches of every third row: gradients are averaged, statistics follow on one
     another; and the average of parameters and statistics is that of the states."""
-    model = replk_jax.create_model(TINY, num_classes=4)
+    model = replk_jax.create_model(NETWORK, num_classes=4)
     mesh, rate, decay = data_mesh(1), 0.05, 0.8
     optimizer = optax.sgd(rate)
     state = init_state(model, optimizer, 16, 0, mesh, average=True)

@@ -10,9 +10,9 @@ from train.step import Task
 
 def get_config() -> ConfigDict:
     config = digits.get_config()
-    config.model.replknet.kernel_sizes = (5, 3)
-    config.model.replknet.layers = (1, 1)
-    config.model.replknet.channels = (8, 16)
+    config.model.replknet.kernel_sizes = (5,)
+    config.model.replknet.layers = (1,)
+    config.model.replknet.channels = (16,)
     config.model.replknet.small_kernel = 3
     config.data.image_size = 16
     config.data.rand_augment = "rand-m4-n1-mstd0.5"
