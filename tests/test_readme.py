@@ -37,7 +37,7 @@ def code_of(title):
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(monkeypatch, quick_compilation):
     """A tiny architecture under the name of the large one."""
     monkeypatch.setitem(registry.ARCHITECTURES, "replknet_31b", TINY)
 

@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 from replk_jax.files import replace_json
+from train.errors import RunError
 
 _RECORD = "checksums.json"
 _CHUNK = 2**24
@@ -51,6 +52,16 @@ def fault(folder: Path) -> str | None:
     except (ValueError, TypeError, AttributeError):
         return f"{_RECORD} is altered"
     return None
+
+
+def require_sound(checkpoint: Path) -> None:
+    """Raises where a checkpoint with a record is not what was recorded; all else passes.
+
+    Raises:
+      RunError: it is damaged.
+    """
+    if (checkpoint / _RECORD).is_file() and (reason := fault(checkpoint)):
+        raise RunError(f"{checkpoint} is damaged: {reason}. Take another checkpoint.")
 
 
 def _crc(path: Path) -> int:

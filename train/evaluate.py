@@ -11,6 +11,7 @@ from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import SavedNetwork, load
 from train import config as configuration
 from train import parallel
+from train.checksums import require_sound
 from train.classification import accuracy
 from train.data.images import EvaluationImages, preprocessing_of
 from train.data.sources import prepare
@@ -63,6 +64,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None) -> dict[str, A
 def _load(config: ConfigDict) -> SavedNetwork:
     if not config.init_from:
         raise RunError("Mode eval wants to know what to evaluate: --config.init_from=FILE.")
+    require_sound(Path(config.init_from))
     try:
         network = load(config.init_from, prefer_ema=config.init_ema)
     except ValueError as error:

@@ -17,6 +17,7 @@ from train import config as configuration
 from train import parallel
 from train.augmentation import make_augmentation
 from train.checkpoints import Checkpoints
+from train.checksums import require_sound
 from train.classification import accuracy, classification
 from train.data.images import ImageData
 from train.data.sources import prepare
@@ -171,6 +172,7 @@ class _Training:
     def _load(self) -> dict[str, Any]:
         """The variables of the network in the file `config.init_from`."""
         config = self._config
+        require_sound(Path(config.init_from))
         try:
             network = load_into(
                 self._model,
