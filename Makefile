@@ -1,7 +1,7 @@
 # make demo              train a small RepLKNet on handwritten digits
 # make test              run the tests
 # make lint              check style
-# make test-jax-latest   run the operator's tests with the newest JAX
+# make test-jax-latest   run with the newest JAX what it may break
 # make kernels-sass      compile the GPU kernels, without a GPU, and see what they occupy
 #
 # PYTHON names the interpreter that the environment is made with, VENV where it lies, and JOBS

@@ -9,10 +9,11 @@ The official run had 32 GPUs with 64 images each, or 8 in four rounds, which is 
 batch by accumulation. Batch norm sees what is on the devices at a time, 2,048 images in the one
 case and 512 in the other; with `gpus=1` it is 64.
 
-How long a run takes has not been measured. Two days on 8 A100 are an estimate: one of them runs the
-network at 859 images/s (arXiv:2410.08049), and a training step is counted as three times that. The
-300 epochs are 3.6e19 floating-point operations; what the other configurations say of their time is
-in proportion to this.
+How long a run takes has not been measured. Two days on 8 A100 are an estimate: with other kernels,
+the network has been run on one of them at 859 images/s (arXiv:2410.08049), and a training step is
+said to take three times as long as that, for each image. Whether the kernels here are as fast there
+is not known yet. The 300 epochs are 3.6e19 floating-point operations; what other configurations say
+of their time is in proportion to this.
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,7 @@ networks, in per cent, and the GPUs and images per GPU of the official runs:
 
 On fewer GPUs, `:31b_384,gpus=8`. The classifier is drawn anew. The official learning rate at 384
 ends at three quarters of what it begins with. 30 epochs, of 3.6e18 floating-point operations at 224
-and 1.1e19 and 2.2e19 at 384: 5, 14 and 28 hours on 8 A100, estimated as in configs/31b.py.
+and 1.1e19 and 2.2e19 at 384: 5, 14 and 29 hours on 8 A100, estimated as in configs/31b.py.
 """
 
 from ml_collections import ConfigDict

@@ -14,8 +14,8 @@ Top-1 accuracy that the paper reports, in per cent:
 
 The rate of stochastic depth is not in the paper, which follows Swin's recipe; 0.5 is that of its
 300 epochs of 31B. Without a moving average. For 32 GPUs with 64 images each; on fewer,
-`:13,gpus=8`. The 120 epochs of 31 are 1.4e19 floating-point operations, those of 3 1.2e19: 18 and
-16 hours on 8 A100, estimated as in configs/31b.py.
+`:13,gpus=8`. The 120 epochs of 31 are 1.4e19 floating-point operations, those of 3 1.2e19: 19 and
+15 hours on 8 A100, estimated as in configs/31b.py.
 """
 
 from ml_collections import ConfigDict

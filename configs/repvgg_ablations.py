@@ -1,6 +1,6 @@
 """What RepVGG's branches are good for: B0 with other blocks (arXiv:2101.03697, section 4.2).
 
-The recipe is that of configs/repvgg_imagenet.py. The block follows a colon:
+The recipe, hardware and time are those of configs/repvgg_imagenet.py:b0. The block follows a colon:
 
     python -m train.main --config configs/repvgg_ablations.py:without_1x1 --workdir out/without_1x1
 

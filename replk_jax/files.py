@@ -43,3 +43,18 @@ def replace_text(path: str | os.PathLike, text: str) -> None:
     """
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def on_disk(path: str | os.PathLike) -> None:
+    """Waits until a file, or the list of the files in a folder, is on the disk.
+
+    Raises:
+      OSError: it cannot be.
+    """
+    if os.name == "nt" and os.path.isdir(path):
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from replk_jax import released
+from replk_jax import checksums, released
 from replk_jax.models import registry
 from replk_jax.models.description import describe, from_description
 from replk_jax.models.variables import abstract_variables, differences, in_lines
@@ -233,6 +233,7 @@ def _write_folder(path: Path, network: SavedNetwork) -> None:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(new, args=ocp.args.Composite(**items))
+        checksums.record(new)
         if path.exists():
             os.replace(path, old)
         try:
@@ -246,6 +247,8 @@ def _write_folder(path: Path, network: SavedNetwork) -> None:
 def _read_folder(path: Path, network: SavedNetwork, prefer_ema: bool) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
+    if checksums.has_record(path) and (fault := checksums.fault(path)):
+        raise ValueError(f"{path} is damaged: {fault}.")
     path, variables = path.absolute(), abstract_variables(network.model)
     with ocp.StandardCheckpointer() as checkpointer:
         try:

@@ -180,6 +180,18 @@ def test_spoilt_folders(tmp_path):
         load(tmp_path / "nowhere.pth")
 
 
+@pytest.mark.parametrize("item", ["params", "batch_stats"])
+def test_an_altered_bit(tmp_path, item):
+    """Which Orbax would read as another weight."""
+    save(tmp_path / "network", network())
+    file = max((tmp_path / "network" / item).rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"network is damaged: .*{file.name} is altered\."):
+        load(tmp_path / "network")
+
+
 def test_a_description_without_bottom(tmp_path):
     path = tmp_path / "network.safetensors"
     write_safetensors(path, {"x": np.ones(2)}, {"replk_jax": "[" * 100_000})

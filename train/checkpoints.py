@@ -13,9 +13,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from replk_jax.files import replace_json
+from replk_jax import checksums
+from replk_jax.files import on_disk, replace_json
 from replk_jax.models.variables import differences, in_lines
-from train import checksums, parallel
+from train import parallel
 from train.errors import RunError
 from train.step import TrainState
 
@@ -170,6 +171,7 @@ class Checkpoints:
                 checkpointer.save(partial, args=ocp.args.Composite(**items))
             checksums.record(partial)
             partial.rename(path)
+            on_disk(self.folder)
         except BaseException:
             self._remove_partial()
             raise

@@ -21,6 +21,8 @@ def classification(augmentation: Augmentation) -> Task:
 def accuracy(mean: tuple[float, ...], std: tuple[float, ...]) -> Measure:
     """`top1`, `top5` (shares of 1) and `loss` (mean cross entropy); the best has most `top1`.
 
+    Of batches with `image`, uint8 (N, H, W, C), and `label`, int32 (N,), and logits (N, K).
+
     Args:
       mean, std: of the images, channel by channel, for values in [0, 1].
     """

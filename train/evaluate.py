@@ -11,12 +11,12 @@ from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import SavedNetwork, load
 from train import config as configuration
 from train import parallel
-from train.checksums import require_sound
 from train.classification import accuracy
 from train.data.images import EvaluationImages, preprocessing_of
 from train.data.sources import prepare
 from train.errors import RunError
 from train.evaluation import Evaluator
+from train.reporting import in_words
 
 
 def evaluate_checkpoint(config: ConfigDict, workdir: Path | None) -> dict[str, Any]:
@@ -64,7 +64,6 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None) -> dict[str, A
 def _load(config: ConfigDict) -> SavedNetwork:
     if not config.init_from:
         raise RunError("Mode eval wants to know what to evaluate: --config.init_from=FILE.")
-    require_sound(Path(config.init_from))
     try:
         network = load(config.init_from, prefer_ema=config.init_ema)
     except ValueError as error:
@@ -103,9 +102,10 @@ def _in_words(name: str, result: dict[str, Any]) -> str:
     lines[0] += ", ".join(f"{k} {v}" for k, v in result["preprocessing"].items())
     for structure in ("training", "merged"):
         if scores := result.get(structure):
-            lines.append(f"{structure:9} top-1 {scores['top1']:.3%}, top-5 {scores['top5']:.3%}")
+            words = [in_words(k, v) for k, v in scores.items() if k != "examples"]
+            lines.append(f"{structure:9} {', '.join(words)}")
     if "not_merged" in result:
         lines.append(f"not re-parameterized: {result['not_merged']}")
     if "largest_difference" in result:
-        lines.append(f"largest difference of any logit {result['largest_difference']:.1e}")
+        lines.append(f"largest difference of any output {result['largest_difference']:.1e}")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 import replk_jax
 from train import parallel
+from train.errors import RunError
 from train.step import Batch, Variables
 
 _NOT_MERGED = "its blocks have no merged structure"
@@ -22,12 +23,14 @@ _NOT_MERGED = "its blocks have no merged structure"
 class Measure:
     """What tells how good a network is at its task: all that an evaluation need not know.
 
+    A batch is a tree of arrays (N, ...), with `mask`, bool (N,): which examples count.
+
     Attributes:
-      inputs: batch -> what the network takes.
-      sums: (what the network gives, batch) -> {name: an array, summed over the examples whose
-        `mask` is True}.
-      scores: (those sums over all batches, the number of examples) -> {name: a number}, with
-        `loss`, and `best_by`.
+      inputs: batch -> what the network takes, float32 (N, H, W, C).
+      sums: (what the network gives, batch) -> {name: an array of any shape and number type, summed
+        over the examples that count}.
+      scores: (those sums over all batches, int64 or float64; the number of examples) -> {name: a
+        number}, with `loss`, which must be finite, and `best_by`.
       best_by: the score by which the best checkpoint is found; the higher, the better.
     """
 
@@ -40,8 +43,8 @@ class Measure:
 class Evaluator:
     """Runs a model over batches, alone or beside its re-parameterized self.
 
-    The batches are as from `parallel.global_batches`, with the `mask` (N,) of the examples that
-    count. Variables may lie in parts on the devices, as `parallel.split_state` leaves them.
+    The batches are as from `parallel.global_batches`. Variables may lie in parts on the devices, as
+    `parallel.split_state` leaves them.
 
     Args:
       model: in its training-time structure; for `evaluate` alone, in either.
@@ -78,7 +81,11 @@ class Evaluator:
         self._compare = jax.jit(compare, in_shardings=(whole, whole, split), out_shardings=whole)
 
     def evaluate(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, float]:
-        """The scores of the measure, and `examples`, of how many."""
+        """The scores of the measure, and `examples`, of how many.
+
+        Raises:
+          RunError: of none; no image could be read.
+        """
         variables = self._whole(variables)
         return self._scores(_total(self._evaluate(variables, batch) for batch in batches))
 
@@ -88,6 +95,9 @@ class Evaluator:
         The first two are as from `evaluate`; the last is that of any output of any example. For a
         network that cannot be re-parameterized, `training` and, in words, why `not_merged`.
         Computed in float32 at the highest precision, whatever the model trains in.
+
+        Raises:
+          RunError: as `evaluate`.
         """
         variables = self._whole(variables)
         with jax.default_matmul_precision("highest"):
@@ -107,6 +117,8 @@ class Evaluator:
 
     def _scores(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         examples = int(sums["examples"])
+        if not examples:
+            raise RunError("None of the images that are to be evaluated could be read.")
         return {**self._measure.scores(sums, examples), "examples": examples}
 
 

@@ -17,7 +17,6 @@ from train import config as configuration
 from train import parallel
 from train.augmentation import make_augmentation
 from train.checkpoints import Checkpoints
-from train.checksums import require_sound
 from train.classification import accuracy, classification
 from train.data.images import ImageData
 from train.data.sources import prepare
@@ -172,7 +171,6 @@ class _Training:
     def _load(self) -> dict[str, Any]:
         """The variables of the network in the file `config.init_from`."""
         config = self._config
-        require_sound(Path(config.init_from))
         try:
             network = load_into(
                 self._model,
@@ -366,35 +364,35 @@ def _closing_words(
     result: dict[str, Any], best_by: str, checkpoints: Checkpoints, reporter: Reporter
 ) -> str:
     latest = checkpoints.latest()
-    rows = {
-        "evaluation": _in_training(result, best_by),
-        "re-parameterized": _after_merging(result, best_by),
-    }
+    rows = [
+        ("evaluation", _in_training(result, best_by)),
+        ("re-parameterized", _after_merging(result, best_by)),
+    ]
     if average := result.get("ema"):
-        rows["moving average"] = _in_training(average, best_by)
-        rows["re-parameterized "] = _after_merging(average, best_by)
+        rows += [
+            ("moving average", _in_training(average, best_by)),
+            ("re-parameterized", _after_merging(average, best_by)),
+        ]
     if latest is not None:  # each may have failed, for want of room
-        rows["checkpoint"] = checkpoints.path(latest)
-        rows["best checkpoint"] = checkpoints.path(checkpoints.best() or latest)
-    rows |= {
-        "metrics": reporter.metrics_path,
-        "TensorBoard": reporter.tensorboard_path,
-        "curve": reporter.curve_path,
-    }
-    return "\n" + "\n".join(f"{name:17} {value}" for name, value in rows.items())
+        rows += [
+            ("checkpoint", checkpoints.path(latest)),
+            ("best checkpoint", checkpoints.path(checkpoints.best() or latest)),
+        ]
+    rows += [
+        ("metrics", reporter.metrics_path),
+        ("TensorBoard", reporter.tensorboard_path),
+        ("curve", reporter.curve_path),
+    ]
+    return "\n" + "\n".join(f"{name:17} {value}" for name, value in rows)
 
 
 def _in_training(result: dict[str, Any], best_by: str) -> str:
     scores = result["training"]
-    return f"{_score(scores, best_by)} of {scores['examples']} images"
+    return f"{in_words(best_by, scores[best_by])} of {scores['examples']} images"
 
 
 def _after_merging(result: dict[str, Any], best_by: str) -> str:
     if merged := result.get("merged"):
         difference = f"largest difference of any output {result['largest_difference']:.1e}"
-        return f"{_score(merged, best_by)}, {difference}"
+        return f"{in_words(best_by, merged[best_by])}, {difference}"
     return f"not possible: {result['not_merged']}"
-
-
-def _score(scores: dict[str, float], best_by: str) -> str:
-    return "".join(in_words({best_by: scores[best_by]}))

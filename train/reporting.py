@@ -99,7 +99,7 @@ class Reporter:
         for writer in self._writers:
             with self._warning():
                 writer.write(step, values)
-        words = list(in_words(values))
+        words = list(_in_words(values))
         if "train/loss" in values:
             left = self._time_left(step)
             self._bar.set_postfix_str(", ".join([*left, *words]))
@@ -168,7 +168,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes else f"{seconds} s"
 
 
-def in_words(values: dict[str, float]) -> Iterator[str]:
+def in_words(name: str, value: float) -> str:
+    """A metric, whatever it is."""
+    return _WORDS.get(name, f"{name} {{:.4g}}").format(value)
+
+
+def _in_words(values: dict[str, float]) -> Iterator[str]:
     """Those of `_WORDS`, behind the name of each evaluation that they are from."""
     groups: dict[str, dict[str, float]] = {}
     for name, value in values.items():
@@ -177,6 +182,4 @@ def in_words(values: dict[str, float]) -> Iterator[str]:
     for group, members in groups.items():
         if group:
             yield group
-        yield from (
-            words.format(members[short]) for short, words in _WORDS.items() if short in members
-        )
+        yield from (in_words(short, members[short]) for short in _WORDS if short in members)

@@ -42,10 +42,12 @@ def make(case, **fields):
     return replk_jax.create_model(architecture, **fields)
 
 
-# They differ from others in the size of kernels alone, which is enough for every day.
+# They differ from others in the size of kernels or the number of groups alone, and are left out
+# every day.
 ALIKE = {
-    "replknet_7", "replknet_13", "replknet_25", "mobilenet_v2_9", "mobilenet_v2_9_reparam",
-    "mobilenet_v2_last_7",
+    "replknet_3", "replknet_7", "replknet_13", "replknet_25", "mobilenet_v2_9", "mobilenet_v2_13",
+    "mobilenet_v2_9_reparam", "mobilenet_v2_13_no_shortcuts", "mobilenet_v2_last_7",
+    "mobilenet_v2_last_13", "repvgg_b1g4",
 }  # fmt: skip
 
 

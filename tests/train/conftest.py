@@ -1,5 +1,6 @@
 """Fixtures of the training tests."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -76,16 +77,21 @@ def train(start):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """Where the one undisturbed run of the session goes, made on first use."""
-    return tmp_path_factory.mktemp("finished")
+    """Where the one undisturbed run of the session goes, of all test processes together."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "finished"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture
 def undisturbed(finished, train):
-    """The folder of a run that nothing disturbed, and what it printed."""
+    """The folder of a run that nothing disturbed, and what it printed; made on first use."""
     log = finished / "log.json"
-    if not log.exists():
-        log.write_text(json.dumps(train(finished)))
+    with open(finished.with_suffix(".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not log.exists():
+            log.write_text(json.dumps(train(finished)))
     status, out, err = json.loads(log.read_text())
     assert status == 0, err
     return finished, out

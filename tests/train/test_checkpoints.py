@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from train import checksums
+from replk_jax import checksums
 from train.checkpoints import Checkpoints
 from train.errors import RunError
 from train.step import TrainState
@@ -135,7 +135,7 @@ def test_keeps_the_latest_and_the_best(tmp_path):
     assert names(tmp_path) == {"7"}
 
 
-def test_metrics_that_come_later(tmp_path):
+def test_scores_that_come_later(tmp_path):
     fill(tmp_path, 1)
     with Checkpoints(tmp_path, 2, {}) as checkpoints:
         checkpoints.save(2, state(2))

@@ -7,8 +7,6 @@ import replk_jax
 from replk_jax import Preprocessing, SavedNetwork, save
 from tests.helpers import random_variables
 from tests.train import tiny
-from tests.train.test_checkpoints import flip
-from train import checksums
 from train.errors import RunError
 from train.evaluate import evaluate_checkpoint
 from train.loop import run
@@ -105,15 +103,3 @@ def test_a_file_that_is_no_checkpoint(config, tmp_path, mode, start):
     (tmp_path / "text.pth").write_text("not found")
     with pytest.raises(RunError, match=r"config\.init_from: .*text\.pth"):
         start(config, tmp_path)
-
-
-@pytest.mark.parametrize(("mode", "start"), [("eval", evaluate_checkpoint), ("train", run)])
-def test_a_damaged_checkpoint(config, tmp_path, mode, start):
-    """Of a run: its arrays would be read as other weights."""
-    checkpoint = tmp_path / "7"
-    save(checkpoint, network(preprocessing=GREY))
-    checksums.record(checkpoint)
-    flip(max(checkpoint.rglob("d/*"), key=lambda path: path.stat().st_size))
-    config.mode, config.init_from = mode, str(checkpoint)
-    with pytest.raises(RunError, match=rf"{checkpoint} is damaged: .* is altered\."):
-        start(config, tmp_path / "run")

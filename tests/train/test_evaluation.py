@@ -9,6 +9,7 @@ import replk_jax
 from tests.helpers import TINY, data_mesh, random_variables
 from train import parallel
 from train.classification import accuracy
+from train.errors import RunError
 from train.evaluation import Evaluator, Measure
 
 MEASURE = accuracy(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -128,6 +129,14 @@ def test_fewer_than_five_classes(examples):
         random_variables(model), batches(few, 8, mesh)
     )
     assert scores["top5"] == 1
+
+
+def test_no_example_that_counts(model, variables, examples):
+    mesh = parallel.device_mesh(8)
+    evaluator = Evaluator(model, MEASURE, mesh)
+    masked = ({**b, "mask": b["mask"] & False} for b in batches(examples, 8, mesh))
+    with pytest.raises(RunError, match="None of the images"):
+        evaluator.evaluate(variables, masked)
 
 
 def test_another_task(examples):

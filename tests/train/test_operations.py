@@ -115,10 +115,10 @@ def test_translations_are_pillows(interpolation):
     here."""
     rng = np.random.default_rng(3)
     resample = Image.Resampling[interpolation.upper()]
-    for shape in ((24, 31, 3), (40, 20, 1)):
+    for shape in ((24, 31, 3), (40, 20, 1), (1, 2, 3)):
         image = rng.integers(0, 256, shape, np.uint8)
         for name in ("TranslateXRel", "TranslateYRel"):
-            for share in (*rng.uniform(-0.45, 0.45, 50), 0.5 / shape[0], -0.5 / shape[1], 0.9):
+            for share in (*rng.uniform(-0.45, 0.45, 50), 0.5 / shape[0], -0.5 / shape[1], 0.99, -1):
                 matrix = AFFINE_MAPS[name](share, shape[1], shape[0])
                 result = warp(image, matrix, FILL[: shape[2]], interpolation)
                 expected = pillow(image, (name, (share,)), resample)

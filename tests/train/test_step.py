@@ -85,7 +85,7 @@ def held_by_a_device(state):
 @pytest.mark.usefixtures("quick_compilation")
 @golden.requires_golden
 def test_three_steps_of_the_official_training():
-    """Losses and statistics of PyTorch's AdamW with the official parameter groups.
+    """The losses of PyTorch's AdamW with the official parameter groups.
 
     The batch there is made of multiples of 1/16, which uint8 images become again by the mean
     and deviation given here. Layer-wise decay scales each update, which AdamW's are linear in.

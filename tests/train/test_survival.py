@@ -22,6 +22,7 @@ from tests.train.runs import (
     start_two,
 )
 from tests.train.test_checkpoints import flip
+from train.evaluate import evaluate_checkpoint
 from train.interruption import EXIT_STATUS, Interrupted, Interruption
 from train.loop import run
 
@@ -37,22 +38,14 @@ def wait_until(condition, *processes):
 
 @pytest.mark.slow
 def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path):
-    """SIGKILL while it saves, the first time and later; a second run in its folder, which is
-    refused; SIGTERM while it trains; then to the end, and all is the same to the bit."""
+    """SIGKILL while it saves; a second run in its folder, which is refused; SIGTERM while it
+    trains; then to the end, and all is the same to the bit."""
     checkpoints = tmp_path / "checkpoints"
-
-    def kill_while_saving(steps, delay):
-        process = start(tmp_path)
-        wait_until(
-            lambda: newest(checkpoints) >= steps and list(checkpoints.glob("*partial*")), process
-        )
-        time.sleep(delay)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-
-    kill_while_saving(0, delay=0.02)
-    kill_while_saving(10, delay=0.1)
+    process = start(tmp_path)
+    wait_until(lambda: newest(checkpoints) >= 10 and list(checkpoints.glob("*partial*")), process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
     before = newest(checkpoints)
     assert 0 < before < STEPS
@@ -94,10 +87,10 @@ def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path)
 
 
 @pytest.mark.slow
-def test_two_processes(undisturbed, start, tmp_path):
-    """They follow the curve of one, leave together when one of them is asked, and go on to the
-    end."""
-    workdir = tmp_path
+def test_two_processes(undisturbed, start, train, data_dir, tmp_path):
+    """They follow the curve of one, leave together when one of them is asked, go on to the end as
+    one would, and find what one finds in the evaluation."""
+    workdir = tmp_path / "two"
     two_epochs = ("--config.epochs=2",) * 2  # the warm-up is that of four
     processes = start_two(start, workdir, two_epochs)
     wait_until(lambda: losses(workdir), *processes)
@@ -114,13 +107,24 @@ def test_two_processes(undisturbed, start, tmp_path):
         )
     )
 
+    shutil.copytree(workdir, alone := tmp_path / "alone")
     (status, out, err), (_, other_out, _) = ends(start_two(start, workdir, two_epochs))
     assert status == 0, err
     assert f"Going on from {workdir / 'checkpoints' / str(left_at)}" in out
     assert "re-parameterized" in out
     assert "re-parameterized" not in other_out
     assert "loss" not in other_out
-    assert result(workdir)["training"]["examples"] == 299
+    # One process goes on from the same checkpoint, and evaluates the end of the two.
+    status, _, err = train(alone, two_epochs[0], **QUICK)
+    assert status == 0, err
+    assert_same_curve(losses(workdir), losses(alone))
+    config = tiny.get_config()
+    config.mode, config.data.data_dir = "eval", str(data_dir)
+    config.init_from = str(workdir / "checkpoints" / str(2 * 46))
+    evaluated, expected = result(workdir), evaluate_checkpoint(config, None)
+    for structure in ("training", "merged"):
+        assert evaluated[structure] == pytest.approx(expected[structure], rel=1e-5)
+    assert evaluated["training"]["examples"] == 299
 
 
 @pytest.mark.exhaustive
@@ -152,7 +156,7 @@ def test_a_full_disk(start, tmp_path):
     try:
         process = start(
             tmp_path,
-            f"--config.epochs={2 / 46}",
+            f"--config.epochs={4 / 46}",
             "--config.optimizer.warmup_epochs=0",
             "--config.checkpoints.every_steps=1",
             "--config.checkpoints.on_failure=go_on",
@@ -163,7 +167,7 @@ def test_a_full_disk(start, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     [(status, out, err)] = ends([process])
     assert status == 0, err
-    assert err.count("The run goes on without it") == 2
+    assert err.count("The run goes on without it") == 4
     assert "re-parameterized" in out
     assert "/checkpoints" not in out  # the closing words know of none
     assert result(tmp_path)["training"]["examples"] == 299

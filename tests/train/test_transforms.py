@@ -111,6 +111,27 @@ class TestDecoding:
             decode(each, 3, "")
         assert len(left_to_pillow) == len(odd)
 
+    @pytest.mark.parametrize(
+        ("marker", "content"),
+        [
+            (0xE0, b"JFIF"), (0xE2, b"ICC_PROFILE\0"), (0xED, b"Photoshop 3.0\x008BIM\0\0"),
+            (0xEE, b"Adobe"), (0xE1, b"Exif\0\0"), (0xE5, b""), (0xFE, b"a comment"),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_segments_that_end_early(self, marker, content):
+        """Over some of which Pillow trips."""
+        data = encoded(photograph(40, 30), "JPEG")
+        segment = bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2) + content
+        data = data[:2] + segment + data[2:]
+        try:
+            expected = to_array(read_image(data))
+        except ImageError:
+            with pytest.raises(ImageError):
+                decode(data, 3, "cat.jpg")
+        else:
+            np.testing.assert_array_equal(decode(data, 3, "cat.jpg"), expected)
+
     def test_damage_is_as_pillow_sees_it(self):
         """Bytes changed, cut out and cut off: the same pixels, or an error that names the image."""
         rng = np.random.default_rng(0)

@@ -7,13 +7,13 @@ from train.augmentation import Augmentation
 from train.classification import classification
 from train.step import Task
 
+# One stage: compiled in half the time of two.
+NETWORK = {"kernel_sizes": (5,), "layers": (1,), "channels": (16,), "small_kernel": 3}
+
 
 def get_config() -> ConfigDict:
     config = digits.get_config()
-    config.model.replknet.kernel_sizes = (5,)
-    config.model.replknet.layers = (1,)
-    config.model.replknet.channels = (16,)
-    config.model.replknet.small_kernel = 3
+    config.model.replknet.update(NETWORK)
     config.data.image_size = 16
     config.data.rand_augment = "rand-m4-n1-mstd0.5"
     config.augmentation.erasing_probability = 0.1

@@ -1,7 +1,7 @@
 """The operations of RandAugment and of colour jitter, on uint8 arrays (H, W, C) with C 1 or 3.
 
 Those that change values give what Pillow's `ImageOps` and `ImageEnhance` give, to the bit. Those
-that move pixels have Pillow's geometry, with another filter; see `warp`.
+that move pixels have Pillow's geometry, and all but translations another filter; see `warp`.
 """
 
 import math
@@ -136,10 +136,8 @@ def warp(
       interpolation: "bicubic" or "bilinear".
     """
     height, width, channels = image.shape
-    right, below = matrix[:, 2]
-    stays_whole = (matrix[:, :2] == np.eye(2)).all()
-    if stays_whole and abs(right) < width - 1 and abs(below) < height - 1:
-        return _translate(image, right, below, fill, _FILTERS[interpolation])
+    if (matrix[:, :2] == np.eye(2)).all():
+        return _translate(image, *matrix[:, 2], fill, _FILTERS[interpolation])
     if interpolation == "bicubic":
         x, y = np.where((matrix == np.eye(2, 3)).all(axis=1), 1, 2)
         image = cv2.resize(image, (x * width, y * height), interpolation=cv2.INTER_CUBIC)
@@ -176,7 +174,10 @@ def _translate(
 
     The nearest whole number of them, so that what comes from outside is the same as in Pillow.
     """
+    height, width, _ = image.shape
     columns, rows = math.floor(right + 0.5), math.floor(below + 0.5)
+    if abs(columns) >= width or abs(rows) >= height:
+        return np.full_like(image, fill)
     taps = np.outer(_taps(below - rows, weight), _taps(right - columns, weight))
     if taps.size > 1:
         image = cv2.filter2D(image, -1, taps, borderType=cv2.BORDER_REPLICATE).reshape(image.shape)

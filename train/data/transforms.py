@@ -24,9 +24,13 @@ RESIZING = ("opencv", "bicubic", "bilinear")
 # In the data of a scan: any marker but those that restart the decoder.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _START_OF_IMAGE, _END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
-# Second bytes of markers: SOF0 and SOF1, SOS, DQT and DHT; and those and DRI, APPn, COM.
+# Second bytes of markers: SOF0 and SOF1, SOS, DQT and DHT.
 _FRAMES, _SCAN, _TABLES = {0xC0, 0xC1}, 0xDA, {0xDB, 0xC4}
-_PASSED_OVER = {*_TABLES, 0xDD, *range(0xE0, 0xF0), 0xFE}
+# Those of segments that are passed over (tables, DRI, APPn, COM), and how long they are at least.
+# Pillow trips over JFIF, ICC and Adobe segments (APP0, 2, 14) that end before what they should
+# hold, and over what Photoshop leaves (APP13) in more ways.
+_LEAST = {marker: 2 for marker in (*_TABLES, 0xDD, *range(0xE0, 0xF0), 0xFE)}
+_LEAST |= {0xE0: 16, 0xE2: 16, 0xED: math.inf, 0xEE: 14}
 _LARGE = 2**26  # pixels; Pillow warns of larger images, and refuses the largest
 
 
@@ -264,7 +268,7 @@ def _start_of_scan(data: bytes) -> int | None:
         elif marker == _SCAN:
             complete = seen >= _TABLES and data[position + 4] == channels
             return position + 2 + length if complete else None
-        elif marker not in _PASSED_OVER:
+        elif length < _LEAST.get(marker, math.inf):
             return None
         seen.add(marker)
         position += 2 + length
