@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -26,6 +25,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 from PIL import Image
 
+from replk_jax.benchmark.environment import describe_environment
 from train import command_line
 from train import config as configuration
 from train.data import pipeline
@@ -94,7 +94,7 @@ def measure(config: ConfigDict, count: int, rounds: int) -> dict[str, Any]:
         "images": count,
         "bytes": round(size),
         "reading": config.data.reading.to_dict(),
-        "processors": os.cpu_count(),
+        "environment": describe_environment(),
         "opencv": cv2.__version__,
         "pillow": PIL.__version__,
         "seconds": {
@@ -230,7 +230,7 @@ def _lines(figures: dict[str, Any]) -> Iterator[str]:
     reading = figures["reading"]
     yield (
         f"{figures['images']} JPEG files of {_WIDTH} x {_HEIGHT} and {figures['bytes'] / 1000:.0f} "
-        f"kB; {figures['processors']} processors; OpenCV {figures['opencv']}, "
+        f"kB; {figures['environment']['processors']} processors; OpenCV {figures['opencv']}, "
         f"Pillow {figures['pillow']}"
     )
     yield f"pipeline: {reading['threads']} threads, {reading['workers']} worker processes"

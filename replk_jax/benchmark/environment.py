@@ -1,8 +1,10 @@
-"""What figures depend on besides the program: device, processor, threads, versions, date."""
+"""What figures depend on: device, driver, processor, threads, versions, date and commit."""
 
 import datetime
 import os
 import platform
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "platform": device.platform,
         "device": device.device_kind,
+        "driver": _driver() if device.platform == "gpu" else None,
         "processor": _processor(),
         "processors": os.cpu_count(),
         "python": platform.python_version(),
@@ -24,6 +27,7 @@ def describe_environment() -> dict[str, Any]:
         "jaxlib": jax.lib.__version__,
         "torch": torch_peers.describe(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
     }
 
 
@@ -33,6 +37,8 @@ def format_environment(environment: dict[str, Any]) -> str:
         "{device} ({platform}), {processor}, {processors} processors, {date}",
         "Python {python}, jax {jax}, jaxlib {jaxlib}, {torch}",
     ]
+    known = [name for name in ("driver", "commit") if environment[name]]
+    lines[1] += "".join(f", {name} {{{name}}}" for name in known)
     return "\n".join(lines).format(**environment)
 
 
@@ -44,3 +50,33 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver; None where there is none, or of another maker."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    version = re.search(r"\d+\.\d+(\.\d+)?", text)
+    return version and version[0]
+
+
+def _commit() -> str | None:
+    """Of the checkout that this file is of, with "-dirty" behind it where files are changed.
+
+    A copy without history may be told with the variable REPLK_JAX_COMMIT. None where nothing is
+    known, as of a package that was installed.
+    """
+    if told := os.environ.get("REPLK_JAX_COMMIT"):
+        return told
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None
