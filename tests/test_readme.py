@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import chex
@@ -24,7 +26,8 @@ from replk_jax.reparam.table import BLOCKS
 from tests.helpers import TINY, random_variables
 
 PUBLISHED = "Published weights"
-TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+README = Path(__file__).resolve().parents[1] / "README.md"
+TEXT = README.read_text()
 
 
 def section(title):
@@ -122,6 +125,19 @@ VERBS = re.findall(r"^    python -m replk_jax (.*?)(?:  +#.*)?$", TEXT, re.MULTI
 def test_verbs_exist(command):
     """They are understood; what they do has tests of its own."""
     assert cli.make_parser().parse_args(shlex.split(command)).run
+
+
+FIGURES = re.compile(r"<!-- figures: .*?<!-- end -->", re.DOTALL)
+
+
+def test_measured_figures():
+    """They are those of the reports, and there are none besides."""
+    command = [sys.executable, ".ci/figures", "--check"]
+    done = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    unit = r"\d\s*(images/s|img/s|ms\b|milliseconds|times (as|what|faster|PyTorch))"
+    assert len(re.findall(unit, TEXT)) >= 5
+    assert re.findall(unit, FIGURES.sub("", TEXT)) == []
 
 
 def test_figures():
