@@ -151,12 +151,7 @@ class _Training:
     def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
         """The state to begin with, and how many steps it has behind it."""
         config = self._config
-        latest = checkpoints.latest() or 0
-        if latest > self.total_steps:
-            raise RunError(
-                f"{checkpoints.path(latest)} is beyond the {self.total_steps} steps that "
-                f"config.epochs = {config.epochs} comes to; raise it, or use another --workdir."
-            )
+        parallel.together(lambda: self._expect_steps_left(checkpoints))
         of_state = self._model, self._optimizer, config.data.image_size
         average = config.ema_decay > 0
         like = abstract_state(*of_state, self._mesh, average=average)
@@ -167,6 +162,15 @@ class _Training:
             variables = jax.device_get(parallel.together(self._load))
         state = init_state(*of_state, config.seed, self._mesh, average=average, variables=variables)
         return state, 0
+
+    def _expect_steps_left(self, checkpoints: Checkpoints) -> None:
+        latest = checkpoints.latest() or 0
+        if latest > self.total_steps:
+            raise RunError(
+                f"{checkpoints.path(latest)} is beyond the {self.total_steps} steps that "
+                f"config.epochs = {self._config.epochs} comes to; raise it, or use another "
+                "--workdir."
+            )
 
     def _load(self) -> dict[str, Any]:
         """The variables of the network in the file `config.init_from`."""
