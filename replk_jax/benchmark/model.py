@@ -50,7 +50,8 @@ def benchmark_model(
       dtype: of the computation; parameters are float32, as they are in training.
       modes: what to time, out of `MODES`.
       peers: networks in PyTorch that run in turns with the model, in all modes but "training":
-        "torch", the same one if it is a RepLKNet; "timm:NAME", a model of timm's.
+        "torch", the same one if it is a RepLKNet; "timm:NAME", a model of timm's; "+compile"
+        behind either: by `torch.compile`.
       seconds: how long to repeat each; at least three runs.
 
     Returns:

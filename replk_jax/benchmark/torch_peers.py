@@ -13,6 +13,7 @@ from replk_jax.models.replknet import RepLKNetArchitecture
 from replk_jax.ops.shapes import Shape
 
 LAYOUTS = ("NCHW", "channels_last")
+_COMPILED = "+compile"  # behind the name of a network: by torch.compile
 NETWORK_MODES = ("inference", "inference-merged", "gradients")
 
 
@@ -114,13 +115,17 @@ def check_network(peer: str, architecture: Any) -> None:
     """Checks the name of a network that is to be a peer of one of this architecture.
 
     Raises:
-      ValueError: it is neither "torch" nor "timm:NAME"; or it is "torch", and the architecture
-        is no RepLKNet's.
+      ValueError: it is neither "torch" nor "timm:NAME", with or without "+compile" behind it; or
+        it is "torch", and the architecture is no RepLKNet's.
     """
-    library, _, name = peer.partition(":")
-    if peer != "torch" and not (library == "timm" and name):
-        raise ValueError(f"Unknown peer {peer!r}; known: torch, timm:NAME.")
-    if peer == "torch" and not isinstance(architecture, RepLKNetArchitecture):
+    network, _, suffix = peer.partition("+")
+    library, _, name = network.partition(":")
+    known = network == "torch" or (library == "timm" and name)
+    if not known or suffix not in ("", _COMPILED[1:]):
+        raise ValueError(
+            f"Unknown peer {peer!r}; known: torch, timm:NAME, and {_COMPILED} behind either."
+        )
+    if network == "torch" and not isinstance(architecture, RepLKNetArchitecture):
         raise ValueError("The peer torch is a RepLKNet: compare others with timm:NAME.")
 
 
@@ -134,7 +139,7 @@ def network_program(
     dtype: str,
     platform: str,
 ) -> Program:
-    """A network with random weights on random images, channels_last, not compiled.
+    """A network with random weights on random images, channels_last; compiled where asked for.
 
     Args:
       peer: one that `check_network` allows.
@@ -161,32 +166,35 @@ def network_program(
 
     if mode != "gradients":
         network, images = network.eval().to(dtype), images.to(dtype)
+        call = torch.compile(network) if peer.endswith(_COMPILED) else network
 
         @torch.inference_mode()
         def infer():
-            return network(images)
+            return call(images)
 
         return Program(infer, finish)
 
+    call = torch.compile(network) if peer.endswith(_COMPILED) else network
     labels = torch.zeros(batch_size, dtype=torch.int64, device=images.device)
 
     def differentiate():
         network.zero_grad()
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            logits = network(images)
+            logits = call(images)
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()
 
     return Program(differentiate, finish)
 
 
 def _network(peer: str, architecture: Any, deploy: bool) -> Any:
-    if peer == "torch":
+    name = peer.removesuffix(_COMPILED)
+    if name == "torch":
         from replk_jax.benchmark.torch_replknet import RepLKNet
 
         return RepLKNet(architecture, deploy=deploy)
     import timm
 
-    return timm.create_model(peer.removeprefix("timm:"))
+    return timm.create_model(name.removeprefix("timm:"))
 
 
 def _device(platform: str) -> str:

@@ -41,7 +41,8 @@ def add_parser(verbs) -> None:
         nargs="+",
         default=(),
         metavar="NAME",
-        help="networks in PyTorch to run in turns with it: torch (the same), timm:NAME",
+        help="networks in PyTorch to run in turns with it: torch (the same), timm:NAME; with "
+        "+compile behind it by torch.compile",
     )
     model.add_argument("--seconds", type=seconds, default=10.0, help="to repeat each mode (10)")
     model.add_argument("--json", type=Path, metavar="FILE", help="write the report there as JSON")

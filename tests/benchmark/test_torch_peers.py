@@ -91,6 +91,32 @@ def test_network_programs_run(mode, dtype):
         assert (result.shape, result.dtype) == ((2, 1000), getattr(torch, dtype))
 
 
+@pytest.mark.exhaustive  # a C++ compiler's work, for a minute
+@pytest.mark.parametrize("mode", torch_peers.NETWORK_MODES)
+def test_compiled_networks_run(mode):
+    program = torch_peers.network_program(
+        "torch+compile", mode, TINY, image_size=32, batch_size=2, dtype="float32", platform="cpu"
+    )
+    result = program.start()
+    assert result is None if mode == "gradients" else result.shape == (2, 1000)
+
+
+@pytest.mark.parametrize(
+    ("peer", "known"),
+    [
+        ("torch", True), ("timm:resnet50", True), ("torch+compile", True),
+        ("timm:resnet50+compile", True), ("timm:", False), ("timm:+compile", False),
+        ("torch+fast", False), ("resnet50", False),
+    ],
+)  # fmt: skip
+def test_names_of_networks(peer, known):
+    if known:
+        torch_peers.check_network(peer, TINY)
+    else:
+        with pytest.raises(ValueError, match="Unknown peer"):
+            torch_peers.check_network(peer, TINY)
+
+
 def test_descriptions():
     assert torch_peers.refuses("cpu") is None
     assert "finds no tpu" in torch_peers.refuses("tpu")
