@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from replk_jax.benchmark import depthwise, tune
-from replk_jax.benchmark.model import MODES
+from replk_jax.benchmark.network_programs import MODES
 from replk_jax.cli import main
 from replk_jax.models import list_models, registry
 from replk_jax.ops import measurements
@@ -50,6 +50,8 @@ def test_models_counts_one(capsys):
         (["bench", "model", "--modes", "sleep"], "invalid choice"),
         (["bench", "model", "--peer", "tf"], "Unknown peer 'tf'; known: torch, timm:NAME"),
         (["bench", "model", "--json", "nowhere/x.json"], "no folder nowhere"),
+        (["bench", "profile", "--json", "nowhere/x.json"], "no folder nowhere"),
+        (["bench", "profile", "--model", "resnet"], "Unknown model 'resnet'"),
         (["bench", "depthwise", "--json", "nowhere/x.json"], "no folder nowhere"),
         (["bench", "depthwise", "--suite", "abacus"], "invalid choice"),
         (["bench", "depthwise", "--table", "x.json"], "it needs --tune"),
@@ -113,11 +115,49 @@ def test_bench_several_models(capsys, monkeypatch):
         monkeypatch.setitem(registry.ARCHITECTURES, name, architecture)
     settings = ["--image-size", "32", "--seconds", "0.01"]
     main(["bench", "model", "--model", *names, *settings, "--modes", *MODES[:2]])
-    lines = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    assert "In batches of 1:\n| model |" in out
+    lines = out.splitlines()
     assert [line.split("`")[1] for line in lines if line.startswith("| `")] == names
     with pytest.raises(SystemExit):
         main(["bench", "model", "--model", "repvgg_a0", "--peer", "torch"])
     assert "compare others with timm:NAME" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_bench_model_in_several_ways(tmp_path, capsys, monkeypatch):
+    """In two batch sizes, beside the same with another implementation of the operator."""
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    path = tmp_path / "report.json"
+    settings = ["--image-size", "32", "--batch-size", "2", "1", "--seconds", "0.01"]
+    ways = ["--modes", "inference", "--implementations", "xla", "shift"]
+    main(["bench", "model", "--model", "tiny", *settings, *ways, "--json", str(path)])
+    reports = json.loads(path.read_text())["models"]
+    assert [report["batch_size"] for report in reports] == [2, 1]
+    for report in reports:
+        contenders = [timing["contender"] for timing in report["timings"]]
+        assert contenders == ["replk_jax", "replk_jax with xla", "replk_jax with shift"]
+        assert all(timing["runs"] >= 3 for timing in report["timings"])
+    assert "times as fast as replk_jax with xla" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_bench_profile(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    path, traces = tmp_path / "report.json", tmp_path / "traces"
+    files = ["--json", str(path), "--trace", str(traces)]
+    settings = ["--image-size", "32", "--batch-size", "2", "--calls", "2", "--lines", "3"]
+    main(["bench", "profile", "--model", "tiny", *settings, *files])
+    report = json.loads(path.read_text())
+    assert (report["model"], report["batch_size"]) == ("tiny", 2)
+    assert [profile["mode"] for profile in report["profiles"]] == ["inference-merged", "training"]
+    for profile in report["profiles"]:
+        layers = {cost["layer"] for cost in profile["costs"]}
+        assert "stages_1/blocks_*/pw1/conv" in layers
+    assert sorted(folder.name for folder in traces.iterdir()) == ["inference-merged", "training"]
+    out = capsys.readouterr().out
+    assert out.count("  layer\n") == out.count("  operation\n") == 2
+    assert "tiny, training, batch 2: A call takes" in out
 
 
 def test_bench_model_without_torch(capsys, monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from replk_jax.benchmark import torch_peers
-from replk_jax.benchmark.jax_programs import calls_of, contender, draw_operands, operator
+from replk_jax.benchmark.depthwise_programs import calls_of, contender, draw_operands, operator
 from replk_jax.benchmark.roofline import roofline_seconds
 from replk_jax.benchmark.timing import Contender, Program, Timing, compete
 from replk_jax.ops import explain, mosaic_gpu

@@ -1,25 +1,18 @@
 """A whole network: images per second and compile time, beside PyTorch's."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 
-from replk_jax.accounting import planned_memory
 from replk_jax.benchmark import torch_peers
-from replk_jax.benchmark.timing import Contender, Program, Timing, compete
+from replk_jax.benchmark.network_programs import MODES, draw_inputs, network_program
+from replk_jax.benchmark.timing import Contender, Timing, compete
 from replk_jax.models import create_model
-from replk_jax.models.variables import abstract_variables
-from replk_jax.reparam import reparameterize
 
-MODES = ("inference", "inference-merged", "gradients", "training")
 OURS = "replk_jax"
 
 # What is measured in turns: both structures, since their ratio is what one wants to know.
@@ -33,25 +26,24 @@ def benchmark_model(
     batch_size: int = 1,
     dtype: str = "float32",
     modes: tuple[str, ...] = MODES,
+    implementations: tuple[str, ...] = (),
     peers: tuple[str, ...] = (),
     seconds: float = 10.0,
 ) -> dict[str, Any]:
     """Times a model on the default device, on one batch that stays there.
 
-    The weights are random, which speed does not depend on. "gradients" is forward and backward
-    of the training-time structure; a "training" step adds stochastic depth and AdamW, and gives
-    its memory to the next. JAX's persistent compilation cache must be off for the compile time
-    to mean anything.
+    JAX's persistent compilation cache must be off for the compile time to mean anything.
 
     Args:
       name: of the model.
       image_size: height and width.
       batch_size: images at once.
       dtype: of the computation; parameters are float32, as they are in training.
-      modes: what to time, out of `MODES`.
-      peers: networks in PyTorch that run in turns with the model, in all modes but "training":
-        "torch", the same one if it is a RepLKNet; "timm:NAME", a model of timm's; "+compile"
-        behind either: by `torch.compile`.
+      modes: what to time, out of `MODES`; see `network_program`.
+      implementations: of the depthwise convolutions, which run in turns with the operator's own
+        choice.
+      peers: networks in PyTorch that run in turns with the model: "torch", the same one if it is
+        a RepLKNet; "timm:NAME", a model of timm's; "+compile" behind either: by `torch.compile`.
       seconds: how long to repeat each; at least three runs.
 
     Returns:
@@ -67,14 +59,19 @@ def benchmark_model(
     model = create_model(name, dtype=jnp.dtype(dtype))
     for peer in peers:
         torch_peers.check_network(peer, model.architecture)
-    variables, images = _random_inputs(model, batch_size, image_size)
+    variables, images = draw_inputs(model, batch_size, image_size)
     platform = jax.devices()[0].platform
     absent = torch_peers.refuses(platform) if peers else None
 
     def contenders(mode: str) -> dict[tuple[str, str], Contender]:
-        ours = Contender(partial(_program, mode, model, variables, images))
-        found = {(mode, OURS): ours}
-        if mode in torch_peers.NETWORK_MODES and not absent:
+        ours = {OURS: model}
+        for implementation in implementations:
+            ours[f"{OURS} with {implementation}"] = model.clone(implementation=implementation)
+        found = {
+            (mode, name): Contender(partial(network_program, mode, network, variables, images))
+            for name, network in ours.items()
+        }
+        if not absent:
             for peer in peers:
                 prepare = partial(
                     torch_peers.network_program,
@@ -167,80 +164,3 @@ def _timing(
         return {**head, "failure": f"{type(result).__name__}: {result}"}
     figures = dataclasses.asdict(result)
     return {**head, **figures, "images_per_second": batch_size / result.median, "failure": None}
-
-
-def _random_inputs(model: nn.Module, batch_size: int, image_size: int) -> tuple[Any, jax.Array]:
-    """Variables and images without compiling the model's own initialisation, which takes long."""
-    rng = np.random.default_rng(0)
-    shape = (batch_size, image_size, image_size, model.architecture.in_channels)
-    images = jnp.asarray(rng.standard_normal(shape), jnp.float32)
-    abstract = abstract_variables(model)
-
-    def draw(path, leaf):
-        value = rng.standard_normal(leaf.shape, np.float32) * 0.02
-        return jnp.asarray(value + (path[-1].key in ("scale", "var")), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract), images
-
-
-def _program(mode: str, model: nn.Module, variables: Any, images: jax.Array) -> Program:
-    """The compiled mode. A training step's result is the state of the next."""
-    if mode == "inference":
-        return _compiled(model.apply, (variables,), images)
-    if mode == "inference-merged":
-        merged = jax.jit(reparameterize)(variables)
-        return _compiled(model.clone(deploy=True).apply, (merged,), images)
-    if mode == "gradients":
-        return _compiled(_differentiated(model), (variables,), images)
-
-    optimizer = optax.adamw(1e-3)
-    has_drop_path = hasattr(model, "drop_path_rate")
-    differentiated = _differentiated(model.clone(drop_path_rate=0.1) if has_drop_path else model)
-
-    def train_step(variables, opt_state, images):
-        grads, updates = differentiated(variables, images)
-        steps, opt_state = optimizer.update(grads, opt_state, variables["params"])
-        params = optax.apply_updates(variables["params"], steps)
-        return {"params": params, **updates}, opt_state
-
-    own = jax.tree.map(jnp.copy, variables)  # the first step gives its memory away
-    return _compiled(train_step, (own, optimizer.init(own["params"])), images, carries=True)
-
-
-def _differentiated(model: nn.Module) -> Callable[..., Any]:
-    """(variables, images) to the gradients of a cross entropy and the new statistics."""
-
-    def run(variables, images):
-        def loss_of(params):
-            logits, updates = model.apply(
-                {**variables, "params": params},
-                images,
-                train=True,
-                rngs={"dropout": jax.random.key(0)},
-                mutable=["batch_stats"],
-            )
-            labels = jnp.zeros(images.shape[0], jnp.int32)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), updates
-
-        return jax.grad(loss_of, has_aux=True)(variables["params"])
-
-    return run
-
-
-def _compiled(
-    function: Callable[..., Any], state: tuple[Any, ...], images: jax.Array, carries: bool = False
-) -> Program:
-    """`function(*state, images)`; with `carries`, what it returns is the next state."""
-    donated = tuple(range(len(state))) if carries else ()
-    begin = time.perf_counter()
-    compiled = jax.jit(function, donate_argnums=donated).lower(*state, images).compile()
-    seconds = time.perf_counter() - begin
-
-    def start():
-        nonlocal state
-        result = compiled(*state, images)
-        state = result if carries else state
-        return result
-
-    return Program(start, compile_seconds=seconds, memory_bytes=planned_memory(compiled))

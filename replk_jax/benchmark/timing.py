@@ -34,6 +34,7 @@ class Program:
       asynchronous: whether it may be started again before it has finished.
       compile_seconds: what making it took, where that is of interest.
       memory_bytes: what it occupies at once, where that is known.
+      compiled_text: its compiled form as text, of a program of XLA's.
     """
 
     start: Callable[[], Any]
@@ -42,6 +43,7 @@ class Program:
     asynchronous: bool = False
     compile_seconds: float | None = None
     memory_bytes: int | None = None
+    compiled_text: Callable[[], str] | None = None
 
     def seconds(self, starts: int = 1) -> float:
         """The time of one call, over so many starts in a row."""

@@ -14,7 +14,6 @@ from replk_jax.ops.shapes import Shape
 
 LAYOUTS = ("NCHW", "channels_last")
 _COMPILED = "+compile"  # behind the name of a network: by torch.compile
-NETWORK_MODES = ("inference", "inference-merged", "gradients")
 
 
 def refuses(platform: str) -> str | None:
@@ -143,11 +142,12 @@ def network_program(
 
     Args:
       peer: one that `check_network` allows.
-      mode: one of `NETWORK_MODES`. timm's models have nothing to merge.
+      mode: as of our networks, but that a training step is without stochastic depth, and that
+        timm's models have nothing to merge.
       architecture: of the network that it is compared with.
       image_size, batch_size: of the images.
-      dtype: of the computation. For inference the weights have it too; for gradients they
-        are float32, and the computation is autocast.
+      dtype: of the computation. For inference the weights have it too; otherwise they are
+        float32, and the computation is autocast.
       platform: "cpu" or "gpu".
 
     Raises:
@@ -164,7 +164,7 @@ def network_program(
     dtype = getattr(torch, dtype)
     finish = _nothing if platform == "cpu" else _synchronize
 
-    if mode != "gradients":
+    if mode in ("inference", "inference-merged"):
         network, images = network.eval().to(dtype), images.to(dtype)
         call = torch.compile(network) if peer.endswith(_COMPILED) else network
 
@@ -176,14 +176,18 @@ def network_program(
 
     call = torch.compile(network) if peer.endswith(_COMPILED) else network
     labels = torch.zeros(batch_size, dtype=torch.int64, device=images.device)
+    fused = platform == "gpu" or None  # None leaves it to PyTorch
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=fused)
 
-    def differentiate():
-        network.zero_grad()
+    def train():
+        optimizer.zero_grad()
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             logits = call(images)
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        if mode == "training":
+            optimizer.step()
 
-    return Program(differentiate, finish)
+    return Program(train, finish)
 
 
 def _network(peer: str, architecture: Any, deploy: bool) -> Any:

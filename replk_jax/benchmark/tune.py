@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from replk_jax.benchmark.depthwise import Layer
+from replk_jax.benchmark.depthwise_programs import calls_of, contender, draw_operands, role_function
 from replk_jax.benchmark.environment import describe_environment
-from replk_jax.benchmark.jax_programs import calls_of, contender, draw_operands, role_function
 from replk_jax.benchmark.timing import Timing, compete
 from replk_jax.ops.dispatch import IMPLEMENTATIONS, ROLES
 from replk_jax.ops.measurements import Measurement, Table, table_of, write

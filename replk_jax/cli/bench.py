@@ -1,15 +1,21 @@
 """bench: measures speed on the device at hand."""
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import math
+import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from replk_jax.benchmark import depthwise, targets
 from replk_jax.benchmark.environment import describe_environment, format_environment
-from replk_jax.benchmark.model import MODES, benchmark_model, format_report, structures_table
+from replk_jax.benchmark.model import benchmark_model, format_report, structures_table
+from replk_jax.benchmark.network_programs import MODES, draw_inputs, network_program
+from replk_jax.benchmark.profile import format_profile, profile_program
 from replk_jax.benchmark.tune import tune
 from replk_jax.cli.arguments import check_folder, positive, seconds, write_json
 from replk_jax.models import create_model
@@ -20,7 +26,12 @@ from replk_jax.ops.dispatch import IMPLEMENTATIONS
 def add_parser(verbs) -> None:
     bench = verbs.add_parser("bench", help="measure speed on the device at hand")
     subjects = bench.add_subparsers(metavar="SUBJECT", required=True)
-    model = subjects.add_parser("model", help="a whole network, inference and training")
+    _add_model(subjects.add_parser("model", help="a whole network, inference and training"))
+    _add_profile(subjects.add_parser("profile", help="where the time of a network goes"))
+    _add_depthwise(subjects.add_parser("depthwise", help="the depthwise convolution alone"))
+
+
+def _add_model(model: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--model",
         nargs="+",
@@ -28,13 +39,19 @@ def add_parser(verbs) -> None:
         metavar="NAME",
         help="one or several, for both structures of which a table is made (replknet_31b)",
     )
-    model.add_argument("--image-size", type=positive, default=224, help="pixels (224)")
-    model.add_argument("--batch-size", type=positive, default=1, help="images at once (1)")
     model.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation"
+        "--batch-size", type=positive, nargs="+", default=[1], help="images at once (1)"
     )
+    _add_settings(model)
     model.add_argument(
         "--modes", nargs="+", choices=MODES, default=MODES, help="what to time (all)"
+    )
+    model.add_argument(
+        "--implementations",
+        nargs="+",
+        choices=IMPLEMENTATIONS,
+        default=(),
+        help="of the depthwise convolutions, measured beside the operator's own choice",
     )
     model.add_argument(
         "--peer",
@@ -48,7 +65,43 @@ def add_parser(verbs) -> None:
     model.add_argument("--json", type=Path, metavar="FILE", help="write the report there as JSON")
     model.set_defaults(run=_bench_model)
 
-    layer = subjects.add_parser("depthwise", help="the depthwise convolution alone")
+
+def _add_profile(profile: argparse.ArgumentParser) -> None:
+    profile.add_argument("--model", default="replknet_31b", metavar="NAME", help="(replknet_31b)")
+    profile.add_argument("--batch-size", type=positive, default=1, help="images at once (1)")
+    _add_settings(profile)
+    profile.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        default=("inference-merged", "training"),
+        help="what to trace (inference-merged training)",
+    )
+    profile.add_argument("--calls", type=positive, default=5, help="to trace of each mode (5)")
+    profile.add_argument(
+        "--lines", type=positive, default=15, help="of each table that is printed (15)"
+    )
+    profile.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the traces there, for https://ui.perfetto.dev or XProf",
+    )
+    profile.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all operations there as JSON"
+    )
+    profile.set_defaults(run=_profile_model)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Those of the network, which a measurement and a profile share."""
+    parser.add_argument("--image-size", type=positive, default=224, help="pixels (224)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation"
+    )
+
+
+def _add_depthwise(layer: argparse.ArgumentParser) -> None:
     layer.add_argument(
         "--suite", choices=depthwise.SUITES, help="layers (cpu on a CPU, paper elsewhere)"
     )
@@ -103,13 +156,14 @@ def _bench_model(arguments: argparse.Namespace) -> None:
         create_model(name)  # before anything is measured, a name that is not known
     report = {"environment": describe_environment(), "models": []}
     print(format_environment(report["environment"]))
-    for name in arguments.model:
+    for name, batch_size in itertools.product(arguments.model, arguments.batch_size):
         measured = benchmark_model(
             name,
             image_size=arguments.image_size,
-            batch_size=arguments.batch_size,
+            batch_size=batch_size,
             dtype=arguments.dtype,
             modes=tuple(arguments.modes),
+            implementations=tuple(arguments.implementations),
             peers=tuple(arguments.peer),
             seconds=arguments.seconds,
         )
@@ -118,7 +172,31 @@ def _bench_model(arguments: argparse.Namespace) -> None:
         report["models"].append(measured)
         write_json(report, arguments.json)
     if len(arguments.model) > 1 and {"inference", "inference-merged"} <= set(arguments.modes):
-        print(structures_table(report["models"]))
+        for batch_size in arguments.batch_size:
+            alike = [each for each in report["models"] if each["batch_size"] == batch_size]
+            print(f"In batches of {batch_size}:\n{structures_table(alike)}")
+
+
+def _profile_model(arguments: argparse.Namespace) -> None:
+    check_folder(arguments.json)
+    model = create_model(arguments.model, dtype=jnp.dtype(arguments.dtype))
+    settings = {
+        name: getattr(arguments, name) for name in ("model", "image_size", "batch_size", "dtype")
+    }
+    report = {"environment": describe_environment(), **settings, "profiles": []}
+    print(format_environment(report["environment"]))
+    variables, images = draw_inputs(model, arguments.batch_size, arguments.image_size)
+    with contextlib.ExitStack() as stack:
+        folder = arguments.trace
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for mode in arguments.modes:
+            program = network_program(mode, model, variables, images)
+            profile = profile_program(program, folder / mode, arguments.calls)
+            head = ", ".join([arguments.model, mode, f"batch {arguments.batch_size}"])
+            print(f"{head}: {format_profile(profile, arguments.lines)}", flush=True)
+            report["profiles"].append({"mode": mode, **profile.as_dict()})
+            write_json(report, arguments.json)
 
 
 def _bench_depthwise(arguments: argparse.Namespace) -> None:

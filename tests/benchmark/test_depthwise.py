@@ -15,7 +15,7 @@ from replk_jax.benchmark.depthwise import (
     Layer,
     layers_of,
 )
-from replk_jax.benchmark.jax_programs import contender, draw_operands, operator, role_function
+from replk_jax.benchmark.depthwise_programs import contender, draw_operands, operator, role_function
 from replk_jax.ops.dispatch import ROLES
 from replk_jax.ops.shapes import DETECTION, REPLKNET_224, REPLKNET_384, TABLE_1, Shape
 from tests.ops import reference

@@ -8,6 +8,7 @@ import pytest
 
 import replk_jax
 from replk_jax.benchmark import torch_peers
+from replk_jax.benchmark.network_programs import MODES
 from replk_jax.models.variables import abstract_variables
 from replk_jax.ops.shapes import REPLKNET_224, SMALL, UNUSUAL
 from tests.helpers import TINY
@@ -79,26 +80,39 @@ def test_network_has_the_same_parameters(architecture, deploy):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mode", torch_peers.NETWORK_MODES)
-def test_network_programs_run(mode, dtype):
+@pytest.mark.parametrize("mode", MODES)
+def test_network_programs_run(mode, dtype, monkeypatch):
+    """Inference gives logits; gradients change no parameter, a training step all."""
+    networks = []
+
+    def build(*arguments, original=torch_peers._network, **settings):
+        networks.append(original(*arguments, **settings))
+        return networks[-1]
+
+    monkeypatch.setattr(torch_peers, "_network", build)
     program = torch_peers.network_program(
         "torch", mode, TINY, image_size=32, batch_size=2, dtype=dtype, platform="cpu"
     )
+    parameters = list(networks[0].parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
     result = program.start()
-    if mode == "gradients":
+    changed = [not torch.equal(now, then) for now, then in zip(parameters, before, strict=True)]
+    assert set(changed) == {mode == "training"}
+    if mode in ("gradients", "training"):
         assert result is None
+        assert all(parameter.grad.any() for parameter in parameters)
     else:
         assert (result.shape, result.dtype) == ((2, 1000), getattr(torch, dtype))
 
 
 @pytest.mark.exhaustive  # a C++ compiler's work, for a minute
-@pytest.mark.parametrize("mode", torch_peers.NETWORK_MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_compiled_networks_run(mode):
     program = torch_peers.network_program(
         "torch+compile", mode, TINY, image_size=32, batch_size=2, dtype="float32", platform="cpu"
     )
     result = program.start()
-    assert result is None if mode == "gradients" else result.shape == (2, 1000)
+    assert result is None if mode in ("gradients", "training") else result.shape == (2, 1000)
 
 
 @pytest.mark.parametrize(

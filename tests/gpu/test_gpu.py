@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import replk_jax
+from replk_jax.benchmark.network_programs import draw_inputs, network_program
+from replk_jax.benchmark.profile import profile_program
 from tests.helpers import TINY, random_images, random_variables
 
 try:
@@ -115,3 +117,15 @@ def test_gradients_and_statistics():
     chex.assert_trees_all_close(stats, expected_stats, rtol=1e-4, atol=1e-5)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_grads))
     chex.assert_trees_all_close(grads, expected_grads, rtol=1e-3, atol=1e-4 * largest)
+
+
+def test_profile(tmp_path):
+    """The kernels in a trace are operations of the program, and most are of a layer."""
+    model = replk_jax.create_model("replknet_31b", dtype=jnp.bfloat16)
+    variables, images = jax.device_put(draw_inputs(model, 16, 64), GPU)
+    program = network_program("inference-merged", model, variables, images)
+    costs = profile_program(program, tmp_path).costs
+    layers = {cost.operation.layer for cost in costs}
+    assert {f"stages_{stage}/blocks_*/pw1/conv" for stage in range(4)} <= layers
+    total = sum(cost.seconds for cost in costs)
+    assert sum(cost.seconds for cost in costs if cost.operation.layer) > 0.8 * total > 0
