@@ -70,6 +70,7 @@ def tracked_wgmma(monkeypatch):
 
     untracked = gpu_callbacks.wgmma
 
+    @gpu_callbacks.fail_on_exception  # or the other threads would wait for this one for ever
     def wgmma(*, thread, source_info=None, **arguments):
         memory = gpu_callbacks._get_shared_memory()
         for operand in "ab":
