@@ -3,10 +3,12 @@
 import json
 import sys
 
+import jax
 import pytest
 
 from replk_jax.benchmark import depthwise, tune
-from replk_jax.benchmark.network_programs import MODES
+from replk_jax.benchmark import model as benchmark
+from replk_jax.benchmark.network_programs import MODES, network_program
 from replk_jax.cli import main
 from replk_jax.models import list_models, registry
 from replk_jax.ops import measurements
@@ -128,10 +130,18 @@ def test_bench_several_models(capsys, monkeypatch):
 def test_bench_model_in_several_ways(tmp_path, capsys, monkeypatch):
     """In two batch sizes, beside the same with another implementation of the operator."""
     monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    asked = []
+
+    def program(mode, network, variables, images):
+        asked.append((mode, network.implementation, images.shape[0]))
+        return network_program(mode, network, variables, images)
+
+    monkeypatch.setattr(benchmark, "network_program", program)
     path = tmp_path / "report.json"
     settings = ["--image-size", "32", "--batch-size", "2", "1", "--seconds", "0.01"]
     ways = ["--modes", "inference", "--implementations", "xla", "shift"]
     main(["bench", "model", "--model", "tiny", *settings, *ways, "--json", str(path)])
+    assert asked == [("inference", how, n) for n in (2, 1) for how in (None, "xla", "shift")]
     reports = json.loads(path.read_text())["models"]
     assert [report["batch_size"] for report in reports] == [2, 1]
     for report in reports:
@@ -139,6 +149,46 @@ def test_bench_model_in_several_ways(tmp_path, capsys, monkeypatch):
         assert contenders == ["replk_jax", "replk_jax with xla", "replk_jax with shift"]
         assert all(timing["runs"] >= 3 for timing in report["timings"])
     assert "times as fast as replk_jax with xla" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_bench_model_without_memory_for_all(tmp_path, capsys, monkeypatch):
+    """What could be measured is told and written; the exit status says that it is not all."""
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+
+    def program(mode, network, variables, images):
+        if images.shape[0] == 4 and network.implementation is None:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
+        return network_program(mode, network, variables, images)
+
+    monkeypatch.setattr(benchmark, "network_program", program)
+    path = tmp_path / "report.json"
+    settings = ["--image-size", "32", "--batch-size", "2", "4", "1", "--seconds", "0.01"]
+    ways = ["--modes", *MODES[:2], "--implementations", "xla", "--model", "tiny", "repvgg_a0"]
+    small = miniature(registry.ARCHITECTURES["repvgg_a0"])
+    monkeypatch.setitem(registry.ARCHITECTURES, "repvgg_a0", small)
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "model", *settings, *ways, "--json", str(path)])
+    lines = str(caught.value.code).splitlines()
+    assert lines[0] == "error: not all could be measured."
+    assert lines[1].startswith("tiny, batch 4, inference: JaxRuntimeError: RESOURCE_EXHAUSTED")
+    measured = {
+        (report["model"], report["batch_size"], timing["mode"], timing["contender"])
+        for report in json.loads(path.read_text())["models"]
+        for timing in report["timings"]
+        if not timing["failure"]
+    }
+    assert measured == {
+        (model, batch, mode, contender)
+        for model in ("tiny", "repvgg_a0")
+        for batch in (2, 4, 1)
+        for mode in MODES[:2]
+        for contender in ("replk_jax", "replk_jax with xla")
+        if (batch, contender) != (4, "replk_jax")
+    }
+    out = capsys.readouterr().out
+    assert "not measured: JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory\n" in out
+    assert "In batches of 4:" in out
 
 
 @pytest.mark.usefixtures("quick_compilation")
@@ -153,11 +203,14 @@ def test_bench_profile(tmp_path, capsys, monkeypatch):
     assert [profile["mode"] for profile in report["profiles"]] == ["inference-merged", "training"]
     for profile in report["profiles"]:
         layers = {cost["layer"] for cost in profile["costs"]}
-        assert "stages_1/blocks_*/pw1/conv" in layers
+        assert "stages_1/blocks_0/pw1/conv" in layers
     assert sorted(folder.name for folder in traces.iterdir()) == ["inference-merged", "training"]
     out = capsys.readouterr().out
     assert out.count("  layer\n") == out.count("  operation\n") == 2
     assert "tiny, training, batch 2: A call takes" in out
+    with pytest.raises(SystemExit):
+        main(["bench", "profile", "--model", "tiny", *settings, "--trace", str(traces)])
+    assert "inference-merged has a trace already; name another folder" in capsys.readouterr().err
 
 
 def test_bench_model_without_torch(capsys, monkeypatch):

@@ -1,7 +1,5 @@
 """Depthwise convolutions as compiled programs of JAX's, ready to be timed."""
 
-import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -9,16 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from replk_jax.benchmark.compiling import compile_program
 from replk_jax.benchmark.timing import Contender, Program
 from replk_jax.ops import depthwise_conv2d
 from replk_jax.ops.dispatch import IMPLEMENTATIONS
 from replk_jax.ops.shapes import Shape
 
 Operands = tuple[jax.Array, jax.Array, jax.Array]
-
-# Only XLA's part of a compilation gains by running beside another; Python's would just have to be
-# safe for it.
-_LOWERING = threading.Lock()
 
 
 def calls_of(platform: str) -> int:
@@ -96,15 +91,12 @@ def contender(function: Callable[..., Any], operands: Sequence[tuple[jax.Array, 
         return [function(*each) for each in operands]
 
     def prepare():
-        begin = time.perf_counter()
-        with _LOWERING:
-            lowered = jax.jit(run).lower(operands)
-        compiled = lowered.compile()
+        compiled, seconds = compile_program(run, operands)
         return Program(
             partial(compiled, operands),
             calls=len(operands),
             asynchronous=not on_cpu,
-            compile_seconds=time.perf_counter() - begin if on_cpu else None,
+            compile_seconds=seconds if on_cpu else None,
         )
 
     return Contender(prepare, concurrent=not on_cpu)

@@ -32,7 +32,9 @@ def benchmark_model(
 ) -> dict[str, Any]:
     """Times a model on the default device, on one batch that stays there.
 
-    JAX's persistent compilation cache must be off for the compile time to mean anything.
+    What cannot be made or run, for lack of memory or another reason, is told in the report, with
+    what could. JAX's persistent compilation cache must be off for the compile time to mean
+    anything; on an accelerator, programs that run in turns are compiled side by side.
 
     Args:
       name: of the model.
@@ -47,8 +49,8 @@ def benchmark_model(
       seconds: how long to repeat each; at least three runs.
 
     Returns:
-      A dictionary fit for JSON: the settings and `timings`, whose `memory_bytes` are those that
-      XLA sets aside for arguments, results and what lies between.
+      A dictionary fit for JSON: the settings and `timings`, each with a `failure` or with figures.
+      `memory_bytes` are those that XLA sets aside for arguments, results and what lies between.
 
     Raises:
       ValueError: an unknown model, mode or peer.
@@ -68,11 +70,16 @@ def benchmark_model(
         for implementation in implementations:
             ours[f"{OURS} with {implementation}"] = model.clone(implementation=implementation)
         found = {
-            (mode, name): Contender(partial(network_program, mode, network, variables, images))
+            (mode, name): Contender(
+                partial(network_program, mode, network, variables, images),
+                concurrent=platform != "cpu",
+            )
             for name, network in ours.items()
         }
-        if not absent:
-            for peer in peers:
+        # timm's networks have nothing to merge: one of the two kinds of inference is enough.
+        twice = mode == "inference" and "inference-merged" in modes
+        for peer in () if absent else peers:
+            if not (twice and torch_peers.is_timm(peer)):
                 prepare = partial(
                     torch_peers.network_program,
                     peer,
@@ -91,8 +98,6 @@ def benchmark_model(
         wanted = [contenders(mode) for mode in together if mode in modes]
         results = compete({k: v for found in wanted for k, v in found.items()}, seconds)
         for (mode, contender), result in results.items():
-            if contender == OURS and isinstance(result, Exception):
-                raise result
             timings.append(_timing(mode, contender, result, batch_size))
     return {
         "model": name,
@@ -106,17 +111,19 @@ def benchmark_model(
 
 def format_report(report: dict[str, Any]) -> str:
     """The report of `benchmark_model` as text."""
+    wide = 1 + max(len(timing["contender"]) for timing in report["timings"])
     lines = [
         f"{report['model']}, {report['image_size']} x {report['image_size']}, batch "
         f"{report['batch_size']}, {report['dtype']}",
-        f"{'':50}{'images/s':>10}{'s/step':>10}{'least':>10}{'compile s':>11}{'MB':>8}{'runs':>6}",
+        f"{'':18}{'':{wide}}{'images/s':>10}{'s/step':>10}{'least':>10}{'compile s':>11}{'MB':>8}"
+        f"{'runs':>6}",
     ]
     rates = {}
     for timing in report["timings"]:
         mode, contender = timing["mode"], timing["contender"]
-        head = f"{mode:18}{contender:32}"
+        head = f"{mode:18}{contender:{wide}}"
         if timing["failure"]:
-            lines.append(f"{head} not measured: {timing['failure']}")
+            lines.append(f"{head} not measured: {timing['failure'].splitlines()[0]}")
             continue
         rates[mode, contender] = timing["images_per_second"]
         compiled, memory = timing["compile_seconds"], timing["memory_bytes"]
@@ -129,11 +136,21 @@ def format_report(report: dict[str, Any]) -> str:
         ratio = rates["inference-merged", OURS] / rates["inference", OURS]
         lines.append(f"re-parameterized over training-time inference: {ratio:.2f} times as fast")
     for (mode, contender), rate in rates.items():
-        if contender != OURS:
+        if contender != OURS and (mode, OURS) in rates:
             lines.append(f"{mode}: {rates[mode, OURS] / rate:.2f} times as fast as {contender}")
     if report["absent"]:
         lines.append(f"No peer was measured. {report['absent']}")
     return "\n".join(lines)
+
+
+def failures(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """What of our own could not be measured, a line for each."""
+    return [
+        f"{report['model']}, batch {report['batch_size']}, {timing['mode']}: {timing['failure']}"
+        for report in reports
+        for timing in report["timings"]
+        if timing["contender"] == OURS and timing["failure"]
+    ]
 
 
 def structures_table(reports: Sequence[dict[str, Any]]) -> str:
@@ -146,6 +163,8 @@ def structures_table(reports: Sequence[dict[str, Any]]) -> str:
     for report in reports:
         ours = {t["mode"]: t for t in report["timings"] if t["contender"] == OURS}
         before, after = ours["inference"], ours["inference-merged"]
+        if before["failure"] or after["failure"]:
+            continue
         rates = [timing["images_per_second"] for timing in (before, after)]
         memory = [timing["memory_bytes"] / 1e6 for timing in (before, after)]
         lines.append(

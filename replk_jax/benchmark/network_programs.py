@@ -1,7 +1,7 @@
 """Whole networks as compiled programs of JAX's, ready to be timed or traced."""
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,11 +11,14 @@ import numpy as np
 import optax
 
 from replk_jax.accounting import planned_memory
+from replk_jax.benchmark.compiling import compile_program
 from replk_jax.benchmark.timing import Program
 from replk_jax.models.variables import abstract_variables
 from replk_jax.reparam import reparameterize
 
 MODES = ("inference", "inference-merged", "gradients", "training")
+DROP_PATH_RATE = 0.1  # of a training step, where the network has stochastic depth
+SCOPES = ("loss", "optimizer")  # of a training step, beside those of the network
 
 
 def draw_inputs(model: nn.Module, batch_size: int, image_size: int) -> tuple[Any, jax.Array]:
@@ -35,24 +38,42 @@ def draw_inputs(model: nn.Module, batch_size: int, image_size: int) -> tuple[Any
     return jax.tree_util.tree_map_with_path(draw, abstract), images
 
 
-def network_program(mode: str, model: nn.Module, variables: Any, images: jax.Array) -> Program:
+def network_program(
+    mode: str, model: nn.Module, variables: Any, images: jax.Array, *, traceable: bool = False
+) -> Program:
     """What a network does in one of `MODES`.
 
-    "inference" is of the training-time structure, "inference-merged" of the re-parameterized one;
-    "gradients" is forward and backward of the training-time structure; a "training" step adds
-    stochastic depth and AdamW, and gives its memory to the next, whose state its result is.
+    "inference" is of the training-time structure, "inference-merged" of the re-parameterized one,
+    both with weights in the type of the computation. "gradients" is forward and backward of the
+    training-time structure; a "training" step adds stochastic depth and AdamW, and gives its memory
+    to the next, whose state its result is.
+
+    Args:
+      mode, model, variables, images: of `MODES`; as from `draw_inputs`.
+      traceable: whether a trace shall tell each operation apart, which on a GPU costs a little.
+
+    Raises:
+      ValueError: an unknown mode.
     """
+    # A GPU runs a command buffer as one operation.
+    on_gpu = images.devices().pop().platform == "gpu"
+    options = {"xla_gpu_enable_command_buffer": ""} if traceable and on_gpu else None
+    compiled = partial(_compiled, images=images, options=options)
+    in_type = partial(jax.tree.map, lambda leaf: leaf.astype(model.dtype))
     if mode == "inference":
-        return _compiled(model.apply, (variables,), images)
+        return compiled(model.apply, (in_type(variables),))
     if mode == "inference-merged":
-        merged = jax.jit(reparameterize)(variables)
-        return _compiled(model.clone(deploy=True).apply, (merged,), images)
+        merged = in_type(jax.jit(reparameterize)(variables))
+        return compiled(model.clone(deploy=True).apply, (merged,))
     if mode == "gradients":
-        return _compiled(_differentiated(model), (variables,), images)
+        return compiled(_differentiated(model), (variables,))
+    if mode != "training":
+        raise ValueError(f"Unknown mode {mode}; known: {', '.join(MODES)}.")
 
     optimizer = optax.adamw(1e-3)
-    has_drop_path = hasattr(model, "drop_path_rate")
-    differentiated = _differentiated(model.clone(drop_path_rate=0.1) if has_drop_path else model)
+    if hasattr(model, "drop_path_rate"):
+        model = model.clone(drop_path_rate=DROP_PATH_RATE)
+    differentiated = _differentiated(model)
 
     def train_step(variables, opt_state, images):
         grads, updates = differentiated(variables, images)
@@ -62,7 +83,7 @@ def network_program(mode: str, model: nn.Module, variables: Any, images: jax.Arr
         return {"params": params, **updates}, opt_state
 
     own = jax.tree.map(jnp.copy, variables)  # the first step gives its memory away
-    return _compiled(train_step, (own, optimizer.init(own["params"])), images, carries=True)
+    return compiled(train_step, (own, optimizer.init(own["params"])), carries=True)
 
 
 def _differentiated(model: nn.Module) -> Callable[..., Any]:
@@ -88,13 +109,18 @@ def _differentiated(model: nn.Module) -> Callable[..., Any]:
 
 
 def _compiled(
-    function: Callable[..., Any], state: tuple[Any, ...], images: jax.Array, carries: bool = False
+    function: Callable[..., Any],
+    state: tuple[Any, ...],
+    *,
+    images: jax.Array,
+    options: dict[str, Any] | None,
+    carries: bool = False,
 ) -> Program:
     """`function(*state, images)`; with `carries`, what it returns is the next state."""
     donated = tuple(range(len(state))) if carries else ()
-    begin = time.perf_counter()
-    compiled = jax.jit(function, donate_argnums=donated).lower(*state, images).compile()
-    seconds = time.perf_counter() - begin
+    compiled, seconds = compile_program(
+        function, *state, images, donate_argnums=donated, options=options
+    )
 
     def start():
         nonlocal state

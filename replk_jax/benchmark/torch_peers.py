@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from replk_jax.benchmark.network_programs import DROP_PATH_RATE, MODES
 from replk_jax.benchmark.timing import Program
 from replk_jax.models.replknet import RepLKNetArchitecture
 from replk_jax.ops.shapes import Shape
 
 LAYOUTS = ("NCHW", "channels_last")
+_INFERENCE = ("inference", "inference-merged")
 _COMPILED = "+compile"  # behind the name of a network: by torch.compile
 
 
@@ -49,6 +51,7 @@ def describe() -> str:
     if torch.cuda.is_available():
         tf32 = "with" if torch.backends.cudnn.allow_tf32 else "without"
         text += f", cuDNN {torch.backends.cudnn.version()} with benchmark, {tf32} TF32"
+        text += f", products of float32 {torch.get_float32_matmul_precision()}"
     return text
 
 
@@ -128,6 +131,11 @@ def check_network(peer: str, architecture: Any) -> None:
         raise ValueError("The peer torch is a RepLKNet: compare others with timm:NAME.")
 
 
+def is_timm(peer: str) -> bool:
+    """Whether the peer of this name is a model of timm's."""
+    return peer.startswith("timm:")
+
+
 def network_program(
     peer: str,
     mode: str,
@@ -142,8 +150,7 @@ def network_program(
 
     Args:
       peer: one that `check_network` allows.
-      mode: as of our networks, but that a training step is without stochastic depth, and that
-        timm's models have nothing to merge.
+      mode: as of our networks. timm's models have nothing to merge.
       architecture: of the network that it is compared with.
       image_size, batch_size: of the images.
       dtype: of the computation. For inference the weights have it too; otherwise they are
@@ -152,29 +159,35 @@ def network_program(
 
     Raises:
       ImportError: timm is not there.
+      ValueError: an unknown mode.
     """
     import torch
 
-    network = _network(peer, architecture, deploy=mode == "inference-merged")
+    if mode not in MODES:
+        raise ValueError(f"Unknown mode {mode}; known: {', '.join(MODES)}.")
+    network = _network(peer, mode, architecture)
     network = network.to(_device(platform), memory_format=torch.channels_last)
     images = torch.randn(
         batch_size, architecture.in_channels, image_size, image_size, device=_device(platform)
     )
     images = images.contiguous(memory_format=torch.channels_last)
     dtype = getattr(torch, dtype)
-    finish = _nothing if platform == "cpu" else _synchronize
+    finish = release = _nothing
+    if platform != "cpu":
+        # What PyTorch keeps for itself is wanting elsewhere.
+        finish, release = _synchronize, torch.cuda.empty_cache
 
-    if mode in ("inference", "inference-merged"):
+    if mode in _INFERENCE:
         network, images = network.eval().to(dtype), images.to(dtype)
-        call = torch.compile(network) if peer.endswith(_COMPILED) else network
+        call = _compiled(network) if peer.endswith(_COMPILED) else network
 
         @torch.inference_mode()
         def infer():
             return call(images)
 
-        return Program(infer, finish)
+        return Program(infer, finish, release=release)
 
-    call = torch.compile(network) if peer.endswith(_COMPILED) else network
+    call = _compiled(network) if peer.endswith(_COMPILED) else network
     labels = torch.zeros(batch_size, dtype=torch.int64, device=images.device)
     fused = platform == "gpu" or None  # None leaves it to PyTorch
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=fused)
@@ -187,27 +200,50 @@ def network_program(
         if mode == "training":
             optimizer.step()
 
-    return Program(train, finish)
+    return Program(train, finish, release=release)
 
 
-def _network(peer: str, architecture: Any, deploy: bool) -> Any:
+def _network(peer: str, mode: str, architecture: Any) -> Any:
     name = peer.removesuffix(_COMPILED)
+    drop_path_rate = DROP_PATH_RATE if mode == "training" else 0.0
     if name == "torch":
         from replk_jax.benchmark.torch_replknet import RepLKNet
 
-        return RepLKNet(architecture, deploy=deploy)
+        deploy = mode == "inference-merged"
+        return RepLKNet(architecture, deploy=deploy, drop_path_rate=drop_path_rate)
     import timm
 
-    return timm.create_model(name.removeprefix("timm:"))
+    # Some models have stochastic depth unless told otherwise.
+    settings = {} if mode in _INFERENCE else {"drop_path_rate": drop_path_rate}
+    return timm.create_model(name.removeprefix("timm:"), **settings)
+
+
+def _compiled(network: Any) -> Any:
+    """The network by `torch.compile`, for the one shape that it is called with.
+
+    What is compiled belongs to the network's code, not to the network: a second shape would be
+    compiled for shapes of all kinds, and after a few nothing any more, in silence.
+    """
+    import torch
+
+    torch._dynamo.config.recompile_limit = 1000
+    torch._dynamo.config.accumulated_recompile_limit = 10000
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(network, dynamic=False)
 
 
 def _device(platform: str) -> str:
-    """The name of PyTorch's device; on a GPU, cuDNN looks for its fastest algorithms."""
+    """The name of PyTorch's device.
+
+    On a GPU, cuDNN looks for its fastest algorithms, and float32 is multiplied in TF32, in linear
+    layers as in convolutions, as XLA does.
+    """
     if platform == "cpu":
         return "cpu"
     import torch
 
     torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
     return "cuda"
 
 
@@ -235,5 +271,5 @@ def _synchronize(_: Any) -> None:
     torch.cuda.synchronize()
 
 
-def _nothing(_: Any) -> None:
-    """On a CPU PyTorch's functions return when they are done."""
+def _nothing(*_: Any) -> None:
+    """On a CPU PyTorch's functions return when they are done, and memory is the system's."""

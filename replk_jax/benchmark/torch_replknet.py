@@ -45,10 +45,18 @@ class LargeKernelConv(nn.Module):
 
 
 class Residual(nn.Sequential):
-    """x + the sequence of x."""
+    """x + the sequence of x, which in training is left out of so large a share of the images."""
+
+    def __init__(self, *layers: nn.Module, drop_path_rate: float):
+        super().__init__(*layers)
+        self.drop_path_rate = drop_path_rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + super().forward(x)
+        y = super().forward(x)
+        if self.training and self.drop_path_rate:
+            kept = 1 - self.drop_path_rate
+            y = y * y.new_empty((len(y), 1, 1, 1)).bernoulli_(kept).div_(kept)
+        return x + y
 
 
 class RepLKNet(nn.Sequential):
@@ -57,9 +65,13 @@ class RepLKNet(nn.Sequential):
     Args:
       architecture: as JAX's has it.
       deploy: the merged structure.
+      drop_path_rate: stochastic depth of the last blocks; the first have none, and between it
+        grows in equal steps.
     """
 
-    def __init__(self, architecture: RepLKNetArchitecture, *, deploy: bool):
+    def __init__(
+        self, architecture: RepLKNetArchitecture, *, deploy: bool, drop_path_rate: float = 0.0
+    ):
         convolve = partial(conv_norm, deploy=deploy)
         channels, layers = architecture.channels, []
 
@@ -79,7 +91,7 @@ class RepLKNet(nn.Sequential):
             inner, hidden = (
                 int(width * ratio) for ratio in (architecture.dw_ratio, architecture.ffn_ratio)
             )
-            for _ in range(architecture.layers[stage]):
+            for rate in architecture.drop_path_rates(drop_path_rate)[stage]:
                 large_kernel = Residual(
                     norm(width, deploy),
                     convolve(width, inner),
@@ -87,9 +99,14 @@ class RepLKNet(nn.Sequential):
                     LargeKernelConv(inner, kernel_size, architecture.small_kernel, deploy),
                     nn.ReLU(),
                     convolve(inner, width),
+                    drop_path_rate=rate,
                 )
                 feed_forward = Residual(
-                    norm(width, deploy), convolve(width, hidden), nn.GELU(), convolve(hidden, width)
+                    norm(width, deploy),
+                    convolve(width, hidden),
+                    nn.GELU(),
+                    convolve(hidden, width),
+                    drop_path_rate=rate,
                 )
                 layers.extend([large_kernel, feed_forward])
         head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1000)]

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,9 +14,14 @@ import jax.numpy as jnp
 
 from replk_jax.benchmark import depthwise, targets
 from replk_jax.benchmark.environment import describe_environment, format_environment
-from replk_jax.benchmark.model import benchmark_model, format_report, structures_table
-from replk_jax.benchmark.network_programs import MODES, draw_inputs, network_program
-from replk_jax.benchmark.profile import format_profile, profile_program
+from replk_jax.benchmark.model import (
+    benchmark_model,
+    failures,
+    format_report,
+    structures_table,
+)
+from replk_jax.benchmark.network_programs import MODES, draw_inputs
+from replk_jax.benchmark.profile import expect_no_trace, format_profile, profile_network
 from replk_jax.benchmark.tune import tune
 from replk_jax.cli.arguments import check_folder, positive, seconds, write_json
 from replk_jax.models import create_model
@@ -25,7 +31,7 @@ from replk_jax.ops.dispatch import IMPLEMENTATIONS
 
 def add_parser(verbs) -> None:
     bench = verbs.add_parser("bench", help="measure speed on the device at hand")
-    subjects = bench.add_subparsers(metavar="SUBJECT", required=True)
+    subjects = bench.add_subparsers(metavar="SUBJECT", dest="subject", required=True)
     _add_model(subjects.add_parser("model", help="a whole network, inference and training"))
     _add_profile(subjects.add_parser("profile", help="where the time of a network goes"))
     _add_depthwise(subjects.add_parser("depthwise", help="the depthwise convolution alone"))
@@ -76,6 +82,11 @@ def _add_profile(profile: argparse.ArgumentParser) -> None:
         choices=MODES,
         default=("inference-merged", "training"),
         help="what to trace (inference-merged training)",
+    )
+    profile.add_argument(
+        "--implementation",
+        choices=IMPLEMENTATIONS,
+        help="of the depthwise convolutions (the operator's own choice)",
     )
     profile.add_argument("--calls", type=positive, default=5, help="to trace of each mode (5)")
     profile.add_argument(
@@ -175,24 +186,33 @@ def _bench_model(arguments: argparse.Namespace) -> None:
         for batch_size in arguments.batch_size:
             alike = [each for each in report["models"] if each["batch_size"] == batch_size]
             print(f"In batches of {batch_size}:\n{structures_table(alike)}")
+    if failed := failures(report["models"]):
+        sys.exit("\n".join(["error: not all could be measured.", *failed]))
 
 
 def _profile_model(arguments: argparse.Namespace) -> None:
     check_folder(arguments.json)
-    model = create_model(arguments.model, dtype=jnp.dtype(arguments.dtype))
-    settings = {
-        name: getattr(arguments, name) for name in ("model", "image_size", "batch_size", "dtype")
-    }
+    modes = tuple(dict.fromkeys(arguments.modes))
+    for mode in modes if arguments.trace else ():
+        expect_no_trace(arguments.trace / mode)
+    # A program of the cache may have another's names.
+    jax.config.update("jax_enable_compilation_cache", False)
+    model = create_model(
+        arguments.model,
+        dtype=jnp.dtype(arguments.dtype),
+        implementation=arguments.implementation,
+    )
+    shown = "model", "image_size", "batch_size", "dtype", "implementation"
+    settings = {name: getattr(arguments, name) for name in shown}
     report = {"environment": describe_environment(), **settings, "profiles": []}
     print(format_environment(report["environment"]))
-    variables, images = draw_inputs(model, arguments.batch_size, arguments.image_size)
+    inputs = draw_inputs(model, arguments.batch_size, arguments.image_size)
     with contextlib.ExitStack() as stack:
         folder = arguments.trace
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for mode in arguments.modes:
-            program = network_program(mode, model, variables, images)
-            profile = profile_program(program, folder / mode, arguments.calls)
+        for mode in modes:
+            profile = profile_network(mode, model, *inputs, folder / mode, arguments.calls)
             head = ", ".join([arguments.model, mode, f"batch {arguments.batch_size}"])
             print(f"{head}: {format_profile(profile, arguments.lines)}", flush=True)
             report["profiles"].append({"mode": mode, **profile.as_dict()})

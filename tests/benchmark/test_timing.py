@@ -53,6 +53,30 @@ def test_turns_alternate():
     assert changes == 2 * (1 + ROUNDS) - 1
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_memory_is_given_back_after_a_turn(works):
+    """In no one's time, before another program runs; also after a failure."""
+    log = []
+
+    def start():
+        log.append("held")
+        stopwatch.time.sleep(0.3)
+        if not works:
+            raise MemoryError
+
+    def release():
+        log.append("released")
+        stopwatch.time.sleep(100)
+
+    holder = Contender(lambda: Program(start, lambda _: None, release=release))
+    results = compete({"holder": holder, "other": sleeper(0.3, log, "other")}, 0.1, least_runs=2)
+    if works:
+        assert [each.median for each in results.values()] == pytest.approx([0.3, 0.3])
+        assert log == ["held", "released", "other"] * 3
+    else:
+        assert log == ["held", "released", "other", "other", "other"]
+
+
 def test_long_programs_run_seldom():
     log = []
     timing = compete({"a": sleeper(0.3, log, "a")}, seconds=0.1, least_runs=2)["a"]

@@ -1,6 +1,8 @@
 """What PyTorch is compared with is the same computation."""
 
 import dataclasses
+import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,13 +10,14 @@ import pytest
 
 import replk_jax
 from replk_jax.benchmark import torch_peers
-from replk_jax.benchmark.network_programs import MODES
+from replk_jax.benchmark.network_programs import DROP_PATH_RATE, MODES
 from replk_jax.models.variables import abstract_variables
 from replk_jax.ops.shapes import REPLKNET_224, SMALL, UNUSUAL
 from tests.helpers import TINY
 from tests.ops import reference
 
 torch = pytest.importorskip("torch", reason="PyTorch, an optional peer, is not installed")
+from replk_jax.benchmark import torch_replknet  # noqa: E402
 
 SHAPES = [
     shape
@@ -79,20 +82,29 @@ def test_network_has_the_same_parameters(architecture, deploy):
         assert network(torch.zeros(2, 3, 33, 40)).shape == (2, 1000)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mode", MODES)
-def test_network_programs_run(mode, dtype, monkeypatch):
-    """Inference gives logits; gradients change no parameter, a training step all."""
-    networks = []
+def network_program(peer, mode, dtype="float32", batch_size=2):
+    settings = {"image_size": 32, "batch_size": batch_size, "dtype": dtype, "platform": "cpu"}
+    return torch_peers.network_program(peer, mode, TINY, **settings)
 
-    def build(*arguments, original=torch_peers._network, **settings):
-        networks.append(original(*arguments, **settings))
-        return networks[-1]
+
+@pytest.fixture
+def networks(monkeypatch):
+    """The networks of the programs that a test makes."""
+    built = []
+
+    def build(*arguments, original=torch_peers._network):
+        built.append(original(*arguments))
+        return built[-1]
 
     monkeypatch.setattr(torch_peers, "_network", build)
-    program = torch_peers.network_program(
-        "torch", mode, TINY, image_size=32, batch_size=2, dtype=dtype, platform="cpu"
-    )
+    return built
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", MODES)
+def test_network_programs_run(mode, dtype, networks):
+    """Inference gives logits; gradients change no parameter, a training step all."""
+    program = network_program("torch", mode, dtype)
     parameters = list(networks[0].parameters())
     before = [parameter.detach().clone() for parameter in parameters]
     result = program.start()
@@ -105,13 +117,79 @@ def test_network_programs_run(mode, dtype, monkeypatch):
         assert (result.shape, result.dtype) == ((2, 1000), getattr(torch, dtype))
 
 
+def test_gradients_are_of_one_step(networks):
+    """They are not added to those of the step before."""
+    program = network_program("torch", "gradients")
+    gradients = []
+    for _ in range(2):
+        program.start()
+        gradients.append([parameter.grad.clone() for parameter in networks[0].parameters()])
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_stochastic_depth(networks):
+    """In a training step alone, and as ours: per image, the kept ones scaled up."""
+    for mode in MODES:
+        network_program("torch", mode)
+    rates = [
+        [block.drop_path_rate for block in network if hasattr(block, "drop_path_rate")]
+        for network in networks
+    ]
+    ours = TINY.drop_path_rates(DROP_PATH_RATE)
+    expected = [rate for stage in ours for rate in stage for _ in range(2)]
+    assert rates == [[0.0] * len(expected)] * 3 + [expected]
+    assert max(expected) == DROP_PATH_RATE
+    block = torch_replknet.Residual(torch.nn.Identity(), drop_path_rate=0.25)
+    x = torch.ones(4000, 2, 3, 3)
+    dropped = (block(x) == 1).flatten(1)
+    assert (dropped.all(1) == dropped.any(1)).all(), "an image is dropped as a whole"
+    assert 0.2 < dropped[:, 0].float().mean() < 0.3  # 7 standard deviations
+    torch.testing.assert_close(block(x)[:, 0, 0, 0].max().item(), 1 + 1 / 0.75)
+    assert (block.eval()(x) == 2).all()
+
+
+def test_every_shape_is_compiled_for_itself(monkeypatch):
+    """Whatever was compiled before, of the same network in other sizes."""
+    shapes = []
+
+    def count(graph, inputs):
+        shapes.append(
+            {tuple(each.shape) for each in inputs if each.dim() == 4 and each.shape[1] == 3}
+        )
+        return graph
+
+    compile_any = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: compile_any(*a, **k, backend=count))
+    for batch_size in range(1, 12):
+        network_program("torch+compile", "inference", batch_size=batch_size).start()
+    assert len(shapes) == 11
+    assert all((n, 3, 32, 32) in found for n, found in zip(range(1, 12), shapes, strict=True))
+
+
+def test_timm_is_told_of_stochastic_depth(monkeypatch):
+    """Where it would have some unless told otherwise."""
+    asked = []
+
+    def create_model(name, **settings):
+        asked.append((name, settings))
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    for mode in MODES:
+        torch_peers._network("timm:swin", mode, TINY)
+    rates = [{}, {}, {"drop_path_rate": 0.0}, {"drop_path_rate": DROP_PATH_RATE}]
+    assert asked == [("swin", settings) for settings in rates]
+
+
+def test_unknown_mode():
+    with pytest.raises(ValueError, match="Unknown mode sleep; known: inference"):
+        network_program("torch", "sleep")
+
+
 @pytest.mark.exhaustive  # a C++ compiler's work, for a minute
 @pytest.mark.parametrize("mode", MODES)
 def test_compiled_networks_run(mode):
-    program = torch_peers.network_program(
-        "torch+compile", mode, TINY, image_size=32, batch_size=2, dtype="float32", platform="cpu"
-    )
-    result = program.start()
+    result = network_program("torch+compile", mode).start()
     assert result is None if mode in ("gradients", "training") else result.shape == (2, 1000)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import replk_jax
-from replk_jax.benchmark.network_programs import draw_inputs, network_program
-from replk_jax.benchmark.profile import profile_program
+from replk_jax.benchmark.network_programs import draw_inputs
+from replk_jax.benchmark.profile import profile_network
 from tests.helpers import TINY, random_images, random_variables
 
 try:
@@ -123,9 +123,10 @@ def test_profile(tmp_path):
     """The kernels in a trace are operations of the program, and most are of a layer."""
     model = replk_jax.create_model("replknet_31b", dtype=jnp.bfloat16)
     variables, images = jax.device_put(draw_inputs(model, 16, 64), GPU)
-    program = network_program("inference-merged", model, variables, images)
-    costs = profile_program(program, tmp_path).costs
-    layers = {cost.operation.layer for cost in costs}
-    assert {f"stages_{stage}/blocks_*/pw1/conv" for stage in range(4)} <= layers
-    total = sum(cost.seconds for cost in costs)
-    assert sum(cost.seconds for cost in costs if cost.operation.layer) > 0.8 * total > 0
+    profile = profile_network("inference-merged", model, variables, images, tmp_path)
+    layers = {cost.operation.layer for cost in profile.costs}
+    assert {f"stages_{stage}/blocks_0../pw1/conv" for stage in range(4)} <= layers
+    assert all(cost.operation.kernel for cost in profile.costs)
+    assert profile.unknown < 0.1
+    total = sum(cost.seconds for cost in profile.costs)
+    assert sum(cost.seconds for cost in profile.costs if cost.operation.layer) > 0.8 * total > 0
