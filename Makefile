@@ -32,11 +32,12 @@ test-jax-latest:
 	elif test "$$LATEST_PYTHON"; then echo "$$python" >&2; exit 1; \
 	else echo "test-jax-latest is skipped: $$python"; fi
 
-# The tests of what uses JAX in ways that its releases change, and of the conversion to ONNX; those
-# of the implementations in plain JAX are left out.
+# The tests of what uses JAX in ways that its releases change: kernels, its profiler's traces and the
+# conversion to ONNX. Those of the implementations in plain JAX are left out.
 test-operators: $(VENV)/latest.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu and not exhaustive" \
-	  tests/ops --ignore tests/ops/test_implementations.py tests/test_export.py::test_onnx
+	  tests/ops --ignore tests/ops/test_implementations.py tests/test_export.py::test_onnx \
+	  tests/benchmark/test_profile.py
 
 kernels-sass:
 	@python=$$(.ci/newer-python) || { echo "kernels-sass needs a newer Python: $$python" >&2; exit 1; }; \

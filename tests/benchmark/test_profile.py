@@ -142,13 +142,16 @@ def test_layers_of_a_network(mode, tmp_path):
     assert profile.seconds > 0
     microseconds, containers = traced(tmp_path)
     total = sum(cost.seconds for cost in profile.costs)
-    assert total == pytest.approx((microseconds - containers) / 3e6, rel=0.01)
+    assert total == pytest.approx((microseconds - containers) / 3e6, rel=0.1)
     with pytest.raises(ValueError, match="has a trace already; name another folder"):
         profile_network(mode, model, {}, jnp.zeros(()), tmp_path)
 
 
 def traced(folder):
-    """Microseconds of all operations in a trace, and of those that contain others."""
+    """Microseconds of all operations in a trace, and of those that contain others.
+
+    From the file for Perfetto, where the shortest are rounded: up to some per cent of the sum.
+    """
     (file,) = folder.rglob("perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
     operations = [event for event in events if "hlo_op" in event.get("args", {})]
@@ -184,7 +187,7 @@ def test_what_contains_others_is_none(tmp_path):
     microseconds, containers = traced(tmp_path)
     assert containers > 0
     total = sum(cost.seconds for cost in profile.costs)
-    assert total == pytest.approx((microseconds - containers) / 10e6, rel=0.01)
+    assert total == pytest.approx((microseconds - containers) / 10e6, rel=0.1)
 
 
 def event(name, nanoseconds, **stats):
