@@ -49,9 +49,8 @@ def describe() -> str:
     if _WAIT_POLICY in os.environ:
         text += f", {_WAIT_POLICY}={os.environ[_WAIT_POLICY]}"
     if torch.cuda.is_available():
-        tf32 = "with" if torch.backends.cudnn.allow_tf32 else "without"
-        text += f", cuDNN {torch.backends.cudnn.version()} with benchmark, {tf32} TF32"
-        text += f", products of float32 {torch.get_float32_matmul_precision()}"
+        # As `_device` has it.
+        text += f", cuDNN {torch.backends.cudnn.version()} with benchmark, float32 by TF32"
     return text
 
 
@@ -243,6 +242,7 @@ def _device(platform: str) -> str:
     import torch
 
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("high")
     return "cuda"
 
