@@ -149,22 +149,33 @@ def test_stochastic_depth(networks):
     assert (block.eval()(x) == 2).all()
 
 
-def test_every_shape_is_compiled_for_itself(monkeypatch):
-    """Whatever was compiled before, of the same network in other sizes."""
+@pytest.fixture
+def compiled_shapes(monkeypatch):
+    """Those of the inputs of all that `torch.compile` makes, which makes nothing of it here."""
     shapes = []
 
     def count(graph, inputs):
-        shapes.append(
-            {tuple(each.shape) for each in inputs if each.dim() == 4 and each.shape[1] == 3}
-        )
+        shapes.append({tuple(each.shape) for each in inputs})
         return graph
 
     compile_any = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *a, **k: compile_any(*a, **k, backend=count))
+    return shapes
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_networks_are_compiled(mode, compiled_shapes):
+    network_program("torch+compile", mode).start()
+    assert any((2, 3, 32, 32) in shapes for shapes in compiled_shapes)
+
+
+def test_every_shape_is_compiled_for_itself(compiled_shapes):
+    """Whatever was compiled before, of a network of the same code."""
     for batch_size in range(1, 12):
-        network_program("torch+compile", "inference", batch_size=batch_size).start()
-    assert len(shapes) == 11
-    assert all((n, 3, 32, 32) in found for n, found in zip(range(1, 12), shapes, strict=True))
+        network = torch_replknet.Residual(torch.nn.Linear(3, 3), drop_path_rate=0.0)
+        torch_peers._compiled(network)(torch.ones(batch_size, 3))
+    assert len(compiled_shapes) == 11
+    assert all((n, 3) in found for n, found in zip(range(1, 12), compiled_shapes, strict=True))
 
 
 def test_timm_is_told_of_stochastic_depth(monkeypatch):
