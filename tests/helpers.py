@@ -8,6 +8,7 @@ from replk_jax import RepLKNetArchitecture
 from replk_jax.models.variables import abstract_variables
 
 TINY = RepLKNetArchitecture((7, 5), (1, 1), (8, 12), small_kernel=3)
+ONE_STAGE = RepLKNetArchitecture((5,), (1,), (8,), small_kernel=3)  # compiled in half the time
 
 
 def random_variables(model, seed=0):

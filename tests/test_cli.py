@@ -13,7 +13,7 @@ from replk_jax.cli import main
 from replk_jax.models import list_models, registry
 from replk_jax.ops import measurements
 from replk_jax.ops.shapes import Shape
-from tests.helpers import TINY
+from tests.helpers import ONE_STAGE
 from tests.miniatures import miniature
 
 
@@ -71,7 +71,7 @@ def test_mistakes_end_with_one_line(argv, message, capsys):
 @pytest.mark.usefixtures("quick_compilation")
 def test_bench_model(tmp_path, capsys, monkeypatch):
     """All modes of a tiny model; what is measured is not looked at."""
-    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
     path = tmp_path / "report.json"
     settings = ["--image-size", "32", "--batch-size", "2", "--seconds", "0.01"]
     main(["bench", "model", "--model", "tiny", *settings, "--json", str(path)])
@@ -93,7 +93,7 @@ def test_bench_model(tmp_path, capsys, monkeypatch):
 
 def test_bench_model_with_peers(tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch", reason="PyTorch, an optional peer, is not installed")
-    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
     monkeypatch.setitem(sys.modules, "timm", None)
     path = tmp_path / "report.json"
     settings = ["--image-size", "32", "--batch-size", "2", "--seconds", "0.01"]
@@ -129,7 +129,7 @@ def test_bench_several_models(capsys, monkeypatch):
 @pytest.mark.usefixtures("quick_compilation")
 def test_bench_model_in_several_ways(tmp_path, capsys, monkeypatch):
     """In two batch sizes, beside the same with another implementation of the operator."""
-    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
     asked = []
 
     def program(mode, network, variables, images):
@@ -154,7 +154,7 @@ def test_bench_model_in_several_ways(tmp_path, capsys, monkeypatch):
 @pytest.mark.usefixtures("quick_compilation")
 def test_bench_model_without_memory_for_all(tmp_path, capsys, monkeypatch):
     """What could be measured is told and written; the exit status says that it is not all."""
-    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
 
     def program(mode, network, variables, images):
         if images.shape[0] == 4 and network.implementation is None:
@@ -193,7 +193,7 @@ def test_bench_model_without_memory_for_all(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.usefixtures("quick_compilation")
 def test_bench_profile(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
     path, traces = tmp_path / "report.json", tmp_path / "traces"
     files = ["--json", str(path), "--trace", str(traces)]
     settings = ["--image-size", "32", "--batch-size", "2", "--calls", "2", "--lines", "3"]
@@ -203,7 +203,7 @@ def test_bench_profile(tmp_path, capsys, monkeypatch):
     assert [profile["mode"] for profile in report["profiles"]] == ["inference-merged", "training"]
     for profile in report["profiles"]:
         layers = {cost["layer"] for cost in profile["costs"]}
-        assert "stages_1/blocks_0/pw1/conv" in layers
+        assert "stages_0/blocks_0/pw1/conv" in layers
     assert sorted(folder.name for folder in traces.iterdir()) == ["inference-merged", "training"]
     out = capsys.readouterr().out
     assert out.count("  layer\n") == out.count("  operation\n") == 2
@@ -215,7 +215,7 @@ def test_bench_profile(tmp_path, capsys, monkeypatch):
 
 def test_bench_model_without_torch(capsys, monkeypatch):
     """It says so, and goes on."""
-    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
     monkeypatch.setitem(sys.modules, "torch", None)
     settings = ["--image-size", "32", "--seconds", "0.01", "--modes", "inference"]
     main(["bench", "model", "--model", "tiny", *settings, "--peer", "torch"])

@@ -26,7 +26,7 @@ from replk_jax.benchmark.profile import (
 from replk_jax.benchmark.timing import Program
 from replk_jax.models import registry
 from replk_jax.models.variables import abstract_variables
-from tests.helpers import TINY
+from tests.helpers import ONE_STAGE
 
 # Of a GPU's kind: XLA's text has more than this, in these forms.
 COMPILED = """
@@ -125,17 +125,16 @@ def test_labels():
 @pytest.mark.parametrize("mode", ["inference", "inference-merged", "training"])
 def test_layers_of_a_network(mode, tmp_path):
     """Every layer that computes is found, and all the time that the trace has for operations."""
-    model = create_model(TINY, implementation="xla")
+    model = create_model(ONE_STAGE, implementation="xla")
     profile = profile_network(mode, model, *draw_inputs(model, 2, 32), tmp_path, calls=3)
     costs = {(cost.operation.layer, cost.operation.backward) for cost in profile.costs}
     assert all(cost.count == round(cost.count) > 0 for cost in profile.costs)
     merged = mode == "inference-merged"
     branches = ["lkb_reparam"] if merged else ["lkb_origin/conv", "small_conv/conv"]
-    for stage in ("stages_0", "stages_1"):
-        branches_of = [f"large_kernel/{branch}" for branch in branches]
-        for layer in (f"{stage}/blocks_0/{each}" for each in ("pw1/conv", *branches_of)):
-            assert (layer, False) in costs
-            assert ((layer, True) in costs) == (mode == "training")
+    for part in ("pw1/conv", *(f"large_kernel/{branch}" for branch in branches)):
+        layer = f"stages_0/blocks_0/{part}"
+        assert (layer, False) in costs
+        assert ((layer, True) in costs) == (mode == "training")
     assert (("optimizer", False) in costs) == (mode == "training")
     assert (("loss", False) in costs) == (mode == "training")
     assert profile.unknown == 0
