@@ -166,6 +166,7 @@ def network_program(
         raise ValueError(f"Unknown mode {mode}; known: {', '.join(MODES)}.")
     network = _network(peer, mode, architecture)
     network = network.to(_device(platform), memory_format=torch.channels_last)
+    call = _compiled(network) if peer.endswith(_COMPILED) else network
     images = torch.randn(
         batch_size, architecture.in_channels, image_size, image_size, device=_device(platform)
     )
@@ -177,8 +178,8 @@ def network_program(
         finish, release = _synchronize, torch.cuda.empty_cache
 
     if mode in _INFERENCE:
-        network, images = network.eval().to(dtype), images.to(dtype)
-        call = _compiled(network) if peer.endswith(_COMPILED) else network
+        network.eval().to(dtype)
+        images = images.to(dtype)
 
         @torch.inference_mode()
         def infer():
@@ -186,7 +187,6 @@ def network_program(
 
         return Program(infer, finish, release=release)
 
-    call = _compiled(network) if peer.endswith(_COMPILED) else network
     labels = torch.zeros(batch_size, dtype=torch.int64, device=images.device)
     fused = platform == "gpu" or None  # None leaves it to PyTorch
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=fused)
