@@ -76,9 +76,8 @@ def get_config() -> ConfigDict:
                 "image_size": 224,
                 "crop_scale": (0.08, 1.0),  # share of the area that a training crop covers
                 "crop_ratio": (3 / 4, 4 / 3),  # its width over its height
-                # How a crop is resized: "opencv" (quick; when shrinking the mean of four bicubic
-                # values for each pixel, when enlarging one), or Pillow's antialiased "bicubic" or
-                # "bilinear".
+                # How a crop is resized: "opencv" (quick; bicubic, when shrinking of an image that
+                # was filtered before), or Pillow's antialiased "bicubic" or "bilinear".
                 "resizing": "opencv",
                 "flip": True,
                 "rand_augment": "rand-m9-mstd0.5-inc1",  # in timm's spelling, or "none"
@@ -92,8 +91,9 @@ def get_config() -> ConfigDict:
                 "eval_as_configured": False,
                 "mean": (0.485, 0.456, 0.406),
                 "std": (0.229, 0.224, 0.225),
-                # Threads that decode; with workers, so many processes with as many threads each.
-                "reading": {"threads": 8, "workers": 0},
+                # Threads that decode (None: one a processor, at most 8); with workers, so many
+                # processes with as many threads each.
+                "reading": {"threads": config_dict.placeholder(int), "workers": 0},
             },
             # What the device does to the images of a batch.
             "augmentation": {

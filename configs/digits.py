@@ -39,7 +39,6 @@ def get_config() -> ConfigDict:
     config.data.flip = False
     config.data.mean = (0.305,)
     config.data.std = (0.376,)
-    config.data.reading.threads = 2
     config.batch_size = 64
     config.eval_batch_size = 64
     config.epochs = 30.0

@@ -37,7 +37,6 @@ def get_config(row: str = "with") -> ConfigDict:
     config.data.eval_split = "test"
     config.data.image_size = 32
     config.data.crop_scale = (0.35, 1.0)
-    config.data.reading.threads = 2
     config.batch_size = 64
     config.eval_batch_size = 120
     config.epochs = 10.0

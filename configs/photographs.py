@@ -27,7 +27,6 @@ def get_config() -> ConfigDict:
     config.data.eval_split = "test"
     config.data.image_size = 32
     config.data.crop_scale = (0.35, 1.0)
-    config.data.reading.threads = 2
     config.augmentation.images_per_draw = 16
     config.batch_size = 64
     config.accumulation = 2

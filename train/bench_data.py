@@ -36,7 +36,7 @@ from train.data.transforms import TrainTransform
 from train.errors import RunError
 
 _IMAGES = flags.DEFINE_integer("images", 512, "how many images to make", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "how often all is measured", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "how often all is measured", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "file to write the figures to")
 
 _WIDTH, _HEIGHT, _BYTES = 500, 375, 60_000
@@ -93,7 +93,10 @@ def measure(config: ConfigDict, count: int, rounds: int) -> dict[str, Any]:
     return {
         "images": count,
         "bytes": round(size),
-        "reading": config.data.reading.to_dict(),
+        "reading": {
+            "threads": pipeline.count_threads(config.data.reading),
+            "workers": config.data.reading.workers,
+        },
         "environment": describe_environment(),
         "opencv": cv2.__version__,
         "pillow": PIL.__version__,

@@ -109,7 +109,7 @@ def _range(value: tuple[float, float], top: float) -> bool:
 _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     (
         "batch_size accumulation eval_batch_size log_every_steps checkpoints.every_steps "
-        "checkpoints.keep data.image_size data.reading.threads mesh.fsdp "
+        "checkpoints.keep data.image_size mesh.fsdp "
         "augmentation.images_per_draw",
         lambda value: value >= 1,
         "at least 1",
@@ -137,6 +137,11 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "augmentation.erasing_probability",
         lambda value: 0 <= value <= 1,
         "between 0 and 1",
+    ),
+    (
+        "data.reading.threads",
+        lambda value: value is None or value >= 1,
+        "None, or at least 1",
     ),
     (
         "optimizer.clip_norm",

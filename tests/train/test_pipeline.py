@@ -104,11 +104,31 @@ def test_resumes_at_any_step():
     assert digest(train_batches()[4:]) == digest(train_batches(2, start_step=4))
 
 
-def test_threads_change_nothing():
-    assert digest(train_batches()) == digest(train_batches(reading={"threads": 1, "workers": 0}))
+@pytest.mark.parametrize("batch_size", [5, 8, 48])
+def test_threads_change_nothing(batch_size):
+    """Nor how many examples they hand over at a time: with few threads more, if that divides."""
+    digests = {
+        digest(train_batches(batch_size=batch_size, reading={"threads": threads, "workers": 0}))
+        for threads in (1, 2, 7, None)
+    }
+    assert len(digests) == 1
 
 
-def test_no_more_is_read_than_two_batches_ahead():
+def test_threads_are_as_many_as_processors(monkeypatch):
+    def count(processors, workers=0, threads=None):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: range(processors), raising=False)
+        return pipeline.count_threads({"threads": threads, "workers": workers})
+
+    assert [count(processors) for processors in (1, 2, 64)] == [1, 2, 8]
+    assert [count(16, workers) for workers in (1, 4, 16, 40)] == [8, 4, 1, 1]
+    assert count(2, threads=5) == 5
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert pipeline.count_threads({"threads": None, "workers": 0}) == 3
+
+
+@pytest.mark.parametrize(("batch_size", "together"), [(8, 1), (32, 8)])
+def test_no_more_is_read_than_two_batches_ahead(batch_size, together):
     """Batches of ImageNet are hundreds of megabytes."""
 
     class Counting(Numbers):
@@ -119,11 +139,12 @@ def test_no_more_is_read_than_two_batches_ahead():
             return super().__getitem__(index)
 
     batches = pipeline.train_batches(
-        Counting(1000), Noise(), batch_size=8, seed=0, start_step=0, reading=THREADS, replace=True
-    )
+        Counting(1000), Noise(), batch_size=batch_size, seed=0, start_step=0, reading=THREADS,
+        replace=True,
+    )  # fmt: skip
     next(batches)
     time.sleep(0.2)
-    assert Counting.reads <= 8 + 2 * 8 + THREADS["threads"]
+    assert Counting.reads <= 3 * batch_size + THREADS["threads"] * together
 
 
 @pytest.mark.parametrize("workers", [0, 1])

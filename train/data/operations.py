@@ -2,6 +2,9 @@
 
 Those that change values give what Pillow's `ImageOps` and `ImageEnhance` give, to the bit. Those
 that move pixels have Pillow's geometry, and all but translations another filter; see `warp`.
+
+OpenCV is given arrays for its results: making one itself, in the midst of its work, it would wait
+for the other threads' Python.
 """
 
 import math
@@ -84,7 +87,7 @@ def brightness(image: np.ndarray, factor: float) -> np.ndarray:
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
     """Between the image smoothed within its border (0), itself (1), and a sharper one."""
     smooth = image.copy()
-    filtered = cv2.filter2D(image, -1, _SMOOTH).reshape(image.shape)
+    filtered = cv2.filter2D(image, -1, _SMOOTH, np.empty_like(image))
     smooth[1:-1, 1:-1] = filtered[1:-1, 1:-1]
     return _blend(smooth, image, factor)
 
@@ -135,9 +138,10 @@ def warp(
       fill: colour of what lies outside, a value for each channel.
       interpolation: "bicubic" or "bilinear".
     """
-    height, width, channels = image.shape
+    height, width, _ = image.shape
     if (matrix[:, :2] == np.eye(2)).all():
         return _translate(image, *matrix[:, 2], fill, _FILTERS[interpolation])
+    result = np.empty_like(image)
     if interpolation == "bicubic":
         x, y = np.where((matrix == np.eye(2, 3)).all(axis=1), 1, 2)
         image = cv2.resize(image, (x * width, y * height), interpolation=cv2.INTER_CUBIC)
@@ -145,8 +149,7 @@ def warp(
     matrix = matrix.astype(np.float64)
     matrix[:, 2] += (matrix[:, 0] + matrix[:, 1] - 1) / 2  # OpenCV counts from the first centre
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped = cv2.warpAffine(image, matrix, (width, height), flags=flags, borderValue=fill)
-    return warped.reshape(height, width, channels)
+    return cv2.warpAffine(image, matrix, (width, height), result, flags=flags, borderValue=fill)
 
 
 def _bilinear(x: float) -> float:
@@ -180,7 +183,7 @@ def _translate(
         return np.full_like(image, fill)
     taps = np.outer(_taps(below - rows, weight), _taps(right - columns, weight))
     if taps.size > 1:
-        image = cv2.filter2D(image, -1, taps, borderType=cv2.BORDER_REPLICATE).reshape(image.shape)
+        image = cv2.filter2D(image, -1, taps, np.empty_like(image), borderType=cv2.BORDER_REPLICATE)
     kept = image[_remaining(rows), _remaining(columns)]
     borders = *_borders(rows), *_borders(columns)
     moved = cv2.copyMakeBorder(kept, *borders, cv2.BORDER_CONSTANT, value=fill)
@@ -229,7 +232,7 @@ def _by_histogram(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray]) 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Maps each value by a table (256,), or by its channel's (256, C)."""
-    return cv2.LUT(image, table.astype(np.uint8).reshape(1, 256, -1)).reshape(image.shape)
+    return cv2.LUT(image, table.astype(np.uint8).reshape(1, 256, -1), np.empty_like(image))
 
 
 # By timm's names. What changes values takes the image and at most one argument; what moves pixels

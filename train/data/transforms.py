@@ -106,7 +106,7 @@ class TrainTransform(grain.transforms.RandomMap):
 
     def mirror(self, image: np.ndarray) -> np.ndarray:
         """Exchanges left and right."""
-        return cv2.flip(image, 1).reshape(image.shape)
+        return cv2.flip(image, 1, np.empty_like(image))
 
     def augment(self, image: np.ndarray, operations: list[Operation]) -> np.ndarray:
         """The operations in turn."""
@@ -220,23 +220,38 @@ def resize(image: np.ndarray, size: int, resizing: str) -> np.ndarray:
       image: of any size.
       size: S.
       resizing: "bicubic" or "bilinear", Pillow's, antialiased; or "opencv", in a fraction of their
-        time. That is bicubic too (with the parameter -0.75, not -0.5); where an axis shrinks, in
-        2 x 2 places of each pixel, whose mean is taken; and where one shrinks to less than half,
-        from means over areas that leave twice the size. On photographs it is as near to Pillow's
-        bicubic as Pillow's bilinear is.
+        time. That is bicubic too (with the parameter -0.75, not -0.5), where an axis shrinks after
+        a filter of three taps, and where one shrinks to less than half from means over areas that
+        leave twice the size. On photographs it is half as far from Pillow's bicubic as Pillow's
+        bilinear is.
     """
     height, width, channels = image.shape
     if resizing == "opencv":
-        longer, twice = max(height, width), 2 * size
-        if longer > twice:
-            smaller = (min(width, twice), min(height, twice))
-            image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
-        if longer > size:
-            image = cv2.resize(image, (twice, twice), interpolation=cv2.INTER_CUBIC)
-        last = cv2.INTER_AREA if longer > size else cv2.INTER_CUBIC
-        return cv2.resize(image, (size, size), interpolation=last).reshape(size, size, channels)
+        w, h = min(width, 2 * size), min(height, 2 * size)
+        if (w, h) != (width, height):
+            image = cv2.resize(image, (w, h), _room(w, h, channels), interpolation=cv2.INTER_AREA)
+        if max(w, h) > size:
+            taps = _antialiasing(w / size), _antialiasing(h / size)
+            room = _room(w, h, channels)
+            image = cv2.sepFilter2D(image, -1, *taps, room, borderType=cv2.BORDER_REPLICATE)
+        room = _room(size, size, channels)
+        return cv2.resize(image, (size, size), room, interpolation=cv2.INTER_CUBIC)
     picture = Image.fromarray(image if channels == 3 else image[:, :, 0])
     return to_array(picture.resize((size, size), Image.Resampling[resizing.upper()]))
+
+
+def _room(width: int, height: int, channels: int) -> np.ndarray:
+    """For a result of OpenCV; see train/data/operations.py."""
+    return np.empty((height, width, channels), np.uint8)
+
+
+def _antialiasing(ratio: float) -> np.ndarray:
+    """Three taps for an axis that is to shrink so many times, at most twice.
+
+    With them photographs come nearest to Pillow's bicubic, for ratios from 1.02 to 1.95.
+    """
+    side = 0.018 + 0.225 * (ratio - 1) if ratio > 1 else 0.0
+    return np.array([side, 1 - 2 * side, side], np.float32)
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
