@@ -41,7 +41,7 @@ _JSON = flags.DEFINE_string("json", None, "file to write the figures to")
 
 _WIDTH, _HEIGHT, _BYTES = 500, 375, 60_000
 _BATCH_SIZE = 64
-_SHORTEST_PIPELINE = 512  # images; fewer say little of threads
+_SHORTEST_PIPELINE = 1024  # images; fewer say little of threads
 
 # Grain's shuffle takes 0.15 ms for an index among 128, and 0.003 ms among so many.
 _EXAMPLES = 1_281_167
