@@ -206,9 +206,10 @@ def _read(rows: grain.MapDataset, size: int, reading: Mapping[str, int | None]) 
     while together > 1 and together * threads > size:
         together //= 2
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * size // together)
-    parts = rows.batch(together, drop_remainder=True).to_iter_dataset(options)
-    return iter(parts.batch(size // together, batch_fn=_joined))
+    parts = rows.batch(together, drop_remainder=True, batch_fn=list).to_iter_dataset(options)
+    return iter(parts.batch(size // together, batch_fn=_batch))
 
 
-def _joined(parts: Sequence[Batch]) -> Batch:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _batch(parts: Sequence[list[dict[str, Any]]]) -> Batch:
+    examples = [example for part in parts for example in part]
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
