@@ -29,10 +29,10 @@ from replk_jax.benchmark.environment import describe_environment
 from train import command_line
 from train import config as configuration
 from train.data import pipeline
-from train.data.images import train_transform_of
 from train.data.pillow_reference import PillowTransform
-from train.data.sources import Example, FolderSource, Source
-from train.data.transforms import TrainTransform
+from train.data.pipeline import Example, Source
+from train.data.sources import FolderSource
+from train.data.transforms import TrainTransform, make_train_transform
 from train.errors import RunError
 
 _IMAGES = flags.DEFINE_integer("images", 512, "how many images to make", lower_bound=1)
@@ -74,7 +74,7 @@ def measure(config: ConfigDict, count: int, rounds: int) -> dict[str, Any]:
       For JSON: `seconds[stage][name]` are `Seconds`, medians over the rounds, where the names are
       "train" (the training transform) and "pillow"; what they depend on lies beside them.
     """
-    transform = train_transform_of(config.data, 3)
+    transform = make_train_transform(config.data, 3)
     transforms = {"train": transform, "pillow": in_pillow(transform)}
     cv2.setNumThreads(0)  # as the transform, whose stages are measured before the whole
     with tempfile.TemporaryDirectory() as folder:

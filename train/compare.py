@@ -1,11 +1,13 @@
-"""Compares finished runs in a table in Markdown: top-1 accuracy, in per cent, and its spread.
+"""Compares finished runs in a table in Markdown: how good they became, in per cent, and the spread.
 
     python -m train.compare out/study/*
 
-Runs whose configurations differ in nothing but the seed are one row, named by the fields in which
-the rows differ. Fields that do not bear on the outcome make no difference: where data lie and how
-they are read, the devices, remat, and what is logged, evaluated and saved on the way. Of several
-runs there are the mean, the standard deviation of a run (n - 1), the lowest and the highest.
+What is compared is the score by which a run finds its best checkpoint, top-1 accuracy in
+classification. Runs whose configurations differ in nothing but the seed are one row, named by the
+fields in which the rows differ. Fields that do not bear on the outcome make no difference: where
+data lie and how they are read, the devices, remat, and what is logged, evaluated and saved on the
+way. Of several runs there are the mean, the standard deviation of a run (n - 1), the lowest and the
+highest.
 """
 
 import argparse
@@ -35,6 +37,7 @@ _NO_DIFFERENCE = (
     "profile",
     "wandb",
 )
+_NAMES = {"top1": "top-1"}  # of scores, in the head of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +49,18 @@ class Run:
       fields: of its configuration that bear on the outcome but for the seed, by path, in words.
       seed: which one.
       examples: images that it was evaluated on.
-      top1: of the network, a share of 1.
-      ema_top1: of the moving average, if there is one.
+      best_by: the name of the score that counts.
+      score: of the network, a share of 1.
+      ema_score: of the moving average, if there is one.
     """
 
     workdir: Path
     fields: dict[str, str]
     seed: int
     examples: int
-    top1: float
-    ema_top1: float | None
+    best_by: str
+    score: float
+    ema_score: float | None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,15 +87,21 @@ def read_run(workdir: Path) -> Run:
     config = _read(workdir / "config.json", "it is not the folder of a training run")
     if "training" not in result:
         raise RunError(f"{workdir} is not the folder of a training run: leave it out.")
+    if "best_by" not in result:
+        raise RunError(
+            f"{workdir / 'result.json'} does not say which score counts: start its run again with "
+            "the same --workdir, which only evaluates it anew."
+        )
     fields = flatten_dict(config, sep=".")
-    ema = result.get("ema")
+    best_by, ema = result["best_by"], result.get("ema")
     return Run(
         workdir=workdir,
         fields={field: _in_words(value) for field, value in fields.items() if _counts(field)},
         seed=config["seed"],
         examples=result["training"]["examples"],
-        top1=result["training"]["top1"],
-        ema_top1=ema["training"]["top1"] if ema else None,
+        best_by=best_by,
+        score=result["training"][best_by],
+        ema_score=ema["training"][best_by] if ema else None,
     )
 
 
@@ -98,10 +109,10 @@ def table(runs: Sequence[Run]) -> str:
     """The table, in Markdown; rows in the order of their first runs.
 
     Raises:
-      RunError: runs that were evaluated on different numbers of images, or that differ in nothing
-        at all, as when a folder is named twice.
+      RunError: runs that were evaluated on different numbers of images or by different scores, or
+        that differ in nothing at all, as when a folder is named twice.
     """
-    _require_same_images(runs)
+    _require_same_evaluation(runs)
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(sorted(run.fields.items())), []).append(run)
@@ -109,14 +120,15 @@ def table(runs: Sequence[Run]) -> str:
     for group in rows:
         _require_other_seeds(group)
     differing = _differing([group[0].fields for group in rows])
-    averaged = any(run.ema_top1 is not None for run in runs)
-    head = ["configuration", "runs", "top-1", "min", "max"]
-    head += ["EMA top-1", "min", "max"] if averaged else []
+    averaged = any(run.ema_score is not None for run in runs)
+    score = _NAMES.get(runs[0].best_by, runs[0].best_by)
+    head = ["configuration", "runs", score, "min", "max"]
+    head += [f"EMA {score}", "min", "max"] if averaged else []
     body = []
     for group in rows:
         cells = [_name(group[0].fields, differing), str(len(group))]
-        cells += _statistics(run.top1 for run in group)
-        cells += _statistics(run.ema_top1 for run in group) if averaged else []
+        cells += _statistics(run.score for run in group)
+        cells += _statistics(run.ema_score for run in group) if averaged else []
         body.append(cells)
     return _markdown(head, body, words=1)
 
@@ -139,9 +151,14 @@ def _in_words(value: Any) -> str:
     return str(tuple(value) if isinstance(value, list) else value)
 
 
-def _require_same_images(runs: Sequence[Run]) -> None:
+def _require_same_evaluation(runs: Sequence[Run]) -> None:
     first, *others = runs
     for run in others:
+        if run.best_by != first.best_by:
+            raise RunError(
+                f"In {first.workdir} the score that counts is {first.best_by}, in {run.workdir} "
+                f"{run.best_by}: only runs of the same task can be compared."
+            )
         if run.examples != first.examples:
             raise RunError(
                 f"{first.workdir} was evaluated on {first.examples} images, {run.workdir} on "

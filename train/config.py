@@ -1,4 +1,4 @@
-"""What a configuration must satisfy, which model it means, and how a run remembers it."""
+"""What a configuration must satisfy, what it means, and how a run remembers it."""
 
 import json
 import math
@@ -14,6 +14,7 @@ import replk_jax
 from replk_jax.files import replace_text
 from replk_jax.models.layers import REMAT_POLICIES
 from replk_jax.models.network import Network
+from replk_jax.preprocessing import Preprocessing
 from train.augmentation import count_groups
 from train.data.transforms import RESIZING
 from train.errors import RunError
@@ -71,6 +72,36 @@ def build_model(config: ConfigDict) -> Network:
         return replk_jax.create_model(model.name, dtype=jnp.dtype(model.dtype), **fields)
     except (ValueError, TypeError) as error:
         raise RunError(f"config.model: {error}") from error
+
+
+def build_preprocessing(data: ConfigDict, channels: int) -> Preprocessing:
+    """Of the images to evaluate on, as the `data` part of a configuration says.
+
+    Args:
+      data: see configs/common.py.
+      channels: that the network takes.
+
+    Raises:
+      RunError: fields that make no sense, or are not for so many channels.
+    """
+    if channels not in (1, 3):
+        raise RunError(
+            f"Images have 1 (grey) or 3 (colour) channels; config.model.in_channels is {channels}."
+        )
+    if not len(data.mean) == len(data.std) == channels:
+        raise RunError(
+            f"config.data.mean and config.data.std must have {channels} values, one for each "
+            f"channel; they are {data.mean} and {data.std}."
+        )
+    try:
+        return Preprocessing(
+            image_size=data.image_size,
+            crop_fraction=data.eval_crop_fraction,
+            mean=data.mean,
+            std=data.std,
+        )
+    except ValueError as error:
+        raise RunError(f"config.data: {error}") from error
 
 
 def family_section(family: type[Network]) -> str:

@@ -31,7 +31,8 @@ class Measure:
         over the examples that count}.
       scores: (those sums over all batches, int64 or float64; the number of examples) -> {name: a
         number}, with `loss`, which must be finite, and `best_by`.
-      best_by: the score by which the best checkpoint is found; the higher, the better.
+      best_by: the score that counts, by which the best checkpoint is found, a share of 1; the
+        higher, the better.
     """
 
     inputs: Callable[[Batch], jax.Array]

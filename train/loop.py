@@ -15,11 +15,7 @@ from replk_jax.files import replace_json
 from replk_jax.saved import SavedNetwork, load_into
 from train import config as configuration
 from train import parallel
-from train.augmentation import make_augmentation
 from train.checkpoints import Checkpoints
-from train.classification import accuracy, classification
-from train.data.images import ImageData
-from train.data.sources import prepare
 from train.data.unreadable import UnreadableList
 from train.errors import RunError
 from train.evaluation import Evaluator
@@ -30,21 +26,23 @@ from train.profiling import Profiler
 from train.regularization import make_penalty
 from train.reporting import Reporter, in_words, say, warn
 from train.step import Batch, Metrics, TrainState, abstract_state, init_state, make_train_step
+from train.task import MakeTask
 from train.utilization import Utilization
 from train.workdir import locked
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: Path, make_task: MakeTask) -> dict[str, Any]:
     """Trains as the configuration says, or goes on from the latest checkpoint in `workdir`.
 
     Args:
       config: see configs/common.py.
       workdir: where checkpoints, metrics and the curve are written; all processes of a run
         must see the same folder.
+      make_task: what the run is about, `train.classification.task` for example.
 
     Returns:
       The final evaluation: as from `Evaluator.compare`, and as `ema` the same of the moving
-      average, if there is one.
+      average, if there is one; and `best_by`, the name of the score that counts.
 
     Raises:
       RunError: for a reason that the user can mend.
@@ -53,16 +51,16 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     configuration.check(config)
     parallel.start_processes(config.distributed)
     with locked(workdir):
-        return _run(config, workdir)
+        return _run(config, workdir, make_task)
 
 
-def _run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    training = _Training(config, workdir)
+def _run(config: ConfigDict, workdir: Path, make_task: MakeTask) -> dict[str, Any]:
+    training = _Training(config, workdir, make_task)
     main = parallel.is_main_process()
     with Checkpoints(
         workdir / "checkpoints",
         config.checkpoints.keep,
-        training.description,
+        training.task.description,
         on_failure=config.checkpoints.on_failure,
         report=warn,
     ) as checkpoints:
@@ -98,7 +96,7 @@ def _run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         result = training.compare(state)
         if main:
             replace_json(workdir / "result.json", result)
-            print(_closing_words(result, training.best_by, checkpoints, reporter), flush=True)
+            print(_closing_words(result, checkpoints, reporter), flush=True)
     return result
 
 
@@ -108,24 +106,17 @@ _AHEAD = 2
 
 
 class _Training:
-    """What a configuration comes to: data, model, steps and what is due when."""
+    """What a configuration comes to: a task, steps and what is due when."""
 
-    def __init__(self, config: ConfigDict, workdir: Path):
+    def __init__(self, config: ConfigDict, workdir: Path, make_task: MakeTask):
         self._config = config
         self._unreadable = UnreadableList(workdir / "unreadable.txt", warn)
         self._mesh = parallel.device_mesh(
             config.batch_size // config.accumulation, config.eval_batch_size, fsdp=config.mesh.fsdp
         )
-        model = configuration.build_model(config)
-        parallel.in_turn(lambda: prepare(config.data))
-        self._data = parallel.together(lambda: ImageData(config, model.architecture.in_channels))
-        class_names = tuple(self._data.class_names)
-        self._model = model.clone(num_classes=len(class_names))
-        self.description = SavedNetwork(
-            self._model, {}, self._data.preprocessing, class_names
-        ).description()
+        self.task = make_task(config)
 
-        per_epoch = self._data.steps_per_epoch
+        per_epoch = self.task.training.steps_per_epoch
         self.total_steps = max(1, round(config.epochs * per_epoch))
         self._steps_per_evaluation = max(1, round(config.eval_every_epochs * per_epoch))
         recipe = config.optimizer
@@ -135,24 +126,22 @@ class _Training:
         )
         self._optimizer = make_optimizer(recipe, self._schedule)
         self._step = make_train_step(
-            self._model,
+            self.task.model,
             self._optimizer,
-            classification(make_augmentation(config, len(class_names))),
+            self.task.objective,
             seed=config.seed,
             mesh=self._mesh,
             accumulation=config.accumulation,
             ema_decay=config.ema_decay,
             penalty=make_penalty(recipe),
         )
-        measure = accuracy(config.data.mean, config.data.std)
-        self.best_by = measure.best_by
-        self._evaluator = Evaluator(self._model, measure, self._mesh)
+        self._evaluator = Evaluator(self.task.model, self.task.measure, self._mesh)
 
     def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
         """The state to begin with, and how many steps it has behind it."""
         config = self._config
         parallel.together(lambda: self._expect_steps_left(checkpoints))
-        of_state = self._model, self._optimizer, config.data.image_size
+        of_state = self.task.model, self._optimizer, config.data.image_size
         average = config.ema_decay > 0
         like = abstract_state(*of_state, self._mesh, average=average)
         if restored := checkpoints.restore_latest(like):
@@ -177,7 +166,7 @@ class _Training:
         config = self._config
         try:
             network = load_into(
-                self._model,
+                self.task.model,
                 config.init_from,
                 reset_head=config.init_reset_head,
                 prefer_ema=config.init_ema,
@@ -212,7 +201,7 @@ class _Training:
             checkpoints.wait()
         if first_step == self.total_steps:
             return state
-        rows = self._data.train_batches(first_step, self._unreadable)
+        rows = self.task.training.batches(first_step, self._unreadable)
         batches = parallel.global_batches(rows, self._mesh)
         window = MetricWindow(self._config.batch_size)
         with window.waiting():
@@ -263,7 +252,7 @@ class _Training:
 
     @functools.cached_property
     def _first_eval_rows(self) -> dict[str, np.ndarray]:
-        return next(self._data.evaluation.batches(self._unreadable))
+        return next(self.task.evaluation.batches(self._unreadable))
 
     def _evaluate_and_score(
         self, state: TrainState, step: int, checkpoints: Checkpoints, reporter: Reporter
@@ -278,7 +267,7 @@ class _Training:
 
         At the beginning the average lags far behind; at the end it is what one is after.
         """
-        kinds = [f"{network}/{self.best_by}" for network in ("eval", "eval_ema")]
+        kinds = [f"{network}/{self.task.measure.best_by}" for network in ("eval", "eval_ema")]
         return max(scores[kind] for kind in kinds if kind in scores)
 
     def _averages(self, window: MetricWindow, step: int) -> dict[str, float]:
@@ -287,23 +276,24 @@ class _Training:
         if speed := averages.get("images_per_second"):
             averages.update(self._utilization.of(speed))
         averages["learning_rate"] = float(self._schedule(step - 1))
-        averages["epoch"] = step / self._data.steps_per_epoch
+        averages["epoch"] = step / self.task.training.steps_per_epoch
         return averages
 
     @functools.cached_property
     def _utilization(self) -> Utilization:
-        return Utilization(self._model, self._config.data.image_size)
+        return Utilization(self.task.model, self._config.data.image_size)
 
     def compare(self, state: TrainState) -> dict[str, Any]:
         """Both structures of the network, and of its moving average, on all evaluation images."""
-        result = self._evaluator.compare(state.variables, self._eval_batches())
+        result = {"best_by": self.task.measure.best_by}
+        result |= self._evaluator.compare(state.variables, self._eval_batches())
         if state.ema is not None:
             result["ema"] = self._evaluator.compare(state.ema, self._eval_batches())
         return result
 
     def _eval_batches(self) -> Iterator[Batch]:
         """The evaluation images once."""
-        rows = self._data.evaluation.batches(self._unreadable)
+        rows = self.task.evaluation.batches(self._unreadable)
         return parallel.global_batches(rows, self._mesh)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
@@ -364,10 +354,8 @@ def _diverged(error: NotFiniteError, checkpoints: Checkpoints) -> str:
     )
 
 
-def _closing_words(
-    result: dict[str, Any], best_by: str, checkpoints: Checkpoints, reporter: Reporter
-) -> str:
-    latest = checkpoints.latest()
+def _closing_words(result: dict[str, Any], checkpoints: Checkpoints, reporter: Reporter) -> str:
+    latest, best_by = checkpoints.latest(), result["best_by"]
     rows = [
         ("evaluation", _in_training(result, best_by)),
         ("re-parameterized", _after_merging(result, best_by)),

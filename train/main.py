@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
+from train import classification
 from train.command_line import CONFIG, parse, stop
 from train.errors import RunError
 from train.evaluate import evaluate_checkpoint
@@ -32,7 +33,10 @@ def main(_: list[str]) -> None:
     try:
         if workdir:
             workdir.mkdir(parents=True, exist_ok=True)
-        (evaluate_checkpoint if evaluates else run)(config, workdir)
+        if evaluates:
+            evaluate_checkpoint(config, workdir, classification.evaluation)
+        else:
+            run(config, workdir, classification.task)
     except (RunError, OSError) as error:
         stop(str(error))
     except jax.errors.JaxRuntimeError as error:

@@ -3,9 +3,9 @@
     python -m train.plot out/digits
     python -m train.plot out/kernels_3 out/kernels_13 --output kernels.png
 
-Loss and top-1 accuracy, learning rate, norms, images a second and the shares of time that the
-devices waited for data and of their arithmetic that was used, over the steps; what no run has
-reported is left out.
+Loss and the scores of the evaluations, learning rate, norms, images a second and the shares of time
+that the devices waited for data and of their arithmetic that was used, over the steps; what no run
+has reported is left out.
 """
 
 import argparse
@@ -23,14 +23,17 @@ from replk_jax.files import replacing
 from train.errors import RunError
 from train.metric_writers import read_metrics
 
-# Title of each panel, and its lines: a metric and what it is called there.
-_PANELS: dict[str, dict[str, str]] = {
-    "loss": {
-        "train/loss": "training",
-        "eval/loss": "evaluation",
-        "eval_ema/loss": "moving average",
-    },
-    "top-1 accuracy": {"eval/top1": "evaluation", "eval_ema/top1": "moving average"},
+# Title of each panel, and its lines: a metric and what it is called there. Between the loss and
+# the others is a panel for each score of an evaluation.
+Panels = dict[str, dict[str, str]]
+_LOSS = {
+    "train/loss": "training",
+    "eval/loss": "evaluation",
+    "eval_ema/loss": "moving average",
+}
+_SCORES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+_NO_SCORES = {"loss", "examples"}
+_COURSE: Panels = {
     "learning rate": {"learning_rate": "learning rate"},
     "norms": {"train/grad_norm": "gradient", "train/param_norm": "parameters"},
     "images a second": {"images_per_second": "images a second"},
@@ -41,7 +44,7 @@ _PANELS: dict[str, dict[str, str]] = {
 }
 _LOGARITHMIC = {"norms"}
 _STYLES = ("-", "--", ":")
-_COLUMNS = 3
+_COLUMNS = 4
 _NAME = "curve.png"
 
 Line = dict[str, float]
@@ -84,8 +87,7 @@ def figure(runs: Mapping[str, Sequence[Line]]) -> Figure:
     Args:
       runs: by name, from `read_metrics`.
     """
-    reported = _reported(line for lines in runs.values() for line in lines)
-    panels = {title: names for title, names in _PANELS.items() if reported & names.keys()}
+    panels = _panels(line for lines in runs.values() for line in lines)
     columns, rows = min(len(panels), _COLUMNS), math.ceil(len(panels) / _COLUMNS)
     figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
     for place, (title, names) in enumerate(panels.items(), 1):
@@ -113,13 +115,29 @@ def _read(workdir: Path) -> Sequence[Line]:
     if not workdir.is_dir():
         raise RunError(f"There is no folder {workdir}.")
     lines = read_metrics(path) if path.exists() else []
-    if not any(_reported(lines) & names.keys() for names in _PANELS.values()):
+    if not _panels(lines):
         raise RunError(f"{workdir} has no metrics yet, in {path.name}: is it the folder of a run?")
     return lines
 
 
-def _reported(lines: Iterable[Line]) -> set[str]:
-    return {name for line in lines for name in line}
+def _panels(lines: Iterable[Line]) -> Panels:
+    """Those of which something is reported; of the scores in the order in which they first are."""
+    reported = dict.fromkeys(name for line in lines for name in line)
+    evaluations = (name.partition("/") for name in reported)
+    scores = dict.fromkeys(
+        score
+        for kind, _, score in evaluations
+        if kind in ("eval", "eval_ema") and score not in _NO_SCORES
+    )
+    of_scores = {
+        _SCORES.get(score, score): {
+            f"eval/{score}": "evaluation",
+            f"eval_ema/{score}": "moving average",
+        }
+        for score in scores
+    }
+    panels = {"loss": _LOSS, **of_scores, **_COURSE}
+    return {title: names for title, names in panels.items() if reported.keys() & names.keys()}
 
 
 def _draw_panel(axis: Axes, runs: Iterable[Sequence[Line]], names: dict[str, str]) -> None:

@@ -16,11 +16,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from replk_jax import imagenet
-from train import command_line
+from train import classification, command_line
 from train import config as configuration
-from train.augmentation import make_augmentation
-from train.data.images import ImageData
-from train.data.sources import prepare
 from train.errors import RunError
 from train.step import random_keys
 
@@ -78,22 +75,18 @@ def first_inputs(config: ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray
     in_micro_batch = config.batch_size // config.accumulation
     if count > in_micro_batch:
         raise RunError(f"--count={count} is more than the {in_micro_batch} of a (micro-)batch.")
-    channels = configuration.build_model(config).architecture.in_channels
-    prepare(config.data)
-
     per_draw = config.augmentation.images_per_draw
     needed = min(in_micro_batch, math.ceil(count / per_draw) * per_draw)
     few = config.copy_and_resolve_references()
     few.batch_size = needed * config.accumulation
-    data = ImageData(few, channels)
-    batch = next(iter(data.train_batches(0)))
+    task = classification.task(few)
+    batch = next(iter(task.training.batches(0)))
     rows = {name: array[:: config.accumulation] for name, array in batch.items()}
 
-    augmentation = make_augmentation(config, len(data.class_names))
     of_augmentation, _ = random_keys(config.seed, step=0, micro_batch=0)
-    inputs = jax.jit(augmentation)(of_augmentation, rows)
+    inputs = jax.jit(task.objective.prepare)(of_augmentation, rows)
     images, targets = (np.asarray(array[:count], np.float32) for array in inputs)
-    return images, targets, list(data.class_names)
+    return images, targets, list(task.class_names)
 
 
 def contact_sheet(pixels: np.ndarray, captions: Sequence[Sequence[str]]) -> Figure:

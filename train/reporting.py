@@ -14,7 +14,8 @@ from train.errors import RunError
 from train.metric_writers import JsonLines, MetricWriter, TensorBoard, WeightsAndBiases
 from train.plot import draw
 
-# What is said of the metrics, all of which the files hold, and in which order.
+# What is said of the metrics, all of which the files hold, and in which order. Other scores of an
+# evaluation follow.
 _WORDS = {
     "loss": "loss {:.4g}",
     "top1": "top-1 {:.2%}",
@@ -174,12 +175,14 @@ def in_words(name: str, value: float) -> str:
 
 
 def _in_words(values: dict[str, float]) -> Iterator[str]:
-    """Those of `_WORDS`, behind the name of each evaluation that they are from."""
+    """What is said of them, behind the name of each evaluation that they are from."""
     groups: dict[str, dict[str, float]] = {}
     for name, value in values.items():
         group, _, short = name.rpartition("/")
         groups.setdefault("" if group == "train" else group, {})[short] = value
     for group, members in groups.items():
+        said = [short for short in _WORDS if short in members]
         if group:
             yield group
-        yield from (in_words(short, members[short]) for short in _WORDS if short in members)
+            said += [short for short in members if short not in (*said, "examples")]
+        yield from (in_words(short, members[short]) for short in said)

@@ -39,8 +39,8 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """What a network learns: all that a step need not know.
+class Objective:
+    """What a network is to make small: all that a step need not know.
 
     Attributes:
       prepare: (key, batch) -> (what the network takes, targets), with the augmentation.
@@ -134,7 +134,7 @@ def random_keys(
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    task: Task,
+    objective: Objective,
     *,
     seed: int,
     mesh: Mesh,
@@ -156,7 +156,7 @@ def make_train_step(
     Args:
       model: the network.
       optimizer: its optimiser.
-      task: what it learns.
+      objective: what it is to make small.
       seed: of the augmentation and of what is dropped at random.
       mesh: of the devices, from `parallel.device_mesh`.
       accumulation: M.
@@ -168,7 +168,7 @@ def make_train_step(
     def gradients(params, batch_stats, keys: tuple[jax.Array, jax.Array], batch: Batch):
         """Of the loss of one micro-batch, with the statistics after it."""
         of_augmentation, of_dropout = keys
-        inputs, targets = task.prepare(of_augmentation, batch)
+        inputs, targets = objective.prepare(of_augmentation, batch)
 
         def loss_of(params):
             outputs, updates = model.apply(
@@ -178,7 +178,7 @@ def make_train_step(
                 rngs={"dropout": of_dropout},
                 mutable=["batch_stats"],
             )
-            loss = task.loss(outputs, targets)
+            loss = objective.loss(outputs, targets)
             if penalty is not None:
                 loss += penalty(params, updates["batch_stats"])
             return loss, updates["batch_stats"]

@@ -11,8 +11,8 @@ from PIL import Image
 from configs.common import get_config
 from tests.train.conftest import REPOSITORY
 from train import bench_data
-from train.data.images import train_transform_of
 from train.data.pillow_reference import PillowTransform
+from train.data.transforms import make_train_transform
 
 
 def test_photographs_are_such_and_always_the_same():
@@ -29,7 +29,7 @@ def test_the_peer_is_the_same_recipe():
     config = get_config()
     for resizing, in_pillow in {"opencv": "bicubic", "bilinear": "bilinear"}.items():
         config.data.resizing = resizing
-        transform = train_transform_of(config.data, 3)
+        transform = make_train_transform(config.data, 3)
         peer = bench_data.in_pillow(transform)
         assert isinstance(peer, PillowTransform)
         assert {**vars(transform), "resizing": in_pillow} == vars(peer)

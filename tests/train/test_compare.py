@@ -13,12 +13,17 @@ from train.errors import RunError
 def run(tmp_path):
     """Makes the folder of a finished run; the sections of `config` are its configuration's."""
 
-    def run(name, top1, ema=None, *, seed=0, examples=299, **config):
+    def run(name, score, ema=None, *, seed=0, examples=299, best_by="top1", **config):
         folder = tmp_path / name
         folder.mkdir()
-        result = {"training": {"top1": top1, "examples": examples}, "merged": {"top1": 0.0}}
+        scores = {"top1": 0.0, best_by: score}
+        result = {
+            "best_by": best_by,
+            "training": {**scores, "examples": examples},
+            "merged": dict.fromkeys(scores, 0.0),
+        }
         if ema is not None:
-            result["ema"] = {"training": {"top1": ema}, "merged": {"top1": 0.0}}
+            result["ema"] = {"training": {best_by: ema}, "merged": {best_by: 0.0}}
         config = {"seed": seed, "epochs": 3.0, **config}
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "result.json").write_text(json.dumps(result))
@@ -80,6 +85,12 @@ def test_moving_averages_have_columns_where_there_are_any(run):
     assert plain == ["ema_decay=0.0", "1", "50.00", "50.00", "50.00", "", "", ""]
 
 
+def test_the_score_is_that_of_the_task(run):
+    head, rows = compared(*(run(f"{i}", 0.5, 0.25, seed=i, best_by="miou") for i in range(2)))
+    assert head[2:] == ["miou", "min", "max", "EMA miou", "min", "max"]
+    assert rows == [["all runs", "2", *statistics([0.5, 0.5]), *statistics([0.25, 0.25])]]
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -130,6 +141,8 @@ def test_runs_that_cannot_be_compared(run):
         compared(one, again)
     with pytest.raises(RunError, match=r"one was evaluated on 299 images, .*other on 300"):
         compared(one, run("other", 0.5, seed=4, examples=300))
+    with pytest.raises(RunError, match=r"one the score .* is top1, in .*maps miou: only runs of"):
+        compared(one, run("maps", 0.5, seed=4, best_by="miou"))
 
 
 def test_folders_without_a_finished_run(run, tmp_path):
@@ -138,6 +151,9 @@ def test_folders_without_a_finished_run(run, tmp_path):
     workdir = run("running", 0.5)
     (workdir / "result.json").write_text('{"merged": {"top1": 0.5}}')
     with pytest.raises(RunError, match="running is not the folder of a training run"):
+        read_run(workdir)
+    (workdir / "result.json").write_text('{"training": {"top1": 0.5}}')
+    with pytest.raises(RunError, match=r"running.result\.json does not say which score counts"):
         read_run(workdir)
     (workdir / "result.json").write_text('{"training": ')
     with pytest.raises(RunError, match=r"result\.json is damaged"):

@@ -7,6 +7,7 @@ import replk_jax
 from replk_jax import Preprocessing, SavedNetwork, save
 from tests.helpers import random_variables
 from tests.train import tiny
+from train import classification
 from train.errors import RunError
 from train.evaluate import evaluate_checkpoint
 from train.loop import run
@@ -20,8 +21,10 @@ def config(data_dir):
     return config
 
 
-def network(deploy=False, num_classes=10, preprocessing=None, class_names=None):
-    architecture = replk_jax.RepLKNetArchitecture((5,), (1,), (8,), small_kernel=3, in_channels=1)
+def network(deploy=False, num_classes=10, preprocessing=None, class_names=None, in_channels=1):
+    architecture = replk_jax.RepLKNetArchitecture(
+        (5,), (1,), (8,), small_kernel=3, in_channels=in_channels
+    )
     model = replk_jax.create_model(architecture, num_classes=num_classes)
     variables = random_variables(model)
     if deploy:
@@ -40,7 +43,7 @@ def test_whose_preprocessing(config, tmp_path, preprocessing, as_configured, siz
     save(tmp_path / "network.safetensors", network(preprocessing=preprocessing))
     config.init_from = str(tmp_path / "network.safetensors")
     config.data.eval_as_configured = as_configured
-    result = evaluate_checkpoint(config, tmp_path)
+    result = evaluate_checkpoint(config, tmp_path, classification.evaluation)
     assert result["preprocessing"]["image_size"] == size
     assert result["training"]["examples"] == 299
     assert result["training"]["top1"] == result["merged"]["top1"]
@@ -52,9 +55,9 @@ def test_a_merged_network(config, tmp_path):
         save(tmp_path / f"{deploy}.safetensors", network(deploy, preprocessing=GREY))
     config.init_from = str(tmp_path / "True.safetensors")
     config.model.dtype = "bfloat16"  # of training: evaluation is in float32
-    merged = evaluate_checkpoint(config, None)
+    merged = evaluate_checkpoint(config, None, classification.evaluation)
     config.init_from = str(tmp_path / "False.safetensors")
-    both = evaluate_checkpoint(config, tmp_path)
+    both = evaluate_checkpoint(config, tmp_path, classification.evaluation)
     assert "training" not in merged
     assert merged["merged"]["top1"] == both["merged"]["top1"]
     np.testing.assert_allclose(merged["merged"]["loss"], both["merged"]["loss"], rtol=1e-5)
@@ -67,6 +70,7 @@ def test_a_merged_network(config, tmp_path):
         (network(num_classes=7), "tells 7 classes apart; the split 'test' has 10"),
         (network(num_classes=None), "without classifier"),
         (network(class_names=tuple("0123456798")), "number 8 is '9' there and '8' here"),
+        (network(in_channels=3), r"config\.data\.mean and config\.data\.std must have 3 values"),
     ],
 )
 def test_errors(config, tmp_path, saved, reason):
@@ -74,7 +78,7 @@ def test_errors(config, tmp_path, saved, reason):
         save(tmp_path / "network.safetensors", saved)
         config.init_from = str(tmp_path / "network.safetensors")
     with pytest.raises(RunError, match=reason):
-        evaluate_checkpoint(config, tmp_path)
+        evaluate_checkpoint(config, tmp_path, classification.evaluation)
 
 
 def test_a_network_that_has_seen_other_images(config, tmp_path):
@@ -83,7 +87,7 @@ def test_a_network_that_has_seen_other_images(config, tmp_path):
     config.init_from = str(tmp_path / "network.safetensors")
     config.model.replknet.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
     with pytest.raises(RunError, match=r"--config\.data\.mean='\(0\.2,\)' --config\.data\.std="):
-        run(config, tmp_path)
+        run(config, tmp_path, classification.task)
 
 
 def test_a_head_is_not_reset_unasked(config, tmp_path):
@@ -93,13 +97,19 @@ def test_a_head_is_not_reset_unasked(config, tmp_path):
     config.model.replknet.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
     reason = r"has 7 classes, the model has 10(.|\n)*--config\.init_reset_head"
     with pytest.raises(RunError, match=reason):
-        run(config, tmp_path)
+        run(config, tmp_path, classification.task)
 
 
-@pytest.mark.parametrize(("mode", "start"), [("train", run), ("eval", evaluate_checkpoint)])
-def test_a_file_that_is_no_checkpoint(config, tmp_path, mode, start):
+@pytest.mark.parametrize(
+    ("mode", "start", "about"),
+    [
+        ("train", run, classification.task),
+        ("eval", evaluate_checkpoint, classification.evaluation),
+    ],
+)
+def test_a_file_that_is_no_checkpoint(config, tmp_path, mode, start, about):
     config.mode = mode
     config.init_from = str(tmp_path / "text.pth")
     (tmp_path / "text.pth").write_text("not found")
     with pytest.raises(RunError, match=r"config\.init_from: .*text\.pth"):
-        start(config, tmp_path)
+        start(config, tmp_path, about)

@@ -23,6 +23,7 @@ from replk_jax.saved import read_description
 from tests.train import tiny
 from tests.train.conftest import QUICK
 from tests.train.runs import STEPS, ends, losses, newest, start_two
+from train import classification
 from train.checkpoints import Checkpoints
 from train.errors import RunError
 from train.loop import run
@@ -168,7 +169,7 @@ def test_fine_tuning_learns(undisturbed, brightness, tmp_path, kind):
     config.data.mean, config.data.std = (0.305,), (0.376,)
     config.optimizer.peak_lr *= 30
     config.log_every_steps = 1
-    scores = run(config, tmp_path / "out")["training"]
+    scores = run(config, tmp_path / "out", classification.task)["training"]
     curve = losses(tmp_path / "out")
     assert len(curve) == 30
     assert np.isfinite(list(curve.values())).all()
@@ -212,13 +213,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path, capsys):
     config.checkpoints.every_steps = 1
     config.optimizer.peak_lr = 1e30
     with pytest.raises(RunError, match=r"became .* at step \d+\. (.|\n)*peak_lr") as caught:
-        run(config, tmp_path)
+        run(config, tmp_path, classification.task)
     good = tmp_path / "checkpoints" / str(newest(tmp_path / "checkpoints"))
     assert f"The last good checkpoint is {good};" in str(caught.value)
     params = ocp.PyTreeCheckpointer().restore(good / "params")
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(params)) < 10
     config.optimizer.peak_lr = 0.004
-    run(config, tmp_path)
+    run(config, tmp_path, classification.task)
     out = capsys.readouterr().out
     assert f"Going on from {good}" in out
     assert "Since the last start config.optimizer.peak_lr was 1e+30, now 0.004" in out
@@ -231,7 +232,7 @@ def test_a_loss_that_is_not_finite_at_once(data_dir, tmp_path):
     config.optimizer.peak_lr = 1e38
     config.optimizer.warmup_epochs = 0.0
     with pytest.raises(RunError, match="There is no checkpoint yet"):
-        run(config, tmp_path)
+        run(config, tmp_path, classification.task)
 
 
 def test_fewer_epochs_than_are_done(data_dir, tmp_path):
@@ -241,7 +242,7 @@ def test_fewer_epochs_than_are_done(data_dir, tmp_path):
     with Checkpoints(tmp_path / "checkpoints", 1, {}) as checkpoints:
         checkpoints.save(STEPS, TrainState(STEPS, *[{"leaf": np.zeros(1)}] * 3))
     with pytest.raises(RunError, match=r"beyond the 46 steps that config\.epochs = 1\.0"):
-        run(config, tmp_path)
+        run(config, tmp_path, classification.task)
 
 
 TINY, RECIPE = "tests/train/tiny.py", "configs/31b.py"

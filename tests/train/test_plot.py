@@ -60,6 +60,17 @@ def test_panels_of_one_run():
     ]  # fmt: skip
     last = panel(picture, "data wait, utilisation")
     assert words(last.get_legend()) == ["model FLOP utilisation"]
+
+
+def test_scores_of_any_task():
+    """Each has a panel, in the order in which they were reported; a count of examples has none."""
+    scores = {"eval/miou": 0.5, "eval/examples": 9, "eval/loss": 1.0, "eval/pixels": 0.75}
+    picture = figure({"maps": [LINES[0], {"step": 20, **scores, "eval_ema/miou": 0.25}]})
+    assert [axis.get_title() for axis in picture.axes] == [
+        "loss", "miou", "pixels", "learning rate", "norms", "data wait, utilisation",
+    ]  # fmt: skip
+    assert curves(picture, "miou") == {"eval/miou": [[[20, 0.5]]], "eval_ema/miou": [[[20, 0.25]]]}
+    assert curves(picture, "pixels") == {"eval/pixels": [[[20, 0.75]]]}
     assert not picture.legends
 
 
@@ -115,7 +126,7 @@ def test_where_the_picture_goes(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines() == [str(one / "curve.png"), "curve.png"]
     for path in (one / "curve.png", tmp_path / "curve.png"):
         with Image.open(path) as image:
-            assert image.size == (1800, 960)  # two rows of three panels
+            assert image.size == (2400, 960)  # two rows of four panels
     assert not (two / "curve.png").exists()
 
 

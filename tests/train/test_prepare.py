@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
+from train import classification
 from train.data import ilsvrc, records
-from train.data.images import ImageData
 from train.data.sources import open_source
 from train.errors import RunError
 from train.prepare import main, prepare_folder, prepare_imagenet
@@ -312,11 +312,11 @@ def config_for(**data) -> ConfigDict:
 
 def test_imagenet_makes_batches(tars, tmp_path):
     prepare_imagenet(tars, tmp_path / "data", MOCK)
-    images = ImageData(config_for(data_dir=str(tmp_path / "data")), channels=3)
-    assert images.steps_per_epoch == 3
-    labels = [batch["label"] for batch in islice(images.train_batches(0), 3)]
+    task = classification.task(config_for(data_dir=str(tmp_path / "data")))
+    assert task.training.steps_per_epoch == 3
+    labels = [batch["label"] for batch in islice(task.training.batches(0), 3)]
     assert sorted(np.concatenate(labels)) == sorted([0, 1, 2] * PER_CLASS)
-    masks = [batch["mask"].sum() for batch in images.evaluation.batches()]
+    masks = [batch["mask"].sum() for batch in task.evaluation.batches()]
     assert masks == [4, 1]
 
 
@@ -394,7 +394,7 @@ def test_a_folder_is_read_as_it_is(folder, tmp_path):
             for example in examples
         }
     config = config_for(data_dir=str(tmp_path / "data"), name="pets")
-    batch = next(ImageData(config, channels=3).train_batches(0))
+    batch = next(classification.task(config).training.batches(0))
     assert batch["image"].shape == (4, 16, 16, 3)
     assert "tensorflow" not in sys.modules
 
@@ -414,7 +414,7 @@ def test_an_unreadable_image_of_a_folder(folder, tmp_path, small_shards, capsys)
     assert str(broken) in (place / records.UNREADABLE_LIST).read_text()
     config = config_for(data_dir=str(tmp_path / "data"), name="kept", unreadable="replace")
     reports = []
-    list(islice(ImageData(config, channels=3).train_batches(0, reports.append), 3))
+    list(islice(classification.task(config).training.batches(0, reports.append), 3))
     assert any("dog/train1.png" in report for report in reports)
 
     broken.write_bytes(good)

@@ -16,11 +16,10 @@ from PIL import Image
 from tests.helpers import data_mesh
 from tests.train import tiny
 from tests.train.conftest import QUICK, REPOSITORY
-from train import parallel, preview
+from train import classification, parallel, preview
 from train.augmentation import make_augmentation
-from train.data.images import ImageData
 from train.errors import RunError
-from train.step import Task, TrainState, make_train_step
+from train.step import Objective, TrainState, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -73,7 +72,7 @@ def test_a_sheet_of_digits(data_dir, tmp_path):
     assert done.returncode == 0, done.stderr
     assert str(path) in done.stdout
     sheet = np.asarray(Image.open(path).convert("RGB"))
-    batch = next(iter(ImageData(configuration(data_dir), 1).train_batches(0)))
+    batch = next(iter(classification.task(configuration(data_dir)).training.batches(0)))
     tiles = batch["image"].repeat(7, axis=1).repeat(7, axis=2).repeat(3, axis=3)  # of 112 pixels
     found = [places(sheet, tile) for tile in tiles]
     assert [len(positions) for positions in found] == [1] * 11 + [0] * (len(tiles) - 11)
@@ -99,7 +98,7 @@ def test_the_images_are_those_of_the_first_step(data_dir, accumulation):
     )
     images, targets, class_names = preview.first_inputs(config, 6)
     assert class_names == list("0123456789")
-    data = ImageData(config, 1)
+    training = classification.task(config).training
     given = []
 
     class Constant(nn.Module):
@@ -116,11 +115,11 @@ def test_the_images_are_those_of_the_first_step(data_dir, accumulation):
     params = {"bias": jnp.zeros(10)}
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
     mesh = data_mesh(1)
-    task = Task(prepare, lambda logits, _: logits.mean())
+    objective = Objective(prepare, lambda logits, _: logits.mean())
     step = make_train_step(
-        Constant(), optimizer, task, seed=3, mesh=mesh, accumulation=accumulation
+        Constant(), optimizer, objective, seed=3, mesh=mesh, accumulation=accumulation
     )
-    batch = next(iter(parallel.global_batches(data.train_batches(0), mesh)))
+    batch = next(iter(parallel.global_batches(training.batches(0), mesh)))
     jax.block_until_ready(step(state, batch))
     jax.effects_barrier()
     assert len(given) == accumulation

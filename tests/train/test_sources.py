@@ -134,7 +134,7 @@ def test_imagenet_as_tfds_prepares_it(tmp_path):
         "train, val = open_source(d, 'train'), open_source(d, 'validation'); "
         "part = open_source(d, 'train[:50%]'); "
         "print(len(train), len(val), len(part), len(train.class_names), "
-        "sorted(train[i]['label'] for i in range(6)), train[0]['image'][:2].hex(), "
+        "sorted(int(train[i]['label']) for i in range(6)), train[0]['image'][:2].hex(), "
         "train[3]['origin'])"
     )
     run = subprocess.run(

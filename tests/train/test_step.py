@@ -41,7 +41,7 @@ def losses(devices, steps=8, seed=0, fsdp=1, accumulation=1, **augmentation):
     optimizer = make_optimizer(RECIPE, warmup_cosine(2e-3, 1e-5, 2, 8))
     state = init_state(model, optimizer, 16, seed, mesh, average=True)
     step = make_train_step(
-        model, optimizer, tiny.task(MEAN, STD, label_smoothing=0.1, **augmentation),
+        model, optimizer, tiny.objective(MEAN, STD, label_smoothing=0.1, **augmentation),
         seed=seed, mesh=mesh, accumulation=accumulation, ema_decay=0.9,
     )  # fmt: skip
     curve, first = [], None
@@ -119,7 +119,7 @@ def test_three_steps_of_the_official_training():
         jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"])
     )
     step = make_train_step(
-        model, optimizer, tiny.task((128 / 255,) * 3, (16 / 255,) * 3, num_classes=10),
+        model, optimizer, tiny.objective((128 / 255,) * 3, (16 / 255,) * 3, num_classes=10),
         seed=0, mesh=mesh,
     )  # fmt: skip
     sixteenths = golden.nhwc(expected["train.x"]) * 16
@@ -155,7 +155,7 @@ def test_loss_and_statistics_of_one_step():
     state = init_state(model, optimizer, 16, 0, mesh)
     before = jax.tree.map(np.array, state)
     step = make_train_step(
-        model, optimizer, tiny.task(MEAN, STD, label_smoothing=0.2), seed=0, mesh=mesh
+        model, optimizer, tiny.objective(MEAN, STD, label_smoothing=0.2), seed=0, mesh=mesh
     )
     batch = next(batches(1))
     state, metrics = step(state, batch)
@@ -194,7 +194,13 @@ def test_accumulation_and_moving_average_by_hand():
     state = init_state(model, optimizer, 16, 0, mesh, average=True)
     before = jax.tree.map(np.array, state)
     step = make_train_step(
-        model, optimizer, tiny.task(MEAN, STD), seed=0, mesh=mesh, accumulation=3, ema_decay=decay
+        model,
+        optimizer,
+        tiny.objective(MEAN, STD),
+        seed=0,
+        mesh=mesh,
+        accumulation=3,
+        ema_decay=decay,
     )
     batch = next(batches(1, batch_size=12))
     state, metrics = step(state, batch)

@@ -22,6 +22,7 @@ from tests.train.runs import (
     start_two,
 )
 from tests.train.test_checkpoints import flip
+from train import classification
 from train.evaluate import evaluate_checkpoint
 from train.interruption import EXIT_STATUS, Interrupted, Interruption
 from train.loop import run
@@ -121,7 +122,8 @@ def test_two_processes(undisturbed, start, train, data_dir, tmp_path):
     config = tiny.get_config()
     config.mode, config.data.data_dir = "eval", str(data_dir)
     config.init_from = str(workdir / "checkpoints" / str(2 * 46))
-    evaluated, expected = result(workdir), evaluate_checkpoint(config, None)
+    evaluated = result(workdir)
+    expected = evaluate_checkpoint(config, None, classification.evaluation)
     for structure in ("training", "merged"):
         assert evaluated[structure] == pytest.approx(expected[structure], rel=1e-5)
     assert evaluated["training"]["examples"] == 299
@@ -183,10 +185,10 @@ def test_an_evaluation_for_which_there_was_no_time(data_dir, tmp_path, monkeypat
     config.optimizer.warmup_epochs = 0.0
     monkeypatch.setattr(Interruption, "requested", lambda self, step: step == 2)
     with pytest.raises(Interrupted):
-        run(config, tmp_path)
+        run(config, tmp_path, classification.task)
     assert evaluations(tmp_path) == []
     for _ in range(2):  # the first makes it, the second finds it made
-        final = run(config, tmp_path)
+        final = run(config, tmp_path, classification.task)
         [scores] = evaluations(tmp_path)
         assert scores["step"] == 2
         np.testing.assert_allclose(scores["eval/loss"], final["training"]["loss"], rtol=1e-5)

@@ -45,7 +45,7 @@ def encoded(image, format="PNG", **options):
 
 
 def example(image, format="PNG", **options):
-    return {"image": encoded(image, format, **options), "label": 3, "origin": "cat.png"}
+    return {"image": encoded(image, format, **options), "label": np.int32(3), "origin": "cat.png"}
 
 
 def picture(width, height, seed=0):
@@ -332,7 +332,7 @@ def test_bytes_that_are_no_image_are_named():
     good = [example(picture(40, 30)), example(picture(40, 30), "JPEG")]
     broken = [b"", b"no image", *(each["image"][: len(each["image"]) // 2] for each in good)]
     for data in broken:
-        bad = {"image": data, "label": 3, "origin": "cat.png"}
+        bad = {"image": data, "label": np.int32(3), "origin": "cat.png"}
         with pytest.raises(ImageError, match=r"Cannot read the image cat\.png: "):
             PLAIN.random_map(bad, np.random.default_rng(0))
         with pytest.raises(ImageError, match=r"Cannot read the image cat\.png: "):

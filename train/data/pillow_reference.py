@@ -13,21 +13,21 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from replk_jax.images import to_array
 from train.data.randaugment import Operation
-from train.data.transforms import TrainTransform
+from train.data.transforms import TrainTransform, with_pixels
 
 
 class PillowTransform(TrainTransform):
     """`TrainTransform` with each step by Pillow; `resizing` is "bicubic" or "bilinear"."""
 
     def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Maps an example of a source to {"image": uint8 (S, S, C), "label": int32}."""
+        """As `TrainTransform`."""
         image = self.decode(example)
         draws = self.draw(*image.size, rng)
         image = self.crop(image, draws.box)
         if draws.mirrored:
             image = self.mirror(image)
         image = self.augment(image, draws.operations)
-        return {"image": to_array(image), "label": np.int32(example["label"])}
+        return with_pixels(example, to_array(image))
 
     def decode(self, example: dict[str, Any]) -> Image.Image:
         """As `TrainTransform`, but with an image of Pillow; as are the next three."""

@@ -9,18 +9,27 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import jax
 import numpy as np
 
 from replk_jax.images import ImageError
-from train.data.sources import Example, Source
 from train.errors import RunError
 from train.interruption import obey_main_process
 
+Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Examples by position; one whose image cannot be fetched raises ImageError."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
 
 # So many images in a row that cannot be read are more than an accident.
 _TRIES = 10
@@ -53,8 +62,8 @@ def train_batches(
         be read.
 
     Yields:
-      {"image": uint8 (batch_size / processes, S, S, C), "label": int32, "unreadable": str}, the
-      last with a line for each image that another one stands for.
+      What the transform makes of examples, in arrays (batch_size / processes, ...); and
+      `unreadable`, str, with a line for each image that another one stands for.
 
     Raises:
       RunError: an image that cannot be read and is not replaced, or ten of them in a row.
@@ -82,8 +91,7 @@ def eval_batches(
       source, transform, batch_size, reading, replace: as of `train_batches`.
 
     Yields:
-      {"image": uint8 (batch_size / processes, S, S, C), "label": int32, "mask": bool,
-      "unreadable": str}.
+      As `train_batches`; and `mask`, bool.
 
     Raises:
       RunError: as `train_batches`.

@@ -1,8 +1,4 @@
-"""Where labelled images come from: TensorFlow Datasets, or folders with one folder a class.
-
-A source is a sequence of {"image": encoded bytes, "label": int, "origin": str} with
-`class_names`; the origin says where the image lies, for the error that names it.
-"""
+"""Where labelled images come from: TensorFlow Datasets, or folders with one folder a class."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -16,23 +12,21 @@ from replk_jax.images import IMAGE_SUFFIXES, ImageError, image_names
 from train.data.digits import Digits
 from train.data.names import Names
 from train.data.photographs import Photographs
+from train.data.pipeline import Example, Source
 from train.errors import RunError
 
 # Builders of this project.
 _EMBEDDED = {"digits": Digits, "photographs": Photographs}
 
 
-Example = dict[str, Any]
+class LabelledImages(Source, Protocol):
+    """A source of {"image": encoded bytes, "label": int32, "origin": str}.
 
-
-class Source(Protocol):
-    """Labelled images by position; those that cannot be fetched raise ImageError."""
+    Labels are positions in `class_names`; the origin says where the image lies, for the error that
+    names it.
+    """
 
     class_names: list[str]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
 
 
 def prepare(data: Mapping[str, Any]) -> None:
@@ -55,7 +49,7 @@ def prepare(data: Mapping[str, Any]) -> None:
         ) from error
 
 
-def open_source(data: Mapping[str, Any], split: str) -> Source:
+def open_source(data: Mapping[str, Any], split: str) -> LabelledImages:
     """Opens a split of what the `data` part of a configuration names.
 
     Args:
@@ -109,7 +103,7 @@ class FolderSource:
             image = Path(path).read_bytes()
         except OSError as error:
             raise ImageError(f"Cannot read the image {path}: {error.strerror}.") from error
-        return {"image": image, "label": self.label(index), "origin": path}
+        return {"image": image, "label": np.int32(self.label(index)), "origin": path}
 
     def name(self, index: int) -> str:
         """`<class>/<image>`."""
@@ -167,7 +161,7 @@ class TfdsSource:
         label = int(example[self._label])
         if not 0 <= label < len(self.class_names):
             raise RunError(f"{origin} has no label; use a split that is labelled.")
-        return {"image": example[self._image], "label": label, "origin": origin}
+        return {"image": example[self._image], "label": np.int32(label), "origin": origin}
 
 
 def _split_folder(root: Path, split: str) -> Path:

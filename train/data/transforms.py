@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import cv2
 import grain
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from replk_jax.images import read_image, to_array
@@ -72,7 +73,9 @@ class TrainTransform(grain.transforms.RandomMap):
     color_jitter: float
 
     def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Maps an example of a source to {"image": uint8 (S, S, C), "label": int32}.
+        """Maps {"image": encoded bytes, "origin": str} to {"image": uint8 (S, S, C)}.
+
+        What else the example holds, such as its label, passes unchanged.
 
         Raises:
           ImageError: bytes that are no image, or not the whole of one.
@@ -87,7 +90,7 @@ class TrainTransform(grain.transforms.RandomMap):
         if draws.mirrored:
             image = self.mirror(image)
         image = self.augment(image, draws.operations)
-        return {"image": image, "label": np.int32(example["label"])}
+        return with_pixels(example, image)
 
     def draw(self, width: int, height: int, rng: np.random.Generator) -> Draws:
         """What happens to an image of this size."""
@@ -154,16 +157,47 @@ class Prepare(grain.transforms.Map):
     preprocessing: Preprocessing
 
     def map(self, example: dict[str, Any]) -> dict[str, Any]:
-        """Maps an example of a source to {"image": uint8 (S, S, C), "label": int32}.
+        """Maps {"image": encoded bytes, "origin": str} to {"image": uint8 (S, S, C)}.
 
-        What else the example holds, but for its origin, passes unchanged.
+        What else the example holds, such as its label, passes unchanged.
 
         Raises:
           ImageError: bytes that are no image, or not the whole of one.
         """
-        image = self.preprocessing.pixels(example["image"], example["origin"])
-        rest = {k: v for k, v in example.items() if k not in ("image", "label", "origin")}
-        return {"image": image, "label": np.int32(example["label"]), **rest}
+        return with_pixels(example, self.preprocessing.pixels(example["image"], example["origin"]))
+
+
+def make_train_transform(data: ConfigDict, channels: int) -> TrainTransform:
+    """What training images go through on the host, as the `data` part of a configuration says.
+
+    Args:
+      data: see configs/common.py.
+      channels: 1 for grey, 3 for colour.
+
+    Raises:
+      RunError: a RandAugment that is not understood.
+    """
+    rand_augment = None
+    if data.rand_augment != "none":
+        # Pillow's "bicubic" and OpenCV's alike; timm moves images as it resizes them.
+        interpolation = "bilinear" if data.resizing == "bilinear" else "bicubic"
+        rand_augment = RandAugment.parse(data.rand_augment, data.mean, interpolation)
+    return TrainTransform(
+        size=data.image_size,
+        channels=channels,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        flip=data.flip,
+        resizing=data.resizing,
+        rand_augment=rand_augment,
+        color_jitter=data.color_jitter,
+    )
+
+
+def with_pixels(example: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
+    """The example of a source with its image decoded, and no longer with its origin."""
+    rest = {name: value for name, value in example.items() if name != "origin"}
+    return {**rest, "image": image}
 
 
 def decode(data: bytes, channels: int, name: str) -> np.ndarray:

@@ -29,10 +29,11 @@ def reported(batches: Iterator[Batch], report: Callable[[str], None]) -> Iterato
     """
     seen, unreadable = 0, set()
     for batch in batches:
-        messages = [line for lines in batch.pop("unreadable") for line in lines.splitlines()]
+        of_examples = batch.pop("unreadable")
+        messages = [line for lines in of_examples for line in lines.splitlines()]
         for message in messages:
             report(message)
-        seen += len(batch["image"])
+        seen += len(of_examples)
         unreadable.update(messages)
         if len(unreadable) > max(_FEW, _SHARE * seen):
             raise RunError(

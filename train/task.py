@@ -1,0 +1,52 @@
+"""What a run is about: all that its loop, its step and its evaluation need not know."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from replk_jax.models.network import Network
+from replk_jax.preprocessing import Preprocessing
+from replk_jax.saved import SavedNetwork
+from train.data.splits import EvaluationSplit, TrainingSplit
+from train.evaluation import Measure
+from train.step import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a network learns, from which examples, and what tells how good it is.
+
+    Attributes:
+      model: the network, in its training-time structure.
+      objective: what the steps make smaller.
+      training: the examples of the steps.
+      measure: what tells how good the network is.
+      evaluation: the examples that it is told by.
+      preprocessing: of the images that the network is for, which a checkpoint remembers.
+      class_names: of what it tells apart, remembered as well; None where there are no classes.
+    """
+
+    model: Network
+    objective: Objective
+    training: TrainingSplit
+    measure: Measure
+    evaluation: EvaluationSplit
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Of the network, as a checkpoint has it."""
+        return SavedNetwork(self.model, {}, self.preprocessing, self.class_names).description()
+
+
+# (see configs/common.py) -> the task of a run; raises RunError for what the user can mend. In a
+# run of several processes all call it at once.
+MakeTask = Callable[[ConfigDict], Task]
+
+# (configuration, network in a file, preprocessing) -> the same for a network that is there.
+MakeEvaluation = Callable[
+    [ConfigDict, SavedNetwork, Preprocessing], tuple[Measure, EvaluationSplit]
+]
