@@ -85,7 +85,14 @@ class Augmentation:
 
 
 def make_augmentation(config: ConfigDict, num_classes: int) -> Augmentation:
-    """The augmentation that a configuration describes; see configs/common.py."""
+    """The augmentation that a configuration describes; see configs/common.py.
+
+    Raises:
+      RunError: a batch that cannot be divided into groups; see `count_groups`.
+    """
+    mixing = config.augmentation
+    if mixing.mix_probability and (mixing.mixup_alpha or mixing.cutmix_alpha):
+        count_groups(config.batch_size // config.accumulation, mixing.images_per_draw)
     return Augmentation(
         num_classes=num_classes,
         mean=tuple(config.data.mean),

@@ -50,6 +50,7 @@ def task(config: ConfigDict) -> Task:
     training, evaluation, class_names = parallel.together(splits)
     return Task(
         model=model.clone(num_classes=len(class_names)),
+        image_size=(data.image_size, data.image_size),
         objective=cross_entropy(make_augmentation(config, len(class_names))),
         training=training,
         measure=accuracy(preprocessing.mean, preprocessing.std),
@@ -105,10 +106,10 @@ def accuracy(mean: tuple[float, ...], std: tuple[float, ...]) -> Measure:
     def inputs(batch: Batch) -> jax.Array:
         return normalize(batch["image"], mean, std)
 
-    return Measure(inputs, _sums, _means, best_by="top1")
+    return Measure(inputs, _hits_and_losses, _means, best_by="top1")
 
 
-def _sums(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+def _hits_and_losses(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     labels, mask = batch["label"], batch["mask"]
     _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     hits = (best == labels[:, None]) & mask[:, None]

@@ -21,6 +21,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
+from train.console import score_title
 from train.errors import RunError
 
 # Fields, or sections of them, that name places or say how a run is carried out.
@@ -37,7 +38,6 @@ _NO_DIFFERENCE = (
     "profile",
     "wandb",
 )
-_NAMES = {"top1": "top-1"}  # of scores, in the head of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def read_run(workdir: Path) -> Run:
     """The finished run in a folder.
 
     Raises:
-      RunError: there is none, or it is not finished, or it has evaluated a network only.
+      RunError: there is none, or it is not finished.
     """
     if not workdir.is_dir():
         raise RunError(f"There is no folder {workdir}.")
@@ -85,8 +85,6 @@ def read_run(workdir: Path) -> Run:
         "its run is not finished; start it again with the same --workdir, or leave it out",
     )
     config = _read(workdir / "config.json", "it is not the folder of a training run")
-    if "training" not in result:
-        raise RunError(f"{workdir} is not the folder of a training run: leave it out.")
     if "best_by" not in result:
         raise RunError(
             f"{workdir / 'result.json'} does not say which score counts: start its run again with "
@@ -121,7 +119,7 @@ def table(runs: Sequence[Run]) -> str:
         _require_other_seeds(group)
     differing = _differing([group[0].fields for group in rows])
     averaged = any(run.ema_score is not None for run in runs)
-    score = _NAMES.get(runs[0].best_by, runs[0].best_by)
+    score = score_title(runs[0].best_by)
     head = ["configuration", "runs", score, "min", "max"]
     head += [f"EMA {score}", "min", "max"] if averaged else []
     body = []

@@ -15,7 +15,6 @@ from replk_jax.files import replace_text
 from replk_jax.models.layers import REMAT_POLICIES
 from replk_jax.models.network import Network
 from replk_jax.preprocessing import Preprocessing
-from train.augmentation import count_groups
 from train.data.transforms import RESIZING
 from train.errors import RunError
 from train.optimizer import DECAY_OF
@@ -36,9 +35,6 @@ def check(config: ConfigDict) -> None:
             f"config.accumulation = {config.accumulation} does not divide config.batch_size = "
             f"{config.batch_size}."
         )
-    mixing = config.augmentation
-    if mixing.mix_probability and (mixing.mixup_alpha or mixing.cutmix_alpha):
-        count_groups(config.batch_size // config.accumulation, mixing.images_per_draw)
     if config.optimizer.warmup_epochs > config.epochs:
         raise RunError(
             f"config.optimizer.warmup_epochs = {config.optimizer.warmup_epochs} is more than "

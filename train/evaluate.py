@@ -10,9 +10,9 @@ from replk_jax.files import replace_json
 from replk_jax.saved import SavedNetwork, load
 from train import config as configuration
 from train import parallel
+from train.console import in_words
 from train.errors import RunError
 from train.evaluation import Evaluator
-from train.reporting import in_words
 from train.task import MakeEvaluation
 
 
@@ -27,7 +27,7 @@ def evaluate_checkpoint(
 
     Args:
       config: see configs/common.py.
-      workdir: where `result.json` is written, or None.
+      workdir: where `evaluation.json` is written, or None.
       make_evaluation: of what, `train.classification.evaluation` for example.
 
     Returns:
@@ -56,7 +56,7 @@ def evaluate_checkpoint(
     result["preprocessing"] = preprocessing.as_dict()
     if parallel.is_main_process():
         if workdir:
-            replace_json(workdir / "result.json", result)
+            replace_json(workdir / "evaluation.json", result)
         print(_in_words(config.init_from, result), flush=True)
     return result
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,26 +19,46 @@ from train.step import Batch, Variables
 _NOT_MERGED = "its blocks have no merged structure"
 
 
+def add_in_64_bits(total: Any, more: Any) -> Any:
+    """The sum of two trees of arrays of numbers; the first may be None."""
+
+    def in_64_bits(array: np.ndarray) -> np.ndarray:
+        # NumPy alone would not take bfloat16 for a floating type.
+        return array.astype(np.float64 if jnp.issubdtype(array.dtype, jnp.floating) else np.int64)
+
+    more = jax.tree.map(in_64_bits, more)
+    return more if total is None else jax.tree.map(np.add, total, more)
+
+
 @dataclasses.dataclass(frozen=True)
 class Measure:
     """What tells how good a network is at its task: all that an evaluation need not know.
 
-    A batch is a tree of arrays (N, ...), with `mask`, bool (N,): which examples count.
+    A batch is a dictionary of arrays (N, ...), with `mask`, bool (N,): which examples count.
 
     Attributes:
       inputs: batch -> what the network takes, float32 (N, H, W, C).
-      sums: (what the network gives, batch) -> {name: an array of any shape and number type, summed
-        over the examples that count}.
-      scores: (those sums over all batches, int64 or float64; the number of examples) -> {name: a
-        number}, with `loss`, which must be finite, and `best_by`.
+      statistics: (what the network gives, batch) -> a tree of arrays of any shapes, computed on the
+        devices: usually sums over the examples that count.
+      scores: (the statistics of all batches, the number of examples) -> {name: a number}.
       best_by: the score that counts, by which the best checkpoint is found, a share of 1; the
         higher, the better.
+      add: (the statistics of the batches before, None for the first; those of a batch, as NumPy
+        arrays) -> those of all together. Not sums, where each example is to be seen by itself.
     """
 
     inputs: Callable[[Batch], jax.Array]
-    sums: Callable[[Any, Batch], dict[str, jax.Array]]
-    scores: Callable[[Mapping[str, np.ndarray], int], dict[str, float]]
+    statistics: Callable[[Any, Batch], Any]
+    scores: Callable[[Any, int], dict[str, float]]
     best_by: str
+    add: Callable[[Any, Any], Any] = add_in_64_bits
+
+
+class _Part(NamedTuple):
+    """What is found of one batch, or of several."""
+
+    examples: Any = 0
+    statistics: Any = None
 
 
 class Evaluator:
@@ -59,12 +79,13 @@ class Evaluator:
         precise = model.clone(dtype=jnp.promote_types(model.dtype, jnp.float32))
         merged = precise.clone(deploy=True)
 
-        def sums(outputs: Any, batch: Batch) -> dict[str, jax.Array]:
-            return {"examples": batch["mask"].sum(), **measure.sums(outputs, batch)}
+        def part(outputs: Any, batch: Batch) -> _Part:
+            return _Part(batch["mask"].sum(), measure.statistics(outputs, batch))
 
-        def evaluation_of(network: nn.Module) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
-            def evaluate(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-                return sums(network.apply(variables, measure.inputs(batch)), batch)
+        def evaluation_of(network: nn.Module) -> Callable:
+            def evaluate(variables: Variables, batch: Batch) -> tuple[_Part, jax.Array]:
+                outputs = network.apply(variables, measure.inputs(batch))
+                return part(outputs, batch), _largest(outputs, batch["mask"])
 
             return jax.jit(evaluate, in_shardings=(whole, split), out_shardings=whole)
 
@@ -72,8 +93,8 @@ class Evaluator:
             inputs = measure.inputs(batch)
             expected = precise.apply(variables, inputs)
             actual = merged.apply(merged_variables, inputs)
-            difference = _largest_difference(actual, expected, batch["mask"])
-            return {"training": sums(expected, batch), "merged": sums(actual, batch)}, difference
+            difference = _largest(jax.tree.map(jnp.subtract, actual, expected), batch["mask"])
+            return {"training": part(expected, batch), "merged": part(actual, batch)}, difference
 
         self._measure = measure
         self._evaluate, self._evaluate_precisely = evaluation_of(model), evaluation_of(precise)
@@ -88,7 +109,12 @@ class Evaluator:
           RunError: of none; no image could be read.
         """
         variables = self._whole(variables)
-        return self._scores(_total(self._evaluate(variables, batch) for batch in batches))
+        parts = (self._evaluate(variables, batch)[0] for batch in batches)
+        return self._scores(functools.reduce(self._add, parts, _Part()))
+
+    def largest_output(self, variables: Variables, batch: Batch) -> float:
+        """The largest size of any output of any example; NaN where one is NaN."""
+        return float(self._evaluate(self._whole(variables), batch)[1])
 
     def compare(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, Any]:
         """Both structures on the same batches: `training`, `merged`, `largest_difference`.
@@ -103,47 +129,40 @@ class Evaluator:
         variables = self._whole(variables)
         with jax.default_matmul_precision("highest"):
             if not self._mergeable:
-                sums = _total(self._evaluate_precisely(variables, batch) for batch in batches)
-                return {"training": self._scores(sums), "not_merged": _NOT_MERGED}
+                parts = (self._evaluate_precisely(variables, batch)[0] for batch in batches)
+                scores = self._scores(functools.reduce(self._add, parts, _Part()))
+                return {"training": scores, "not_merged": _NOT_MERGED}
             merged_variables = jax.jit(replk_jax.reparameterize)(variables)
-            sums, largest = None, 0.0
+            total, largest = {"training": _Part(), "merged": _Part()}, 0.0
             for batch in batches:
-                more, difference = self._compare(variables, merged_variables, batch)
-                sums = _add(sums, more)
+                parts, difference = self._compare(variables, merged_variables, batch)
+                total = {name: self._add(total[name], part) for name, part in parts.items()}
                 largest = np.maximum(largest, difference)  # keeps a NaN
         return {
-            **{structure: self._scores(each) for structure, each in sums.items()},
+            **{structure: self._scores(part) for structure, part in total.items()},
             "largest_difference": float(largest),
         }
 
-    def _scores(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
-        examples = int(sums["examples"])
-        if not examples:
+    def _scores(self, total: _Part) -> dict[str, float]:
+        if not total.examples:
             raise RunError("None of the images that are to be evaluated could be read.")
-        return {**self._measure.scores(sums, examples), "examples": examples}
+        scores = self._measure.scores(total.statistics, total.examples)
+        return {**scores, "examples": total.examples}
+
+    def _add(self, total: _Part, more: _Part) -> _Part:
+        examples, statistics = jax.device_get(more)
+        return _Part(
+            total.examples + int(examples), self._measure.add(total.statistics, statistics)
+        )
 
 
-def _largest_difference(actual: Any, expected: Any, mask: jax.Array) -> jax.Array:
-    """Of two trees of arrays (N, ...), over the examples that count."""
+def _largest(tree: Any, mask: jax.Array) -> jax.Array:
+    """The largest size in arrays (N, ...), over the examples that count."""
 
-    def of_leaf(actual: jax.Array, expected: jax.Array) -> jax.Array:
-        counts = mask.reshape(-1, *(1,) * (actual.ndim - 1))
-        difference = jnp.where(counts, jnp.abs(actual - expected), 0)
+    def of_leaf(array: jax.Array) -> jax.Array:
+        counts = mask.reshape(-1, *(1,) * (array.ndim - 1))
+        size = jnp.where(counts, jnp.abs(array), 0)
         # A maximum across devices may lose a NaN to a number.
-        return jnp.where(jnp.isnan(difference).any(), jnp.nan, difference.max())
+        return jnp.where(jnp.isnan(size).any(), jnp.nan, size.max())
 
-    return jnp.stack(jax.tree.leaves(jax.tree.map(of_leaf, actual, expected))).max()
-
-
-def _total(trees: Iterable[Any]) -> Any:
-    return functools.reduce(_add, trees, None)
-
-
-def _add(total: Any, more: Any) -> Any:
-    """The sum of two trees of arrays, in 64 bits; the first may be None."""
-    more = jax.tree.map(_in_64_bits, jax.device_get(more))
-    return more if total is None else jax.tree.map(np.add, total, more)
-
-
-def _in_64_bits(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float64 if np.issubdtype(array.dtype, np.floating) else np.int64)
+    return jnp.stack([of_leaf(leaf) for leaf in jax.tree.leaves(tree)]).max()

@@ -1,6 +1,7 @@
 """The course of a run, from the data to the re-parameterized network."""
 
 import functools
+import math
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from replk_jax.saved import SavedNetwork, load_into
 from train import config as configuration
 from train import parallel
 from train.checkpoints import Checkpoints
+from train.console import in_words, say, warn
 from train.data.unreadable import UnreadableList
 from train.errors import RunError
 from train.evaluation import Evaluator
@@ -24,7 +26,7 @@ from train.metrics import MetricWindow, NotFiniteError, require_finite
 from train.optimizer import make_optimizer, warmup_cosine
 from train.profiling import Profiler
 from train.regularization import make_penalty
-from train.reporting import Reporter, in_words, say, warn
+from train.reporting import Reporter
 from train.step import Batch, Metrics, TrainState, abstract_state, init_state, make_train_step
 from train.task import MakeTask
 from train.utilization import Utilization
@@ -141,7 +143,7 @@ class _Training:
         """The state to begin with, and how many steps it has behind it."""
         config = self._config
         parallel.together(lambda: self._expect_steps_left(checkpoints))
-        of_state = self.task.model, self._optimizer, config.data.image_size
+        of_state = self.task.model, self._optimizer, self.task.image_size
         average = config.ema_decay > 0
         like = abstract_state(*of_state, self._mesh, average=average)
         if restored := checkpoints.restore_latest(like):
@@ -177,8 +179,18 @@ class _Training:
                 f"config.init_from: {error}\nThe network is that of config.model; for another "
                 "number of classes set --config.init_reset_head."
             ) from error
-        _expect_same_normalisation(config, network)
+        self._expect_same_normalisation(network)
         return network.variables
+
+    def _expect_same_normalisation(self, network: SavedNetwork) -> None:
+        """Raises where it is known that the network has only seen images of another mean or std."""
+        known, own = network.preprocessing, self.task.preprocessing
+        if known and (known.mean, known.std) != (own.mean, own.std):
+            raise RunError(
+                f"The images of {self._config.init_from} have mean {known.mean} and std "
+                f"{known.std}: set --config.data.mean='{known.mean}' "
+                f"--config.data.std='{known.std}'."
+            )
 
     def train(
         self,
@@ -246,9 +258,9 @@ class _Training:
         Raises:
           NotFiniteError: it is not.
         """
-        batches = parallel.global_batches([self._first_eval_rows], self._mesh)
-        scores = self._evaluator.evaluate(state.variables, batches)
-        require_finite(step, "eval/loss", scores["loss"])
+        (batch,) = parallel.global_batches([self._first_eval_rows], self._mesh)
+        largest = self._evaluator.largest_output(state.variables, batch)
+        require_finite(step, "the largest output of the network", largest)
 
     @functools.cached_property
     def _first_eval_rows(self) -> dict[str, np.ndarray]:
@@ -265,10 +277,12 @@ class _Training:
     def _best(self, scores: dict[str, float]) -> float:
         """By which the best checkpoint is found: of the network or of its average, the higher.
 
-        At the beginning the average lags far behind; at the end it is what one is after.
+        At the beginning the average lags far behind; at the end it is what one is after. What
+        cannot be told, NaN, is worth nothing.
         """
         kinds = [f"{network}/{self.task.measure.best_by}" for network in ("eval", "eval_ema")]
-        return max(scores[kind] for kind in kinds if kind in scores)
+        found = [scores[kind] for kind in kinds if kind in scores]
+        return max(0.0 if math.isnan(score) else score for score in found)
 
     def _averages(self, window: MetricWindow, step: int) -> dict[str, float]:
         """What is reported of the steps since the last report."""
@@ -281,7 +295,7 @@ class _Training:
 
     @functools.cached_property
     def _utilization(self) -> Utilization:
-        return Utilization(self.task.model, self._config.data.image_size)
+        return Utilization(self.task.model, self.task.image_size)
 
     def compare(self, state: TrainState) -> dict[str, Any]:
         """Both structures of the network, and of its moving average, on all evaluation images."""
@@ -327,16 +341,6 @@ def _interrupted(step: int, checkpoints: Checkpoints) -> Exception:
     # Where a failed save ends no run.
     rest = f"The last checkpoint is {checkpoints.path(latest)}." if latest else "There is none."
     return RunError(f"The run was asked to stop, and could not save step {step}. {rest}")
-
-
-def _expect_same_normalisation(config: ConfigDict, network: SavedNetwork) -> None:
-    """Raises where it is known that the network has only seen images of another mean or std."""
-    data, known = config.data, network.preprocessing
-    if known and (known.mean, known.std) != (tuple(data.mean), tuple(data.std)):
-        raise RunError(
-            f"The images of {config.init_from} have mean {known.mean} and std {known.std}: set "
-            f"--config.data.mean='{known.mean}' --config.data.std='{known.std}'."
-        )
 
 
 def _diverged(error: NotFiniteError, checkpoints: Checkpoints) -> str:

@@ -20,6 +20,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from replk_jax.files import replacing
+from train.console import score_title
 from train.errors import RunError
 from train.metric_writers import read_metrics
 
@@ -31,7 +32,6 @@ _LOSS = {
     "eval/loss": "evaluation",
     "eval_ema/loss": "moving average",
 }
-_SCORES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 _NO_SCORES = {"loss", "examples"}
 _COURSE: Panels = {
     "learning rate": {"learning_rate": "learning rate"},
@@ -130,14 +130,14 @@ def _panels(lines: Iterable[Line]) -> Panels:
         if kind in ("eval", "eval_ema") and score not in _NO_SCORES
     )
     of_scores = {
-        _SCORES.get(score, score): {
+        score_title(score): {
             f"eval/{score}": "evaluation",
             f"eval_ema/{score}": "moving average",
         }
         for score in scores
     }
     panels = {"loss": _LOSS, **of_scores, **_COURSE}
-    return {title: names for title, names in panels.items() if reported.keys() & names.keys()}
+    return {name: lines for name, lines in panels.items() if reported.keys() & lines.keys()}
 
 
 def _draw_panel(axis: Axes, runs: Iterable[Sequence[Line]], names: dict[str, str]) -> None:

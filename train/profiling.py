@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from train.reporting import say, warn
+from train.console import say, warn
 
 # The traced steps of a run: when it begins, it is still filling buffers.
 _FIRST, _COUNT = 10, 5

@@ -6,25 +6,14 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
+from train.console import WORDS, duration, in_words, say, warn
 from train.errors import RunError
 from train.metric_writers import JsonLines, MetricWriter, TensorBoard, WeightsAndBiases
 from train.plot import draw
 
-# What is said of the metrics, all of which the files hold, and in which order. Other scores of an
-# evaluation follow.
-_WORDS = {
-    "loss": "loss {:.4g}",
-    "top1": "top-1 {:.2%}",
-    "top5": "top-5 {:.2%}",
-    "images_per_second": "{:,.1f} images/s",
-    "learning_rate": "learning rate {:.3g}",
-    "mfu": "MFU {:.1%}",
-    "data_wait": "data wait {:.1%}",
-}
 # From so many of the last reports the time that is left is estimated.
 _REPORTS = 20
 
@@ -142,38 +131,6 @@ class Reporter:
             warn(f"A report could not be written to {self._workdir}: {error}")
 
 
-def say(text: str) -> None:
-    """A line for the user, above the bar if there is one."""
-    _write(text, sys.stdout)
-
-
-def warn(text: str) -> None:
-    """A line that the user must not miss, to standard error; from any process of a run."""
-    _write(f"warning: {text}", sys.stderr)
-
-
-def _write(text: str, stream: TextIO) -> None:
-    tqdm.write(text, file=stream)
-    stream.flush()
-
-
-def duration(seconds: float) -> str:
-    """In two units: "2 d 05 h", "12 h 03 min", "7 min", "42 s"."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours:02} h"
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min" if minutes else f"{seconds} s"
-
-
-def in_words(name: str, value: float) -> str:
-    """A metric, whatever it is."""
-    return _WORDS.get(name, f"{name} {{:.4g}}").format(value)
-
-
 def _in_words(values: dict[str, float]) -> Iterator[str]:
     """What is said of them, behind the name of each evaluation that they are from."""
     groups: dict[str, dict[str, float]] = {}
@@ -181,7 +138,7 @@ def _in_words(values: dict[str, float]) -> Iterator[str]:
         group, _, short = name.rpartition("/")
         groups.setdefault("" if group == "train" else group, {})[short] = value
     for group, members in groups.items():
-        said = [short for short in _WORDS if short in members]
+        said = [short for short in WORDS if short in members]
         if group:
             yield group
             said += [short for short in members if short not in (*said, "examples")]

@@ -44,7 +44,8 @@ class Objective:
 
     Attributes:
       prepare: (key, batch) -> (what the network takes, targets), with the augmentation.
-      loss: (what the network gives, targets) -> the mean over the batch, float32.
+      loss: (what the network gives, targets) -> the mean over the batch, float32. Of several
+        micro-batches each counts alike, however much of it the mean is taken over.
     """
 
     prepare: Callable[[jax.Array, Batch], tuple[jax.Array, Any]]
@@ -54,7 +55,7 @@ class Objective:
 def init_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    image_size: int,
+    image_size: int | tuple[int, int],
     seed: int,
     mesh: Mesh,
     *,
@@ -66,7 +67,7 @@ def init_state(
     Args:
       model: the network.
       optimizer: its optimiser.
-      image_size: height and width; the parameters do not depend on it.
+      image_size: one number or (height, width); the parameters do not depend on it.
       seed: of the parameters.
       mesh: of the devices.
       average: whether the state has a moving average of the variables.
@@ -85,7 +86,7 @@ def init_state(
 def abstract_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    image_size: int,
+    image_size: int | tuple[int, int],
     mesh: Mesh,
     *,
     average: bool = False,
@@ -101,8 +102,9 @@ def abstract_state(
     )
 
 
-def _draw(model: nn.Module, image_size: int, key: jax.Array) -> Variables:
-    shape = (1, image_size, image_size, model.architecture.in_channels)
+def _draw(model: nn.Module, image_size: int | tuple[int, int], key: jax.Array) -> Variables:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    shape = (1, height, width, model.architecture.in_channels)
     return model.init(key, jnp.zeros(shape, model.dtype))
 
 
@@ -144,9 +146,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the compiled function (state, batch) -> (state, metrics).
 
-    The batch is a tree of arrays (N, ...). The metrics are float32 scalars: `loss`, `grad_norm`
-    (before it is clipped) and `param_norm`, both of the parameters before the step. The old
-    state's memory is given to the new one.
+    The batch is a dictionary of arrays (N, ...). The metrics are float32 scalars: `loss`,
+    `grad_norm` (before it is clipped) and `param_norm`, both of the parameters before the step. The
+    old state's memory is given to the new one.
 
     With M micro-batches, rows m, m + M, m + 2M, ... of the batch are the m-th, so that every device
     finds its part of each among its own rows, and which images go together does not depend on the

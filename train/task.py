@@ -20,6 +20,7 @@ class Task:
 
     Attributes:
       model: the network, in its training-time structure.
+      image_size: height and width of the images that it is trained on.
       objective: what the steps make smaller.
       training: the examples of the steps.
       measure: what tells how good the network is.
@@ -29,6 +30,7 @@ class Task:
     """
 
     model: Network
+    image_size: tuple[int, int]
     objective: Objective
     training: TrainingSplit
     measure: Measure

@@ -64,7 +64,10 @@ class Utilization:
     """
 
     def __init__(
-        self, model: Network, image_size: int, devices: Sequence[jax.Device] | None = None
+        self,
+        model: Network,
+        image_size: int | tuple[int, int],
+        devices: Sequence[jax.Device] | None = None,
     ):
         kinds = [device.device_kind for device in devices or jax.devices()]
         peaks = [peak_flops(kind, model.dtype) for kind in kinds]
@@ -92,7 +95,7 @@ def peak_flops(device_kind: str, dtype: jnp.dtype) -> float | None:
     return None
 
 
-def training_flops(model: Network, image_size: int) -> int:
+def training_flops(model: Network, image_size: int | tuple[int, int]) -> int:
     """Operations of a forward and a backward pass of one image, through all branches.
 
     Two for each multiply-add of the convolutions and the classifier; and twice the forward pass

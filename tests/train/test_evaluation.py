@@ -10,7 +10,7 @@ from tests.helpers import TINY, data_mesh, random_variables
 from train import parallel
 from train.classification import accuracy
 from train.errors import RunError
-from train.evaluation import Evaluator, Measure
+from train.evaluation import Evaluator, Measure, add_in_64_bits
 
 MEASURE = accuracy(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 EXAMPLES = 21
@@ -144,7 +144,7 @@ def test_another_task(examples):
     model = replk_jax.create_model(TINY, out_indices=(0, 1))
     variables, mesh = random_variables(model), parallel.device_mesh(8)
 
-    def sums(maps, batch):
+    def statistics(maps, batch):
         fine, coarse = maps
         counts = batch["mask"][:, None, None]
         return {
@@ -156,7 +156,7 @@ def test_another_task(examples):
         loss = sums["values"].max() / examples
         return {"loss": loss, "share": sums["positive"] / examples}
 
-    measure = Measure(lambda batch: batch["image"] / 255, sums, scores, best_by="share")
+    measure = Measure(lambda batch: batch["image"] / 255, statistics, scores, best_by="share")
     evaluator = Evaluator(model, measure, mesh)
     found = evaluator.evaluate(variables, batches(examples, 8, mesh))
     fine, coarse = map(np.float64, model.apply(variables, np.float32(examples[0] / 255)))
@@ -166,3 +166,51 @@ def test_another_task(examples):
     both = evaluator.compare(variables, batches(examples, 8, mesh))
     assert both["merged"] == pytest.approx(found, rel=1e-3)
     assert 0 < both["largest_difference"] < 1e-4
+
+
+def test_statistics_that_are_no_sums(model, variables, examples):
+    """As detection wants: what each example gave, put together on the host, in order."""
+    mesh = parallel.device_mesh(8)
+
+    def add(total, more):
+        scores, counts = more
+        return [*(total or []), *scores[counts]]
+
+    measure = Measure(
+        lambda batch: (batch["image"] / 255 - 0.5) / 0.25,
+        lambda logits, batch: (logits[:, 0], batch["mask"]),
+        lambda scores, examples: {"median": float(np.median(scores)), "first": float(scores[0])},
+        best_by="median",
+        add=add,
+    )
+    found = Evaluator(model, measure, mesh).evaluate(variables, batches(examples, 8, mesh))
+    expected = logits_of(model, variables, examples)[:, 0]
+    assert found["median"] == pytest.approx(np.median(expected), rel=1e-4)
+    assert found["first"] == pytest.approx(expected[0], rel=1e-4)
+    assert found["examples"] == EXAMPLES
+
+
+def test_sums_are_in_64_bits():
+    """Whatever the type; bfloat16 is none of NumPy's floating types, but floats all the same."""
+    total = None
+    for value in (2**31 - 1, 0.75, 0.75, True):
+        of_type = {"a": jnp.bfloat16, "b": np.float32}
+        more = {name: np.asarray(value).astype(type) for name, type in of_type.items()}
+        total = add_in_64_bits(total, {**more, "c": np.int32(value)})
+    assert total["a"] == 2.0**31 + 2.5
+    assert total["b"] == 2.0**31 + 2.5
+    assert total["c"] == 2**31
+    assert np.isnan(add_in_64_bits(None, np.array(np.nan, jnp.bfloat16)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_the_largest_output(model, variables, examples, value):
+    """Of examples that count, on whatever device; of one that is not finite, that."""
+    mesh = parallel.device_mesh(8)
+    evaluator = Evaluator(model, MEASURE, mesh)
+    *_, last = batches(examples, 8, mesh)  # three of its images are there to fill it
+    expected = np.abs(logits_of(model, variables, examples)[16:]).max()
+    assert evaluator.largest_output(variables, last) == pytest.approx(expected, rel=1e-4)
+    broken = jax.tree.map(np.copy, variables)
+    broken["params"]["head"]["bias"][3] = value
+    assert np.array_equal(evaluator.largest_output(broken, last), abs(value), equal_nan=True)

@@ -95,7 +95,7 @@ def test_evaluating_the_moving_average_of_a_checkpoint(undisturbed, train, tmp_p
         "--config.data.image_size=24",
     )
     assert status == 0, err
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "evaluation.json").read_text())
     wanted = json.loads((workdir / "result.json").read_text())["ema"]
     assert result["training"] == wanted["training"]
     assert result["merged"] == wanted["merged"]

@@ -94,6 +94,18 @@ def test_same_example_differs_between_epochs():
     assert sum(not np.array_equal(a, b) for a, b in again) > 15
 
 
+def test_names_of_the_pipeline_are_not_taken_from_an_example():
+    class Masked(grain.transforms.Map):
+        def map(self, example):
+            return {**example, "mask": np.zeros((4, 4), bool)}
+
+    batches = pipeline.eval_batches(
+        Numbers(4), Masked(), batch_size=2, reading=THREADS, replace=True
+    )
+    with pytest.raises(ValueError, match="An example's mask would be lost"):
+        next(batches)
+
+
 def test_seed_decides():
     assert digest(train_batches()) == digest(train_batches())
     assert digest(train_batches()) != digest(train_batches(seed=1))

@@ -51,12 +51,12 @@ def test_panels_of_one_run():
     assert words(panel(picture, "loss").get_legend()) == [
         "training", "evaluation", "moving average",
     ]  # fmt: skip
-    assert curves(picture, "top-1 accuracy")["eval_ema/top1"] == [[[20, 0.25]]]
+    assert curves(picture, "top-1")["eval_ema/top1"] == [[[20, 0.25]]]
     assert curves(picture, "learning rate") == {"learning_rate": [[[10, 0.1], [20, 0.2]]]}
     assert curves(picture, "norms") == {"train/grad_norm": [[[10, 1], [20, 2]]]}
     assert panel(picture, "norms").get_yscale() == "log"
     assert [axis.get_title() for axis in picture.axes] == [
-        "loss", "top-1 accuracy", "learning rate", "norms", "data wait, utilisation",
+        "loss", "top-1", "learning rate", "norms", "data wait, utilisation",
     ]  # fmt: skip
     last = panel(picture, "data wait, utilisation")
     assert words(last.get_legend()) == ["model FLOP utilisation"]

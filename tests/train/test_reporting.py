@@ -17,9 +17,10 @@ from types import SimpleNamespace
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from train.console import duration, say, warn
 from train.errors import RunError
 from train.metric_writers import read_metrics
-from train.reporting import Reporter, duration, say, warn
+from train.reporting import Reporter
 
 
 def events(workdir):
@@ -116,7 +117,8 @@ def test_durations(seconds, text):
 PROGRAM = """
 import sys
 from pathlib import Path
-from train.reporting import Reporter, warn
+from train.console import warn
+from train.reporting import Reporter
 with Reporter(Path(sys.argv[1]), 1, 4) as reporter:
     for step in (2, 3):
         reporter.advance()

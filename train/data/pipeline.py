@@ -53,7 +53,8 @@ def train_batches(
 
     Args:
       source: the examples.
-      transform: applied to each, with a generator of its own.
+      transform: applied to each, with a generator of its own. What it makes are arrays by name,
+        of the same shapes for all examples; `mask` and `unreadable` are names of this pipeline.
       batch_size: of all processes together.
       seed: of the order and of the transform.
       start_step: how many batches to pass over, at no cost.
@@ -135,7 +136,7 @@ class _ForTraining(grain.transforms.RandomMap):
         example, unreadable = self.reader.read(
             index, lambda example: self.transform.random_map(example, rng)
         )
-        return {**example, "unreadable": np.str_("\n".join(unreadable))}
+        return _told(example, unreadable=np.str_("\n".join(unreadable)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +150,18 @@ class _ForEvaluation(grain.transforms.Map):
         last = len(self.reader.source) - 1
         example, unreadable = self.reader.read(min(index, last), self.transform.map)
         beyond = index > last
-        return {
-            **example,
-            "mask": np.bool_(not beyond and not unreadable),
-            "unreadable": np.str_("" if beyond else "\n".join(unreadable)),
-        }
+        return _told(
+            example,
+            mask=np.bool_(not beyond and not unreadable),
+            unreadable=np.str_("" if beyond else "\n".join(unreadable)),
+        )
+
+
+def _told(example: dict[str, Any], **fields: np.generic) -> dict[str, Any]:
+    """The example with the pipeline's own fields."""
+    if taken := example.keys() & fields.keys():
+        raise ValueError(f"An example's {', '.join(taken)} would be lost: give it another name.")
+    return {**example, **fields}
 
 
 class _Rows(grain.MapDataset):

@@ -1,16 +1,14 @@
 """The examples of a run: a training and an evaluation split, in batches as the run wants them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grain
 from ml_collections import ConfigDict
 
+from train.console import warn
 from train.data import pipeline
-from train.data.unreadable import reported
+from train.data.unreadable import Report, reported
 from train.errors import RunError
-from train.reporting import warn
-
-Report = Callable[[str], None]
 
 
 class TrainingSplit:

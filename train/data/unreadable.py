@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
+from train.data.pipeline import Batch
 from train.errors import RunError
 
-Batch = dict[str, np.ndarray]
+Report = Callable[[str], None]
 
 # More than 1 % of the images is no accident; but a few may be in the smallest set.
 _SHARE = 0.01
@@ -16,7 +15,7 @@ _FEW = 10
 _WINDOW = 100_000
 
 
-def reported(batches: Iterator[Batch], report: Callable[[str], None]) -> Iterator[Batch]:
+def reported(batches: Iterator[Batch], report: Report) -> Iterator[Batch]:
     """The batches without their field `unreadable`, of which every line is reported.
 
     Args:
@@ -53,7 +52,7 @@ class UnreadableList:
       say: is told of each image that is new to the list.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None]):
+    def __init__(self, path: Path, say: Report):
         self.path = path
         self._say = say
         self._known = set(path.read_text().splitlines()) if path.exists() else set()
