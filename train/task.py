@@ -44,11 +44,12 @@ class Task:
         return SavedNetwork(self.model, {}, self.preprocessing, self.class_names).description()
 
 
-# (see configs/common.py) -> the task of a run; raises RunError for what the user can mend. In a
-# run of several processes all call it at once.
+# A configuration (see configs/common.py) -> the task of a run. In a run of several processes all
+# call it at once; it raises RunError for what the user can mend.
 MakeTask = Callable[[ConfigDict], Task]
 
-# (configuration, network in a file, preprocessing) -> the same for a network that is there.
+# A configuration, a network from a file, how its images are prepared -> what tells how good it is,
+# and the examples that it is told by. Called and failing as the other.
 MakeEvaluation = Callable[
     [ConfigDict, SavedNetwork, Preprocessing], tuple[Measure, EvaluationSplit]
 ]
