@@ -12,6 +12,8 @@ from train.classification import accuracy
 from train.errors import RunError
 from train.evaluation import Evaluator, Measure, add_in_64_bits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MEASURE = accuracy(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 EXAMPLES = 21
 

@@ -151,7 +151,7 @@ def test_fine_tuning(undisturbed, train, brightness, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("kind", ["run", "safetensors"])
+@pytest.mark.parametrize("kind", ["run", pytest.param("safetensors", marks=pytest.mark.exhaustive)])
 def test_fine_tuning_learns(undisturbed, brightness, tmp_path, kind):
     """Other classes at another resolution, from the moving average of a run, or from a file; with
     thirty times the recipe's learning rate, for the network is small."""

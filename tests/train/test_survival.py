@@ -92,8 +92,8 @@ def test_two_processes(undisturbed, start, train, data_dir, tmp_path):
     """They follow the curve of one, leave together when one of them is asked, go on to the end as
     one would, and find what one finds in the evaluation."""
     workdir = tmp_path / "two"
-    two_epochs = ("--config.epochs=2",) * 2  # the warm-up is that of four
-    processes = start_two(start, workdir, two_epochs)
+    one_epoch = ("--config.epochs=1",) * 2  # the warm-up is that of four
+    processes = start_two(start, workdir, one_epoch)
     wait_until(lambda: losses(workdir), *processes)
     processes[1].send_signal(signal.SIGTERM)
     (status, out, err), (other_status, other_out, other_err) = ends(processes)
@@ -109,19 +109,19 @@ def test_two_processes(undisturbed, start, train, data_dir, tmp_path):
     )
 
     shutil.copytree(workdir, alone := tmp_path / "alone")
-    (status, out, err), (_, other_out, _) = ends(start_two(start, workdir, two_epochs))
+    (status, out, err), (_, other_out, _) = ends(start_two(start, workdir, one_epoch))
     assert status == 0, err
     assert f"Going on from {workdir / 'checkpoints' / str(left_at)}" in out
     assert "re-parameterized" in out
     assert "re-parameterized" not in other_out
     assert "loss" not in other_out
     # One process goes on from the same checkpoint, and evaluates the end of the two.
-    status, _, err = train(alone, two_epochs[0], **QUICK)
+    status, _, err = train(alone, one_epoch[0], **QUICK)
     assert status == 0, err
     assert_same_curve(losses(workdir), losses(alone))
     config = tiny.get_config()
     config.mode, config.data.data_dir = "eval", str(data_dir)
-    config.init_from = str(workdir / "checkpoints" / str(2 * 46))
+    config.init_from = str(workdir / "checkpoints" / "46")
     evaluated = result(workdir)
     expected = evaluate_checkpoint(config, None, classification.evaluation)
     for structure in ("training", "merged"):
