@@ -59,7 +59,13 @@ EVERYTHING = dict(erasing_probability=0.5, mixup_alpha=0.8, cutmix_alpha=1.0, ac
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize(("fsdp", "settings"), [(1, {}), (4, EVERYTHING)], ids=["whole", "parts"])
+@pytest.mark.parametrize(
+    ("fsdp", "settings"),
+    [
+        pytest.param(1, {}, id="whole", marks=pytest.mark.exhaustive),
+        pytest.param(4, EVERYTHING, id="parts"),
+    ],
+)
 def test_eight_devices_follow_the_curve_of_one(fsdp, settings, monkeypatch):
     """Whether parameters are whole on each, or in parts on four: batch norm sees the global batch,
     or micro-batch, and randomness the numbers of its rows. So only the order of sums differs, 2e-7
