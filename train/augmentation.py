@@ -54,6 +54,11 @@ class Augmentation:
     images_per_draw: int
     dtype: Any = jnp.float32
 
+    @property
+    def mixes(self) -> bool:
+        """Whether images are ever mixed."""
+        return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
     def __call__(self, key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Maps {"image": uint8 (N, H, W, C), "label": int32 (N,)} to images and targets.
 
@@ -70,7 +75,7 @@ class Augmentation:
         )
         if self.erasing_probability:
             images = erase(of_erasing, images, self.erasing_probability)
-        if self.mix_probability and (self.mixup_alpha or self.cutmix_alpha):
+        if self.mixes:
             mixing = draw_mixing(
                 of_mixing,
                 count_groups(len(images), self.images_per_draw),
@@ -90,10 +95,7 @@ def make_augmentation(config: ConfigDict, num_classes: int) -> Augmentation:
     Raises:
       RunError: a batch that cannot be divided into groups; see `count_groups`.
     """
-    mixing = config.augmentation
-    if mixing.mix_probability and (mixing.mixup_alpha or mixing.cutmix_alpha):
-        count_groups(config.batch_size // config.accumulation, mixing.images_per_draw)
-    return Augmentation(
+    augmentation = Augmentation(
         num_classes=num_classes,
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
@@ -101,6 +103,9 @@ def make_augmentation(config: ConfigDict, num_classes: int) -> Augmentation:
         dtype=jnp.dtype(config.model.dtype),
         **config.augmentation,
     )
+    if augmentation.mixes:
+        count_groups(config.batch_size // config.accumulation, augmentation.images_per_draw)
+    return augmentation
 
 
 class Boxes(NamedTuple):

@@ -84,6 +84,7 @@ class Evaluator:
 
         def evaluation_of(network: nn.Module) -> Callable:
             def evaluate(variables: Variables, batch: Batch) -> tuple[_Part, jax.Array]:
+                # Both at once, so that to try a state compiles nothing more.
                 outputs = network.apply(variables, measure.inputs(batch))
                 return part(outputs, batch), _largest(outputs, batch["mask"])
 
@@ -108,9 +109,7 @@ class Evaluator:
         Raises:
           RunError: of none; no image could be read.
         """
-        variables = self._whole(variables)
-        parts = (self._evaluate(variables, batch)[0] for batch in batches)
-        return self._scores(functools.reduce(self._add, parts, _Part()))
+        return self._evaluate_by(self._evaluate, self._whole(variables), batches)
 
     def largest_output(self, variables: Variables, batch: Batch) -> float:
         """The largest size of any output of any example; NaN where one is NaN."""
@@ -129,8 +128,7 @@ class Evaluator:
         variables = self._whole(variables)
         with jax.default_matmul_precision("highest"):
             if not self._mergeable:
-                parts = (self._evaluate_precisely(variables, batch)[0] for batch in batches)
-                scores = self._scores(functools.reduce(self._add, parts, _Part()))
+                scores = self._evaluate_by(self._evaluate_precisely, variables, batches)
                 return {"training": scores, "not_merged": _NOT_MERGED}
             merged_variables = jax.jit(replk_jax.reparameterize)(variables)
             total, largest = {"training": _Part(), "merged": _Part()}, 0.0
@@ -142,6 +140,12 @@ class Evaluator:
             **{structure: self._scores(part) for structure, part in total.items()},
             "largest_difference": float(largest),
         }
+
+    def _evaluate_by(
+        self, evaluate: Callable, variables: Variables, batches: Iterable[Batch]
+    ) -> dict[str, float]:
+        parts = (evaluate(variables, batch)[0] for batch in batches)
+        return self._scores(functools.reduce(self._add, parts, _Part()))
 
     def _scores(self, total: _Part) -> dict[str, float]:
         if not total.examples:

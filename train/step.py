@@ -55,7 +55,7 @@ class Objective:
 def init_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    image_size: int | tuple[int, int],
+    image_size: tuple[int, int],
     seed: int,
     mesh: Mesh,
     *,
@@ -67,7 +67,7 @@ def init_state(
     Args:
       model: the network.
       optimizer: its optimiser.
-      image_size: one number or (height, width); the parameters do not depend on it.
+      image_size: height and width; the parameters do not depend on it.
       seed: of the parameters.
       mesh: of the devices.
       average: whether the state has a moving average of the variables.
@@ -86,7 +86,7 @@ def init_state(
 def abstract_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    image_size: int | tuple[int, int],
+    image_size: tuple[int, int],
     mesh: Mesh,
     *,
     average: bool = False,
@@ -102,9 +102,8 @@ def abstract_state(
     )
 
 
-def _draw(model: nn.Module, image_size: int | tuple[int, int], key: jax.Array) -> Variables:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    shape = (1, height, width, model.architecture.in_channels)
+def _draw(model: nn.Module, image_size: tuple[int, int], key: jax.Array) -> Variables:
+    shape = (1, *image_size, model.architecture.in_channels)
     return model.init(key, jnp.zeros(shape, model.dtype))
 
 

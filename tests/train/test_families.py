@@ -58,7 +58,7 @@ def test_it_learns_one_batch_by_heart(case):
     model = replk_jax.create_model(name, num_classes=4, **fields)
     mesh = data_mesh(1)
     optimizer = make_optimizer(recipe, lambda step: 1e-2 if recipe is ADAMW else 0.1)
-    state = init_state(model, optimizer, 16, 0, mesh)
+    state = init_state(model, optimizer, (16, 16), 0, mesh)
     before = jax.tree.map(np.array, state.variables)
     step = make_train_step(
         model, optimizer, tiny.objective(), seed=0, mesh=mesh, penalty=make_penalty(recipe)

@@ -39,7 +39,7 @@ def losses(devices, steps=8, seed=0, fsdp=1, accumulation=1, **augmentation):
     model = replk_jax.create_model(NETWORK, num_classes=4, drop_path_rate=0.1)
     mesh = data_mesh(devices, fsdp)
     optimizer = make_optimizer(RECIPE, warmup_cosine(2e-3, 1e-5, 2, 8))
-    state = init_state(model, optimizer, 16, seed, mesh, average=True)
+    state = init_state(model, optimizer, (16, 16), seed, mesh, average=True)
     step = make_train_step(
         model, optimizer, tiny.objective(MEAN, STD, label_smoothing=0.1, **augmentation),
         seed=seed, mesh=mesh, accumulation=accumulation, ema_decay=0.9,
@@ -158,7 +158,7 @@ def test_loss_and_statistics_of_one_step():
     model = replk_jax.create_model(NETWORK, num_classes=4)
     mesh = data_mesh(1)
     optimizer = make_optimizer(RECIPE, lambda step: 1e-3)
-    state = init_state(model, optimizer, 16, 0, mesh)
+    state = init_state(model, optimizer, (16, 16), 0, mesh)
     before = jax.tree.map(np.array, state)
     step = make_train_step(
         model, optimizer, tiny.objective(MEAN, STD, label_smoothing=0.2), seed=0, mesh=mesh
@@ -197,7 +197,7 @@ def test_accumulation_and_moving_average_by_hand():
     model = replk_jax.create_model(NETWORK, num_classes=4)
     mesh, rate, decay = data_mesh(1), 0.05, 0.8
     optimizer = optax.sgd(rate)
-    state = init_state(model, optimizer, 16, 0, mesh, average=True)
+    state = init_state(model, optimizer, (16, 16), 0, mesh, average=True)
     before = jax.tree.map(np.array, state)
     step = make_train_step(
         model,

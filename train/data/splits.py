@@ -1,6 +1,7 @@
 """The examples of a run: a training and an evaluation split, in batches as the run wants them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 from ml_collections import ConfigDict
@@ -11,7 +12,32 @@ from train.data.unreadable import Report, reported
 from train.errors import RunError
 
 
-class TrainingSplit:
+class _Split:
+    """Examples, what is applied to each, and how the run reads them."""
+
+    def __init__(
+        self,
+        source: pipeline.Source,
+        transform: grain.transforms.Transformation,
+        config: ConfigDict,
+    ):
+        self._source, self._transform, self._config = source, transform, config
+
+    def _read(
+        self, read: Callable[..., Iterator[pipeline.Batch]], report: Report, **options: Any
+    ) -> Iterator[pipeline.Batch]:
+        data = self._config.data
+        batches = read(
+            self._source,
+            self._transform,
+            reading=data.reading,
+            replace=data.unreadable == "replace",
+            **options,
+        )
+        return reported(batches, report)
+
+
+class TrainingSplit(_Split):
     """Examples to train on, over and over, every epoch in an order of its own.
 
     Args:
@@ -26,7 +52,7 @@ class TrainingSplit:
     def __init__(
         self, source: pipeline.Source, transform: grain.transforms.RandomMap, config: ConfigDict
     ):
-        self._source, self._transform, self._config = source, transform, config
+        super().__init__(source, transform, config)
         self.steps_per_epoch = len(source) // config.batch_size
         if not self.steps_per_epoch:
             raise RunError(
@@ -42,30 +68,23 @@ class TrainingSplit:
           report: is told of images that cannot be read, in whose place others are taken, if
             `config.data.unreadable` is "replace".
         """
-        data = self._config.data
-        batches = pipeline.train_batches(
-            self._source,
-            self._transform,
+        return self._read(
+            pipeline.train_batches,
+            report,
             batch_size=self._config.batch_size,
             seed=self._config.seed,
             start_step=start_step,
-            reading=data.reading,
-            replace=data.unreadable == "replace",
         )
-        return reported(batches, report)
 
 
-class EvaluationSplit:
+class EvaluationSplit(_Split):
     """Examples to evaluate on, each of them once.
 
     Args:
-      source, transform, config: as of `TrainingSplit`.
+      source: the examples.
+      transform: applied to each, a `grain.transforms.Map`.
+      config: see configs/common.py.
     """
-
-    def __init__(
-        self, source: pipeline.Source, transform: grain.transforms.Map, config: ConfigDict
-    ):
-        self._source, self._transform, self._config = source, transform, config
 
     def batches(self, report: Report = warn) -> Iterator[pipeline.Batch]:
         """This process's rows of batches that hold every example once; some have `mask` False.
@@ -74,12 +93,4 @@ class EvaluationSplit:
           report: is told of images that cannot be read, which are masked, if
             `config.data.unreadable` is "replace".
         """
-        data = self._config.data
-        batches = pipeline.eval_batches(
-            self._source,
-            self._transform,
-            batch_size=self._config.eval_batch_size,
-            reading=data.reading,
-            replace=data.unreadable == "replace",
-        )
-        return reported(batches, report)
+        return self._read(pipeline.eval_batches, report, batch_size=self._config.eval_batch_size)
