@@ -13,7 +13,10 @@ from replk_jax.torch_import.shapes import Shapes
 from replk_jax.torch_import.structures import Structure, structure_of
 
 NETWORK = RepLKNet
-KEYS = re.compile(r"stem\.\d+\.conv\.|stages\.\d+\.blocks\.")
+KEYS = re.compile(
+    r"stem\.\d+\.conv\.|stages\.\d+\.blocks\.\d+\.(?:pw[12]|large_kernel|prelkb_bn|preffn_bn)\."
+)
+ASSUMED = "an output stride of 32"
 ORDER = (
     "stem stages transitions blocks norm head "
     "preffn_bn pw1 pw2 large_kernel lkb_origin small_conv lkb_reparam prelkb_bn "
@@ -43,6 +46,11 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
     renamed = names.renamed(weights, rename)
     return renamed, "official" if renamed.keys() == weights.keys() else "mmpretrain"
+
+
+def timm_names(state_dict: Mapping[str, Any], architecture: RepLKNetArchitecture) -> dict[str, Any]:
+    """See `families.Family`."""
+    raise ValueError('timm has no RepLKNet: save it with the official names (naming="official").')
 
 
 def official_key(key: str, architecture: RepLKNetArchitecture) -> str:

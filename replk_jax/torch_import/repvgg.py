@@ -18,13 +18,26 @@ from replk_jax.torch_import.shapes import Shapes
 from replk_jax.torch_import.structures import Structure, structure_of
 
 NETWORK = RepVGG
-KEYS = re.compile(r"(stage\d+|stem|stage_\d+)\.(\d+\.)?(rbr|branch)_")
+KEYS = re.compile(
+    r"(?:stage\d+|stem|stage_\d+)\.(?:\d+\.)?(?:rbr|branch)_"
+    r"|(?:stem|stages\.\d+\.\d+)\.(?:conv_kxk|conv_1x1|reparam_conv|identity)\."
+)
+ASSUMED = "an output stride of 32"
 ORDER = (
     "stage linear se down up rbr_identity rbr_dense rbr_1x1 rbr_reparam "
     "conv bn weight bias running_mean running_var num_batches_tracked"
 )
 
-_NAMINGS = {"official": r"stage\d+\..*rbr_", "mmpretrain": r"(stem|stage_\d+)\..*branch_"}
+_TIMM_ORDER = (
+    "stem stages head identity conv_kxk conv_1x1 reparam_conv attn fc fc1 fc2 "
+    "conv bn weight bias running_mean running_var num_batches_tracked"
+)
+
+_NAMINGS = {
+    "official": r"stage\d+\..*rbr_",
+    "mmpretrain": r"(stem|stage_\d+)\..*branch_",
+    "timm": r"(stem|stages\.\d+\.\d+)\.(conv_kxk|conv_1x1|reparam_conv|identity)\.",
+}
 _FROM_MMPRETRAIN = (
     (r"^stem\.", "stage0."),
     (r"^stage_(\d+)\.", r"stage\1."),
@@ -37,14 +50,51 @@ _FROM_MMPRETRAIN = (
     (r"\.se_layer\.conv2\.conv\.", ".se.up."),
     (r"^head\.fc\.", "linear."),
 )
+# Parts of names in timm, with the official ones.
+_TIMM_PARTS = (
+    ("conv_kxk", "rbr_dense"),
+    ("conv_1x1", "rbr_1x1"),
+    ("identity", "rbr_identity"),
+    ("reparam_conv", "rbr_reparam"),
+    ("attn.fc1", "se.down"),
+    ("attn.fc2", "se.up"),
+    ("head.fc", "linear"),
+    ("stem", "stage0"),
+)
 
 
 def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """See `families.Family`."""
     naming = names.naming_of(weights, _NAMINGS)
-    if naming == "official":
-        return dict(weights), naming
-    return names.renamed(weights, partial(names.replace_all, replacements=_FROM_MMPRETRAIN)), naming
+    match naming:
+        case "mmpretrain":
+            rename = partial(names.replace_all, replacements=_FROM_MMPRETRAIN)
+            return names.renamed(weights, rename), naming
+        case "timm":
+            return names.renamed(weights, _from_timm), naming
+    return dict(weights), naming
+
+
+def timm_names(state_dict: Mapping[str, Any], architecture: RepVGGArchitecture) -> dict[str, Any]:
+    """See `families.Family`."""
+    return names.in_order(names.renamed(state_dict, _to_timm), _TIMM_ORDER)
+
+
+def _from_timm(key: str) -> str:
+    for timm, official in _TIMM_PARTS:
+        key = _replace_part(key, timm, official)
+    return re.sub(r"^stages\.(\d{1,4})\.", lambda m: f"stage{int(m[1]) + 1}.", key)
+
+
+def _to_timm(key: str) -> str:
+    for timm, official in _TIMM_PARTS:
+        key = _replace_part(key, official, timm)
+    return re.sub(r"^stage(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.", key)
+
+
+def _replace_part(key: str, old: str, new: str) -> str:
+    """The key with one of its parts, or several in a row, replaced."""
+    return re.sub(rf"(?<![^.]){re.escape(old)}(?=\.)", new, key)
 
 
 def official_key(key: str, architecture: RepVGGArchitecture) -> str:

@@ -11,6 +11,7 @@ from replk_jax.torch_import.shapes import Shapes
 
 NETWORK = ResNet
 KEYS = re.compile(r"layer\d+\.\d+\.conv\d\.")
+ASSUMED = "an output stride of 32, the stride of a block in its 3 x 3 convolution, no anti-aliasing"
 ORDER = (
     "conv1 bn1 conv2 bn2 conv3 bn3 downsample layer fc "
     "weight bias running_mean running_var num_batches_tracked"
@@ -28,6 +29,11 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """See `families.Family`. Official names are torchvision's; mmpretrain has `head.fc`."""
     renamed = names.renamed(weights, lambda key: re.sub(r"^head\.fc\.", "fc.", key))
     return renamed, "torchvision" if renamed.keys() == weights.keys() else "mmpretrain"
+
+
+def timm_names(state_dict: Mapping[str, Any], architecture: ResNetArchitecture) -> dict[str, Any]:
+    """See `families.Family`. timm's names are torchvision's."""
+    return dict(state_dict)
 
 
 def official_key(key: str, architecture: ResNetArchitecture) -> str:
