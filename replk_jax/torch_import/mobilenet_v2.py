@@ -54,6 +54,7 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             layers = Shapes(weights, "MobileNetV2").layers(r"blocks\.(\d+)\.(\d+)\.")
             expands = [f"blocks.{s}.0.conv_pwl.weight" in weights for s in range(len(layers))]
             rename = partial(_from_timm, layers=layers, expands=expands)
+            _expect_no_other_network(weights)
         case _:
             return dict(weights), naming
     return names.renamed(weights, rename), naming
@@ -126,6 +127,23 @@ def expect_published(model: MobileNetV2, merged: bool) -> None:
             "A PyTorch file does not tell strides and dilation, which would be taken for the "
             f"paper's, {_STANDARD.strides}: save a network of others in a format of this package, "
             "or model.clone(output_stride=None)."
+        )
+
+
+def _expect_no_other_network(weights: Mapping[str, Any]) -> None:
+    """Raises for networks whose names and shapes in timm could be a MobileNetV2's, but are not.
+
+    EfficientNet-Lite, MnasNet, FBNet and the like have kernels of 3 x 3 and of 5 x 5, and some of
+    them another activation.
+    """
+    sizes = {
+        w.shape[-1] for key, w in weights.items() if key.endswith(".conv_dw.weight") and w.shape
+    }
+    if {3, 5} <= sizes:
+        raise ValueError(
+            "it has kernels of 3 x 3 and of 5 x 5 in timm's naming, as EfficientNet-Lite, MnasNet "
+            "and FBNet have, which are not known here. For a MobileNetV2 of such kernels save the "
+            "official names."
         )
 
 

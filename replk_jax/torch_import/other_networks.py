@@ -18,7 +18,7 @@ _NETWORKS: tuple[tuple[str, str], ...] = (
     ),
     ("YOLOv6", r"ERBlock_\d+\."),
     ("YOLOX", r"(?:backbone\.)?(?:dark|stage)\d\.\d\.(?:conv|main_conv|conv1)\.conv\."),
-    ("YOLO", r"(?:model\.)?\d+\.(?:cv\d+|m\.\d+|rbr_dense|conv)\."),
+    ("YOLO", r"\d+\.(?:cv\d+|m\.\d+|rbr_dense|conv)\."),
     ("UniRepLKNet", r"stages\.\d+\.\d+\.dwconv\.(?:lk_origin|origin_bn|dil_)"),
     ("SLaK", r"stages\.\d+\.\d+\.large_kernel\."),
     (
@@ -30,43 +30,48 @@ _NETWORKS: tuple[tuple[str, str], ...] = (
     ("RepViT", r"stages\.\d+\.blocks\.\d+\.token_mixer\.conv\.c\.|stem\.conv1\.c\."),
     ("MetaFormer (CAFormer, PoolFormer)", r"stages\.\d+\.blocks\.\d+\.(?:token_mixer|layer_scale)"),
     ("ResNetV2 (pre-activation)", r"stages\.\d+\.blocks\.\d+\.norm[123]\.|layer\d+\.\d+\.shortcut"),
-    ("ResNet in transformers' naming", r"(?:resnet\.)?(?:embedder\.embedder|encoder\.stages)\.\d*"),
-    ("MobileNetV2 in transformers' naming", r"mobilenet_v2\.conv_stem\."),
-    ("ResNet in Detectron2's naming", r"(?:stem\.conv1\.norm|res[2-5]\.\d+\.conv1)\."),
+    (
+        "a ResNet in transformers' naming",
+        r"(?:resnet\.)?(?:embedder\.embedder|encoder\.stages)\.\d*",
+    ),
+    ("a MobileNetV2 in transformers' naming", r"mobilenet_v2\.conv_stem\."),
+    ("a ResNet in Detectron2's naming", r"(?:stem\.conv1\.norm|res[2-5]\.\d+\.conv1)\."),
     ("ShuffleNetV2", r"stage\d\.\d+\.branch[12]\."),
     ("HRNet", r"stage\d\.\d+\.branches\.|transition\d\.\d"),
-    ("ResNeSt", r"layer\d+\.\d+\.conv2\.(?:fc1|conv|radix)"),
+    ("ResNeSt", r"layer\d+\.\d+\.conv2\.fc1"),
     ("Res2Net", r"layer\d+\.\d+\.convs\."),
-    ("SKNet", r"layer\d+\.\d+\.conv\d\.(?:conv_reduce|attn|paths)"),
+    ("SKNet", r"layer\d+\.\d+\.conv\d\.(?:attn|paths)"),
+    ("TResNet", r"(?:body\.)?layer\d+\.\d+\.conv\d\.conv\."),
     (
-        "ResNet with squeeze-excite or another attention (SE, ECA, CBAM)",
+        "a ResNet with squeeze-excite or another attention (SE, ECA, CBAM)",
         r"layer\d+\.\d+\.(?:se|se_module|se_layer|attn|eca|cbam|ca|sa|context_block)\.",
     ),
-    ("ResNet-C or ResNet-D, with a stem of three convolutions", r"conv1\.[36]\.weight"),
+    ("a ResNet-C or ResNet-D, with a stem of three convolutions", r"conv1\.[36]\.weight"),
     ("RegNet", r"trunk_output\.block\d|s[1-4]\.b\d+\.conv1\."),
     ("DenseNet", r"features\.denseblock\d"),
     (
         "EfficientNet or MobileNetV3",
-        r"blocks\.\d+\.\d+\.(?:se\.|conv_(?:pw|dw|pwl)\.\d)|features\.\d+\.\d*\.?block\."
+        r"blocks\.\d+\.\d+\.(?:se\.|conv_(?:pw|dw|pwl)\.\d)|(?:features\.)?\d+\.(?:\d+\.)?block\."
         r"|conv_head\.bias|_blocks\.\d+\._",
     ),
-    ("Swin Transformer", r".*\.relative_position_bias_table"),
+    ("Swin Transformer", r"(?:layers\.\d+\.blocks|features\.\d+)\.\d+\.attn\."),
     (
-        "vision transformer",
+        "a vision transformer",
         r"(?:cls_token|class_token|pos_embed|patch_embed)|(?:blocks|layers|layer)\.\d+\.attn"
         r"|encoder\.layers?\.",
     ),
-    ("VGG", r"features\.\d+\.weight"),
+    ("VGG, AlexNet or SqueezeNet", r"features\.\d+\.weight"),
     ("Inception", r"Mixed_\d|inception\da\."),
 )
 
 # In the stem of a ResNet-C or -D in the naming of mmpretrain and mmsegmentation ("ResNetV1c").
 _DEEP_STEM = re.compile(r"stem\.\d\.")
-_RESNET = re.compile(r"layer\d+\.\d+\.conv\d\.")
+_RESNET = re.compile(r"layer\d+\.\d+\.conv\d\.weight")
+_USUAL_PREFIXES = r"(?:(?:module|model|backbone|body|net|network|encoder|student|teacher)\.)*"
 
 _AT_START = [(label, re.compile(pattern)) for label, pattern in _NETWORKS]
-_ANYWHERE = [
-    (label, re.compile(rf"(?:.*\.)?(?:{pattern})", re.DOTALL)) for label, pattern in _NETWORKS
+_AFTER_USUAL_PREFIXES = [
+    (label, re.compile(rf"{_USUAL_PREFIXES}(?:{pattern})")) for label, pattern in _NETWORKS
 ]
 
 
@@ -78,18 +83,21 @@ def identify(names: Iterable[str]) -> str | None:
     """
     names = list(names)
     if any(map(_DEEP_STEM.match, names)) and any(map(_RESNET.match, names)):
-        return "ResNet-C or ResNet-D, with a stem of three convolutions"
+        return "a ResNet-C or ResNet-D, with a stem of three convolutions"
     return _first(names, _AT_START)
 
 
-def identify_anywhere(names: Iterable[str]) -> str | None:
-    """As `identify`, of names that may have any prefix."""
-    return _first(list(names), _ANYWHERE)
+def identify_with_prefix(names: Iterable[str]) -> str | None:
+    """As `identify`, of names that may have a prefix, such as "backbone."."""
+    return _first(list(names), _AFTER_USUAL_PREFIXES)
 
 
 def message(label: str, known: str) -> str:
     """What to tell whoever loads such a file; `known` lists the networks that are supported."""
-    return f"it seems to hold a {label}, which is not one of the networks known here, {known}."
+    return (
+        f"its tensors are named as those of {label}, which is not one of the networks known here, "
+        f"{known}."
+    )
 
 
 def _first(names: list[str], networks: list[tuple[str, re.Pattern[str]]]) -> str | None:

@@ -13,9 +13,7 @@ from replk_jax.torch_import.shapes import Shapes
 from replk_jax.torch_import.structures import Structure, structure_of
 
 NETWORK = RepLKNet
-KEYS = re.compile(
-    r"stem\.\d+\.conv\.|stages\.\d+\.blocks\.\d+\.(?:pw[12]|large_kernel|prelkb_bn|preffn_bn)\."
-)
+KEYS = re.compile(r"stages\.\d+\.blocks\.\d+\.(?:pw[12]|large_kernel|prelkb_bn|preffn_bn)\.")
 ASSUMED = "an output stride of 32"
 ORDER = (
     "stem stages transitions blocks norm head "

@@ -20,7 +20,7 @@ from replk_jax.torch_import.structures import Structure, structure_of
 NETWORK = RepVGG
 KEYS = re.compile(
     r"(?:stage\d+|stem|stage_\d+)\.(?:\d+\.)?(?:rbr|branch)_"
-    r"|(?:stem|stages\.\d+\.\d+)\.(?:conv_kxk|conv_1x1|reparam_conv|identity)\."
+    r"|stem\.(?:conv_kxk\.(?:conv|bn)|reparam_conv)\."
 )
 ASSUMED = "an output stride of 32"
 ORDER = (

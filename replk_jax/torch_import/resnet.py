@@ -10,7 +10,7 @@ from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
 
 NETWORK = ResNet
-KEYS = re.compile(r"layer\d+\.\d+\.conv\d\.")
+KEYS = re.compile(r"layer\d+\.\d+\.conv\d\.weight")
 ASSUMED = "an output stride of 32, the stride of a block in its 3 x 3 convolution, no anti-aliasing"
 ORDER = (
     "conv1 bn1 conv2 bn2 conv3 bn3 downsample layer fc "

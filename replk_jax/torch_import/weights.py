@@ -405,7 +405,7 @@ def _nothing_found(contents: Any, entries: Mapping[tuple[str, ...], Mapping[str,
             f"there is no state dict but {_describe(contents)}. In PyTorch: "
             "torch.save(model.state_dict(), path)."
         )
-    if name := other_networks.identify_anywhere(names):
+    if name := other_networks.identify_with_prefix(names):
         return other_networks.message(name, known_families())
     return f"these are not the weights of a network known here, {known_families()}: {brief(names)}"
 

@@ -411,7 +411,7 @@ class TestNames:
     [
         ({}, "an empty dictionary"),
         ({"epoch": np.int64(3)}, "known here, which are RepLKNet, RepVGG, MobileNetV2 and ResNet"),
-        ({"stem.0.conv.weight": np.ones((8, 3, 3, 3), np.float32)}, "no stages.0"),
+        ({"stem.0.conv.weight": np.ones((8, 3, 3, 3), np.float32)}, "known here, which are RepLK"),
         (
             {
                 "stem.0.conv.weight": np.ones((8, 3, 3, 3), np.float32),
