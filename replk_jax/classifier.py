@@ -77,6 +77,8 @@ class Classifier(ImageProgram):
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
         prefer_ema: bool = False,
+        key: str | None = None,
+        prefix: str | None = None,
         batch_size: int = 32,
     ) -> "Classifier":
         """Reads a classifier with its preprocessing and names.
@@ -86,13 +88,16 @@ class Classifier(ImageProgram):
             saved.
           preprocessing: in place of that of the file.
           class_names: in place of those of the file.
-          prefer_ema: take the moving average of the weights that was saved beside them.
+          prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
+          key, prefix: which weights of a PyTorch checkpoint; as in `load_torch`.
           batch_size: the most images at once.
 
         Raises:
           ValueError, OSError: a file that cannot be read, or holds no classifier.
         """
-        network = load(path, prefer_ema=prefer_ema, preprocessing=preprocessing)
+        network = load(
+            path, prefer_ema=prefer_ema, preprocessing=preprocessing, key=key, prefix=prefix
+        )
         with naming(path):
             return cls(
                 network.model,
