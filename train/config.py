@@ -61,11 +61,14 @@ def build_model(config: ConfigDict) -> Network:
     model = config.model
     try:
         section = family_section(type(replk_jax.create_model(model.name)))
-        fields = {"in_channels": model.in_channels, "remat": model.remat, **model[section]}
+        shared = {name: model[name] for name in ("in_channels", "output_stride", "remat")}
+        fields = {**shared, **model[section]}
         fields = {name: value for name, value in fields.items() if value is not None}
         if fields.get("small_kernel") == 0:  # None has no place in a field that may be overridden
             fields["small_kernel"] = None
-        return replk_jax.create_model(model.name, dtype=jnp.dtype(model.dtype), **fields)
+        network = replk_jax.create_model(model.name, dtype=jnp.dtype(model.dtype), **fields)
+        network.check_fields()
+        return network
     except (ValueError, TypeError) as error:
         raise RunError(f"config.model: {error}") from error
 

@@ -16,7 +16,7 @@ def add_reading(verb: argparse.ArgumentParser) -> None:
         type=_preprocessing,
         dest="preprocessing",
         metavar="NAME",
-        help="prepare images as for the released checkpoint of this file name",
+        help="prepare images as for the released checkpoint of this file name, or of this model",
     )
     verb.add_argument("--ema", action="store_true", help="the moving average of the weights")
 
@@ -26,10 +26,10 @@ def add_force(verb: argparse.ArgumentParser) -> None:
 
 
 def _preprocessing(name: str) -> Preprocessing:
-    found = released.find(name)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"no released checkpoint is called {name}")
-    return found.preprocessing
+    try:
+        return released.lookup(name).preprocessing
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def check_folder(path: Path | None) -> None:

@@ -152,6 +152,7 @@ def convolution(
     kernel_size: int,
     *,
     groups: int = 1,
+    dilation: int = 1,
     padding: int | None = None,
     **fields: Any,
 ) -> jax.Array:
@@ -163,14 +164,16 @@ def convolution(
       features: O.
       kernel_size: K.
       groups: of channels that are convolved each for themselves.
-      padding: of every side; None for K // 2.
+      dilation: of both axes.
+      padding: of every side; None for dilation (K // 2).
       **fields: others of `flax.linen.Conv`, `name` among them.
     """
     fan_in = kernel_size**2 * x.shape[-1] // groups
     return nn.Conv(
         features,
         (kernel_size, kernel_size),
-        padding=kernel_size // 2 if padding is None else padding,
+        padding=dilation * (kernel_size // 2) if padding is None else padding,
+        kernel_dilation=dilation,
         feature_group_count=groups,
         kernel_init=pytorch_init(fan_in),
         bias_init=pytorch_init(fan_in),

@@ -18,6 +18,8 @@ from replk_jax.models import create_model
 from replk_jax.models.mobilenet_v2 import MobileNetV2, MobileNetV2Architecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
+from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = MobileNetV2
 KEYS = re.compile(r"features\.\d+\.conv\.\d|layer\d+\.\d+\.conv\.\d|blocks\.\d+\.\d+\.conv_pwl\.")
@@ -76,10 +78,10 @@ def official_key(key: str, architecture: MobileNetV2Architecture) -> str:
 def infer_model(weights: Mapping[str, Any]) -> MobileNetV2:
     """See `families.Family`.
 
-    Neither strides nor shortcuts are told by shapes: they are the paper's, and so is the number
-    of blocks per stage if there are 17 blocks whose widths allow it. Otherwise a stage begins
-    where the width changes, and there must be seven of them for the strides to be known. A
-    network without the last convolution is a backbone, which emits all stages.
+    Shapes do not depend on strides, dilation and shortcuts, which are taken for the paper's, and so
+    is the number of blocks per stage if there are 17 blocks whose widths allow it. Otherwise a
+    stage begins where the width changes, and there must be seven of them for the strides to be
+    known. A network without the last convolution is a backbone that returns all stages.
     """
     shapes = Shapes(weights, "MobileNetV2")
     count = len(shapes.layers(r"features\.(\d+)\.conv\.(\d+)"))
@@ -103,6 +105,7 @@ def infer_model(weights: Mapping[str, Any]) -> MobileNetV2:
             in_channels=stem[1],
         ),
         num_classes=shapes.classes("classifier.1"),
+        deploy=structure_of(weights) is not Structure.TRAINING,
         out_indices=tuple(range(len(layers))) if is_backbone else None,
     )
 
@@ -120,14 +123,11 @@ def expect_published(model: MobileNetV2, merged: bool) -> None:
             "torchvision's MobileNetV2 has shortcuts, and no small kernels beside larger ones: "
             "save a network with small_kernel or shortcuts=False in a format of this package."
         )
-    # Of another number of stages, no file is read without its model.
-    told = len(architecture.strides) != len(_STANDARD.strides)
-    if model.output_stride is not None or not (told or architecture.strides == _STANDARD.strides):
-        raise ValueError(
-            "A PyTorch file does not tell strides and dilation, which would be taken for the "
-            f"paper's, {_STANDARD.strides}: save a network of others in a format of this package, "
-            "or model.clone(output_stride=None)."
-        )
+    assumed = {"dilation": 1}
+    # A file of another number of stages is not read without its model, which has the strides.
+    if len(architecture.strides) == len(_STANDARD.strides):
+        assumed["strides"] = _STANDARD.strides
+    expect_recorded(model, assumed)
 
 
 def _expect_no_other_network(weights: Mapping[str, Any]) -> None:

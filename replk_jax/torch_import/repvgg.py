@@ -7,7 +7,7 @@ and gives what the training-time network gave.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from replk_jax.models.repvgg import RepVGG, RepVGGArchitecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
 from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = RepVGG
 KEYS = re.compile(
@@ -110,8 +111,8 @@ def infer_model(weights: Mapping[str, Any]) -> RepVGG:
     `model.clone(out_indices=...)` gives maps, with the same variables.
     """
     shapes = Shapes(weights, "RepVGG")
-    merged = structure_of(weights) is not Structure.TRAINING
-    branch = "rbr_reparam" if merged else "rbr_dense.conv"
+    structure = structure_of(weights)
+    branch = "rbr_dense.conv" if structure.has_branches else "rbr_reparam"
     layers = shapes.layers(r"stage(\d+)\.(\d+)\.")
     shapes.expect_believable(sum(layers))
     blocks = ["stage0", *(f"stage{s + 1}.{i}" for s, n in enumerate(layers) for i in range(n))]
@@ -121,18 +122,18 @@ def infer_model(weights: Mapping[str, Any]) -> RepVGG:
         RepVGGArchitecture(
             layers=layers,
             channels=tuple(kernels[first][0] for first in firsts),
-            # The first layer that may have groups is the third.
-            groups=kernels[1][0] // kernels[2][1] if len(kernels) > 2 else 1,
+            groups=_groups(kernels),
             squeeze_excite=shapes.any("stage0.se."),
             in_channels=kernels[0][1],
         ),
         num_classes=shapes.classes("linear"),
-        deploy=merged,
+        deploy=structure is not Structure.TRAINING,
     )
 
 
 def expect_published(model: RepVGG, merged: bool) -> None:
     """See `families.Family`."""
+    expect_recorded(model, {})
     block = model.architecture.block
     if block == "repvgg":
         return
@@ -143,3 +144,13 @@ def expect_published(model: RepVGG, merged: bool) -> None:
             f"The official code has no {block!r} blocks: save them merged (merged=True, or "
             "convert --deploy), when all blocks are alike."
         )
+
+
+def _groups(kernels: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Groups of every layer, from the shapes of the kernels; the first layer has none.
+
+    A layer whose inputs do not divide counts as one group, so that its shape is reported.
+    """
+    inputs = [kernels[0][1], *(kernel[0] for kernel in kernels[:-1])]
+    per_group = [kernel[1] for kernel in kernels]
+    return tuple(1 if i % n else i // n for i, n in zip(inputs, per_group, strict=True))

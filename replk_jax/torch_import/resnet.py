@@ -8,6 +8,8 @@ from replk_jax.models import create_model
 from replk_jax.models.resnet import ResNet, ResNetArchitecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
+from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = ResNet
 KEYS = re.compile(r"layer\d+\.\d+\.conv\d\.weight")
@@ -44,27 +46,23 @@ def official_key(key: str, architecture: ResNetArchitecture) -> str:
 def infer_model(weights: Mapping[str, Any]) -> ResNet:
     """See `families.Family`.
 
-    Strides are not told by shapes: they are the paper's, each in the 3 x 3 convolution, where
-    torchvision and mmpretrain have it. Without a classifier nothing tells a backbone from a
-    feature extractor, and it is taken for the latter: `model.clone(out_indices=...)` gives maps,
-    with the same variables.
+    Shapes do not depend on strides, which are taken for torchvision's: in the 3 x 3 convolution of
+    a bottleneck block, and none replaced by dilation. Without a classifier the network is taken
+    for a feature extractor: `model.clone(out_indices=...)` is a backbone with the same variables.
     """
     shapes = Shapes(weights, "ResNet")
     layers = shapes.layers(r"layer(\d+)\.(\d+)\.")
     shapes.expect_believable(sum(layers))
-    if "layer1.0.conv3.weight" not in shapes:
-        raise ValueError(
-            "a ResNet is known here with three convolutions a block, and there is no "
-            "layer1.0.conv3.weight"
-        )
     stages = [f"layer{s + 1}" for s in range(len(layers))]
     return create_model(
         ResNetArchitecture(
             layers=layers,
             channels=tuple(shapes.kernel(f"{stage}.0.conv1.weight")[0] for stage in stages),
             in_channels=shapes.kernel("conv1.weight")[1],
+            block="bottleneck" if "layer1.0.conv3.weight" in shapes else "basic",
         ),
         num_classes=shapes.classes("fc"),
+        deploy=structure_of(weights) is not Structure.TRAINING,
     )
 
 
@@ -75,3 +73,4 @@ def expect_published(model: ResNet, merged: bool) -> None:
             "torchvision has no merged ResNet: save the training-time variables (deploy=False, "
             "merged=False)."
         )
+    expect_recorded(model, {"stride_in_1x1": False})
