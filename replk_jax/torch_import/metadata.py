@@ -74,6 +74,13 @@ def find_metadata(path: str | os.PathLike, contents: Any) -> Metadata:
     return found
 
 
+# What reading fields of unexpected types and values raises, and parsing text that is not Python.
+_NOT_UNDERSTOOD = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+    SyntaxError, RecursionError, MemoryError,
+)  # fmt: skip
+
+
 def _completed(
     found: Metadata,
     source: str,
@@ -87,7 +94,7 @@ def _completed(
             continue
         try:
             value = interpret(fields)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        except _NOT_UNDERSTOOD as error:
             what = attribute.replace("_", " ")
             reason = str(error) or type(error).__name__
             warnings.warn(f"The {what} in {source} cannot be used: {reason}", stacklevel=4)
@@ -182,7 +189,7 @@ def _transformers_preprocessing(fields: Mapping[str, Any]) -> Preprocessing | No
 def _transformers_size(fields: Mapping[str, Any]) -> tuple[int, float | None]:
     """Image size, and crop fraction or None for images that are warped."""
     shorter, exact = _sides(fields["size"])
-    if "crop_pct" in fields and fields["crop_pct"]:  # ConvNeXt's: from 384 on without a crop
+    if fields.get("crop_pct"):  # ConvNeXt's: from 384 on without a crop
         return shorter, None if shorter >= 384 else fields["crop_pct"]
     if fields.get("do_center_crop"):
         crop, _ = _sides(fields["crop_size"])

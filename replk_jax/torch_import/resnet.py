@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from replk_jax.models import create_model
-from replk_jax.models.resnet import ResNet, ResNetArchitecture
+from replk_jax.models.resnet import Bottleneck, ResNet, ResNetArchitecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
 from replk_jax.torch_import.structures import Structure, structure_of
@@ -54,6 +54,8 @@ def infer_model(weights: Mapping[str, Any]) -> ResNet:
     layers = shapes.layers(r"layer(\d+)\.(\d+)\.")
     shapes.expect_believable(sum(layers))
     stages = [f"layer{s + 1}" for s in range(len(layers))]
+    for stage in stages:
+        _expect_plain_block(shapes, stage)
     return create_model(
         ResNetArchitecture(
             layers=layers,
@@ -63,6 +65,29 @@ def infer_model(weights: Mapping[str, Any]) -> ResNet:
         ),
         num_classes=shapes.classes("fc"),
         deploy=structure_of(weights) is not Structure.TRAINING,
+    )
+
+
+def _expect_plain_block(shapes: Shapes, stage: str) -> None:
+    """Raises for ResNeXt and Wide ResNet, whose blocks have the same names.
+
+    Raises:
+      ValueError: grouped 3 x 3 convolutions, or another ratio of a bottleneck block's widths.
+    """
+    block = f"{stage}.0"
+    width, per_group, _, _ = shapes.kernel(f"{block}.conv2.weight")
+    is_bottleneck = f"{block}.conv3.weight" in shapes
+    features = shapes.kernel(f"{block}.conv3.weight")[0] if is_bottleneck else width
+    inputs = shapes.kernel(f"{block}.conv1.weight")[0]
+    if inputs % per_group == 0 and per_group < inputs:
+        kind, reason = "ResNeXt", f"{block}.conv2 has {inputs // per_group} groups"
+    elif is_bottleneck and features != Bottleneck.expansion * width:
+        kind, reason = "Wide ResNet", f"{block} has {width} channels inside and returns {features}"
+    else:
+        return
+    raise ValueError(
+        f"it is a {kind}, which is not known here: {reason}. A ResNet's blocks have no groups, and "
+        f"a bottleneck block returns {Bottleneck.expansion} times the channels inside."
     )
 
 
