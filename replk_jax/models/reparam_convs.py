@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.models.layers import (
     BatchNorm,
     ConvNorm,
@@ -154,7 +155,9 @@ class PointwiseThenAverage(ReparameterizableModule, kw_only=True):
         x = convolution(self, x, self.features, 1, **fields)
         norm = BatchNorm(**self.structure(), name="bn")
         x = norm_and_pad(norm, x, self.kernel_size // 2, train)
-        x = nn.avg_pool(x, (self.kernel_size,) * 2, strides=(self.stride,) * 2)
+        # Not nn.avg_pool, which divides by an array and so promotes dtypes implicitly.
+        window, strides = (self.kernel_size,) * 2, (self.stride,) * 2
+        x = nn.pool(x, 0.0, jax.lax.add, window, strides, "VALID") / self.kernel_size**2
         return BatchNorm(**self.structure(), name="avgbn")(x, train)
 
 
@@ -168,8 +171,9 @@ def norm_and_pad(norm: BatchNorm, x: jax.Array, margin: int, train: bool) -> jax
     Maps (N, H, W, C) to (N, H + 2 margin, W + 2 margin, C).
     """
     y = norm(x, train)
-    affine = affine_of_norm(**norm.variables["params"], **norm.variables["batch_stats"])
-    border = jax.lax.stop_gradient(affine.bias).astype(y.dtype)
+    arrays = {**norm.variables["params"], **norm.variables["batch_stats"]}
+    affine = affine_of_norm(**jax.tree.map(_wide, arrays))
+    border = jax.lax.stop_gradient(affine.bias).astype(y.dtype).reshape(1, 1, 1, -1)
     around = ((0, 0), (margin, margin), (margin, margin), (0, 0))
     inside = jnp.pad(jnp.ones((1, *y.shape[1:3], 1), bool), around)
     return jnp.where(inside, jnp.pad(y, around), border)
@@ -249,4 +253,4 @@ def _convolve(x: jax.Array, kernel: jax.Array, groups: int, dtype: Any) -> jax.A
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
+    return x.astype(accumulation_dtype(x.dtype))

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.models.architecture import keep_whole_numbers
 from replk_jax.models.layers import (
     BatchNorm,
@@ -162,8 +163,7 @@ class SqueezeExcite(ReparameterizableModule):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, H, W, C)."""
         channels = x.shape[-1]
-        wide = jnp.promote_types(jnp.float32, x.dtype)
-        mean = jnp.mean(x, (1, 2), dtype=wide, keepdims=True)
+        mean = jnp.mean(x, (1, 2), dtype=accumulation_dtype(x.dtype), keepdims=True)
         hidden = nn.relu(convolution(self, mean, channels // self.reduction, 1, name="down"))
         return x * nn.sigmoid(convolution(self, hidden, channels, 1, name="up"))
 

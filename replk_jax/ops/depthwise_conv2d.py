@@ -101,7 +101,7 @@ def depthwise_conv2d(
             f"implementation={implementation!r} is built for one size of the map, and that of "
             f"{x.shape} is open; None, {PORTABLE!r} and 'xla' take it."
         )
-    return y if bias is None else y + bias.astype(dtype)
+    return y if bias is None else y + bias.astype(dtype).reshape(1, 1, 1, channels)
 
 
 def explain(

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.convolution import Convolution
 
 
@@ -79,8 +80,7 @@ class _Transform:
 
         Columns come last, and first on the way back: on a CPU twice as fast as the reverse.
         """
-        if values.dtype.itemsize < 4:
-            values = values.astype(jnp.float32)
+        values = values.astype(accumulation_dtype(values.dtype))
         n, _, _, c = values.shape
         spectrum = self._along_columns(self.columns, self._along_rows(self.rows, values))
         return spectrum.reshape(n, 2, self.rows.shape[0] // 2, 2, self.columns.shape[0] // 2, c)
@@ -162,7 +162,7 @@ def _multiply(x: jax.Array, k: jax.Array, sign: int) -> jax.Array:
     Written with reversed operands: a concatenation of four results is not vectorised by XLA.
     """
     signs = jnp.array([sign, -sign], x.dtype)
-    on_rows, on_columns = signs.reshape(2, 1, 1, 1, 1), signs.reshape(2, 1, 1)
+    on_rows, on_columns = signs.reshape(1, 2, 1, 1, 1, 1), signs.reshape(1, 1, 1, 2, 1, 1)
     kc, ks = k[:, :1], k[:, 1:]
 
     def by_columns(x, k):
