@@ -18,6 +18,10 @@ merged with anything, so a mesh may shard either.
 A transform costs 2 m multiplications a value, whatever the kernel's size, and matrix
 products run near a device's peak. Spectra are up to four times as large as a map, and the matrices
 are repeated for every row: the gradient of one 200 x 336 map of 128 channels takes 0.4 GB.
+
+Every result is a sum over the whole spectrum, so its rounding error is in proportion to the largest
+value of its channel, and not to the values under the kernel: about 3e-7 of it in float32. Where
+this matters, `precision="highest"` makes `dispatch` choose another implementation.
 """
 
 import dataclasses
