@@ -35,6 +35,7 @@ class ReparameterizableModule(nn.Module):
     param_dtype: Any = jnp.float32
     implementation: str | None = None
 
+    @nn.nowrap
     def structure(self) -> dict[str, Any]:
         """The fields above, to hand on to a submodule."""
         names = ("deploy", "dtype", "param_dtype", "implementation")

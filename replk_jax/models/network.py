@@ -43,6 +43,7 @@ class Network(ReparameterizableModule, kw_only=True):
         """Whether there is a merged structure."""
         return True
 
+    @nn.nowrap
     def check_call(self, x: jax.Array, features: bool) -> None:
         """Checks images (N, H, W, in_channels), and the fields that depend on one another.
 
@@ -80,6 +81,7 @@ class Network(ReparameterizableModule, kw_only=True):
                 f"without params/{self.head_name}: that keeps the norm as scale and bias."
             )
 
+    @nn.nowrap
     def show_stage(self, stage: int, emitted: jax.Array) -> None:
         """Lets who asks for `intermediates` have the map that a stage emits, as `stage_0`, ..."""
         self.sow("intermediates", f"stage_{stage}", emitted)

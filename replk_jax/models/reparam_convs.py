@@ -42,6 +42,7 @@ class ConvBlock(ReparameterizableModule, kw_only=True):
         fields = dict(strides=self.stride, groups=self.groups, name="conv")
         return convolution(self, x, self.features, self.kernel_size, **fields)
 
+    @nn.nowrap
     def check(self, x: jax.Array) -> None:
         """Raises ValueError for an even kernel, or groups that do not divide the channels."""
         if self.kernel_size % 2 == 0:

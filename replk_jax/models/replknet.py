@@ -337,6 +337,7 @@ class RepLKNet(Network, kw_only=True):
             x = BatchNorm(**self.structure(), name="norm")(x, train)
         return self.classify(GlobalAveragePool()(x), features)
 
+    @nn.nowrap
     def check_call(self, x: jax.Array, features: bool) -> None:
         """As `Network`, and what is RepLKNet's own."""
         super().check_call(x, features)

@@ -241,10 +241,12 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
         y = y + x if self.layer.keeps_shape else y
         return BatchNorm(**self.structure(), name="post_bn")(y, train)
 
+    @nn.nowrap
     def dense_name(self) -> str:
         """The name tells who merges whether x was added, since x leaves no variables."""
         return "rbr_dense_and_identity" if self.layer.keeps_shape else "rbr_dense"
 
+    @nn.nowrap
     def settings(self) -> dict[str, Any]:
         """What the convolutions of the block have in common."""
         _, features, stride, groups = self.layer
@@ -369,6 +371,7 @@ class RepVGG(Network, kw_only=True):
             return tuple(outputs[s] for s in self.out_indices)
         return self.classify(GlobalAveragePool()(x), features)
 
+    @nn.nowrap
     def blocks(self, layers: list[Layer]) -> list[Callable[..., nn.Module]]:
         """What the layers of one stage are built of, each to be followed by a ReLU."""
         arch = self.architecture
@@ -388,6 +391,7 @@ class RepVGG(Network, kw_only=True):
         """Whether there is a merged structure."""
         return self.architecture.block != "relu_in_branches"
 
+    @nn.nowrap
     def check_call(self, x: jax.Array, features: bool) -> None:
         """As `Network`, and what is RepVGG's own."""
         super().check_call(x, features)
