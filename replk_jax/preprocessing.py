@@ -126,7 +126,8 @@ class Preprocessing:
 
 def normalize(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
     """Maps uint8 (..., C) to float32 of about zero mean and unit variance in each channel."""
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    per_channel = (1,) * (pixels.ndim - 1) + (-1,)
+    mean, std = (np.asarray(values, np.float32).reshape(per_channel) for values in (mean, std))
     return (pixels.astype(np.float32) / 255 - mean) / std
 
 

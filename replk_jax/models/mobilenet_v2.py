@@ -119,6 +119,7 @@ class InvertedResidual(ReparameterizableModule, kw_only=True):
             y = materialize(x + y)
         return y
 
+    @nn.nowrap
     def depthwise(self, channels: int, name: str) -> nn.Module:
         """The depthwise convolution, with a parallel small kernel where it is the smaller one."""
         settings = dict(
@@ -211,6 +212,7 @@ class MobileNetV2(Network, kw_only=True):
         x = nn.Dropout(self.dropout_rate)(GlobalAveragePool()(x), deterministic=not train)
         return self.classify(x, features)
 
+    @nn.nowrap
     def check_fields(self) -> None:
         """As `Network`, and the rate of dropout."""
         super().check_fields()

@@ -67,6 +67,7 @@ class Network(ReparameterizableModule, kw_only=True):
         """Whether there is a merged structure."""
         return True
 
+    @nn.nowrap
     def check_call(self, x: jax.Array, features: bool) -> None:
         """Checks images (N, H, W, in_channels), and the fields of the module.
 
@@ -94,6 +95,7 @@ class Network(ReparameterizableModule, kw_only=True):
                 f"without params/{self.head_name}: that keeps the norm as scale and bias."
             )
 
+    @nn.nowrap
     def check_fields(self) -> None:
         """Raises ValueError for fields that make no sense."""
         classes = self.num_classes
@@ -116,6 +118,7 @@ class Network(ReparameterizableModule, kw_only=True):
                 f"{self.output_stride}."
             )
 
+    @nn.nowrap
     def show_stage(self, stage: int, emitted: jax.Array) -> None:
         """Lets who asks for `intermediates` have the map that a stage emits, as `stage_0`, ..."""
         self.sow("intermediates", f"stage_{stage}", emitted)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.models.layers import (
     BatchNorm,
     ConvNorm,
@@ -49,6 +50,7 @@ class ConvBlock(ReparameterizableModule, kw_only=True):
         fields = dict(strides=self.stride, groups=self.groups, dilation=self.dilation)
         return convolution(self, x, self.features, self.kernel_size, **fields, name="conv")
 
+    @nn.nowrap
     def check(self, x: jax.Array) -> None:
         """Raises ValueError for an even kernel, or groups that do not divide the channels."""
         if self.kernel_size % 2 == 0:
@@ -185,8 +187,9 @@ def norm_and_pad(norm: BatchNorm, x: jax.Array, margin: int, train: bool) -> jax
     Maps (N, H, W, C) to (N, H + 2 margin, W + 2 margin, C).
     """
     y = norm(x, train)
-    affine = affine_of_norm(**norm.variables["params"], **norm.variables["batch_stats"])
-    border = jax.lax.stop_gradient(affine.bias).astype(y.dtype)
+    arrays = {**norm.variables["params"], **norm.variables["batch_stats"]}
+    affine = affine_of_norm(**jax.tree.map(_wide, arrays))
+    border = jax.lax.stop_gradient(affine.bias).astype(y.dtype).reshape(1, 1, 1, -1)
     around = ((0, 0), (margin, margin), (margin, margin), (0, 0))
     inside = jnp.pad(jnp.ones((1, *y.shape[1:3], 1), bool), around)
     return jnp.where(inside, jnp.pad(y, around), border)
@@ -273,4 +276,4 @@ def _convolve(x: jax.Array, kernel: jax.Array, groups: int, dilation: int, dtype
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
+    return x.astype(accumulation_dtype(x.dtype))

@@ -355,6 +355,7 @@ class RepLKNet(Network, kw_only=True):
             x = BatchNorm(**self.structure(), name="norm")(x, train)
         return self.classify(GlobalAveragePool()(x), features)
 
+    @nn.nowrap
     def normed_stages(self) -> tuple[int, ...]:
         """The stages whose output has a batch norm of its own."""
         if not self.norm_intermediate_features:
@@ -362,6 +363,7 @@ class RepLKNet(Network, kw_only=True):
         every_stage = tuple(range(len(self.architecture.layers)))
         return every_stage if self.out_indices is None else self.out_indices
 
+    @nn.nowrap
     def check_fields(self) -> None:
         """As `Network`, and the rate of stochastic depth."""
         super().check_fields()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.models.architecture import keep_whole_numbers, whole_numbers
 from replk_jax.models.dilation import sample_stages
 from replk_jax.models.layers import (
@@ -209,8 +210,7 @@ class SqueezeExcite(ReparameterizableModule):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, H, W, C)."""
         channels = x.shape[-1]
-        wide = jnp.promote_types(jnp.float32, x.dtype)
-        mean = jnp.mean(x, (1, 2), dtype=wide, keepdims=True)
+        mean = jnp.mean(x, (1, 2), dtype=accumulation_dtype(x.dtype), keepdims=True)
         hidden = nn.relu(convolution(self, mean, channels // self.reduction, 1, name="down"))
         return x * nn.sigmoid(convolution(self, hidden, channels, 1, name="up"))
 
@@ -289,10 +289,12 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
         y = y + x if self.layer.keeps_shape else y
         return BatchNorm(**self.structure(), name="post_bn")(y, train)
 
+    @nn.nowrap
     def dense_name(self) -> str:
         """The name tells who merges whether x was added, since x leaves no variables."""
         return "rbr_dense_and_identity" if self.layer.keeps_shape else "rbr_dense"
 
+    @nn.nowrap
     def settings(self) -> dict[str, Any]:
         """What the convolutions of the block have in common."""
         return self.layer.conv_kwargs() | self.structure()
@@ -421,6 +423,7 @@ class RepVGG(Network, kw_only=True):
             return tuple(outputs[s] for s in self.out_indices)
         return self.classify(GlobalAveragePool()(x), features)
 
+    @nn.nowrap
     def blocks(self, layers: list[Layer]) -> list[Callable[..., nn.Module]]:
         """What the layers of one stage are built of, each to be followed by a ReLU."""
         arch = self.architecture
@@ -439,6 +442,7 @@ class RepVGG(Network, kw_only=True):
         """Whether there is a merged structure."""
         return self.architecture.block != "relu_in_branches"
 
+    @nn.nowrap
     def check_fields(self) -> None:
         """As `Network`, and whether there is a merged structure to build."""
         super().check_fields()

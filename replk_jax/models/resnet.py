@@ -180,7 +180,7 @@ class ResNet(Network, kw_only=True):
             features=arch.channels[0], kernel_size=7, stride=2, **self.structure(), name="conv1"
         )
         x = nn.relu(stem(x, train))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
         outputs, block = [], rematerialized(BLOCKS[arch.block], self.remat)
         strides = [1] + [2] * (len(arch.layers) - 1)
