@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from replk_jax.images import ImageError
+from replk_jax.text import escaped
 from train.errors import RunError
 from train.interruption import obey_main_process
 
@@ -128,7 +129,7 @@ class _Reader:
                     raise RunError(
                         f"{error} Mend it or take it away; or set --config.data.unreadable=replace."
                     ) from error
-                unreadable.append(str(error))
+                unreadable.append(escaped(str(error)))
         raise RunError(f"{_TRIES} images in a row cannot be read. The last: {unreadable[-1]}")
 
 
