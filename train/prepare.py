@@ -196,10 +196,10 @@ def _split_names(folder: Path) -> list[str]:
         path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
     for name in names:
-        if not re.fullmatch(r"\w+", name, re.ASCII):
+        if not re.fullmatch(r"[\w-]+", name):
             raise RunError(
-                f"{folder / name} is taken for a split, whose name must consist of letters, digits "
-                "and underscores: rename the folder, or move it elsewhere."
+                f"{folder / name} is taken for a split, whose name must consist of letters, "
+                "digits, hyphens and underscores: rename the folder, or move it elsewhere."
             )
     return names
 
