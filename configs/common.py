@@ -126,8 +126,11 @@ def get_config() -> ConfigDict:
                 # What decays: "kernels" (tensors of two or more dimensions), "repvgg" (what that
                 # paper's code lets decay) or "all". See train/optimizer.py.
                 "decay_of": "kernels",
-                # The learning rate of a layer over that of the layer behind it (RepLKNet, 0.7).
+                # The learning rate of a group of a RepLKNet's parameters over that of the group
+                # after it: of fourteen groups by "layer" (official code, 0.7), or by "stage"
+                # (the paper for XL, 0.4). See `layer_of` and `stage_of` in train/optimizer.py.
                 "layer_decay": 1.0,
+                "layer_decay_by": "layer",
                 # The norm to which longer gradients are cut; None for no limit.
                 "clip_norm": config_dict.placeholder(float),
                 # RepVGG's L2 penalty on merged kernels in place of decay on those of the branches.

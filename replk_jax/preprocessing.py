@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from replk_jax.images import ImageError, ImageLike, image_name, read_image, to_array
+from replk_jax.text import escaped
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
 
@@ -106,7 +107,7 @@ class Preprocessing:
         width, height = self._resized_size(whole)
         if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
             raise ImageError(
-                f"Cannot resize the image {name or image_name(image)}, {whole.width} x "
+                f"Cannot resize the image {escaped(name or image_name(image))}, {whole.width} x "
                 f"{whole.height} pixels: it would come to {width} x {height}. Crop it first."
             )
         resized = whole.resize((width, height), Image.Resampling[self.interpolation.upper()])

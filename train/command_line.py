@@ -9,6 +9,7 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
+from replk_jax.text import escaped_lines, print_anything
 from train.errors import RunError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file", lock_config=True)
@@ -20,6 +21,7 @@ def parse(argv: list[str]) -> list[str]:
 
     To be given to `absl.app.run` as `flags_parser`.
     """
+    print_anything()
     try:
         rest = flags.FLAGS(argv)
     except RunError as error:  # from get_config
@@ -41,7 +43,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def stop(message: str) -> NoReturn:
     """Ends the program with a line for the user and exit status 1."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {escaped_lines(message)}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
         os._exit(1)  # an orderly exit would wait minutes for the other processes
     sys.exit(1)

@@ -21,6 +21,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
+from replk_jax.text import escaped_lines, print_anything
 from train.console import score_title
 from train.errors import RunError
 
@@ -65,11 +66,12 @@ class Run:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program; ends it with exit status 1 and a line where it cannot go on."""
+    print_anything()
     workdirs = _parser().parse_args(arguments).workdir
     try:
         print(table([read_run(workdir) for workdir in workdirs]))
     except (RunError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {escaped_lines(str(error))}")
 
 
 def read_run(workdir: Path) -> Run:

@@ -17,7 +17,7 @@ from replk_jax.models.network import Network
 from replk_jax.preprocessing import Preprocessing
 from train.data.transforms import RESIZING
 from train.errors import RunError
-from train.optimizer import DECAY_OF
+from train.optimizer import DECAY_OF, LAYER_DECAY_BY
 
 
 def check(config: ConfigDict) -> None:
@@ -200,6 +200,11 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         f"None or one of {', '.join(REMAT_POLICIES)}",
     ),
     ("optimizer.layer_decay", lambda value: 0 < value <= 1, "more than 0 and at most 1"),
+    (
+        "optimizer.layer_decay_by",
+        lambda value: value in LAYER_DECAY_BY,
+        f"one of {', '.join(LAYER_DECAY_BY)}",
+    ),
     ("optimizer.name", lambda value: value in ("adamw", "sgd"), "adamw or sgd"),
     ("optimizer.decay_of", lambda value: value in DECAY_OF, f"one of {', '.join(DECAY_OF)}"),
     (

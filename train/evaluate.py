@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from replk_jax.files import replace_json
 from replk_jax.saved import SavedNetwork, load
+from replk_jax.text import escaped
 from train import config as configuration
 from train import parallel
 from train.console import in_words
@@ -57,7 +58,7 @@ def evaluate_checkpoint(
     if parallel.is_main_process():
         if workdir:
             replace_json(workdir / "evaluation.json", result)
-        print(_in_words(config.init_from, result), flush=True)
+        print(_in_words(escaped(config.init_from), result), flush=True)
     return result
 
 

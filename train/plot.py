@@ -20,6 +20,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from replk_jax.files import replacing
+from replk_jax.text import escaped, escaped_lines, print_anything
 from train.console import score_title
 from train.errors import RunError
 from train.metric_writers import read_metrics
@@ -52,6 +53,7 @@ Line = dict[str, float]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program; ends it with exit status 1 and a line where it cannot go on."""
+    print_anything()
     parser = _parser()
     options = parser.parse_args(arguments)
     workdirs = options.workdir
@@ -61,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         draw(workdirs, output)
     except (RunError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(output)
+        sys.exit(f"error: {escaped_lines(str(error))}")
+    print(escaped(str(output)))
 
 
 def draw(workdirs: Sequence[Path], output: Path) -> None:
@@ -104,10 +106,10 @@ def figure(runs: Mapping[str, Sequence[Line]]) -> Figure:
 
 def _names(workdirs: Sequence[Path]) -> dict[str, Path]:
     """What the legend calls the folders: their names, or their paths if two have one name."""
-    names = {workdir.resolve().name: workdir for workdir in workdirs}
+    names = {escaped(workdir.resolve().name): workdir for workdir in workdirs}
     if len(names) == len(workdirs):
         return names
-    return {str(workdir): workdir for workdir in workdirs}
+    return {escaped(str(workdir)): workdir for workdir in workdirs}
 
 
 def _read(workdir: Path) -> Sequence[Line]:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from replk_jax import imagenet
+from replk_jax.text import escaped
 from train import classification, command_line
 from train import config as configuration
 from train.errors import RunError
@@ -43,7 +44,7 @@ def main(_: list[str]) -> None:
         figure.savefig(path)
     except (RunError, OSError) as error:
         command_line.stop(str(error))
-    print(f"What the network sees at the first step is in {path}.")
+    print(f"What the network sees at the first step is in {escaped(str(path))}.")
 
 
 def preview(config: ConfigDict, count: int) -> Figure:

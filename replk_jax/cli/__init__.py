@@ -10,12 +10,14 @@ import jax
 
 from replk_jax.cli import bench, convert, export, features, inspect, models, predict
 from replk_jax.cli.text import message
+from replk_jax.text import print_anything
 
 _VERBS = (models, inspect, convert, predict, features, export, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one verb; a mistake of the user's ends with one line and exit status 2."""
+    print_anything()
     parser = make_parser()
     arguments = parser.parse_args(argv)
     try:

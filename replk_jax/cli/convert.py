@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from replk_jax.cli.arguments import add_force, add_reading, check_output
+from replk_jax.cli.text import printable
 from replk_jax.reparam import check_equivalence, reparameterize
 from replk_jax.saved import SavedNetwork, load, save
 from replk_jax.torch_import.byte_file import naming
@@ -62,7 +63,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         network = _reparameterized(network) if merge else network
         save(destination, network, overwrite=arguments.force)
         structure = "re-parameterized" if network.model.deploy else "training-time"
-    print(f"{destination}: {network.name or 'a network without a name'}, {structure} structure")
+    name = network.name or "a network without a name"
+    print(printable(f"{destination}: {name}, {structure} structure"))
 
 
 def _is_for_torch(path: Path) -> bool:

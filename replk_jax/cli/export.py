@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from replk_jax.cli.arguments import add_force, add_reading, check_output, positive
+from replk_jax.cli.text import printable
 from replk_jax.export import export_model
 from replk_jax.files import replacing
 from replk_jax.ops.dispatch import PLATFORMS
@@ -88,7 +89,8 @@ def _export(arguments: argparse.Namespace) -> None:
         description.write(_description(program, network).encode())
     (images,), outputs = program.in_avals, program.out_avals
     returned = ", ".join(map(str, outputs))
-    print(f"{out}: {len(serialized):,} bytes; {images} to {returned}; {beside}: its description")
+    written = f"{out}: {len(serialized):,} bytes; {images} to {returned}; {beside}: its description"
+    print(printable(written))
 
 
 def _sized(network: SavedNetwork, size: int | None) -> SavedNetwork:

@@ -7,6 +7,7 @@ import numpy as np
 
 from replk_jax.cli import images
 from replk_jax.cli.arguments import add_force, check_output
+from replk_jax.cli.text import printable
 from replk_jax.features import FeatureExtractor
 from replk_jax.files import replacing
 
@@ -51,7 +52,7 @@ def _features(arguments: argparse.Namespace) -> None:
         arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         _write(arguments.output, {"names": np.array(all_names), **arrays})
         shapes = ", ".join(f"{key} {array.shape}" for key, array in arrays.items())
-        print(f"{arguments.output}: {len(all_names)} images; {shapes}")
+        print(printable(f"{arguments.output}: {len(all_names)} images; {shapes}"))
     named.finish()
 
 

@@ -8,6 +8,7 @@ from replk_jax.classifier import Classifier, Prediction
 from replk_jax.cli import images
 from replk_jax.cli.arguments import positive
 from replk_jax.cli.text import printable
+from replk_jax.text import encodable
 
 
 def add_parser(verbs) -> None:
@@ -27,7 +28,7 @@ def add_parser(verbs) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    class_names = arguments.names and arguments.names.read_text("utf-8").splitlines()
+    class_names = arguments.names and _read_names(arguments.names)
     classifier = Classifier.from_file(
         arguments.weights,
         class_names=class_names,
@@ -44,8 +45,25 @@ def _predict(arguments: argparse.Namespace) -> None:
     named.finish()
 
 
+def _read_names(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+      ValueError: it is not UTF-8.
+    """
+    try:
+        return path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): save "
+            "it in that encoding, with one name a line."
+        ) from error
+
+
 def _json(image: str, predictions: list[Prediction]) -> str:
-    return json.dumps({"image": image, "predictions": [p._asdict() for p in predictions]})
+    """One line of JSON, without the lone surrogates that many parsers do not take."""
+    named = [{**p._asdict(), "name": encodable(p.name)} for p in predictions]
+    return json.dumps({"image": encodable(image), "predictions": named})
 
 
 def _table(image: str, predictions: list[Prediction]) -> str:
