@@ -28,7 +28,7 @@ from replk_jax.torch_import.byte_file import naming
 from replk_jax.torch_import.convert import by_official_name
 from replk_jax.torch_import.load import fit, load_contents
 from replk_jax.torch_import.metadata import Metadata, find_metadata
-from replk_jax.torch_import.reader import metadata, read
+from replk_jax.torch_import.reader import is_pytorch_folder, metadata, read
 from replk_jax.torch_import.tensors import brief
 from replk_jax.torch_import.weights import Selection
 from replk_jax.torch_import.writer import write_safetensors
@@ -204,7 +204,7 @@ def read_description(path: str | os.PathLike) -> SavedNetwork | None:
       ValueError, OSError: it is not there, or cannot be understood.
     """
     path = Path(path)
-    if path.is_dir():
+    if _is_own_folder(path):
         return _described(path, _folder_description(path))
     text = metadata(path).get(_KEY)
     return None if text is None else _described(path, text)
@@ -281,9 +281,15 @@ def _read_variables(path: Path, network: SavedNetwork, selection: Selection) -> 
     prefer_ema, average = selection.prefer_ema, path / _AVERAGE
     if prefer_ema and not average.is_dir():
         raise ValueError(f"{path} holds one set of weights, no moving average (EMA) beside it.")
-    if path.is_dir():
+    if _is_own_folder(path):
         return _read_folder(path, network, prefer_ema)
     return _read_safetensors(path, network)
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Whether a folder is one of this package, rather than one with a PyTorch checkpoint."""
+    own = (path / "description").exists()
+    return path.is_dir() and (own or not is_pytorch_folder(path))
 
 
 def _read_safetensors(path: Path, network: SavedNetwork) -> dict[str, Any]:

@@ -94,17 +94,19 @@ class ByteFile:
             checksum = self.read_into(start + done, scratch[: size - done], checksum)
         return checksum
 
-    def stream(self, most: int, start: int = 0, size: int | None = None) -> BinaryIO:
+    def stream(
+        self, most: int, start: int = 0, size: int | None = None, *, longest_line: int = 1 << 24
+    ) -> BinaryIO:
         """A part of the file, for a decoder that asks for as much as the file tells it to.
 
         Args:
-          most: bytes that it gets at once; if it asks for more, or for a line that is longer,
-            it gets a ValueError.
+          most: bytes that it gets at once; if it asks for more, it gets a ValueError.
           start: of the part.
           size: of the part in bytes; None for all that is left.
+          longest_line: in bytes; if it asks for a longer one, it gets a ValueError.
         """
         size = self.size - start if size is None else size
-        return _Stream(_Part(self, start, size), size, most)
+        return _Stream(_Part(self, start, size), size, most, longest_line)
 
     def _read_chunk(self, chunk: memoryview) -> int:
         try:
@@ -150,9 +152,9 @@ class _Part(io.RawIOBase):
 class _Stream(io.BufferedReader):
     """Gives no more than so much at once, and allocates no more than is left."""
 
-    def __init__(self, raw: io.RawIOBase, size: int, most: int):
+    def __init__(self, raw: io.RawIOBase, size: int, most: int, longest_line: int):
         super().__init__(raw)
-        self._size, self._most = size, most
+        self._size, self._most, self._longest_line = size, most, longest_line
 
     def read(self, size: int = -1) -> bytes:
         if size > self._most:
@@ -162,7 +164,7 @@ class _Stream(io.BufferedReader):
         return super().read(size)
 
     def readline(self) -> bytes:
-        line = super().readline(self._most)
-        if len(line) == self._most:
-            raise ValueError(f"it has a line of over {self._most} bytes")
+        line = super().readline(self._longest_line)
+        if len(line) == self._longest_line:
+            raise ValueError(f"it has a line of over {self._longest_line} bytes")
         return line

@@ -13,53 +13,32 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NoReturn
 
+from replk_jax.torch_import.call_policy import Call, classify_call
+from replk_jax.torch_import.pruning import prune
 from replk_jax.torch_import.tensors import Placeholder, StoredTensor, brief
 
 # From the arguments that a file gives, or None where they are not what the function takes.
 Function = Callable[[tuple[Any, ...]], Any]
 
-# Bytes in memory, about, that pickles may make: a checkpoint makes five thousand of a tensor, and
-# those of a training run have as many tensors. It takes seconds to make so much.
-_MOST_BYTES = 1 << 27
-_OPCODE_BYTES = 64  # a number, a reference on the stack or in the memo, a mark
-_OBJECT_BYTES = 256  # a container or a placeholder, and what is kept to know how deep it goes
-_ENTRY_BYTES = 64  # a key or a value in a dict or set
-_MOST_VALUES = 2_000_000
-_MOST_LEVELS = 100
+# Memory that pickles may take, estimated: in proportion to their size, as training logs are long.
+# A list of small dicts takes the most, some fifty bytes for each byte of its pickle.
+_BASE_BYTES = 1 << 25
+_BYTES_PER_BYTE = 64
+_MOST_BYTES = 1 << 31
+
+_OPCODE_BYTES = 16  # a reference on the stack, and time; the value itself is counted besides
+_MEMO_BYTES = 112  # an entry of the memo
+_OBJECT_BYTES = 208  # a container or a placeholder, and what pruning keeps of it
+_ENTRY_BYTES = 32  # a key or a value in a dict or set
+_MARK_BYTES = 64
+
+# Values that a walk through the contents may meet beyond those that the file has: shared ones.
+_MOST_SHARED_VALUES = 2_000_000
 _MOST_BITS = 4096
 _LONGEST_NAME = 1000
 _LONGEST_MESSAGE = 300
 
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-
-# What the pickles of harmless objects call; of the standard library, nothing else is.
-_DATA = frozenset(
-    f"{module}.{name}"
-    for module, names in {
-        "_codecs": "encode",
-        "builtins": "bytearray bytes complex dict frozenset getattr list object range set slice "
-        "str tuple type unicode xrange",
-        "collections": "Counter OrderedDict defaultdict deque",
-        "copyreg": "__newobj__ _reconstructor",
-        "datetime": "date datetime time timedelta timezone",
-        "decimal": "Decimal",
-        "fractions": "Fraction",
-        "functools": "partial",
-        "numpy": "dtype",
-        "numpy.core.multiarray": "_reconstruct scalar",
-        "numpy.core.numeric": "_frombuffer",
-        "numpy._core.multiarray": "_reconstruct scalar",
-        "numpy._core.numeric": "_frombuffer",
-        "operator": "attrgetter itemgetter methodcaller",
-        "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
-        "re": "_compile",
-        "time": "struct_time",
-        "torch": "device",
-        "types": "SimpleNamespace",
-        "uuid": "UUID",
-    }.items()
-    for name in names.split()
-)
 
 
 class Unpickler:
@@ -68,7 +47,7 @@ class Unpickler:
     def __init__(self, stream: BinaryIO):
         """`stream`: at the beginning of the first pickle; left at the end of the last read."""
         self._stream = stream
-        self._left = _MOST_BYTES
+        self._used_bytes = 0
 
     def load(
         self,
@@ -78,9 +57,9 @@ class Unpickler:
         """Reads the next pickle.
 
         What results are dict, list, tuple, set, frozenset, int, float, bool, None, str, bytes,
-        `Placeholder`, and what the functions return. The attributes of an `OrderedDict` are
-        dropped. A key of a dict that is not a number, string or placeholder becomes a
-        placeholder.
+        `Placeholder`, and what the functions return, as a tree (see `prune`). The attributes of
+        an `OrderedDict` are dropped. A key of a dict that is not a number, string or placeholder
+        becomes a placeholder.
 
         Args:
           functions: by module and name, what to call with the arguments that the file has for
@@ -89,14 +68,16 @@ class Unpickler:
             outside the pickle.
 
         Raises:
-          ValueError: not a pickle; or one that calls a function of Python's standard library
-            that is not known to make data only, or contains itself; or pickles that are
-            together beyond all measure.
+          ValueError: not a pickle; one that makes a dangerous call (see `classify_call`); or
+            pickles that take more than 32 MiB and 64 bytes of memory for each of their bytes,
+            or more than 2 GiB.
         """
-        machine = _Machine(_PLAIN | dict(functions or {}), load_persistent, self._left)
+        machine = _Machine(_PLAIN | dict(functions or {}), load_persistent, self._used_bytes)
+        opcodes = 0
         try:
-            for opcode, argument, _ in pickletools.genops(self._stream):
-                machine.do(opcode.name, argument)
+            for opcode, argument, position in pickletools.genops(self._stream):
+                opcodes += 1
+                machine.do(opcode.name, argument, position)
         except (ValueError, DeprecationWarning) as error:  # of an escape, where that is an error
             near = machine.nearest_string()
             place = f"before byte {self._stream.tell()}" + (f", near {brief(near)}" if near else "")
@@ -104,9 +85,8 @@ class Unpickler:
                 f"its pickle cannot be read: {str(error)[:_LONGEST_MESSAGE]} ({place}). "
                 "Get it anew, from whom you trust."
             ) from None  # Python's own message may quote a whole file
-        self._left = machine.left
-        _extent(machine.result, {})
-        return machine.result
+        self._used_bytes = machine.used_bytes
+        return prune(machine.result, _MOST_SHARED_VALUES + opcodes)
 
 
 class _Machine:
@@ -114,27 +94,30 @@ class _Machine:
 
     Attributes:
       result: what STOP has found on the stack.
-      left: bytes that may still be made.
+      used_bytes: an estimate of the memory that all pickles so far have taken.
     """
 
     def __init__(
         self,
         functions: Mapping[tuple[str, str], Function],
         load_persistent: Function | None,
-        left: int,
+        used_bytes: int,
     ):
         self.result: Any = None
-        self.left = left
+        self.used_bytes = used_bytes
+        self._most_bytes = 0
         self._functions = functions
         self._load_persistent = load_persistent
         self._stack: list[Any] = []
         self._aside: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
 
-    def do(self, opcode: str, argument: Any) -> None:
+    def do(self, opcode: str, argument: Any, position: int) -> None:
+        """Obeys the opcode at `position`, in bytes from the beginning of the stream."""
         action = _ACTIONS.get(opcode)
         if action is None:
             raise ValueError(f"the opcode {opcode} is not one of a checkpoint")
+        self._most_bytes = min(_BASE_BYTES + _BYTES_PER_BYTE * position, _MOST_BYTES)
         self._count(_OPCODE_BYTES + sys.getsizeof(argument))
         action(self, argument)
 
@@ -169,6 +152,7 @@ class _Machine:
         return values
 
     def mark(self, _: None) -> None:
+        self._count(_MARK_BYTES)
         self._aside.append(self._stack)
         self._stack = []
 
@@ -181,6 +165,7 @@ class _Machine:
     # The memo.
 
     def put(self, index: int) -> None:
+        self._count(_MEMO_BYTES)
         self._memo[index] = self.top()
 
     def memoize(self, _: None) -> None:
@@ -260,13 +245,14 @@ class _Machine:
         if replacement is not None:
             self.push(self._replace(replacement, function, args))
             return
-        known = plainly or function.path in _DATA
-        if not known and function.module.split(".")[0] in sys.stdlib_module_names:
+        effect = Call.DATA if plainly else classify_call(function, args)
+        if effect is Call.DANGEROUS:
             raise ValueError(
                 f"it calls {function.path}, so it is a program and no checkpoint, and nothing of "
                 "it has been run"
             )
-        self.push(Placeholder(function.module, function.name, args, called=not known))
+        called = effect is Call.UNKNOWN
+        self.push(Placeholder(function.module, function.name, args, called=called))
 
     def reduce(self, _: None) -> None:
         self.call(*self.pop_many(2))
@@ -317,8 +303,8 @@ class _Machine:
         return result
 
     def _count(self, size: int) -> None:
-        self.left -= size
-        if self.left < 0:
+        self.used_bytes += size
+        if self.used_bytes > self._most_bytes:
             raise ValueError("it makes more than any checkpoint: it is too long, or a trap")
 
 
@@ -419,13 +405,15 @@ def _set(args: tuple[Any, ...]) -> set[Any] | None:
     return None
 
 
-def _bytes(args: tuple[Any, ...]) -> bytes | None:
+def _bytes(args: tuple[Any, ...]) -> bytes | Placeholder | None:
     """How protocols before 3 write bytes: `bytes()` or `_codecs.encode(text, "latin1")`."""
     match args:
         case ():
             return b""
         case (str(text), "latin1" | "latin-1"):
             return text.encode("latin-1")
+        case (str(), str()):
+            return Placeholder("_codecs", "encode", args)
     return None
 
 
@@ -459,36 +447,3 @@ _PLAIN: dict[tuple[str, str], Function] = {
     ("builtins", "bytes"): _bytes,
     ("_codecs", "encode"): _bytes,
 }
-
-_CONTAINERS = (dict, list, tuple, set, frozenset, Placeholder)
-
-
-def _extent(value: Any, known: dict[int, tuple[int, int]], level: int = 0) -> tuple[int, int]:
-    """How many values a walk through this one meets, and in how many levels.
-
-    Recursion is safe, as it ends with an error where whoever else walks would go too deep.
-    """
-    if not isinstance(value, _CONTAINERS):
-        return 1, 0
-    if id(value) in known:
-        values, levels = known[id(value)]
-    else:
-        values, levels = 1, 1
-        for inner in _inside(value) if level < _MOST_LEVELS else ():
-            more, below = _extent(inner, known, level + 1)
-            values, levels = values + more, max(levels, below + 1)
-        known[id(value)] = values, levels
-    if level + levels > _MOST_LEVELS:
-        raise ValueError(f"what it holds is nested in over {_MOST_LEVELS} levels, or in itself.")
-    if values > _MOST_VALUES:
-        raise ValueError("what it holds is small, but unfolds to more than any checkpoint has.")
-    return values, levels
-
-
-def _inside(container: Any) -> Iterable[Any]:
-    if isinstance(container, Placeholder):
-        parts = (container.args, container.state, container.items, container.entries)
-        return filter(None, parts)
-    if isinstance(container, dict):
-        return itertools.chain(container.keys(), container.values())
-    return container

@@ -67,12 +67,25 @@ def _read_header(file: ByteFile) -> tuple[dict[str, Any], int]:
     if size > _MOST_HEADER_BYTES:
         raise ValueError(f"its header has {size} bytes, more than that of any checkpoint.")
     try:
-        header = json.loads(file.read(SIZE_BYTES, size).decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        header = parse_table(bytes(file.read(SIZE_BYTES, size)))
+    except ValueError as error:
         raise ValueError(f"its header is damaged ({error}). Copy or download it again.") from error
-    if not isinstance(header, dict):
-        raise ValueError("its header is no table of tensors.")
     return header, SIZE_BYTES + size
+
+
+def parse_table(data: bytes) -> dict[str, Any]:
+    """Parses a JSON object.
+
+    Raises:
+      ValueError: no JSON, not an object, or an object that has a name twice.
+    """
+    try:
+        table = json.loads(data.decode(), object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if not isinstance(table, dict):
+        raise ValueError("it is not a JSON object")
+    return table
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from replk_jax.torch_import.byte_file import ByteFile
 
+_MODULE_ATTRIBUTES = frozenset(("_parameters", "_buffers", "_modules"))
 _MOST_DIMENSIONS = 32
 _MOST_ELEMENTS = 1 << 40  # NumPy counts those of an empty array along its other axes as well
 
@@ -196,6 +197,7 @@ class Placeholder:
       entries: what would have been stored in it, if it was a dict.
       called: whether the file wants a function called that it chose itself, instead of one
         that is known to do nothing but make data.
+      omitted: why the parts of this object were left out; None if they were not.
     """
 
     module: str
@@ -205,13 +207,37 @@ class Placeholder:
     called: bool = False
     items: list[Any] = dataclasses.field(default_factory=list)
     entries: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    omitted: str | None = None
 
     @property
     def path(self) -> str:
         return f"{self.module}.{self.name}"
 
+    @property
+    def is_module(self) -> bool:
+        """Whether this stands for a `torch.nn.Module`."""
+        return isinstance(self.state, dict) and self.state.keys() >= _MODULE_ATTRIBUTES
+
     def __repr__(self) -> str:
         return _BRIEF.repr_Placeholder(self, _BRIEF.maxlevel)
+
+
+@dataclasses.dataclass(eq=False, slots=True, repr=False)
+class UnreadableTensor(Placeholder):
+    """Stands for a tensor that is not an array of numbers in the file.
+
+    `args` and `state` are what the file has for it.
+
+    Attributes:
+      kind: of the tensor, as an adjective or a phrase after "is".
+      remedy: what to do in PyTorch, a sentence.
+    """
+
+    kind: str = ""
+    remedy: str = ""
+
+    def __repr__(self) -> str:
+        return f"UnreadableTensor({self.kind})"
 
 
 class _Brief(reprlib.Repr):
@@ -229,6 +255,8 @@ class _Brief(reprlib.Repr):
     def repr_Placeholder(self, value: Placeholder, level: int) -> str:
         if value.args is None:
             return value.path
+        if value.omitted is not None:
+            return f"{value.path}(left out: {value.omitted})"
         if level <= 0:
             return f"{value.path}(...)"
         parts = [*value.args[: self.maxtuple]]

@@ -7,18 +7,22 @@ elements and their bytes. In both, the object's pickle says how tensors are view
 refers to those by key.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from replk_jax.torch_import import unreadable
 from replk_jax.torch_import.byte_file import ByteFile
+from replk_jax.torch_import.other_formats import explain_archive
 from replk_jax.torch_import.pickle_machine import Function, Unpickler
 from replk_jax.torch_import.tensors import (
     ELEMENT_TYPES,
     Placeholder,
     Storage,
     StoredTensor,
+    UnreadableTensor,
     brief,
 )
 from replk_jax.torch_import.zip_archive import Member, open_member, read_members
@@ -29,10 +33,19 @@ _LEGACY_VERSION = 1001
 _DTYPES = {type_.dtype.name: type_.dtype for type_ in ELEMENT_TYPES}
 _STORAGE_DTYPES = {type_.storage: type_.dtype for type_ in ELEMENT_TYPES if type_.storage}
 _STORAGE_DTYPES["UntypedStorage"] = np.dtype(np.uint8)
+# Storages of quantized tensors have integers, which are no values of a plain tensor.
+_QUANTIZED = {
+    "QInt8Storage": np.dtype(np.int8),
+    "QInt32Storage": np.dtype(np.int32),
+    "QUInt8Storage": np.dtype(np.uint8),
+    "QUInt4x2Storage": np.dtype(np.uint8),
+    "QUInt2x4Storage": np.dtype(np.uint8),
+}
+_STORAGE_DTYPES |= _QUANTIZED
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 
-# Of a pickle: the longest string or bytes within it. Training logs have arrays of some megabytes.
-_MOST_AT_ONCE = 1 << 24
+# Of a pickle: the longest string or bytes within it. Training logs have long texts and arrays.
+_MOST_AT_ONCE = 1 << 28
 
 # Views may share bytes, but a file whose tensors are so much more than it is a trap.
 _MOST_VIEWS = 8
@@ -58,6 +71,7 @@ def read_zip(file: ByteFile) -> Any:
             member = members.get(f"{folder}/data/{key}")
             if member is None:
                 raise ValueError(f"storage {brief(key)} is not in the file")
+            member.require_stored()
             storages[key] = Storage(
                 file,
                 f"storage {brief(key)}",
@@ -109,17 +123,18 @@ def read_legacy(file: ByteFile) -> Any:
 
 
 def _folder(members: Mapping[str, Member]) -> str:
-    """In which of the archive's folders everything is."""
+    """In which of the archive's folders everything is.
+
+    Raises:
+      ValueError: an archive of another kind.
+    """
+    if explanation := explain_archive(members):
+        raise ValueError(explanation)
     folders = {name.split("/")[0] for name in members}
     folders = {folder for folder in folders if f"{folder}/data.pkl" in members}
     if len(folders) != 1:
         raise ValueError("it is a zip archive, but not one that torch.save has written.")
     (folder,) = folders
-    if f"{folder}/constants.pkl" in members:
-        raise ValueError(
-            "it holds a TorchScript program, not a state dict. In PyTorch: "
-            "torch.save(torch.jit.load(path).state_dict(), ...)."
-        )
     return folder
 
 
@@ -157,19 +172,28 @@ class _TorchObjects:
         self._find = find
         self._viewed = 0  # bytes in all tensors so far
 
-    def read(self, pickles: Unpickler) -> dict | list | tuple:
-        functions: dict[tuple[str, str], Function] = {
+    @property
+    def _functions(self) -> dict[tuple[str, str], Function]:
+        """Made anew each time: an attribute would refer back to this object."""
+        return {
+            **{maker: functools.partial(unreadable.of_maker, maker) for maker in unreadable.MAKERS},
             ("torch", "Size"): _size,
             ("torch._utils", "_rebuild_tensor"): self._tensor,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_tensor_v3"): self._tensor_of_dtype,
-            ("torch._utils", "_rebuild_parameter"): _parameter,
-            ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-            ("torch._tensor", "_rebuild_from_type_v2"): self._tensor_with_attributes,
+            ("torch._utils", "_rebuild_parameter"): _first_tensor,
+            ("torch._utils", "_rebuild_parameter_with_state"): _first_tensor,
+            ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _first_tensor,
+            ("torch._utils", "_rebuild_wrapper_subclass"): _subclass,
+            ("torch._tensor", "_rebuild_from_type_v2"): self._tensor_of_class,
         }
-        contents = pickles.load(functions, self._storage)
+
+    def read(self, pickles: Unpickler) -> dict | list | tuple:
+        contents = pickles.load(self._functions, self._storage)
         if not isinstance(contents, dict | list | tuple):
             kind = contents.path if isinstance(contents, Placeholder) else type(contents).__name__
+            if isinstance(contents, Placeholder) and contents.omitted:
+                raise ValueError(f"its {kind} cannot be read: {contents.omitted}.")
             raise ValueError(
                 f"it holds a pickled {kind} object, not a state dict. In PyTorch: "
                 "torch.save(model.state_dict(), ...)."
@@ -180,7 +204,7 @@ class _TorchObjects:
         match reference:
             case ("storage", Placeholder(module=module, name=name), str(key), _, int(count), *view):
                 if module not in _STORAGE_MODULES or name not in _STORAGE_DTYPES:
-                    raise ValueError(f"{module}.{name} is not a type of storage that is known here")
+                    raise _unknown_storage(f"{module}.{name}")
                 return self._typed_storage(name, key, count, view)
             case ("module", Placeholder() as class_, *_):  # with its source code
                 return class_
@@ -199,27 +223,38 @@ class _TorchObjects:
                 return _TypedStorage(name, storage, dtype, offset * dtype.itemsize)
         return None
 
-    def _tensor(self, args: tuple[Any, ...]) -> StoredTensor | None:
+    def _tensor(self, args: tuple[Any, ...]) -> StoredTensor | UnreadableTensor | None:
         match args:
-            case (_, _, _, _, _, _, metadata) if metadata:  # values to be negated or conjugated
-                return None
+            case (_, _, _, _, _, _, metadata) if metadata:
+                return unreadable.of_lazy_view(args)
             case (_TypedStorage() as storage, int(offset), tuple(shape), tuple(strides), *_):
+                if storage.name in _QUANTIZED:
+                    raise _unknown_storage(storage.path)
                 return self._view(storage, storage.dtype, offset, shape, strides)
         return None
 
-    def _tensor_of_dtype(self, args: tuple[Any, ...]) -> StoredTensor | None:
+    def _tensor_of_dtype(self, args: tuple[Any, ...]) -> StoredTensor | UnreadableTensor | None:
         match args:
+            case (*_, Placeholder(module="torch", name=name)) if name not in _DTYPES:
+                return unreadable.of_dtype(name, args)
+            case (*_, Placeholder(), metadata) if metadata:
+                return unreadable.of_lazy_view(args)
             case (
                 _TypedStorage() as storage, int(offset), tuple(shape), tuple(strides), _, _,
-                Placeholder(module="torch", name=name),
+                Placeholder(module="torch", name=name), *_,
             ) if name in _DTYPES:  # fmt: skip
                 return self._view(storage, _DTYPES[name], offset, shape, strides)
         return None
 
-    def _tensor_with_attributes(self, args: tuple[Any, ...]) -> StoredTensor | None:
+    def _tensor_of_class(self, args: tuple[Any, ...]) -> StoredTensor | UnreadableTensor | None:
+        """A tensor with attributes or of a subclass, by the function that makes a plain one."""
         match args:
-            case (Placeholder(name="_rebuild_tensor_v2"), _, tuple(inner), _):
-                return self._tensor(inner)
+            case (Placeholder(args=None) as make, Placeholder() as class_, tuple(inner), _):
+                known = self._functions if make.module == "torch._utils" else {}
+                function = known.get((make.module, make.name), _subclass)
+                return (
+                    unreadable.of_class(class_, args) if function is _subclass else function(inner)
+                )
         return None
 
     def _view(
@@ -240,8 +275,19 @@ def _size(args: tuple[Any, ...]) -> tuple | None:
     return None
 
 
-def _parameter(args: tuple[Any, ...]) -> StoredTensor | None:
+def _first_tensor(args: tuple[Any, ...]) -> StoredTensor | UnreadableTensor | None:
     match args:
-        case (StoredTensor() as tensor, *_):
+        case (StoredTensor() | UnreadableTensor() as tensor, *_):
             return tensor
     return None
+
+
+def _subclass(args: tuple[Any, ...]) -> UnreadableTensor | None:
+    match args:
+        case (Placeholder(args=None) as class_, *_):
+            return unreadable.of_class(class_, args)
+    return None
+
+
+def _unknown_storage(path: str) -> ValueError:
+    return ValueError(f"{path} is not a type of storage that is known here")

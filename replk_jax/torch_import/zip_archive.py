@@ -1,4 +1,4 @@
-"""Zip archives as `torch.save` writes them: nothing compressed, every member a plain part of it."""
+"""Zip archives as `torch.save` writes them: what is needed is a plain part of the file."""
 
 import dataclasses
 import struct
@@ -18,24 +18,38 @@ class Member:
     """Where in the file a member's bytes are.
 
     Attributes:
+      name: of the member.
       start: of the bytes.
       size: in bytes.
-      checksum: their CRC-32.
+      checksum: their CRC-32; None if the archive was written without checksums.
+      compressed: whether the bytes are compressed; those cannot be read.
     """
 
+    name: str
     start: int
     size: int
-    checksum: int
+    checksum: int | None
+    compressed: bool
+
+    def require_stored(self) -> None:
+        """Raises ValueError if the member is compressed."""
+        if self.compressed:
+            raise ValueError(
+                f"its member {brief(self.name)} is compressed, as torch.save never does. "
+                "Unzip it, and zip it again with compression level 0."
+            )
 
 
 def read_members(file: ByteFile) -> dict[str, Member]:
     """By name, from the archive's directory.
 
     Raises:
-      ValueError: an archive without a directory, or one whose members are compressed,
-        encrypted, twice there, or not each in a place of its own.
+      ValueError: an archive without a directory, or one whose members are encrypted, twice
+        there, or not each in a place of its own.
     """
     entries, directory = _read_directory(file)
+    # With torch.serialization.set_crc32_options(False), PyTorch writes 0 for all of them.
+    checked = any(entry.CRC for entry in entries)
     members: dict[str, Member] = {}
     free = 0  # where the next member may begin
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
@@ -43,12 +57,7 @@ def read_members(file: ByteFile) -> dict[str, Member]:
             raise ValueError(f"it has two members {brief(entry.filename)}.")
         if entry.flag_bits & _ENCRYPTED:
             raise ValueError(f"its member {brief(entry.filename)} is encrypted.")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            raise ValueError(
-                f"its member {brief(entry.filename)} is compressed, as torch.save never does. "
-                "Unzip it, and zip it again with compression level 0."
-            )
-        member = _locate(file, entry, free, directory)
+        member = _locate(file, entry, free, directory, checked)
         members[entry.filename] = member
         free = member.start + member.size
     return members
@@ -58,9 +67,10 @@ def open_member(file: ByteFile, member: Member, most: int) -> BinaryIO:
     """The bytes of a member, for a decoder; `most` as in `ByteFile.stream`.
 
     Raises:
-      ValueError: the checksum is wrong.
+      ValueError: the member is compressed, or its checksum is wrong.
     """
-    if file.checksum(member.start, member.size) != member.checksum:
+    member.require_stored()
+    if member.checksum not in (None, file.checksum(member.start, member.size)):
         raise ValueError("a checksum is wrong, so it is damaged. Copy or download it again.")
     return file.stream(most, member.start, member.size)
 
@@ -77,15 +87,17 @@ def _read_directory(file: ByteFile) -> tuple[list[zipfile.ZipInfo], int]:
         ) from error
 
 
-def _locate(file: ByteFile, entry: zipfile.ZipInfo, free: int, end: int) -> Member:
+def _locate(file: ByteFile, entry: zipfile.ZipInfo, free: int, end: int, checked: bool) -> Member:
     start = entry.header_offset
     if not free <= start <= end - _LOCAL_HEADER.size:
         raise _misplaced(entry)
     magic, name, extra = _LOCAL_HEADER.unpack(file.read(start, _LOCAL_HEADER.size))
     start += _LOCAL_HEADER.size + name + extra
-    if magic != b"PK\x03\x04" or start + entry.file_size > end:
+    if magic != b"PK\x03\x04" or start + entry.compress_size > end:
         raise _misplaced(entry)
-    return Member(start, entry.file_size, entry.CRC)
+    stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
+    checksum = entry.CRC if checked else None
+    return Member(entry.filename, start, entry.compress_size, checksum, not stored)
 
 
 def _misplaced(entry: zipfile.ZipInfo) -> ValueError:

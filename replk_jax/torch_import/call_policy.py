@@ -1,0 +1,145 @@
+"""What a pickle's calls mean: the making of data, a call of unknown effect, or an attack.
+
+Nothing that a file names is ever imported or called, so no file can do harm through this package.
+The policy decides what the user is told:
+
+- A call in `_DATA` only makes data. It becomes an ordinary `Placeholder`.
+- A call into the modules and functions of `_DANGEROUS` runs programs or code, loads modules, or
+  reaches files, the network, memory or other processes. No checkpoint needs it, and anyone who
+  opens the file with PyTorch would run it: the file is refused.
+- Any other call becomes a `Placeholder` with `called=True`.
+"""
+
+import enum
+from typing import Any
+
+from replk_jax.torch_import.tensors import Placeholder
+
+
+class Call(enum.Enum):
+    """The effect that a call would have."""
+
+    DATA = "makes data"
+    UNKNOWN = "unknown"
+    DANGEROUS = "dangerous"
+
+
+def classify_call(function: Placeholder, args: tuple[Any, ...]) -> Call:
+    """Classifies a call of a function or class, which stands for one by its name."""
+    match args:
+        case (Placeholder(args=None) as applied, *_) if function.path in _APPLYING:
+            return classify_call(applied, ())
+    if function.path in _DATA:
+        return Call.DATA
+    modules = {function.module, function.module.split(".")[0]}
+    owner = f"{function.module}.{function.name.split('.')[0]}"
+    if modules & _DANGEROUS_MODULES or owner in _DANGEROUS_FUNCTIONS:
+        return Call.DANGEROUS
+    return Call.UNKNOWN
+
+
+def _paths(names: dict[str, str]) -> frozenset[str]:
+    return frozenset(f"{module}.{name}" for module in names for name in names[module].split())
+
+
+_NUMPY_ARRAYS = "_reconstruct scalar"
+_NUMPY_RANDOM = "__bit_generator_ctor __generator_ctor __randomstate_ctor"
+_PATHS = "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"
+_OPERATORS = "attrgetter getitem itemgetter methodcaller or_"
+
+_DATA = _paths(
+    {
+        "_codecs": "encode",
+        "_collections": "OrderedDict deque defaultdict",
+        "_operator": _OPERATORS,
+        "_struct": "Struct",
+        "argparse": "Namespace",
+        "array": "_array_reconstructor array",
+        "builtins": "Ellipsis NotImplemented bool bytearray bytes complex dict enumerate filter "
+        "float frozenset getattr int iter list map object range reversed set slice str tuple type "
+        "unicode xrange zip",
+        "collections": "ChainMap Counter OrderedDict UserDict UserList defaultdict deque",
+        "copyreg": "__newobj__ __newobj_ex__ _reconstructor",
+        "datetime": "date datetime time timedelta timezone",
+        "decimal": "Context Decimal",
+        "fractions": "Fraction",
+        "functools": "partial reduce",
+        "ipaddress": "IPv4Address IPv4Network IPv6Address IPv6Network",
+        "itertools": "accumulate chain combinations compress count cycle dropwhile filterfalse "
+        "islice permutations product repeat starmap takewhile zip_longest",
+        "logging": "getLogger",
+        "numpy": "dtype",
+        "numpy.core.multiarray": _NUMPY_ARRAYS,
+        "numpy.core.numeric": "_frombuffer",
+        "numpy.random._pickle": _NUMPY_RANDOM,
+        "numpy._core.multiarray": _NUMPY_ARRAYS,
+        "numpy._core.numeric": "_frombuffer",
+        "operator": _OPERATORS,
+        "os": "stat_result terminal_size times_result",
+        "pathlib": _PATHS,
+        "pathlib._local": _PATHS,  # how Python 3.13 names them
+        "random": "Random",
+        "re": "_compile",
+        "signal": "Handlers Signals",
+        "socket": "AddressFamily SocketKind",
+        "struct": "Struct",
+        "time": "struct_time",
+        "torch": "Generator device",
+        "torch.serialization": "_get_layout",
+        "types": "GenericAlias MappingProxyType SimpleNamespace",
+        "http": "HTTPMethod HTTPStatus",
+        "typing": "ForwardRef NewType ParamSpec TypeVar Union",
+        "uuid": "SafeUUID UUID",
+        "weakref": "WeakKeyDictionary WeakSet WeakValueDictionary",
+        "zoneinfo": "ZoneInfo ZoneInfo._unpickle",
+    }
+)
+
+# Those that call their first argument.
+_APPLYING = _paths(
+    {
+        "builtins": "filter iter map",
+        "functools": "reduce",
+        "itertools": "accumulate dropwhile filterfalse starmap takewhile",
+    }
+)
+
+_DANGEROUS_MODULES = frozenset(
+    name
+    for names in (
+        # Programs and other processes.
+        "_posixsubprocess _winapi asyncio commands concurrent multiprocessing nt os popen2 posix "
+        "pty signal subprocess",
+        # Code, modules and the interpreter.
+        "_ctypes _frozen_importlib _frozen_importlib_external _imp _pickle bdb cProfile code "
+        "codeop ctypes doctest ensurepip gc imp importlib inspect marshal pdb pickle pkgutil "
+        "py_compile pydoc runpy site sys sysconfig timeit unittest venv zipapp zipimport",
+        # Files.
+        "_sqlite3 dbm fileinput linecache mmap shelve shutil sqlite3 tarfile tempfile zipfile",
+        # The network.
+        "_socket _ssl ftplib http imaplib logging.config logging.handlers nntplib poplib smtplib "
+        "socket socketserver ssl telnetlib urllib webbrowser xmlrpc",
+    )
+    for name in names.split()
+)
+
+_DANGEROUS_FUNCTIONS = _paths(
+    {
+        "_io": "FileIO open open_code",
+        "_operator": "call",
+        "_thread": "interrupt_main start_new start_new_thread",
+        "atexit": "register",
+        "builtins": "__build_class__ __import__ breakpoint compile delattr eval exec execfile exit "
+        "file globals help input locals open quit raw_input reload setattr",
+        "bz2": "BZ2File open",
+        "codecs": "open",
+        "gzip": "GzipFile open",
+        "io": "FileIO open open_code",
+        "logging": "FileHandler basicConfig",
+        "lzma": "LZMAFile open",
+        "operator": "call",
+        "platform": "popen",
+        "threading": "Thread Timer setprofile settrace",
+        "types": "CodeType FunctionType LambdaType",
+    }
+)
