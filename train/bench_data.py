@@ -10,7 +10,6 @@ machine disturb little.
 import contextlib
 import dataclasses
 import io
-import json
 import statistics
 import tempfile
 import time
@@ -57,7 +56,7 @@ def main(_: list[str]) -> None:
         figures = measure(config, _IMAGES.value, _ROUNDS.value)
         print(as_text(figures))
         if _JSON.value:
-            Path(_JSON.value).write_text(json.dumps(figures, indent=2) + "\n")
+            replace_json(json_path, figures)
     except (RunError, OSError) as error:
         command_line.stop(str(error))
 

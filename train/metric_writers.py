@@ -10,7 +10,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from replk_jax.files import replace_text
+from replk_jax.files import json_text, replace_text
 from train.errors import RunError
 
 
@@ -38,11 +38,11 @@ class JsonLines:
     def __init__(self, path: Path, first_step: int):
         if path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-            replace_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
+            replace_text(path, "".join(f"{json_text(line)}\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json_text({"step": step, **values}) + "\n")
         self._file.flush()
 
     def close(self, failed: bool) -> None:

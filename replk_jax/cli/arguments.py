@@ -1,12 +1,17 @@
 """What several verbs do with their arguments."""
 
 import argparse
+import math
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from replk_jax import released
 from replk_jax.files import replace_json
 from replk_jax.preprocessing import Preprocessing
+
+Number = TypeVar("Number", int, float)
 
 
 def add_reading(verb: argparse.ArgumentParser) -> None:
@@ -32,22 +37,37 @@ def _preprocessing(name: str) -> Preprocessing:
     return found.preprocessing
 
 
-def check_folder(path: Path | None) -> None:
-    """Before anything is measured in vain."""
-    if path and not path.parent.is_dir():
-        raise ValueError(f"There is no folder {path.parent} to write {path} to.")
-
-
-def check_output(path: Path, force: bool) -> None:
-    """Before anything is computed in vain.
+def check_file(path: Path | None) -> None:
+    """Raises before anything is measured in vain.
 
     Raises:
-      ValueError: there is no folder to write it to, or it is the folder of something else than
-        a checkpoint.
-      FileExistsError: there is something, which is not to be replaced.
+      ValueError: there is no folder to write the file to, or a folder has its name.
     """
-    check_folder(path)
-    if path.is_dir() and not (path / "description").is_dir():
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} to write {path} to. Make it first.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file to write.")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"The folder {path.parent} is not writable; name another one.")
+
+
+def check_output(path: Path, force: bool, *, checkpoint: bool = False) -> None:
+    """Raises before anything is computed in vain.
+
+    Args:
+      path: to write.
+      force: replace what is there.
+      checkpoint: what is written may be the folder of a checkpoint, and replace one.
+
+    Raises:
+      ValueError: as `check_file`, but for the folder of a checkpoint.
+      FileExistsError: there is something, and `force` is not set.
+    """
+    if not checkpoint or not path.is_dir():
+        check_file(path)
+    elif not (path / "description").is_dir():
         raise ValueError(f"{path} is a folder, and not a checkpoint's: no --force replaces it.")
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists already; --force replaces it.")
@@ -60,14 +80,21 @@ def write_json(report: dict[str, Any], path: Path | None) -> None:
 
 
 def seconds(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be more than 0, got {value:g}")
+    value = _number(float, text, "a number")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and finite, got {value:g}")
     return value
 
 
 def positive(text: str) -> int:
-    value = int(text)
+    value = _number(int, text, "a whole number")
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def _number(kind: Callable[[str], Number], text: str, wanted: str) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}") from None

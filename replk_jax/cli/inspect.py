@@ -10,9 +10,10 @@ import flax.linen as nn
 
 from replk_jax import released, saved
 from replk_jax.cli.text import printable, shortened
+from replk_jax.command_line import user_path
 from replk_jax.models.description import architecture_in_words, joined
 from replk_jax.preprocessing import Preprocessing
-from replk_jax.saved import SavedNetwork, read_description
+from replk_jax.saved import SavedNetwork, pointing_to_checkpoint, read_description
 from replk_jax.torch_import.load import recognize
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.tensors import Placeholder, StoredTensor, brief
@@ -24,7 +25,9 @@ _WIDEST_COLUMN = 24
 
 def add_parser(verbs) -> None:
     inspect = verbs.add_parser("inspect", help="tell what is in a checkpoint, running none of it")
-    inspect.add_argument("file", type=Path, help="a PyTorch file, or what convert or train wrote")
+    inspect.add_argument(
+        "file", type=user_path, help="a PyTorch file, or what convert or train wrote"
+    )
     inspect.add_argument("--ema", action="store_true", help="look at the moving average")
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
     inspect.set_defaults(run=_inspect)
@@ -54,7 +57,8 @@ def _print(lines: Iterable[str]) -> None:
 
 
 def _of_torch_file(path: Path, prefer_ema: bool, tensors: bool) -> Iterator[str]:
-    contents = read(path)
+    with pointing_to_checkpoint(path):
+        contents = read(path)
     yield f"{path}, a PyTorch checkpoint of {path.stat().st_size:,} bytes"
     yield from _indented(_entries(contents))
     wanted = (f"wants {name} called, which is not done" for name in _wanted_calls(contents))
