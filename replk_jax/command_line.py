@@ -1,13 +1,17 @@
-"""What all command-line programs share: paths, the text of an error, and how they end."""
+"""What all command-line programs share: types of arguments, error messages, how they end."""
 
 import argparse
 import contextlib
+import math
 import os
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 # As a shell reports a program that the signal has ended.
 INTERRUPTED = 128 + signal.SIGINT
@@ -28,13 +32,38 @@ def user_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from error
 
 
+def seconds(text: str) -> float:
+    """A positive number of seconds; a `type` for argparse."""
+    value = _number(float, text, "a number")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and finite, got {value:g}")
+    return value
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1; a `type` for argparse."""
+    value = _number(int, text, "a whole number")
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _number(kind: Callable[[str], Number], text: str, wanted: str) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}") from None
+
+
 def error_text(error: BaseException) -> str:
     """What an error says, without Python's notation; never empty.
 
-    An OSError about a file becomes "FILE: reason"; an error without a message, its type's name.
+    An OSError becomes "FILE: reason", or the reason alone; an error without a message, the name of
+    its type.
     """
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename2 or error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        file = error.filename2 or error.filename
+        return error.strerror if file is None else f"{file}: {error.strerror}"
     if isinstance(error, KeyError) and len(error.args) == 1:
         return str(error.args[0]) or "KeyError"  # str(error) would put the message in quotes
     return str(error) or type(error).__name__
@@ -69,7 +98,8 @@ def _flushed_output() -> Iterator[None]:
         yield
     finally:
         try:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None where the program was started without one
+                sys.stdout.flush()
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
+from replk_jax.command_line import positive, quiet_end
 from replk_jax.images import read_image
 from train.data.ilsvrc import Contents, train_images, validation_images
 from train.data.records import Item, write_dataset
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RunError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("error: Interrupted. The same command goes on.")
+        print("The same command resumes from what is written.", file=sys.stderr)
+        raise
     name = place.parent.name
     print(
         f"{name} is in {place}. Train with --config.data.name={name} "
@@ -241,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=positive,
         default=os.cpu_count(),
         metavar="N",
         help="that decode and write (%(default)s)",
@@ -255,4 +257,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_end():
+        main()

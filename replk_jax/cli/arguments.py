@@ -1,17 +1,13 @@
 """What several verbs do with their arguments."""
 
 import argparse
-import math
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from replk_jax import released
 from replk_jax.files import replace_json
 from replk_jax.preprocessing import Preprocessing
-
-Number = TypeVar("Number", int, float)
 
 
 def add_reading(verb: argparse.ArgumentParser) -> None:
@@ -77,24 +73,3 @@ def write_json(report: dict[str, Any], path: Path | None) -> None:
     """What was there stays until the new report is whole."""
     if path:
         replace_json(path, report)
-
-
-def seconds(text: str) -> float:
-    value = _number(float, text, "a number")
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be more than 0 and finite, got {value:g}")
-    return value
-
-
-def positive(text: str) -> int:
-    value = _number(int, text, "a whole number")
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _number(kind: Callable[[str], Number], text: str, wanted: str) -> Number:
-    try:
-        return kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}") from None

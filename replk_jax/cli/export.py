@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from replk_jax.cli.arguments import add_force, add_reading, check_output, positive
-from replk_jax.command_line import user_path
+from replk_jax.cli.arguments import add_force, add_reading, check_output
+from replk_jax.command_line import positive, user_path
 from replk_jax.export import export_model
 from replk_jax.files import json_text, replacing
 from replk_jax.ops.dispatch import PLATFORMS

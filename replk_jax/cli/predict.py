@@ -5,9 +5,8 @@ from pathlib import Path
 
 from replk_jax.classifier import Classifier, Prediction
 from replk_jax.cli import images
-from replk_jax.cli.arguments import positive
 from replk_jax.cli.text import printable
-from replk_jax.command_line import user_path
+from replk_jax.command_line import positive, user_path
 from replk_jax.files import json_text
 
 
