@@ -5,12 +5,13 @@ in the variables, and an Orbax checkpoint, a folder, such as training writes. Bo
 same description. PyTorch checkpoints are read as well.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from replk_jax import checksums, released
+from replk_jax.files import json_text
 from replk_jax.models import registry
 from replk_jax.models.description import describe, from_description
 from replk_jax.models.variables import abstract_variables, differences, in_lines
 from replk_jax.preprocessing import Preprocessing
-from replk_jax.torch_import.byte_file import naming
+from replk_jax.torch_import.byte_file import FileError, naming
 from replk_jax.torch_import.convert import by_official_name
 from replk_jax.torch_import.load import fit, load_contents
 from replk_jax.torch_import.metadata import Metadata, find_metadata
@@ -108,7 +110,7 @@ def save(path: str | os.PathLike, network: SavedNetwork, *, overwrite: bool = Fa
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.absolute().parent} to write to.")
     if path.suffix.lower() == ".safetensors":
-        description = json.dumps(network.description())
+        description = json_text(network.description())
         write_safetensors(path, _by_path(network.variables), {_KEY: description})
     else:
         _write_folder(path.absolute(), network)
@@ -206,8 +208,24 @@ def read_description(path: str | os.PathLike) -> SavedNetwork | None:
     path = Path(path)
     if _is_own_folder(path):
         return _described(path, _folder_description(path))
-    text = metadata(path).get(_KEY)
+    with pointing_to_checkpoint(path):
+        text = metadata(path).get(_KEY)
     return None if text is None else _described(path, text)
+
+
+@contextlib.contextmanager
+def pointing_to_checkpoint(path: str | os.PathLike) -> Iterator[None]:
+    """Adds to a ValueError which checkpoint may be meant, if `path` is of a run or inside of one.
+
+    Raises:
+      FileError: in place of the ValueError, with its message, where there is such a checkpoint.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if hint := _nearby_checkpoint(Path(path)):
+            raise FileError(f"{error}{hint}") from error
+        raise
 
 
 def faults(tensors: Mapping[str, Any], network: SavedNetwork) -> list[str]:
@@ -256,7 +274,7 @@ def _load_torch(
     path: Path, model: nn.Module | None, selection: Selection, **options
 ) -> SavedNetwork:
     """Reads a PyTorch checkpoint, into a model of the caller's if there is one."""
-    with naming(path):
+    with pointing_to_checkpoint(path), naming(path):
         contents = read(path)
         loaded, variables = load_contents(
             contents, model, selection=selection, source=os.fspath(path), **options
@@ -348,9 +366,24 @@ def _folder_description(path: Path) -> str:
     try:
         return (path / "description" / "metadata").read_text()
     except FileNotFoundError:
-        checkpoints = sorted(path.glob("checkpoints/*/description"), key=os.path.getmtime)
-        hint = f" Name one of its checkpoints, {checkpoints[-1].parent}." if checkpoints else ""
-        raise ValueError(f"{path} is not a checkpoint: it has no description.{hint}") from None
+        fault = "has no description" if any(path.iterdir()) else "is empty"
+        hint = _nearby_checkpoint(path)
+        raise ValueError(f"{path} is not a checkpoint: it {fault}.{hint}") from None
+
+
+def _nearby_checkpoint(path: Path) -> str:
+    """A hint for a path in or above a checkpoint, or of a file beside those of a run; else ""."""
+    above = path.absolute().parents[:2]
+    if part_of := next((folder for folder in above if (folder / "description").is_dir()), None):
+        return f" Name the checkpoint itself, {part_of}."
+    if path.is_dir():
+        found = [*path.glob("checkpoints/*/description"), *path.glob("*/description")]
+    else:
+        found = [*path.parent.glob("checkpoints/*/description")]
+    if found:
+        latest = max(found, key=os.path.getmtime).parent
+        return f" Name one of its checkpoints, {latest}."
+    return ""
 
 
 def _described(path: Path, text: str) -> SavedNetwork:

@@ -13,7 +13,7 @@ from train import config as configuration
 from train import parallel
 from train.console import in_words
 from train.errors import RunError
-from train.evaluation import Evaluator
+from train.evaluation import Evaluator, require_finite_scores
 from train.task import MakeEvaluation
 
 
@@ -36,7 +36,8 @@ def evaluate_checkpoint(
       as from `Evaluator.evaluate`.
 
     Raises:
-      RunError: for a reason that the user can mend.
+      RunError: for a reason that the user can fix; or, once the result is written, because
+        values in it are NaN or infinite, which are null in `evaluation.json`.
     """
     configuration.check(config)
     parallel.start_processes(config.distributed)
@@ -59,12 +60,13 @@ def evaluate_checkpoint(
         if workdir:
             replace_json(workdir / "evaluation.json", result)
         print(_in_words(escaped(config.init_from), result), flush=True)
+    require_finite_scores(result)
     return result
 
 
 def _load(config: ConfigDict) -> SavedNetwork:
     if not config.init_from:
-        raise RunError("Mode eval wants to know what to evaluate: --config.init_from=FILE.")
+        raise RunError("config.mode=eval needs the network to evaluate: --config.init_from=FILE.")
     try:
         return load(config.init_from, prefer_ema=config.init_ema)
     except ValueError as error:

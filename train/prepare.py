@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
+from replk_jax.command_line import positive, quiet_end
 from replk_jax.images import read_image
 from replk_jax.text import escaped_lines, print_anything, storable
 from train.data.ilsvrc import Contents, train_images, validation_images
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RunError as error:
         sys.exit(f"error: {escaped_lines(str(error))}")
     except KeyboardInterrupt:
-        sys.exit("error: Interrupted. The same command goes on.")
+        print("The same command resumes from what is written.", file=sys.stderr)
+        raise
     name = place.parent.name
     print(
         f"{name} is in {place}. Train with --config.data.name={name} "
@@ -255,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=positive,
         default=os.cpu_count(),
         metavar="N",
         help="that decode and write (%(default)s)",
@@ -269,4 +271,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_end():
+        main()

@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             # Without the line of code, which is the user's own only in a program.
             warnings.showwarning = _show_warning
             arguments.run(arguments)
+    except BrokenPipeError:
+        raise  # the reader of the output has gone, which is no mistake: see `quiet_end`
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {message(error)}\n")
     except jax.errors.JaxRuntimeError as error:

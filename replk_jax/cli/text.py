@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from replk_jax.command_line import error_text
 from replk_jax.text import escaped
 from replk_jax.torch_import.tensors import brief
 
@@ -30,4 +31,5 @@ def shortened(lines: Iterable[str], most: int = 50) -> Iterator[str]:
 
 def message(error: Exception | str) -> str:
     """What an error or a warning says, which may quote any file and be of many lines."""
-    return "\n".join(shortened(map(printable, str(error).splitlines())))
+    text = error if isinstance(error, str) else error_text(error)
+    return "\n".join(shortened(map(printable, text.splitlines())))

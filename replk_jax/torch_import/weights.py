@@ -15,7 +15,7 @@ from typing import Any
 
 from replk_jax.torch_import import other_networks
 from replk_jax.torch_import.families import FAMILIES, Family, known_families
-from replk_jax.torch_import.tensors import Placeholder, StoredTensor, brief
+from replk_jax.torch_import.tensors import Placeholder, StoredTensor, UnreadableTensor, brief
 
 _MOST_LEVELS = 8  # of dictionaries around a state dict
 # Entries whose tensors may be named as weights are, but are not weights.
@@ -145,7 +145,7 @@ class _Candidate:
             if name.startswith(before)
         }
         weights = (beside.get(f"{name}.weight") for name in _CLASSIFIERS)
-        if not any(_is_tensor(weight) and len(weight.shape) == 2 for weight in weights):
+        if not any(isinstance(w, StoredTensor) and len(w.shape) == 2 for w in weights):
             return {}
         return {name: value for name, value in beside.items() if CLASSIFIER.match(name)}
 
@@ -294,7 +294,7 @@ def _mapping(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, StoredTensor)
+    return isinstance(value, StoredTensor | UnreadableTensor)
 
 
 # --- Candidates --------------------------------------------------------------------------
@@ -380,25 +380,31 @@ def _is_step_counter(name: str) -> bool:
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """The tensors without counters that are not weights.
+    """The tensors that are weights: no counters, and nothing else that is saved with them.
 
     Raises:
-      ValueError: there is something that is not a tensor.
+      ValueError: a tensor whose values are not in the file as an array.
     """
-    kept = {name: value for name, value in values.items() if not _is_step_counter(name)}
-    others = [name for name, value in kept.items() if not _is_tensor(value)]
-    if others:
+    tensors = {n: v for n, v in values.items() if _is_tensor(v) and not _is_step_counter(n)}
+    unreadable = {n: v for n, v in tensors.items() if isinstance(v, UnreadableTensor)}
+    for value in unreadable.values():
         raise ValueError(
-            f"{len(others)} of {len(kept)} entries are not tensors, so this is no state dict: "
-            f"{brief(others)}"
+            f"{len(unreadable)} of its {len(tensors)} tensors are {value.kind}: "
+            f"{brief(list(unreadable))}. {value.remedy}"
         )
-    return kept
+    return tensors
 
 
 # --- Nothing found -----------------------------------------------------------------------
 
 
 def _nothing_found(contents: Any, entries: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str:
+    for key, value in (_mapping(contents) or {}).items():
+        if isinstance(value, Placeholder) and {"_modules", "_parameters"} & _state(value).keys():
+            return (
+                f"its entry {brief(key)} holds a pickled {value.path} object, a whole module, not "
+                "a state dict. In PyTorch: torch.save(model.state_dict(), ...)."
+            )
     names = [name for entry in entries.values() for name in entry]
     if not names:
         return (
@@ -408,6 +414,11 @@ def _nothing_found(contents: Any, entries: Mapping[tuple[str, ...], Mapping[str,
     if name := other_networks.identify_with_prefix(names):
         return other_networks.message(name, known_families())
     return f"these are not the weights of a network known here, {known_families()}: {brief(names)}"
+
+
+def _state(value: Placeholder) -> Mapping[str, Any]:
+    """The attributes of a pickled object."""
+    return value.state if isinstance(value.state, Mapping) else {}
 
 
 def _describe(contents: Any) -> str:
