@@ -386,13 +386,20 @@ def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:
       ValueError: a tensor whose values are not in the file as an array.
     """
     tensors = {n: v for n, v in values.items() if _is_tensor(v) and not _is_step_counter(n)}
-    unreadable = {n: v for n, v in tensors.items() if isinstance(v, UnreadableTensor)}
-    for value in unreadable.values():
-        raise ValueError(
-            f"{len(unreadable)} of its {len(tensors)} tensors are {value.kind}: "
-            f"{brief(list(unreadable))}. {value.remedy}"
-        )
+    if reason := _unreadable(tensors):
+        raise ValueError(reason)
     return tensors
+
+
+def _unreadable(values: Mapping[str, Any]) -> str | None:
+    """What is wrong with tensors whose values are not in the file as arrays; None without any."""
+    unreadable = {n: v for n, v in values.items() if isinstance(v, UnreadableTensor)}
+    if not unreadable:
+        return None
+    first, names = next(iter(unreadable.values())), brief(list(unreadable))
+    return (
+        f"{len(unreadable)} of its {len(values)} tensors are {first.kind}: {names}. {first.remedy}"
+    )
 
 
 # --- Nothing found -----------------------------------------------------------------------
@@ -411,6 +418,8 @@ def _nothing_found(contents: Any, entries: Mapping[tuple[str, ...], Mapping[str,
             f"there is no state dict but {_describe(contents)}. In PyTorch: "
             "torch.save(model.state_dict(), path)."
         )
+    if reason := _unreadable({n: v for entry in entries.values() for n, v in entry.items()}):
+        return reason
     if name := other_networks.identify_with_prefix(names):
         return other_networks.message(name, known_families())
     return f"these are not the weights of a network known here, {known_families()}: {brief(names)}"
