@@ -1,5 +1,6 @@
 """ResNet against a network of `lax` operations that reads torchvision's tensors."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from jax import lax
 
 import replk_jax
+from replk_jax.export import plain_function
 from replk_jax.models.resnet import ResNetArchitecture
 from replk_jax.models.variables import abstract_variables
 from tests.helpers import assert_equal_in_float64, random_images, random_variables
@@ -103,6 +105,24 @@ def test_logits_maps_and_gradients_are_the_references():
         assert np.abs(expected[2]).max() > 0
         for ours, theirs in zip(actual, expected, strict=True):
             assert_equal_in_float64(ours, theirs)
+
+
+def test_pools_as_converters_understand(monkeypatch):
+    """jax2onnx replaces Flax's pooling by a function that takes the window by name, and for which
+    all padding is either "SAME" or "VALID"."""
+
+    def max_pool(inputs, *, window_shape, strides, padding):
+        assert padding == "VALID"
+        return flax_max_pool(inputs, window_shape, strides, padding)
+
+    model = make()
+    variables = random_variables(model)
+    images = random_images(model, 1, (33, 32))
+    expected = jax.jit(model.apply)(variables, images)
+    flax_max_pool = nn.max_pool
+    monkeypatch.setattr("flax.linen.max_pool", max_pool)
+    actual = jax.jit(plain_function(model, variables))(images)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
