@@ -40,7 +40,7 @@ def test_classifier_features_and_maps_agree(family):
 
     logits, features, shown = run(variables)
     head = variables["params"][model.head_name]
-    expected = features @ head["kernel"] + head["bias"]
+    expected = features @ head["kernel"] + head["bias"][None]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
     stages = range(len(model.architecture.layers))

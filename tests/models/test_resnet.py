@@ -54,7 +54,7 @@ def reference(state, x):
         padding = weight.shape[-1] // 2
         y = lax.conv_general_dilated(x, weight, (stride, stride), [(padding, padding)] * 2)
         names = ("running_mean", "running_var", "weight", "bias")
-        mean, var, scale, bias = (state[f"{norm}.{name}"][:, None, None] for name in names)
+        mean, var, scale, bias = (state[f"{norm}.{name}"][None, :, None, None] for name in names)
         return scale * (y - mean) / jnp.sqrt(var + 1e-5) + bias
 
     def relu(x):
@@ -79,7 +79,8 @@ def reference(state, x):
             if i == 0:
                 x = conv_norm(x, f"{name}.downsample.0", f"{name}.downsample.1", stride)
             x = relu(x + y)
-    return x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"], x.transpose(0, 2, 3, 1)
+    logits = x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"][None]
+    return logits, x.transpose(0, 2, 3, 1)
 
 
 def test_logits_maps_and_gradients_are_the_references():
