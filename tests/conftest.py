@@ -16,6 +16,8 @@ os.environ["REPLK_JAX_TABLES"] = str(CACHE / "no_tables")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_num_cpu_devices", 8)
+# As users have it who want no broadcast that they did not write.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
@@ -27,6 +29,13 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     # The long ones first, or one worker would be left alone with them at the end.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture
+def strict_promotion():
+    """JAX neither broadcasts nor promotes dtypes implicitly."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 @pytest.fixture

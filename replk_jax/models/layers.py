@@ -220,7 +220,7 @@ class GlobalAveragePool(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, C)."""
-        return jnp.mean(x, (1, 2), dtype=accumulation_dtype(x.dtype))
+        return jnp.mean(x.astype(accumulation_dtype(x.dtype)), (1, 2))
 
 
 _DEPTHWISE = "depthwise"

@@ -210,9 +210,10 @@ class SqueezeExcite(ReparameterizableModule):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, H, W, C)."""
         channels = x.shape[-1]
-        mean = jnp.mean(x, (1, 2), dtype=accumulation_dtype(x.dtype), keepdims=True)
+        mean = jnp.mean(x.astype(accumulation_dtype(x.dtype)), (1, 2), keepdims=True)
         hidden = nn.relu(convolution(self, mean, channels // self.reduction, 1, name="down"))
-        return x * nn.sigmoid(convolution(self, hidden, channels, 1, name="up"))
+        weights = nn.sigmoid(convolution(self, hidden, channels, 1, name="up"))
+        return x.astype(self.dtype) * weights
 
 
 class RepVGGBlock(ReparameterizableModule, kw_only=True):

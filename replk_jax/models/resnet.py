@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from replk_jax.models.architecture import expect_entry_per_stage, keep_whole_numbers
 from replk_jax.models.dilation import Sampling, sample_stages
@@ -180,7 +181,10 @@ class ResNet(Network, kw_only=True):
             features=arch.channels[0], kernel_size=7, stride=2, **self.structure(), name="conv1"
         )
         x = nn.relu(stem(x, train))
-        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        # jax2onnx replaces nn.max_pool by a function that takes the window by name only, and drops
+        # explicit padding. XLA merges the two operations.
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 
         outputs, block = [], rematerialized(BLOCKS[arch.block], self.remat)
         strides = [1] + [2] * (len(arch.layers) - 1)

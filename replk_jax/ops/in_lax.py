@@ -32,6 +32,9 @@ def in_lax(function: Callable[..., Any]) -> Callable[..., Any]:
     def plain(*arrays: jax.Array) -> Any:
         program, result = jax.make_jaxpr(function, return_shape=True)(*arrays)
         outputs = _evaluate(program.jaxpr, program.consts, arrays)
+        # jax2onnx 0.17 transposes an output to NCHW where another layer reads it too. The barrier
+        # separates the two.
+        outputs = jax.lax.optimization_barrier(outputs)
         return jax.tree.unflatten(jax.tree.structure(result), outputs)
 
     return plain

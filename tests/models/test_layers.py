@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from replk_jax.models.layers import BatchNorm, ConvNorm, DropPath, GlobalAveragePool, pytorch_init
+from tests.helpers import data_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -63,6 +65,29 @@ def test_batch_norm_refuses_to_train_on_one_value():
     variables = norm.init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="one value per channel"):
         norm.apply(variables, x, train=True, mutable=["batch_stats"])
+
+
+def test_runs_without_jit_on_several_devices():
+    """As `JAX_DISABLE_JIT=1` has it: batch statistics and gradients are those of all images."""
+    mesh, layer = data_mesh(4), ConvNorm(features=4, kernel_size=3, depthwise=True)
+    x = draw(4, 5, 5, 4)
+    variables = layer.init(jax.random.key(0), x)
+
+    def gradients(params, x):
+        def loss(params, x):
+            y, updated = layer.apply(
+                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+            )
+            return jnp.sum(jnp.sin(y)), updated
+
+        return jax.grad(loss, (0, 1), has_aux=True)(params, x)
+
+    expected = jax.jit(gradients)(variables["params"], x)
+    with jax.disable_jit():
+        params = jax.device_put(variables["params"], NamedSharding(mesh, PartitionSpec()))
+        actual = gradients(params, jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))))
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_stride_2_pads_both_sides():

@@ -128,7 +128,7 @@ def reference(state, x, output_stride=32, shortcuts=True, train=False, blocks=7)
         else:
             mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
         scale, bias = state[f"{name}.weight"], state[f"{name}.bias"]
-        mean, var, scale, bias = (v[:, None, None] for v in (mean, var, scale, bias))
+        mean, var, scale, bias = (v[None, :, None, None] for v in (mean, var, scale, bias))
         return scale * (x - mean) / jnp.sqrt(var + 1e-5) + bias
 
     def relu6(x):
@@ -149,7 +149,7 @@ def reference(state, x, output_stride=32, shortcuts=True, train=False, blocks=7)
         x = x + y if shortcuts and stride_of_32 == 1 and x.shape == y.shape else y
     n += 1
     x = relu6(norm(conv(x, f"features.{n}.0"), f"features.{n}.1")).mean((2, 3))
-    logits = x @ state["classifier.1.weight"].T + state["classifier.1.bias"]
+    logits = x @ state["classifier.1.weight"].T + state["classifier.1.bias"][None]
     return logits, statistics, jnp.stack(peaks)
 
 
@@ -361,7 +361,7 @@ def test_features_enter_the_classifier_through_dropout():
     classifier = variables["params"]["classifier"]
 
     def classified(features):
-        return features @ classifier["kernel"] + classifier["bias"]
+        return features @ classifier["kernel"] + classifier["bias"][None]
 
     np.testing.assert_allclose(logits, classified(features), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(trained_logits, classified(drawn[0]), rtol=1e-5, atol=1e-5)

@@ -49,8 +49,8 @@ def norm(x, variables, *path):
     params, stats = variables["params"], variables["batch_stats"]
     for name in path:
         params, stats = params[name], stats[name]
-    deviation = np.sqrt(stats["var"] + 1e-5)
-    return (x - stats["mean"]) / deviation * params["scale"] + params["bias"]
+    p = {name: leaf[None, None, None] for name, leaf in (params | stats).items()}
+    return (x - p["mean"]) / np.sqrt(p["var"] + 1e-5) * p["scale"] + p["bias"]
 
 
 def pad(x, margin):

@@ -115,7 +115,10 @@ def test_features_are_what_enters_the_head():
     features = model.apply(variables, x, features=True)
     head = variables["params"]["head"]
     np.testing.assert_allclose(
-        features @ head["kernel"] + head["bias"], model.apply(variables, x), rtol=1e-5, atol=1e-5
+        features @ head["kernel"] + head["bias"][None],
+        model.apply(variables, x),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -302,6 +305,7 @@ def test_dilated_branches_by_lax():
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=4,
             )
+            p = {name: leaf[None, None, None] for name, leaf in p.items()}
             expected += (y - p["mean"]) / np.sqrt(p["var"] + 1e-5) * p["scale"] + p["bias"]
         merged = replk_jax.reparameterize(variables)
         for actual in (

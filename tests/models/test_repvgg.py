@@ -90,7 +90,10 @@ def conv(x, kernel, layer):
 
 
 def norm(x, p):
-    return (x - p["mean"]) / np.sqrt(p["var"] + 1e-5) * p["scale"] + p["bias"]
+    mean, var, scale, bias = (
+        p[name][None, None, None] for name in ("mean", "var", "scale", "bias")
+    )
+    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
 
 
 def conv_norm(x, p, layer):
@@ -190,8 +193,8 @@ BRANCHES = {
 
 def squeeze_excite(y, p):
     mean = y.mean((1, 2))
-    hidden = np.maximum(mean @ p["down"]["kernel"][0, 0] + p["down"]["bias"], 0)
-    gate = hidden @ p["up"]["kernel"][0, 0] + p["up"]["bias"]
+    hidden = np.maximum(mean @ p["down"]["kernel"][0, 0] + p["down"]["bias"][None], 0)
+    gate = hidden @ p["up"]["kernel"][0, 0] + p["up"]["bias"][None]
     return y / (1 + np.exp(-gate))[:, None, None]
 
 
@@ -315,7 +318,7 @@ def test_features_are_what_enters_the_classifier():
     features = model.apply(variables, x, features=True)
     linear = variables["params"]["linear"]
     np.testing.assert_allclose(
-        features @ linear["kernel"] + linear["bias"],
+        features @ linear["kernel"] + linear["bias"][None],
         model.apply(variables, x),
         rtol=1e-5,
         atol=1e-5,

@@ -1,5 +1,6 @@
 """ResNet against a network of `lax` operations that reads torchvision's tensors."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from jax import lax
 
 import replk_jax
+from replk_jax.export import plain_function
 from replk_jax.models.resnet import ResNetArchitecture
 from replk_jax.models.variables import abstract_variables
 from tests.helpers import assert_equal_in_float64, random_images, random_variables
@@ -52,7 +54,7 @@ def reference(state, x):
         padding = weight.shape[-1] // 2
         y = lax.conv_general_dilated(x, weight, (stride, stride), [(padding, padding)] * 2)
         names = ("running_mean", "running_var", "weight", "bias")
-        mean, var, scale, bias = (state[f"{norm}.{name}"][:, None, None] for name in names)
+        mean, var, scale, bias = (state[f"{norm}.{name}"][None, :, None, None] for name in names)
         return scale * (y - mean) / jnp.sqrt(var + 1e-5) + bias
 
     def relu(x):
@@ -77,7 +79,8 @@ def reference(state, x):
             if i == 0:
                 x = conv_norm(x, f"{name}.downsample.0", f"{name}.downsample.1", stride)
             x = relu(x + y)
-    return x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"], x.transpose(0, 2, 3, 1)
+    logits = x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"][None]
+    return logits, x.transpose(0, 2, 3, 1)
 
 
 def test_logits_maps_and_gradients_are_the_references():
@@ -103,6 +106,24 @@ def test_logits_maps_and_gradients_are_the_references():
         assert np.abs(expected[2]).max() > 0
         for ours, theirs in zip(actual, expected, strict=True):
             assert_equal_in_float64(ours, theirs)
+
+
+def test_pools_as_converters_understand(monkeypatch):
+    """jax2onnx replaces Flax's pooling by a function that takes the window by name, and for which
+    all padding is either "SAME" or "VALID"."""
+
+    def max_pool(inputs, *, window_shape, strides, padding):
+        assert padding == "VALID"
+        return flax_max_pool(inputs, window_shape, strides, padding)
+
+    model = make()
+    variables = random_variables(model)
+    images = random_images(model, 1, (33, 32))
+    expected = jax.jit(model.apply)(variables, images)
+    flax_max_pool = nn.max_pool
+    monkeypatch.setattr("flax.linen.max_pool", max_pool)
+    actual = jax.jit(plain_function(model, variables))(images)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

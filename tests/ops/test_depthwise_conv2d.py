@@ -61,6 +61,21 @@ def test_options(options, explicit):
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bias_is_broadcast_explicitly(strict_promotion, dtype):
+    x, kernel, bias = (jnp.asarray(draw(shape), dtype) for shape in ((2, 6, 5, 3), (3, 3, 1, 3), 3))
+    y, dbias = jax.value_and_grad(lambda b: depthwise_conv2d(x, kernel, b).sum())(bias)
+    assert (y.dtype, dbias.dtype) == (x.dtype, x.dtype)
+    np.testing.assert_array_equal(np.float32(dbias), 60)
+
+
+def test_strict_promotion_is_for_the_caller(strict_promotion):
+    """Mixed operands are promoted implicitly, which the configuration forbids."""
+    x, kernel = jnp.asarray(draw((1, 5, 5, 2)), jnp.bfloat16), jnp.asarray(draw((3, 3, 1, 2)))
+    with pytest.raises(jax.dtypes.TypePromotionError):
+        depthwise_conv2d(x, kernel)
+
+
 def test_gradients():
     """Against the definition: the loss is linear in each operand, so its gradients are sums."""
     x, kernel, bias = draw((2, 6, 9, 3)), draw((5, 3, 1, 3), 1), draw((3,), 2)
@@ -169,6 +184,46 @@ def test_precision_of_the_configuration():
     for name in ("high", "BF16_BF16_F32_X3"):
         with jax.default_matmul_precision(name):
             assert depthwise_conv2d(x, kernel).shape == x.shape
+
+
+LARGE = 1e4  # in a corner, among values of about 1
+
+
+def highest_precision(asked, *, implementation=None):
+    """y, dx and dk for a map and a gradient with a large value, each of another channel; with
+    float64 references, and for every value the sum of the sizes of its terms."""
+    convolution = Convolution((20, 18), (11, 9), padding=((5, 5), (4, 4)))
+    x, kernel, g = draw((2, 20, 18, 3)), draw((11, 9, 1, 3), 1), draw((2, 20, 18, 3), 2)
+    x[0, 0, 0, 1] = g[1, -1, -1, 2] = LARGE
+    how = dict(padding=convolution.padding, precision=asked, implementation=implementation)
+    y, transpose = jax.vjp(lambda x, kernel: depthwise_conv2d(x, kernel, **how), x, kernel)
+    operands = [(x, kernel), (g, kernel), (x, g)]
+    functions = [definition.forward, definition.input_gradient, definition.kernel_gradient]
+    for actual, function, pair in zip((y, *transpose(g)), functions, operands, strict=True):
+        terms = function(*map(np.abs, pair), convolution)
+        yield actual, function(*pair, convolution), terms
+
+
+class TestHighestPrecision:
+    """Every error is in proportion to the terms of its own sum: 2e-6 is 17 roundings. The Fourier
+    matrices err by up to 1e-4 of it here, far from the large value."""
+
+    @pytest.mark.parametrize("asked", ["highest", "float32", jax.lax.Precision.HIGHEST])
+    def test_as_an_argument(self, asked):
+        for actual, expected, terms in highest_precision(asked):
+            assert (np.abs(actual - expected) <= 2e-6 * terms).all()
+
+    def test_as_the_configuration(self):
+        with jax.default_matmul_precision("highest"):
+            for actual, expected, terms in highest_precision(None):
+                assert (np.abs(actual - expected) <= 2e-6 * terms).all()
+
+    def test_an_implementation_that_is_named_takes_precedence(self):
+        """With the documented error: 3e-7 of the largest value, twice that at the most."""
+        for actual, expected, terms in highest_precision("highest", implementation="dft"):
+            error = np.abs(actual - expected)
+            assert (error > 2e-6 * terms).any()
+            assert error.max() <= 6e-7 * max(LARGE, np.abs(expected).max())
 
 
 def test_layer_takes_one_number_and_any_batch():

@@ -192,6 +192,19 @@ class TestExplain:
         assert "less exactly than HIGHEST" in explanation.refusals["mosaic_gpu"]
         assert "mosaic_gpu" not in explain(*shapes, platform="cuda").refusals
 
+    @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+    def test_highest_precision(self, platform):
+        """What errs in proportion to the largest value is left out, and why."""
+        shapes = (4, 56, 56, 128), (31, 31, 1, 128)
+        explanation = explain(*shapes, platform=platform, precision="highest")
+        assert {choice.name for choice in explanation.choices.values()} == {"xla"}
+        assert explanation.only_by_name.keys() == {"dft"}
+        assert "dft only if named: its rounding errors grow with the largest" in str(explanation)
+        with jax.default_matmul_precision("highest"):
+            assert explain(*shapes, platform=platform) == explanation
+            assert explain(*shapes, platform=platform, precision="high").only_by_name == {}
+        assert explain(*shapes, platform=platform).choices["forward"].name == "dft"
+
     def test_integers(self):
         with pytest.raises(TypeError, match="floating-point"):
             explain((1, 9, 9, 4), (3, 3, 1, 4), "int32")

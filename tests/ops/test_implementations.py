@@ -15,6 +15,8 @@ from replk_jax.ops.dispatch import IMPLEMENTATIONS, ROLES
 from replk_jax.ops.primitives import convolve
 from tests.ops import reference
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 # The kernels for GPUs have tests of their own, in tests/ops/mosaic_gpu.
 ANYWHERE = ("xla", "dft", "shift", "toeplitz")
 SHAPES = (

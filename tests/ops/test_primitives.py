@@ -161,6 +161,24 @@ def test_without_jit(implementation):
 
 
 @every
+@pytest.mark.parametrize("by", SHARDED_BY)
+def test_without_jit_on_a_mesh_of_two_axes(implementation, by):
+    """`JAX_DISABLE_JIT=1` is how sharded code is debugged."""
+    mesh = data_mesh(8, fsdp=2)
+    x, kernel = draw(8, 6, 5, 8), draw(3, 5, 1, 8, seed=1)
+    operands = [
+        jax.device_put(operand, NamedSharding(mesh, spec))
+        for operand, spec in zip((x, kernel), SHARDED_BY[by], strict=True)
+    ]
+    with jax.disable_jit():
+        y = depthwise_conv2d(*operands, implementation=implementation)
+        actual = jax.grad(lambda *args: loss(*args, implementation), (0, 1))(*operands)
+        assert jax.config.jax_disable_jit
+    assert y.sharding.is_equivalent_to(operands[0].sharding, y.ndim)
+    assert_trees_close(actual, jax.grad(loss_of_lax, (0, 1))(x, kernel))
+
+
+@every
 def test_inside_shard_map(implementation):
     """The kernel is the same on all devices and x is not; its gradient is the sum over them."""
     mesh = data_mesh(8)
