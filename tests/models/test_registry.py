@@ -100,7 +100,7 @@ def test_every_name_means_itself():
         ("resnext50_32x4d", "resnet_50"),
         ("resnet101-63fe2227.pth", "resnet_101"),
         ("mobilenetv2_140", "mobilenet_v2"),
-        ("RepVGG-A3", "repvgg_a"),
+        ("RepVGG-A3", "repvgg_b3"),
     ],
 )
 def test_other_networks_are_unknown(given, hint):

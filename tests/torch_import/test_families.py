@@ -13,6 +13,7 @@ from flax import traverse_util
 import replk_jax
 from replk_jax import saved as saved_network
 from replk_jax.models.mobilenet_v2 import MobileNetV2Architecture
+from replk_jax.models.replknet import RepLKNetArchitecture
 from replk_jax.models.repvgg import RepVGGArchitecture
 from replk_jax.models.resnet import ResNetArchitecture
 from replk_jax.models.variables import abstract_variables
@@ -658,6 +659,45 @@ def test_fused_without_having_been_merged(name, tmp_path):
     np.testing.assert_allclose(run(deployed, loaded, x), expected, rtol=0, atol=1e-4 * largest)
     with pytest.raises(ValueError, match="unmerged, batch norms fused network, from which"):
         load_torch(tmp_path / "fused.pth", model)
+
+
+class TestStageNorms:
+    """RepLKNet's norms of some stages, as a detector that reads the last ones has them."""
+
+    ARCHITECTURE = RepLKNetArchitecture((5, 3, 3), (1, 1, 1), (4, 6, 8), small_kernel=3)
+
+    def backbone(self, *stages):
+        fields = {"num_classes": None, "out_indices": stages, "norm_intermediate_features": True}
+        return tiny(self.ARCHITECTURE, **fields)
+
+    @pytest.mark.parametrize("stages", [(1, 2), (0, 1), (0, 2), (0, 1, 2)])
+    def test_round_trip(self, stages, tmp_path):
+        model, variables = self.backbone(*stages)
+        save_torch(variables, model, tmp_path / "backbone.pth")
+        weights = to_state_dict(variables, model)
+        assert [s for s in range(3) if f"stages.{s}.norm.weight" in weights] == [*stages]
+        found = infer_architecture(tmp_path / "backbone.pth")
+        assert found.model == model
+        assert not found.faults
+        assert_equal_trees(load_torch(tmp_path / "backbone.pth")[1], variables)
+
+    def test_fewer_stages_than_the_file_has(self, tmp_path):
+        """The norms of the others are left out, and the feature maps are the same."""
+        model, variables = self.backbone(0, 1, 2)
+        save_torch(variables, model, tmp_path / "backbone.pth")
+        fewer = model.clone(out_indices=[-2, -1])
+        loaded, some = load_torch(tmp_path / "backbone.pth", fewer)
+        assert "norm" not in some["params"]["stages_0"]
+        x = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
+        assert_equal_trees(run(loaded, some, x), run(model, variables, x)[1:])
+
+    def test_beside_a_classifier(self, tmp_path):
+        """The official class has both, if it is asked for both."""
+        model, variables = tiny(self.ARCHITECTURE, norm_intermediate_features=True)
+        save_torch(variables, model, tmp_path / "both.pth")
+        loaded, again = load_torch(tmp_path / "both.pth")
+        assert loaded == model
+        assert_equal_trees(again, variables)
 
 
 class TestMergedBlocks:
