@@ -36,6 +36,11 @@ def test_models_counts_one_at_its_own_size(capsys):
     assert "RepVGG on 320x320 images" in capsys.readouterr().out
 
 
+def test_models_knows_the_names_of_others(capsys):
+    main(["models", "ResNet18"])
+    assert "11,689,512" in capsys.readouterr().out
+
+
 def test_models_counts_one(capsys):
     main(["models", "replknet_31b", "--image-size", "384"])
     out = capsys.readouterr().out

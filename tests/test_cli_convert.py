@@ -113,6 +113,10 @@ def test_preprocessing(torch_file, tmp_path, capsys):
     capsys.readouterr()
     assert "no --like" in refusal(capsys, torch_file, tmp_path / "like.pth", *like)
     assert "no released checkpoint" in refusal(capsys, torch_file, tmp_path / "x", "--like", "VGG")
+    several = refusal(capsys, torch_file, tmp_path / "x", "--like", "replknet-31b")
+    assert "name one of RepLKNet-31B_ImageNet-1K_224" in several
+    run(torch_file, tmp_path / "model.safetensors", "--like", "RepLKNet-XL")
+    assert load(tmp_path / "model.safetensors").preprocessing == told
 
 
 @golden.requires_golden

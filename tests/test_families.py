@@ -24,6 +24,7 @@ NETWORKS = {
         miniature(registry.ARCHITECTURES["mobilenet_v2_13_reparam"]), {"output_stride": 8},
     ),
     "resnet_101": (miniature(registry.ARCHITECTURES["resnet_101"]), {}),
+    "resnet_18": (miniature(registry.ARCHITECTURES["resnet_18"]), {"output_stride": 8}),
     "not mergeable": (repvgg_variants()["repvgg relu_in_branches"], {}),
 }  # fmt: skip
 
@@ -65,8 +66,9 @@ def test_from_a_file_to_predictions_and_features(name, tmp_path, capsys):
     np.testing.assert_allclose(from_features, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-def test_what_is_dilated_says_so(tmp_path, capsys):
-    save(tmp_path / "dilated.safetensors", network("mobilenet_v2"))
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet_18"])
+def test_what_is_dilated_says_so(name, tmp_path, capsys):
+    save(tmp_path / "dilated.safetensors", network(name))
     main(["inspect", str(tmp_path / "dilated.safetensors")])
     assert "dilated for an output stride of 8" in capsys.readouterr().out
 

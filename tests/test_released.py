@@ -67,6 +67,10 @@ LONGER = "autoaug-lbs-mixup-coslr-200e"
             "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth",
             "mobilenet_v2", 256, 224, 71.86, 90.42,
         ),
+        ("resnet18-f37072fd.pth", "resnet_18", 256, 224, 69.758, 89.078),
+        ("resnet34-b627a593.pth", "resnet_34", 256, 224, 73.314, 91.420),
+        ("resnet50-0676ba61.pth", "resnet_50", 256, 224, 76.130, 92.862),
+        ("resnet50-11ad3fa6.pth", "resnet_50", 232, 224, 80.858, 95.434),
         ("resnet101-63fe2227.pth", "resnet_101", 256, 224, 77.374, 93.546),
         ("resnet101-cd907fc2.pth", "resnet_101", 232, 224, 81.886, 95.780),
         ("resnet152-394f9c45.pth", "resnet_152", 256, 224, 78.312, 94.046),
@@ -204,5 +208,30 @@ def test_published_accuracies():
     assert found["replknet_31l"] == (86.63, 384, True)
     assert found["repvgg_d2se"] == (83.55, 320, True)
     assert found["mobilenet_v2_13_reparam"] == (73.24, 224, False)
+    assert found["mobilenet_v2_dilated_4"] == (57.23, 224, False)
+    assert found["mobilenet_v2_dilated_6"] == (51.21, 224, False)
+    assert released.published_accuracy("ResNet50") == found["resnet_50"] == (76.130, 224, True)
     assert not set(released.UNRELEASED) & {entry.model for entry in released.RELEASED}
     assert set(released.UNRELEASED) <= set(list_models())
+
+
+def test_looked_up_by_file_or_model():
+    """A model stands for its checkpoints if all see images alike."""
+    v2 = released.lookup("resnet50-11ad3fa6.pth")
+    assert v2.preprocessing.crop_fraction == 224 / 232
+    assert released.lookup("resnet18.tv_in1k").file_names == ("resnet18-f37072fd",)
+    assert released.lookup("RepVGG-B1").top1 == 78.37
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet50", "name one of resnet50-0676ba61, resnet50-11ad3fa6"),
+        ("replknet-31b", "name one of RepLKNet-31B_ImageNet-1K_224, "),
+        ("replknet_13", "no released checkpoint is of replknet_13"),
+        ("vgg16", "no released checkpoint or model is called 'vgg16'"),
+    ],
+)
+def test_looked_up_in_vain(name, message):
+    with pytest.raises(ValueError, match=message):
+        released.lookup(name)

@@ -100,8 +100,8 @@ def torchvision_state(variables, layers):
     return state
 
 
-def reference(state, x, output_stride=32, shortcuts=True, train=False, blocks=7):
-    """TINY, or its first blocks, as torchvision has it, on NHWC images.
+def reference(state, x, output_stride=32, shortcuts=True, dilation=1, train=False, blocks=7):
+    """TINY, or its first blocks, as torchvision has it, on NHWC images; with dilated kernels.
 
     Returns the logits; the new running statistics by name; and what entered each ReLU6 at most.
     """
@@ -137,13 +137,13 @@ def reference(state, x, output_stride=32, shortcuts=True, train=False, blocks=7)
 
     x = relu6(norm(conv(x.transpose(0, 3, 1, 2), "features.0.0", 2), "features.0.1"))
     geometry = zip(STRIDES[output_stride], DILATIONS[output_stride], STRIDES[32], strict=True)
-    for n, (stride, dilation, stride_of_32) in enumerate(list(geometry)[:blocks], 1):
-        name, y, j = f"features.{n}.conv", x, 0
+    for n, (stride, of_block, stride_of_32) in enumerate(list(geometry)[:blocks], 1):
+        name, y, j, dilated = f"features.{n}.conv", x, 0, dilation * of_block
         if f"{name}.1.0.weight" in state:
             y, j = relu6(norm(conv(y, f"{name}.0.0"), f"{name}.0.1")), 1
-        wide = norm(conv(y, f"{name}.{j}.0", stride, dilation), f"{name}.{j}.1")
+        wide = norm(conv(y, f"{name}.{j}.0", stride, dilated), f"{name}.{j}.1")
         if f"{name}.{j}.small.0.weight" in state:
-            small = conv(y, f"{name}.{j}.small.0", stride, dilation)
+            small = conv(y, f"{name}.{j}.small.0", stride, dilated)
             wide += norm(small, f"{name}.{j}.small.1")
         y = norm(conv(relu6(wide), f"{name}.{j + 1}"), f"{name}.{j + 2}")
         x = x + y if shortcuts and stride_of_32 == 1 and x.shape == y.shape else y
@@ -222,12 +222,26 @@ def test_counts_of_the_papers_rows(name, kernel_sizes, reparam):
     assert counts.training.convolution == 299_494_272 + added_macs + branch_macs
 
 
+@pytest.mark.parametrize(("name", "reach"), [("dilated_4", 9), ("dilated_6", 13)])
+def test_dilated_rows_cost_what_3x3_kernels_do(name, reach):
+    """Table 11: 3.5M parameters and 300M multiply-adds, at the reach of 9 x 9 and 13 x 13."""
+    model = replk_jax.create_model(f"mobilenet_v2_{name}")
+    assert model.architecture.kernel_sizes == (3,) * 7
+    assert 2 * model.architecture.dilation + 1 == reach
+    counts = replk_jax.summary(model, 224)
+    assert counts.training.parameters == 3_504_872
+    assert counts.training.convolution == counts.merged.convolution == 299_494_272
+    assert abstract_variables(model) == abstract_variables(replk_jax.create_model("mobilenet_v2"))
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {},
         {"kernel_sizes": (13,) * 5, "shortcuts": False},
         {**MIXED, "output_stride": 8},
+        {"dilation": 4},
+        {**MIXED, "output_stride": 16, "dilation": 2},
     ],
     ids=str,
 )
@@ -239,7 +253,8 @@ def test_logits_are_the_references(fields):
         @jax.jit
         def both(variables, images):
             state = torchvision_state(variables, TINY.layers)
-            settings = (model.output_stride or 32, model.architecture.shortcuts)
+            arch = model.architecture
+            settings = (model.output_stride or 32, arch.shortcuts, arch.dilation)
             expected, _, peaks = reference(state, images, *settings)
             return model.apply(variables, images), expected, peaks
 
@@ -387,6 +402,7 @@ def test_features_enter_the_classifier_through_dropout():
         ({"stem_channels": 1.5}, "stem_channels must be positive whole"),
         ({"last_channels": None}, "last_channels must be positive whole"),
         ({"in_channels": 0}, "in_channels must be positive whole"),
+        ({"dilation": 0}, "dilation must be positive whole"),
         ({"shortcuts": "no"}, "shortcuts must be True or False"),
         (dict.fromkeys(("kernel_sizes", "layers", "channels", "strides", "expansions"), ()),
          "one entry per stage"),

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 import replk_jax
+from replk_jax.models import registry
 
 
 def test_names():
@@ -59,3 +60,56 @@ def test_unknown_field_lists_what_exists():
 def test_neither_name_nor_architecture():
     with pytest.raises(TypeError, match="name or an architecture"):
         replk_jax.create_model(31)
+
+
+@pytest.mark.parametrize(
+    ("given", "registered"),
+    [
+        ("RepLKNet-31B", "replknet_31b"),
+        ("replknet-31b", "replknet_31b"),
+        ("RepLKNet-XL", "replknet_xl"),
+        ("RepVGG-A0", "repvgg_a0"),
+        ("RepVGG-D2se", "repvgg_d2se"),
+        ("repvgg_a0.rvgg_in1k", "repvgg_a0"),
+        ("mobilenetv2", "mobilenet_v2"),
+        ("mobilenetv2_100", "mobilenet_v2"),
+        ("mobilenetv2_100.ra_in1k", "mobilenet_v2"),
+        ("MobileNet V2", "mobilenet_v2"),
+        ("resnet18", "resnet_18"),
+        ("resnet101", "resnet_101"),
+        ("resnet101.tv_in1k", "resnet_101"),
+        ("timm/resnet50.tv2_in1k", "resnet_50"),
+        ("hf-hub:timm/resnet34.tv_in1k", "resnet_34"),
+    ],
+)
+def test_names_of_others(given, registered):
+    assert registry.resolve_name(given) == registered
+    assert replk_jax.create_model(given) == replk_jax.create_model(registered)
+
+
+def test_every_name_means_itself():
+    """However it is spelt: no two names differ in case and separators alone."""
+    for name in replk_jax.list_models():
+        for spelt in (name, name.upper(), name.replace("_", "-"), name.replace("_", "")):
+            assert registry.resolve_name(spelt) == name
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("resnext50_32x4d", "resnet_50"),
+        ("resnet101-63fe2227.pth", "resnet_101"),
+        ("mobilenetv2_140", "mobilenet_v2"),
+        ("RepVGG-A3", "repvgg_b3"),
+    ],
+)
+def test_other_networks_are_unknown(given, hint):
+    with pytest.raises(ValueError, match=f"Unknown model '{given}'. Did you mean '{hint}"):
+        replk_jax.create_model(given)
+
+
+def test_patterns_of_other_spelling():
+    assert replk_jax.list_models("RepVGG-A?") == ["repvgg_a0", "repvgg_a1", "repvgg_a2"]
+    assert replk_jax.list_models("resnet1[05]*") == ["resnet_101", "resnet_152"]
+    assert replk_jax.list_models("resnet50") == ["resnet_50"]
+    assert replk_jax.list_models("REPVGG_[A-B]0") == ["repvgg_a0", "repvgg_b0"]

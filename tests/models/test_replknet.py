@@ -147,6 +147,14 @@ def test_stage_norm_does_not_touch_the_next_stage():
     np.testing.assert_array_equal(after[1], before[1])
 
 
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize(("out_indices", "normed"), [((1,), {1}), ((0,), {0}), (None, {0, 1})])
+def test_only_stages_that_are_returned_have_a_norm(out_indices, normed, deploy):
+    model = make(out_indices=out_indices, norm_intermediate_features=True, deploy=deploy)
+    params = abstract_variables(model)["params"]
+    assert {s for s in (0, 1) if "norm" in params[f"stages_{s}"]} == normed
+
+
 def test_remat_changes_nothing_but_what_is_kept():
     variables, x = random_variables(make()), random_images(make())
 

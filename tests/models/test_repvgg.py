@@ -1,5 +1,6 @@
 """RepVGG: sizes, the paper's variants against plain formulas in float64, and errors."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import replk_jax
+from replk_jax.models.description import describe, from_description
 from replk_jax.models.repvgg import BLOCKS, Layer, RepVGGArchitecture, RepVGGBlock
 from tests import golden, helpers
 from tests.helpers import random_images, random_variables
@@ -32,6 +34,10 @@ def make(**fields):
         ({"in_channels": 0}, "in_channels must be positive whole"),
         ({"groups": 0}, "groups must be positive whole"),
         ({"groups": 3}, r"groups=3 must divide.*\[16\]"),
+        ({"groups": (1, 2, 1)}, "one for each of the 4 layers, stage 0 first; got 3"),
+        ({"groups": (1, 2, 0, 1)}, "groups must be positive whole"),
+        ({"groups": (1, 2, 1, 3)}, r"groups=\(1, 2, 1, 3\) must divide.*\[16, 32\]"),
+        ({"groups": "2"}, "groups must be positive whole"),
         ({"squeeze_excite": 1}, "squeeze_excite must be True or False; got 1"),
         ({"squeeze_excite": True, "channels": (8, 16, 32)}, "at least 16"),
         ({"block": "repvg"}, "block must be one of repvgg, plain.*'repvg'"),
@@ -58,6 +64,27 @@ def test_groups_are_those_of_every_second_layer():
     assert {layer.groups for layer in layers} == {1, 4}
     # Only the layers with groups must have widths that these divide.
     RepVGGArchitecture((1, 1), (16, 15, 33), groups=3, in_channels=4)
+
+
+def test_groups_by_layer():
+    """With an entry for each layer, stage 0 first; what one number says is that number."""
+    by_layer = dataclasses.replace(TINY, groups=[1, 2, 1, 4])
+    assert by_layer.groups == (1, 2, 1, 4)
+    assert [layer.groups for stage in by_layer.stages() for layer in stage] == [1, 2, 1, 4]
+    assert dataclasses.replace(TINY, groups=(1, 1, 2, 1)) == TINY
+    assert dataclasses.replace(TINY, groups=np.ones(4, int)).groups == 1
+    assert dataclasses.replace(TINY, groups=(1, 1, 2, 2)).groups == (1, 1, 2, 2)
+
+    counts = replk_jax.summary(replk_jax.create_model(by_layer, num_classes=None), 32)
+    widths = [(3, 16, 1, 16), (16, 16, 2, 8), (16, 16, 1, 8), (16, 32, 4, 4)]
+    kernels = [9 * i * o // groups for i, o, groups, _ in widths]
+    assert counts.merged.parameters == sum(kernels) + 16 + 16 + 16 + 32
+    sizes = [size**2 for *_, size in widths]
+    assert counts.merged.convolution == np.dot(kernels, sizes)
+
+    model = replk_jax.create_model(by_layer, num_classes=4)
+    stored = json.loads(json.dumps(describe(model)))
+    assert from_description(stored) == model
 
 
 @golden.requires_golden
@@ -243,6 +270,40 @@ def test_variant_by_its_formula(block):
             branches = BRANCHES[block] - (set() if layer.keeps_shape else {"rbr_identity"})
             assert set(p) - {"se"} == branches
     assert set(REFERENCES) == set(BLOCKS) - {"residual"}
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize("block", REFERENCES)
+def test_a_dilated_variant_is_the_plain_one_on_every_second_pixel(block, deploy):
+    """Each of the four subsamples of a feature map passes by itself, values and gradients."""
+    if deploy and block == "relu_in_branches":
+        pytest.skip("has no merged structure")
+    layer = Layer(8, 8, 1, 2)
+    with jax.enable_x64(True):
+        module, variables, x = random_block(block, layer, False, jnp.float64)
+        weights = np.random.default_rng(1).standard_normal(x.shape)
+        if deploy:
+            module, variables = module.clone(deploy=True), replk_jax.reparameterize(variables)
+        stats = {k: v for k, v in variables.items() if k != "params"}
+        dilated = module.clone(layer=layer._replace(dilation=2))
+
+        def values_and_gradients(apply):
+            def loss(params):
+                y = apply({"params": params, **stats})
+                return jnp.sum(y * weights), y
+
+            return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+        def one_by_one(variables):
+            y = jnp.zeros_like(x)
+            for i, j in np.ndindex(2, 2):
+                subsample = (slice(None), slice(i, None, 2), slice(j, None, 2))
+                y = y.at[subsample].set(module.apply(variables, x[subsample]))
+            return y
+
+        actual = values_and_gradients(lambda variables: dilated.apply(variables, x))
+        expected = values_and_gradients(one_by_one)
+    jax.tree.map(helpers.assert_equal_in_float64, actual, expected)
 
 
 def test_residual_network_by_its_formula():

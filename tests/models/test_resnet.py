@@ -46,8 +46,11 @@ def torchvision_state(variables):
     return state
 
 
-def reference(state, x):
-    """torchvision's network on NHWC images: logits and the map of the last stage."""
+def reference(state, x, stride_in_1x1=False):
+    """torchvision's network on NHWC images: logits and the feature map of the last stage.
+
+    A block with `conv3` is a bottleneck, another one basic; `stride_in_1x1` is Caffe's variant.
+    """
 
     def conv_norm(x, conv, norm, stride=1):
         weight = state[f"{conv}.weight"]
@@ -73,20 +76,27 @@ def reference(state, x):
     for stage, depth in enumerate(TINY.layers, 1):
         for i in range(depth):
             name, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
-            y = relu(conv_norm(x, f"{name}.conv1", f"{name}.bn1"))
-            y = relu(conv_norm(y, f"{name}.conv2", f"{name}.bn2", stride))
-            y = conv_norm(y, f"{name}.conv3", f"{name}.bn3")
-            if i == 0:
+            first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+            if f"{name}.conv3.weight" in state:
+                y = relu(conv_norm(x, f"{name}.conv1", f"{name}.bn1", first))
+                y = relu(conv_norm(y, f"{name}.conv2", f"{name}.bn2", second))
+                y = conv_norm(y, f"{name}.conv3", f"{name}.bn3")
+            else:
+                y = relu(conv_norm(x, f"{name}.conv1", f"{name}.bn1", stride))
+                y = conv_norm(y, f"{name}.conv2", f"{name}.bn2")
+            if f"{name}.downsample.0.weight" in state:
                 x = conv_norm(x, f"{name}.downsample.0", f"{name}.downsample.1", stride)
             x = relu(x + y)
     logits = x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"][None]
     return logits, x.transpose(0, 2, 3, 1)
 
 
-def test_logits_maps_and_gradients_are_the_references():
+@pytest.mark.parametrize("fields", [{}, {"block": "basic"}, {"stride_in_1x1": True}], ids=str)
+def test_logits_maps_and_gradients_are_the_references(fields):
     """The gradients are those of a receptive field: of the last map's centre, by the image."""
     with jax.enable_x64(True):
-        model = make(dtype=jnp.float64, param_dtype=jnp.float64)
+        model = make(dtype=jnp.float64, param_dtype=jnp.float64, **fields)
+        in_1x1 = model.architecture.stride_in_1x1
         variables, images = random_variables(model), random_images(model, 2, (49, 64))
         backbone = model.clone(out_indices=(2,))
 
@@ -97,10 +107,10 @@ def test_logits_maps_and_gradients_are_the_references():
         def both(variables, images):
             state = torchvision_state(variables)
             ours = jax.grad(lambda x: centre(backbone.apply(variables, x)[0]))(images)
-            theirs = jax.grad(lambda x: centre(reference(state, x)[1]))(images)
+            theirs = jax.grad(lambda x: centre(reference(state, x, in_1x1)[1]))(images)
             maps = backbone.apply(variables, images)
             actual = model.apply(variables, images), *maps, ours
-            return actual, (*reference(state, images), theirs)
+            return actual, (*reference(state, images, in_1x1), theirs)
 
         actual, expected = both(variables, images)
         assert np.abs(expected[2]).max() > 0
@@ -127,10 +137,17 @@ def test_pools_as_converters_understand(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "convolutions"),
-    [("resnet_101", 44_549_160, 104), ("resnet_152", 60_192_808, 155)],
+    ("name", "parameters", "convolutions", "gflops"),
+    [
+        ("resnet_18", 11_689_512, 20, 1.814),
+        ("resnet_34", 21_797_672, 36, 3.664),
+        ("resnet_50", 25_557_032, 53, 4.089),
+        ("resnet_101", 44_549_160, 104, 7.801),
+        ("resnet_152", 60_192_808, 155, 11.514),
+    ],
 )
-def test_parameters_are_torchvisions(name, parameters, convolutions):
+def test_counts_are_torchvisions(name, parameters, convolutions, gflops):
+    """As in the metadata of its weights: multiply-adds of convolutions and classifier."""
     model = replk_jax.create_model(name)
     variables = abstract_variables(model)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == parameters
@@ -140,6 +157,9 @@ def test_parameters_are_torchvisions(name, parameters, convolutions):
     norms = sum(leaf.size for leaf in jax.tree.leaves(variables["batch_stats"])) // 2
     assert sum(leaf.size for leaf in merged) == parameters - norms
     assert len(merged) == 2 * convolutions + 2
+    counts = replk_jax.summary(model, 224)
+    assert counts.training.parameters == parameters
+    assert round((counts.training.convolution + counts.training.linear) / 1e9, 3) == gflops
 
 
 def test_output_shapes():
@@ -178,6 +198,9 @@ def test_variables_do_not_depend_on_the_image():
         ({"layers": (2, 0, 1)}, "layers must be positive whole"),
         ({"channels": (4, 5.5, 6)}, "channels must be positive whole"),
         ({"in_channels": 0}, "in_channels must be positive whole"),
+        ({"block": "basi"}, "block must be one of basic, bottleneck; got 'basi'"),
+        ({"stride_in_1x1": 1}, "stride_in_1x1 must be True or False; got 1"),
+        ({"stride_in_1x1": True, "block": "basic"}, "no 1 x 1 convolution"),
     ],
 )
 def test_impossible_architectures(change, message):

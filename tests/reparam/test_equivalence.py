@@ -4,6 +4,8 @@ A network cannot be registered without passing here: the cases come from the reg
 a family without a miniature in tests/miniatures.py fails.
 """
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import pytest
 import replk_jax
 from replk_jax import check_equivalence, reparameterize
 from replk_jax.models.replknet import RepLKNetArchitecture
+from replk_jax.models.repvgg import RepVGGArchitecture
 from replk_jax.models.variables import abstract_variables
 from tests.helpers import random_images, random_variables
 from tests.miniatures import registered, repvgg_variants
@@ -28,6 +31,14 @@ CASES = {
     **{name: (architecture, {}) for name, architecture in registered().items()},
     **{name: (architecture, {}) for name, architecture in VARIANTS.items()},
     "replknet with dilated branches": (DILATED, {}),
+    "replknet of output stride 4": (
+        dataclasses.replace(DILATED, small_kernel=5),
+        {"out_indices": (0, 1), "output_stride": 4, "norm_intermediate_features": True},
+    ),
+    "repvgg with groups by layer": (
+        RepVGGArchitecture((2, 1), (8, 8, 12), groups=(1, 2, 1, 4)),
+        {"output_stride": 8},
+    ),
     "mobilenet_v2 of output stride 8": (
         registered()["mobilenet_v2_13_reparam"],
         {"out_indices": (0, 1), "output_stride": 8},

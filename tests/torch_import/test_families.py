@@ -13,6 +13,7 @@ from flax import traverse_util
 import replk_jax
 from replk_jax import saved as saved_network
 from replk_jax.models.mobilenet_v2 import MobileNetV2Architecture
+from replk_jax.models.replknet import RepLKNetArchitecture
 from replk_jax.models.repvgg import RepVGGArchitecture
 from replk_jax.models.resnet import ResNetArchitecture
 from replk_jax.models.variables import abstract_variables
@@ -291,10 +292,31 @@ class TestResNet:
         assert found == model
         assert_equal_trees(loaded, variables)
 
-    def test_basic_blocks_are_refused(self):
-        weights = {k: v for k, v in saved(RESNET).items() if ".conv3." not in k}
-        with pytest.raises(ValueError, match="with three convolutions a block"):
-            family_of_keys(weights).infer_model(weights)
+    def test_basic_blocks(self, tmp_path):
+        """In the first stage, which keeps its width, nothing is downsampled."""
+        basic = dataclasses.replace(RESNET, block="basic")
+        model, variables = tiny(basic)
+        keys = saved(basic)
+        assert "layer1.0.downsample.0.weight" not in keys
+        assert {key.split(".")[2] for key in keys if key.startswith("layer2.0")} == {
+            "conv1", "bn1", "conv2", "bn2", "downsample",
+        }  # fmt: skip
+        save_torch(variables, model, tmp_path / "basic.pth")
+        found, loaded = load_torch(tmp_path / "basic.pth")
+        assert found == model
+        assert_equal_trees(loaded, variables)
+
+    @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet152"])
+    def test_every_tensor_of_torchvision(self, name):
+        """Names, shapes, types and order of its network, which is recognised and written."""
+        torch = pytest.importorskip("torch")
+        models = pytest.importorskip("torchvision").models
+        with torch.device("meta"):
+            theirs = getattr(models, name)().state_dict()
+        theirs = [(k, tuple(v.shape), str(v.dtype).split(".")[1]) for k, v in theirs.items()]
+        model = replk_jax.create_model(name)
+        assert listed(to_state_dict(filled(model), model)) == theirs
+        assert family_of_keys(shapes(theirs)).infer_model(shapes(theirs)) == model
 
 
 class TestMobileNetV2:
@@ -540,6 +562,9 @@ class TestRefused:
             (MOBILENET, {"shortcuts": False}, False, "torchvision's MobileNetV2 has shortcuts"),
             (MOBILENET, {"output_stride": 8}, False, "does not tell strides and dilation"),
             (MOBILENET, {"strides": (2, 1, 2, 1, 1, 1, 1)}, False, "does not tell strides"),
+            (MOBILENET, {"dilation": 4}, False, r"dilation=4 \(a reader assumes 1\)"),
+            (RESNET, {"stride_in_1x1": True}, False, "stride_in_1x1=True .*assumes False"),
+            (RESNET, {"output_stride": 8}, False, "output_stride=8"),
             (RESNET, {}, True, "torchvision has no merged ResNet"),
             (RESNET, {"deploy": True}, False, "torchvision has no merged ResNet"),
             (TINY, {"dilated_branches": ((3, 2),)}, False, "no dilated branches.*save them merged"),
@@ -550,6 +575,129 @@ class TestRefused:
         with pytest.raises(ValueError, match=reason):
             save_torch({}, model, tmp_path / "x.pth", merged=merged)
         assert not list(tmp_path.iterdir())
+
+
+class TestGroupsByLayer:
+    """Official `override_groups_map={1: 2, 3: 4}`, mmpretrain's `group_layer_map`."""
+
+    ARCHITECTURE = RepVGGArchitecture((2, 2), (8, 8, 12), groups=(1, 2, 1, 4, 1))
+
+    @pytest.mark.parametrize("merged", [False, True])
+    def test_round_trip(self, merged, tmp_path):
+        model, variables = tiny(self.ARCHITECTURE)
+        save_torch(variables, model, tmp_path / "groups.pth", merged=merged)
+        found = infer_architecture(tmp_path / "groups.pth")
+        assert found.model == model.clone(deploy=merged)
+        assert not found.faults
+        weights = to_state_dict(variables, model, merged=merged)
+        dense = "rbr_reparam" if merged else "rbr_dense.conv"
+        assert weights[f"stage1.0.{dense}.weight"].shape == (8, 4, 3, 3)
+        assert weights[f"stage2.0.{dense}.weight"].shape == (12, 2, 3, 3)
+        if not merged:
+            assert_equal_trees(load_torch(tmp_path / "groups.pth")[1], variables)
+
+    def test_a_width_that_no_number_divides(self):
+        weights = shapes(listed(saved(self.ARCHITECTURE)))
+        key = "stage1.1.rbr_dense.conv.weight"
+        weights[key] = jax.ShapeDtypeStruct((8, 3, 3, 3), np.float32)
+        found = faults(weights, family_of_keys(weights).infer_model(weights))
+        assert found == [f"wrong shape: {key} is (8, 3, 3, 3), the model has (8, 8, 3, 3)"]
+
+
+def fused(state_dict, norm_of):
+    """With each batch norm that follows a convolution folded into it, by PyTorch's formula."""
+    state_dict = {k: v for k, v in state_dict.items() if "num_batches" not in k}
+    for key in list(state_dict):
+        conv = key.removesuffix(".weight")
+        norm = norm_of(conv)
+        if norm is None or f"{norm}.running_var" not in state_dict:
+            continue
+        scale, bias, mean, var = (
+            state_dict.pop(f"{norm}.{leaf}")
+            for leaf in ("weight", "bias", "running_mean", "running_var")
+        )
+        factor = scale / np.sqrt(var + 1e-5)
+        state_dict[key] = state_dict[key] * factor[:, None, None, None]
+        state_dict[f"{conv}.bias"] = bias - mean * factor
+    return state_dict
+
+
+def norm_behind(conv):
+    """The name of the batch norm behind a convolution, in every official naming."""
+    if re.search(r"\.conv$", conv):  # RepLKNet, RepVGG
+        return f"{conv.removesuffix('conv')}bn"
+    if re.search(r"\bconv\d$", conv):  # torchvision's ResNet
+        return re.sub(r"conv(\d)$", r"bn\1", conv)
+    if re.search(r"\.\d$", conv):  # torchvision's pairs
+        return re.sub(r"\d$", lambda m: str(int(m[0]) + 1), conv)
+    return None
+
+
+FUSED = {
+    "RepLKNet": TINY,
+    "RepVGG": dataclasses.replace(REPVGG, layers=(1, 2), channels=(16, 16, 24)),
+    "MobileNetV2": MOBILENET,
+    "ResNet": RESNET,
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_without_having_been_merged(name, tmp_path):
+    """As by deep_fuse_BN() without structural_reparam(), or another tool that fuses."""
+    model, variables = tiny(FUSED[name])
+    weights = fused(saved(FUSED[name]), norm_behind)
+    assert any(".conv.bias" in key or key == "conv1.bias" or ".0.bias" in key for key in weights)
+    write_torch(tmp_path / "fused.pth", weights)
+    found = infer_architecture(tmp_path / "fused.pth")
+    assert found.structure is Structure.FUSED_BRANCHES
+    assert found.model == model.clone(deploy=True)
+    assert not found.faults
+    deployed, loaded = load_torch(tmp_path / "fused.pth")
+    x = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    expected = run(model, variables, x)
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(run(deployed, loaded, x), expected, rtol=0, atol=1e-4 * largest)
+    with pytest.raises(ValueError, match="unmerged, batch norms fused network, from which"):
+        load_torch(tmp_path / "fused.pth", model)
+
+
+class TestStageNorms:
+    """RepLKNet's norms of some stages, as a detector that reads the last ones has them."""
+
+    ARCHITECTURE = RepLKNetArchitecture((5, 3, 3), (1, 1, 1), (4, 6, 8), small_kernel=3)
+
+    def backbone(self, *stages):
+        fields = {"num_classes": None, "out_indices": stages, "norm_intermediate_features": True}
+        return tiny(self.ARCHITECTURE, **fields)
+
+    @pytest.mark.parametrize("stages", [(1, 2), (0, 1), (0, 2), (0, 1, 2)])
+    def test_round_trip(self, stages, tmp_path):
+        model, variables = self.backbone(*stages)
+        save_torch(variables, model, tmp_path / "backbone.pth")
+        weights = to_state_dict(variables, model)
+        assert [s for s in range(3) if f"stages.{s}.norm.weight" in weights] == [*stages]
+        found = infer_architecture(tmp_path / "backbone.pth")
+        assert found.model == model
+        assert not found.faults
+        assert_equal_trees(load_torch(tmp_path / "backbone.pth")[1], variables)
+
+    def test_fewer_stages_than_the_file_has(self, tmp_path):
+        """The norms of the others are left out, and the feature maps are the same."""
+        model, variables = self.backbone(0, 1, 2)
+        save_torch(variables, model, tmp_path / "backbone.pth")
+        fewer = model.clone(out_indices=[-2, -1])
+        loaded, some = load_torch(tmp_path / "backbone.pth", fewer)
+        assert "norm" not in some["params"]["stages_0"]
+        x = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
+        assert_equal_trees(run(loaded, some, x), run(model, variables, x)[1:])
+
+    def test_beside_a_classifier(self, tmp_path):
+        """The official class has both, if it is asked for both."""
+        model, variables = tiny(self.ARCHITECTURE, norm_intermediate_features=True)
+        save_torch(variables, model, tmp_path / "both.pth")
+        loaded, again = load_torch(tmp_path / "both.pth")
+        assert loaded == model
+        assert_equal_trees(again, variables)
 
 
 class TestMergedBlocks:

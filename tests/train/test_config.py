@@ -1,8 +1,11 @@
 """What a configuration must satisfy."""
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import common, digits
+from replk_jax import create_model
 from train import config as configuration
 from train.errors import RunError
 
@@ -100,3 +103,47 @@ def test_a_damaged_record_of_the_configuration(tmp_path):
     (tmp_path / "config.json").write_text('{"seed"')
     with pytest.raises(RunError, match=r"config\.json is damaged .*: take it away"):
         configuration.remember(common.get_config(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "wanted"),
+    [
+        ("resnet50", {"output_stride": 8}, create_model("resnet_50", output_stride=8)),
+        (
+            "resnet50",
+            {"resnet.stride_in_1x1": True, "resnet.layers": (1, 1, 1, 1)},
+            create_model("resnet_50", stride_in_1x1=True, layers=(1, 1, 1, 1)),
+        ),
+        ("ResNet-101", {"resnet.block": "basic"}, create_model("resnet_101", block="basic")),
+        ("RepVGG-A0", {"repvgg.groups": 2}, create_model("repvgg_a0", groups=2)),
+        (
+            "repvgg_a0",
+            {"repvgg.layers": (2,), "repvgg.channels": (4, 4), "repvgg.groups": (1, 2, 1)},
+            create_model("repvgg_a0", layers=(2,), channels=(4, 4), groups=(1, 2, 1)),
+        ),
+        ("mobilenetv2_100", {"mobilenet_v2.dilation": 4}, create_model("mobilenet_v2_dilated_4")),
+    ],
+)
+def test_the_network_of_a_configuration(name, fields, wanted):
+    """The sections of other families do not count."""
+    config = common.get_config()
+    config.model.name = name
+    config.update_from_flattened_dict({f"model.{field}": v for field, v in fields.items()})
+    assert configuration.build_model(config) == wanted
+
+
+@pytest.mark.parametrize(("text", "groups"), [("4", 4), ("(1, 2, 1)", (1, 2, 1))])
+def test_a_number_or_a_tuple_on_the_command_line(text, groups, monkeypatch):
+    arguments = ["program", f"--config={common.__file__}", f"--config.model.repvgg.groups={text}"]
+    monkeypatch.setattr("sys.argv", arguments)  # where ml_collections finds the overrides
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(arguments)
+    assert values.config.model.repvgg.groups == groups
+
+
+def test_a_model_that_makes_no_sense():
+    config = common.get_config()
+    config.model.output_stride = 12
+    with pytest.raises(RunError, match=r"config\.model: output_stride must be"):
+        configuration.build_model(config)
