@@ -372,11 +372,11 @@ def test_files_that_are_left_out_are_counted(tmp_path):
     ):  # fmt: skip
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to(tmp_path / "b.heic")
-    with pytest.warns(UserWarning, match="are not read as images") as caught:
+    with pytest.warns(UserWarning, match="not read as images") as caught:
         found = find_images(tmp_path)
     assert found == [tmp_path / "a.png", tmp_path / "b.heic" / "c.png"]
     (message,) = (str(warning.message) for warning in caught)
-    assert message.startswith(f"7 files in {tmp_path} are not read as images: 2 .heic, ")
+    assert message.startswith(f"{tmp_path} has files that are not read as images: 2 .heic, ")
     for part in ("1 without an ending", "1 .svg", "1 .part", r"1 .\x1b", "1 link to a folder"):
         assert part in message
     assert ".tiff" in message
@@ -390,8 +390,8 @@ def test_files_that_are_left_out_are_counted(tmp_path):
 
 def test_very_many_endings_are_counted_together():
     message = describe_left_out("dir", Counter({f".{i}": 1 for i in range(2000)}))
-    assert message.startswith("2,000 files in dir ")
-    assert "1,990 more endings" in message
+    assert message.count("1 .") == 10
+    assert "files of 1,990 more endings" in message
 
 
 def test_folders_are_searched(tmp_path):
