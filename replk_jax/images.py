@@ -156,10 +156,9 @@ def describe_left_out(folder: str | os.PathLike, left_out: Counter[str]) -> str:
     """A warning of what `image_names` left out of a folder: how many files of which endings."""
     shown = [f"{count:,} {kind}" for kind, count in left_out.most_common(10)]
     if more := len(left_out) - len(shown):
-        shown.append(f"{more:,} more endings")
+        shown.append(f"files of {more:,} more endings")
     return escaped(
-        f"{left_out.total():,} files in {os.fspath(folder)} are not read as images: "
-        f"{', '.join(shown)}. The endings of images are {', '.join(sorted(IMAGE_SUFFIXES))}."
+        f"{os.fspath(folder)} has files that are not read as images: {', '.join(shown)}. The endings of images are {', '.join(sorted(IMAGE_SUFFIXES))}."
     )
 
 

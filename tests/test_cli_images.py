@@ -101,6 +101,56 @@ def test_predict_names_from_a_file(weights, folder, tmp_path, capsys):
     assert shown == dict(enumerate(names.read_text().split()))
 
 
+def test_predict_names_in_another_encoding(weights, folder, tmp_path, capsys):
+    """A byte order mark is no part of the first name; what is not UTF-8 is an error."""
+    names = tmp_path / "names.txt"
+    options = ["--weights", weights, "--names", names, "--json", "--top", 6]
+    names.write_text("é\none\ntwo\nthree\nfour\nfive\n", "utf-8-sig")
+    _, out, _ = run(capsys, "predict", folder / "a.png", *options)
+    assert {p["name"] for p in json.loads(out)["predictions"]} >= {"é", "one"}
+    names.write_text("zero\né\n", "latin-1")
+    status, _, err = run(capsys, "predict", folder / "a.png", *options)
+    assert status == 2
+    assert f"{names} is not UTF-8 (byte 5 is 0xe9)" in err
+
+
+def test_names_of_any_bytes(weights, folder, tmp_path, capsys):
+    """Of images and of their folder, whole and damaged, in each kind of output."""
+    place = tmp_path / "imag\udce9s\n"
+    folder.rename(place)
+    (place / "c.png").rename(place / "\udcff\n.png")
+    (place / "b.png").rename(place / "\udcfe.png")
+    (place / "\udcfe.png").write_bytes(b"no image")
+    (place / "f.heic").touch()
+    shown = rf"{tmp_path}/imag\udce9s\n"
+    status, out, err = run(capsys, "predict", place, "--weights", weights)
+    assert status == 1
+    assert rf"{shown}/\udcff\n.png" in out.splitlines()
+    warning, error = err.splitlines()
+    assert warning.startswith(f"warning: {shown} has files that are not read as images: 1 .heic.")
+    assert error.startswith(rf"error: Cannot read the image {shown}/\udcfe.png: it is no image")
+
+    status, out, _ = run(capsys, "predict", place, "--weights", weights, "--json")
+    images = [json.loads(line)["image"] for line in out.splitlines()]
+    assert images[-1] == f"{tmp_path}/imag\\udce9s\n/\\udcff\n.png"  # JSON has line breaks
+
+    output = tmp_path / "f\udcfd.npz"
+    status, out, _ = run(capsys, "features", place, "--weights", weights, "--output", output)
+    assert status == 1
+    assert out.startswith(rf"{tmp_path}/f\udcfd.npz: 4 images")
+    with np.load(output) as written:
+        assert str(place / "\udcff\n.png") in written["names"]
+
+
+def test_output_that_is_ascii(weights, folder, capsys, monkeypatch):
+    """As of PYTHONIOENCODING=ascii, or where the locale has no other characters."""
+    (folder / "a.png").rename(folder / "é.png")
+    stdout = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    main(["predict", str(folder / "é.png"), "--weights", str(weights)])
+    assert stdout.buffer.getvalue().decode("ascii").startswith(f"{folder}/\\xe9.png\n")
+
+
 def scores(out):
     return [p["score"] for line in out.splitlines() for p in json.loads(line)["predictions"]]
 

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -271,5 +272,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # As SIGINT: the worker processes end, and leave no semaphores behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with quiet_end():
         main()

@@ -41,6 +41,8 @@ def test_the_configurations_pass(module):
         ("model.mobilenet_v2.dropout_rate", -0.1),
         ("optimizer.name", "adam"),
         ("optimizer.decay_of", "biases"),
+        ("optimizer.layer_decay", 0.0),
+        ("optimizer.layer_decay_by", "block"),
         ("optimizer.momentum", 1.0),
         ("model.dtype", "float8"),
         ("data.eval_crop_fraction", 2.0),

@@ -1,8 +1,11 @@
 """Batches: complete, in an order of their own, and the same whatever reads them."""
 
 import hashlib
+import subprocess
+import sys
 import time
 from itertools import islice
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -10,8 +13,10 @@ import pytest
 
 from replk_jax.images import ImageError
 from train.data import pipeline
+from train.data.unreadable import reported
 from train.errors import RunError
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 THREADS = {"threads": 2, "workers": 0}
 
 
@@ -208,6 +213,43 @@ def test_nothing_changes_the_batches(processes, workers, start_step, monkeypatch
         )
     assert any(line for batch in expected for line in batch["unreadable"])
     assert digest(joined(shares)) == digest(expected)
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("raise", 1),
+        pytest.param("interrupt", 130, marks=pytest.mark.exhaustive),
+        pytest.param("end", 0, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_workers_leave_nothing_behind(how, status):
+    """However the program ends while batches are under way: no shared memory, no semaphores."""
+    command = [sys.executable, "-m", "tests.train.reading_with_workers", how]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert "read 3" in run.stdout, run.stderr
+    assert run.returncode in (status, -2)  # of SIGINT
+    assert "leaked" not in run.stderr
+    assert "resource_tracker" not in run.stderr
+
+
+def test_names_with_line_breaks_are_one_report_each():
+    """Also of several images that one example stands for."""
+    names = ["a\nb", "c\x85d", "e\u2028f", "caf\udce9"]
+
+    class Folder(Numbers):
+        def __getitem__(self, index):
+            if index < len(names):
+                raise ImageError(f"Cannot read the image {names[index]}.png: it is empty.")
+            return super().__getitem__(index)
+
+    reports = []
+    list(reported(eval_batches(Folder(8), 8), reports.append))
+    shown = [r"a\nb", r"c\x85d", r"e\u2028f", r"caf\udce9"]
+    expected = [f"Cannot read the image {name}.png: it is empty." for name in shown]
+    assert set(reports) == set(expected)
+    assert len(reports) == 4 + 3 + 2 + 1  # the first stands for four
+    assert all(report.isprintable() for report in reports)
 
 
 def joined(shares):

@@ -111,6 +111,18 @@ def test_a_folder_name_is_no_formula(tmp_path):
     assert words(legend) == ["$x_{$", "_two"]
 
 
+def test_folder_names_of_any_bytes(tmp_path, capsys):
+    """In the legend and in what is printed."""
+    workdirs = [tmp_path / "a\udce9", tmp_path / "b\n"]
+    for workdir in workdirs:
+        workdir.mkdir()
+        (workdir / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
+    output = tmp_path / "c\udce9.svg"
+    main([*map(str, workdirs), "--output", str(output)])
+    assert output.stat().st_size
+    assert capsys.readouterr().out == f"{tmp_path}/c\\udce9.svg\n"
+
+
 def test_a_line_that_was_cut_short_is_left_out(tmp_path):
     path = run(tmp_path / "digits") / "metrics.jsonl"
     with path.open("a") as file:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -424,6 +425,41 @@ def test_an_unreadable_image_of_a_folder(folder, tmp_path, small_shards, capsys)
     assert before.items() < after.items()
 
 
+def test_names_that_are_not_utf8(folder, tmp_path, capsys):
+    """Of images, whole or damaged, and of classes: stored and reported with escapes."""
+    for split in ("train", "val"):
+        (folder / split / "cat").rename(folder / split / "c\udce9t\n")
+    train = folder / "train/c\udce9t\n"
+    (train / "train0.png").rename(train / "\udcff\n0.png")
+    (train / "\udcffbad.png").write_bytes(b"no image")
+    shown = r"c\udce9t\n/\udcff"
+    arguments = [str(folder), "--name=pets", f"--data_dir={tmp_path / 'data'}", "--processes=1"]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert f"Cannot read the image {folder}/train/{shown}bad.png: it is no" in str(stopped.value)
+    main([*arguments, "--keep_unreadable"])
+    place = tmp_path / "data/pets/1.0.0"
+    listed = (place / records.UNREADABLE_LIST).read_text("utf-8").splitlines()
+    assert len(listed) == 1
+    assert f"{shown}bad.png" in listed[0]
+    source = source_of(tmp_path / "data", "train", "pets")
+    assert source.class_names == [r"c\udce9t\n", "dog"]
+    assert stored(source)[rf"{shown}\n0.png"] == ((train / "\udcff\n0.png").read_bytes(), 0)
+    assert open_source({"folder": str(folder)}, "train").class_names == source.class_names
+
+
+@pytest.mark.parametrize("name", ["\udcff", "a\nb", "my split"])
+def test_splits_that_cannot_be_named(name, folder, tmp_path):
+    (folder / "val").rename(folder / name)
+    with pytest.raises(RunError, match=r"is taken for a split, whose name must consist of letters"):
+        prepare_folder(folder, "pets", tmp_path / "data")
+
+
+def test_a_place_whose_path_is_not_utf8(folder, tmp_path):
+    with pytest.raises(RunError, match=r"is not UTF-8.*rename the folder, or use another one"):
+        prepare_folder(folder, "pets", tmp_path / "data\udce9")
+
+
 def test_folders_and_names_that_will_not_do(folder, tmp_path):
     def fails(message, place=folder, name="pets"):
         with pytest.raises(RunError, match=message):
@@ -453,6 +489,29 @@ def test_the_program_with_several_processes(folder, tmp_path, small_shards):
             stored(source_of(tmp_path / number, split, "pets")) for number in ("one", "two")
         )
         assert one == two
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_program_that_is_stopped_leaves_nothing_behind(number, folder, tmp_path):
+    """Neither processes nor semaphores; stopped while the first shards are written."""
+    large = folder / "train/cat/large.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    Image.fromarray(pixels).save(large)
+    for i in range(1000):
+        os.link(large, folder / f"train/cat/{i}.png")
+    place = tmp_path / "data/pets/1.0.0.incomplete/data"
+    with subprocess.Popen(
+        [sys.executable, "-m", "train.prepare", folder, "--name=pets", "--processes=2",
+         f"--data_dir={tmp_path / 'data'}"],
+        cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        while not list(place.glob("*.partial")):
+            time.sleep(0.1)
+        process.send_signal(number)
+        errors = process.stderr.read()
+    assert process.returncode == 1
+    assert errors == "error: Interrupted. The same command goes on.\n"
 
 
 def test_what_the_program_says(tmp_path, capsys):

@@ -289,3 +289,12 @@ def test_without_a_project_wandb_is_not_imported(workdir, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with Reporter(workdir, 0, 10) as reporter:
         reporter.scalars(5, {"train/loss": 1.5})
+
+
+def test_lines_for_the_user_can_always_be_printed(capsys):
+    """With a name of any bytes, which cannot steer a terminal either."""
+    say("caf\udce9\x1b[2J.png\nnext")
+    warn("a\r.png")
+    captured = capsys.readouterr()
+    assert captured.out == "caf\\udce9\\x1b[2J.png\nnext\n"
+    assert captured.err == "warning: a\\r.png\n"

@@ -238,6 +238,36 @@ def test_a_folder_holds_what_find_images_finds(folder):
     assert all(Path(example["origin"]).read_bytes() == example["image"] for example in found)
 
 
+def test_what_a_folder_leaves_out_is_said_once(folder, capsys):
+    """Of all class folders together, and of images outside them; not of hidden and text files."""
+    photo(0).save(folder / "train" / "cat" / "a.TIF", "TIFF")
+    for name in ("cat/b.heic", "dog/c.HEIC", "eel/d", "stray.jpg", ".hidden.jpg", "notes.txt"):
+        (folder / "train" / name).touch()
+    assert len(open_source(data(folder=str(folder)), "train")) == 10
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"warning: {folder}/train has files that are not read as images: 2 .heic, "
+    )
+    assert "1 without an ending" in line
+    assert "1 .jpg outside the class folders" in line
+    open_source(data(folder=str(folder)), "val")
+    assert capsys.readouterr().err == ""
+
+
+def test_names_of_classes_are_text(folder):
+    """That UTF-8 files of one line a name can hold; their files are found by the true names."""
+    names = ["cat\udce9", "dog\n", "eel\xa0大"]
+    for old, new in zip(("cat", "dog", "eel"), names, strict=True):
+        (folder / "train" / old).rename(folder / "train" / new)
+    source = open_source(data(folder=str(folder)), "train")
+    assert source.class_names == [r"cat\udce9", r"dog\n", "eel\xa0大"]
+    assert source[4]["origin"] == f"{folder}/train/dog\n/1.png"
+    assert source[4]["label"] == 1
+    (folder / "train" / "dog\n" / "1.png").unlink()
+    with pytest.raises(ImageError, match=r"/train/dog\\n/1\.png: No such file"):
+        source[4]
+
+
 def test_a_file_that_has_gone(folder):
     source = open_source(data(folder=str(folder)), "train")
     gone = folder / "train/dog/1.png"

@@ -1,5 +1,7 @@
 """What becomes of reports that an image could not be read."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -58,3 +60,40 @@ def test_the_list_names_each_image_once(tmp_path):
 def test_nothing_to_list_makes_no_file(tmp_path):
     UnreadableList(tmp_path / "unreadable_images.txt", print)
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_not_text_are_listed_once(tmp_path):
+    """Escaped, and recognised at the next start, whatever bytes and breaks a file name has."""
+    path = tmp_path / "unreadable_images.txt"
+    names = [
+        os.fsdecode(b"caf\xe9.jpg"),
+        "a\nb.jpg",
+        "c\u2028d\x85\r.jpg",
+        "é大.jpg",
+        "\x1b[2J.jpg",
+    ]
+    said = []
+    for _ in range(2):
+        report = UnreadableList(path, said.append)
+        for name in names:
+            report(f"Cannot read the image {name}: it is empty.")
+    shown = [r"caf\udce9.jpg", r"a\nb.jpg", r"c\u2028d\x85\r.jpg", "é大.jpg", r"\x1b[2J.jpg"]
+    expected = [f"Cannot read the image {name}: it is empty." for name in shown]
+    assert path.read_text("utf-8").split("\n") == [*expected, ""]
+    assert said == expected
+
+
+def test_a_list_in_another_encoding_is_continued(tmp_path):
+    path = tmp_path / "unreadable_images.txt"
+    path.write_bytes(b"caf\xe9.jpg is damaged.\n")
+    said = []
+    UnreadableList(path, said.append)("b.jpg is damaged.")
+    assert path.read_bytes() == b"caf\xe9.jpg is damaged.\nb.jpg is damaged.\n"
+    assert said == ["b.jpg is damaged."]
+
+
+def test_only_newlines_separate_reports():
+    """Other characters at which `str.splitlines` breaks may be part of a name."""
+    reports = []
+    list(reported(batches(["a\x0b.png\nb\u2028.png"]), reports.append))
+    assert reports == ["a\x0b.png", "b\u2028.png"]

@@ -26,6 +26,16 @@ with locked(Path(sys.argv[1])):
 """
 
 
+def test_a_path_that_is_not_utf8(tmp_path):
+    """Is refused at the start: the first checkpoint would fail."""
+    workdir = tmp_path / "caf\udce9"
+    with pytest.raises(RunError, match="is not UTF-8"), locked(workdir):
+        pass
+    assert not workdir.exists()
+    with locked(tmp_path / "é\n大"):
+        pass
+
+
 def test_a_second_run_is_refused(tmp_path):
     workdir = tmp_path / "new" / "run"
     with locked(workdir):
