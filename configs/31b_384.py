@@ -2,6 +2,10 @@
 
 Top-1 accuracy of the released network, in per cent: 84.84.
 
+Appendix A of the paper: 30 epochs, RandAugment but no mixup or cutmix, an EMA of momentum 1e-4. The
+public command (DingXiaoH/RepLKNet-pytorch): batch 1024, learning rate 4e-4 to 1e-6, falling by 0.7
+from layer to layer towards the image, 1 epoch of warm-up, weight decay 1e-8, stochastic depth 0.8.
+
     python -m train.main --config configs/31b_384.py --workdir out/31b_384 \\
         --config.init_from=RepLKNet-31B_ImageNet-1K_224.pth
 

@@ -26,6 +26,8 @@ def get_config() -> ConfigDict:
             "model": {
                 "name": "replknet_31b",
                 "in_channels": config_dict.placeholder(int),
+                # Size of the image over that of the last feature map; dilation replaces strides.
+                "output_stride": config_dict.placeholder(int),
                 "dtype": "float32",
                 # What blocks keep for the backward pass, which computes the rest again: "full"
                 # nothing, "save_depthwise" the results of depthwise convolutions, None everything.
@@ -43,7 +45,8 @@ def get_config() -> ConfigDict:
                 "repvgg": {
                     "layers": config_dict.placeholder(tuple),
                     "channels": config_dict.placeholder(tuple),
-                    "groups": config_dict.placeholder(int),
+                    # One number for every second layer, or a tuple with one for each layer.
+                    "groups": config_dict.placeholder(object),
                     "squeeze_excite": config_dict.placeholder(bool),
                     "block": config_dict.placeholder(str),
                 },
@@ -57,11 +60,14 @@ def get_config() -> ConfigDict:
                     "expansions": config_dict.placeholder(tuple),
                     "stem_channels": config_dict.placeholder(int),
                     "last_channels": config_dict.placeholder(int),
+                    "dilation": config_dict.placeholder(int),
                     "dropout_rate": 0.0,
                 },
                 "resnet": {
                     "layers": config_dict.placeholder(tuple),
                     "channels": config_dict.placeholder(tuple),
+                    "block": config_dict.placeholder(str),
+                    "stride_in_1x1": config_dict.placeholder(bool),
                 },
             },
             "data": {
@@ -120,8 +126,11 @@ def get_config() -> ConfigDict:
                 # What decays: "kernels" (tensors of two or more dimensions), "repvgg" (what that
                 # paper's code lets decay) or "all". See train/optimizer.py.
                 "decay_of": "kernels",
-                # The learning rate of a layer over that of the layer behind it (RepLKNet, 0.7).
+                # The learning rate of a group of a RepLKNet's parameters over that of the group
+                # after it: of fourteen groups by "layer" (official code, 0.7), or by "stage"
+                # (the paper for XL, 0.4). See `layer_of` and `stage_of` in train/optimizer.py.
                 "layer_decay": 1.0,
+                "layer_decay_by": "layer",
                 # The norm to which longer gradients are cut; None for no limit.
                 "clip_norm": config_dict.placeholder(float),
                 # RepVGG's L2 penalty on merged kernels in place of decay on those of the branches.

@@ -10,9 +10,14 @@ networks, in per cent, and the GPUs and images per GPU of the official runs:
     python -m train.main --config configs/from_22k.py:31b_384 --workdir out/from_22k_31b_384 \\
         --config.init_from=RepLKNet-31B_ImageNet-22K.pth
 
-On fewer GPUs, `:31b_384,gpus=8`. The classifier is drawn anew. The official learning rate at 384
-ends at three quarters of what it begins with. 30 epochs, of 3.6e18 floating-point operations at 224
-and 1.1e19 and 2.2e19 at 384: 5, 14 and 29 hours on 8 A100, estimated as in configs/31b.py.
+Appendix A of the paper: the GPUs and their images, stochastic depth of 0.2 at 224 and 0.3 at 384,
+RandAugment but no mixup or cutmix. The public commands (DingXiaoH/RepLKNet-pytorch): 30 epochs, 1
+epoch of warm-up, weight decay 1e-8, EMA 0.9999, and a learning rate of 4e-4 that falls by 0.7 from
+layer to layer towards the image and ends at 1e-6, or at 384 at 3e-4.
+
+On fewer GPUs, `:31b_384,gpus=8`. The classifier is drawn anew. 30 epochs, of 3.6e18 floating-point
+operations at 224 and 1.1e19 and 2.2e19 at 384: 5, 14 and 29 hours on 8 A100, estimated as in
+configs/31b.py.
 """
 
 from ml_collections import ConfigDict

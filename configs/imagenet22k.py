@@ -7,9 +7,11 @@ The network follows a colon, `31b` or `31l`; without one it is 31b:
         --config.data.data_dir=DATA_DIR
 
 Fine-tuned by configs/from_22k.py, 31b reaches 85.20 % on ImageNet-1K at 224 pixels and 85.99 % at
-384, 31l 86.63 % at 384. 90 epochs; the official runs had 128 GPUs with 32 images each; on fewer,
-`:31l,gpus=64`. 14.2 million images make 1.2e20 floating-point operations of 31b, and 2.5e20 of 31l:
-10 and 20 hours on 128 A100, estimated as in configs/31b.py.
+384, 31l 86.63 % at 384. Appendix A of the paper: 90 epochs, stochastic depth 0.1, 128 GPUs with 32
+images each; on fewer, `:31l,gpus=64`. The public command (DingXiaoH/RepLKNet-pytorch): learning
+rate 4e-3, 5 epochs of warm-up, weight decay 0.05, no EMA; all else as in configs/31b.py. 14.2
+million images make 1.2e20 floating-point operations of 31b, and 2.5e20 of 31l: 10 and 20 hours on
+128 A100, estimated as in configs/31b.py.
 
 FOLDER has the 21,841 class folders in FOLDER/train/ (the release of 2011; that of winter 2021 has
 fewer), and must be prepared: only then is a part of a split a fair sample. Images that cannot be

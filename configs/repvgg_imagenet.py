@@ -9,9 +9,12 @@ Top-1 accuracy of the released networks that were trained by this recipe, in per
     a0 72.41   a1 74.47   a2 76.48
     b0 75.14   b1 78.37   b1g2 77.79   b1g4 77.58   b2 78.78   b2g4 78.50
 
-The paper trained on 8 GPUs, of 32 images each. 120 epochs are 1.4e18 floating-point operations of
-a0, 3.1e18 of b0 and 1.9e19 of b2: 2, 4 and 24 hours on 8 A100, estimated as in configs/31b.py. The
-host prepares the images in some 50 hours of a core, and must keep up.
+The paper's recipe: SGD with momentum 0.9, batch 256 (8 GPUs with 32 images each), learning rate 0.1
+with a cosine, weight decay 1e-4, 120 epochs, random crops and flips only. Its official scripts warm
+up for none to 5 epochs; here it is 5. Bilinear resizing, the cosine's end at 0 and the crop for
+evaluation are the usual ones of PyTorch, chosen here. 120 epochs are 1.4e18 floating-point
+operations of a0, 3.1e18 of b0 and 1.9e19 of b2: 2, 4 and 24 hours on 8 A100, estimated as in
+configs/31b.py. The host prepares the images in some 50 hours of a core, and must keep up.
 
 b3, b3g4 and d2se were released after 200 epochs with AutoAugment, mixup and label smoothing (80.52,
 80.22, 81.81), which this is not; of b2g2 and b3g2 nothing is known here.

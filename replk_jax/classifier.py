@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from replk_jax import imagenet
-from replk_jax.image_program import ImageProgram, Images
+from replk_jax.image_program import ImageProgram, Images, finite_outputs
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import load
 from replk_jax.torch_import.byte_file import naming
@@ -77,6 +77,8 @@ class Classifier(ImageProgram):
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
         prefer_ema: bool = False,
+        key: str | None = None,
+        prefix: str | None = None,
         batch_size: int = 32,
     ) -> "Classifier":
         """Reads a classifier with its preprocessing and names.
@@ -86,19 +88,22 @@ class Classifier(ImageProgram):
             saved.
           preprocessing: in place of that of the file.
           class_names: in place of those of the file.
-          prefer_ema: take the moving average of the weights that was saved beside them.
+          prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
+          key, prefix: which weights of a PyTorch checkpoint; as in `load_torch`.
           batch_size: the most images at once.
 
         Raises:
           ValueError, OSError: a file that cannot be read, or holds no classifier.
         """
-        network = load(path, prefer_ema=prefer_ema, preprocessing=preprocessing)
+        network = load(
+            path, prefer_ema=prefer_ema, preprocessing=preprocessing, key=key, prefix=prefix
+        )
         with naming(path):
             return cls(
                 network.model,
                 network.variables,
                 network.known_or_usual_preprocessing(),
-                class_names or network.class_names,
+                network.class_names if class_names is None else class_names,
                 batch_size=batch_size,
             )
 
@@ -112,20 +117,33 @@ class Classifier(ImageProgram):
 
         Raises:
           ImageError: an image that cannot be read.
+          ValueError: logits that are NaN or infinite.
         """
         return self.best(self.logits(images), top_k)
 
     def logits(self, images: Images) -> np.ndarray:
-        """The outputs of the network, float32 (N, classes), for images as `__call__` takes them."""
+        """The outputs of the network, float32 (N, classes), for images as `__call__` takes them.
+
+        As they are: NaN or infinite where the network diverged or overflows.
+        """
         return self.run_all(images)
 
     def probabilities(self, images: Images) -> np.ndarray:
-        """Their softmax, float32 (N, classes)."""
-        return np.asarray(jax.nn.softmax(self.logits(images)))
+        """Their softmax, float32 (N, classes).
+
+        Raises:
+          ImageError: an image that cannot be read.
+          ValueError: logits that are NaN or infinite.
+        """
+        return _probabilities(self.logits(images))
 
     def best(self, logits: np.ndarray, top_k: int = 5) -> list[list[Prediction]]:
-        """The likeliest classes by logits (N, classes), the likeliest first."""
-        probabilities = np.asarray(jax.nn.softmax(logits))
+        """The likeliest classes by logits (N, classes), the likeliest first.
+
+        Raises:
+          ValueError: logits that are NaN or infinite.
+        """
+        probabilities = _probabilities(logits)
         order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top_k]
         return [
             [Prediction(int(i), self.class_names[i], float(scores[i])) for i in best]
@@ -135,6 +153,18 @@ class Classifier(ImageProgram):
 
 def _logits(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
     return model.apply(variables, images)
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    bad = np.flatnonzero(~finite_outputs(logits))
+    if bad.size:
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if bad.size > 5 else "")
+        raise ValueError(
+            f"The logits of {bad.size} of {len(logits)} images are not finite (index {shown}): "
+            "no class can be predicted. The weights may be of a run that diverged; `logits` "
+            "returns the values."
+        )
+    return np.asarray(jax.nn.softmax(logits))
 
 
 def _default_names(num_classes: int) -> Sequence[str]:

@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
+from flax import traverse_util
 
 from replk_jax.ops.dispatch import PLATFORMS, PORTABLE
 from replk_jax.ops.in_lax import in_lax
@@ -71,8 +72,8 @@ def export_model(
       file.
 
     Raises:
-      ValueError: a size, a platform or variables that make no sense, or a normalisation of
-        another number of channels.
+      ValueError: a size, a platform or variables that make no sense, weights that are NaN or
+        infinite, or a normalisation of another number of channels.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1 or (batch_size is not None and batch_size < 1):
@@ -120,7 +121,8 @@ def plain_function(
       A function of images, as `export_model` returns a program of them.
 
     Raises:
-      ValueError: variables that make no sense, or a normalisation of another number of channels.
+      ValueError: variables that make no sense, weights that are NaN or infinite, or a
+        normalisation of another number of channels.
     """
     network, weights = _deployed(model, variables, normalization)
     return in_lax(partial(network, weights))
@@ -137,6 +139,7 @@ def _deployed(
             f"{normalization.channels}."
         )
     model, variables = for_inference(model, variables)
+    _require_finite(variables)
 
     def network(weights: Any, images: jax.Array) -> Any:
         if normalization is not None:
@@ -144,3 +147,16 @@ def _deployed(
         return model.apply(weights, images)
 
     return network, variables
+
+
+def _require_finite(variables: Mapping[str, Any]) -> None:
+    """Raises ValueError if a weight of a merged network is NaN or infinite.
+
+    So would be what the program returns, and who runs it cannot look at the weights.
+    """
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    if bad := [path for path, value in flat.items() if not jnp.isfinite(value).all()]:
+        raise ValueError(
+            f"{len(bad)} of the merged weights are NaN or infinite, the first in {bad[0]}. The "
+            "network may be of a run that diverged, or a variance of a batch norm be negative."
+        )

@@ -57,6 +57,8 @@ class FeatureExtractor(ImageProgram):
         *,
         preprocessing: Preprocessing | None = None,
         prefer_ema: bool = False,
+        key: str | None = None,
+        prefix: str | None = None,
         maps: bool = False,
         batch_size: int = 32,
     ) -> "FeatureExtractor":
@@ -66,13 +68,16 @@ class FeatureExtractor(ImageProgram):
           path: what `load` takes: a PyTorch checkpoint, or what this package or a training run
             saved.
           preprocessing: in place of that of the file.
-          prefer_ema: take the moving average of the weights that was saved beside them.
+          prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
+          key, prefix: which weights of a PyTorch checkpoint; as in `load_torch`.
           maps, batch_size: as above.
 
         Raises:
           ValueError, OSError: a file that cannot be read, or holds a merged classifier.
         """
-        network = load(path, prefer_ema=prefer_ema, preprocessing=preprocessing)
+        network = load(
+            path, prefer_ema=prefer_ema, preprocessing=preprocessing, key=key, prefix=prefix
+        )
         with naming(path):
             return cls(
                 network.model,

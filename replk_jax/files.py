@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,8 +32,13 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def replace_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a JSON file, all of it or nothing; as `replace_text`."""
-    replace_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes a JSON file, all of it or nothing; as `json_text` and `replace_text`."""
+    replace_text(path, json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON (RFC 8259), where NaN and infinite numbers become null."""
+    return json.dumps(_with_nulls(value), indent=indent, allow_nan=False)
 
 
 def replace_text(path: str | os.PathLike, text: str) -> None:
@@ -58,3 +64,14 @@ def on_disk(path: str | os.PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _with_nulls(value: Any) -> Any:
+    """The same with None in place of each number that is not finite, which JSON lacks."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_nulls(entry) for entry in value]
+    return value

@@ -108,6 +108,19 @@ class ImageProgram:
         return jax.tree.map(lambda *outputs: np.concatenate(outputs), *parts)
 
 
+def finite_outputs(outputs: Any) -> np.ndarray:
+    """For each image, whether all that the network gives for it is finite.
+
+    Args:
+      outputs: a tree of arrays (N, ...), as from `ImageProgram.run`.
+
+    Returns:
+      bool (N,).
+    """
+    leaves = jax.tree.leaves(outputs)
+    return np.all([np.isfinite(leaf).all(tuple(range(1, leaf.ndim))) for leaf in leaves], axis=0)
+
+
 def prepare_ahead(
     prepare: Callable[[Item], Result], items: Sequence[Item], batch_size: int
 ) -> Iterator[list[Result]]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from replk_jax.images import ImageError, ImageLike, image_name, read_image, to_array
+from replk_jax.text import escaped
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
 
@@ -106,7 +107,7 @@ class Preprocessing:
         width, height = self._resized_size(whole)
         if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
             raise ImageError(
-                f"Cannot resize the image {name or image_name(image)}, {whole.width} x "
+                f"Cannot resize the image {escaped(name or image_name(image))}, {whole.width} x "
                 f"{whole.height} pixels: it would come to {width} x {height}. Crop it first."
             )
         resized = whole.resize((width, height), Image.Resampling[self.interpolation.upper()])
@@ -126,7 +127,8 @@ class Preprocessing:
 
 def normalize(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
     """Maps uint8 (..., C) to float32 of about zero mean and unit variance in each channel."""
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    per_channel = (1,) * (pixels.ndim - 1) + (-1,)
+    mean, std = (np.asarray(values, np.float32).reshape(per_channel) for values in (mean, std))
     return (pixels.astype(np.float32) / 255 - mean) / std
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
-from replk_jax.models.registry import ARCHITECTURES, name_of
+from replk_jax.models.registry import ARCHITECTURES, name_of, resolve_name
 from replk_jax.preprocessing import Preprocessing
 
 _AT_224 = Preprocessing(224, crop_fraction=0.875)
@@ -174,6 +174,10 @@ RELEASED: tuple[Released, ...] = (
     _bilinear("mobilenet_v2", 71.878, 90.286, "mobilenet_v2-b0353104"),
     _bilinear("mobilenet_v2", 72.154, 90.822, "mobilenet_v2-7ebf99e0", resized=232),
     _bilinear("mobilenet_v2", 71.86, 90.42, "mobilenet_v2_batch256_imagenet"),
+    _bilinear("resnet_18", 69.758, 89.078, "resnet18-f37072fd"),
+    _bilinear("resnet_34", 73.314, 91.420, "resnet34-b627a593"),
+    _bilinear("resnet_50", 76.130, 92.862, "resnet50-0676ba61"),
+    _bilinear("resnet_50", 80.858, 95.434, "resnet50-11ad3fa6", resized=232),
     _bilinear("resnet_101", 77.374, 93.546, "resnet101-63fe2227"),
     _bilinear("resnet_101", 81.886, 95.780, "resnet101-cd907fc2", resized=232),
     _bilinear("resnet_152", 78.312, 94.046, "resnet152-394f9c45"),
@@ -182,7 +186,8 @@ RELEASED: tuple[Released, ...] = (
 
 
 # Top-1 on ImageNet-1K at 224 x 224 of networks that were published without weights, in per cent:
-# RepLKNet's paper, tables 5 (120 epochs), 2, 3 and 4 (MobileNet V2).
+# RepLKNet's paper, tables 5 (120 epochs), 2, 3 and 4, and 11 of its first arXiv version (MobileNet
+# V2).
 UNRELEASED: dict[str, float] = {
     "replknet_3": 82.11,
     "replknet_7": 82.73,
@@ -196,6 +201,8 @@ UNRELEASED: dict[str, float] = {
     "mobilenet_v2_13_reparam": 73.24,
     "mobilenet_v2_last_7": 72.00,
     "mobilenet_v2_last_13": 71.97,
+    "mobilenet_v2_dilated_4": 57.23,
+    "mobilenet_v2_dilated_6": 51.21,
 }
 
 
@@ -211,7 +218,14 @@ def published_accuracy(name: str) -> Accuracy | None:
     """The accuracy of a registered model: of the first of its released checkpoints, if it has any.
 
     None for a model that was published without an accuracy.
+
+    Args:
+      name: as of `create_model`.
+
+    Raises:
+      ValueError: an unknown name.
     """
+    name = resolve_name(name)
     for entry in RELEASED:
         if entry.model == name and entry.top1 is not None:
             return Accuracy(entry.top1, entry.preprocessing.image_size, released=True)
@@ -231,6 +245,34 @@ def find(path: str | os.PathLike) -> Released | None:
         if {name, without_hash} & set(map(str.lower, released.file_names)):
             return released
     return None
+
+
+def lookup(name: str) -> Released:
+    """The released checkpoint of a file name, or the only kind of checkpoint of a model.
+
+    Args:
+      name: of a file, as `find` knows it; or of a model, as `create_model` knows it.
+
+    Raises:
+      ValueError: neither; or a model without a released checkpoint, or with several whose images
+        are prepared differently.
+    """
+    if found := find(name):
+        return found
+    try:
+        model = resolve_name(name)
+    except ValueError:
+        raise ValueError(f"no released checkpoint or model is called {name!r}.") from None
+    entries = [entry for entry in RELEASED if entry.model == model]
+    if not entries:
+        raise ValueError(f"no released checkpoint is of {model}.")
+    if len({entry.preprocessing for entry in entries}) > 1:
+        files = ", ".join(entry.file_names[0] for entry in entries)
+        raise ValueError(
+            f"the released checkpoints of {model} do not share one preprocessing: name one of "
+            f"{files}."
+        )
+    return entries[0]
 
 
 def recognize(path: str | os.PathLike, model: nn.Module) -> Released | None:

@@ -5,12 +5,13 @@ in the variables, and an Orbax checkpoint, a folder, such as training writes. Bo
 same description. PyTorch checkpoints are read as well.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from replk_jax import checksums, released
+from replk_jax.files import json_text
 from replk_jax.models import registry
 from replk_jax.models.description import describe, from_description
 from replk_jax.models.variables import abstract_variables, differences, in_lines
 from replk_jax.preprocessing import Preprocessing
-from replk_jax.torch_import import load_torch
-from replk_jax.torch_import.byte_file import naming
+from replk_jax.torch_import.byte_file import FileError, naming
 from replk_jax.torch_import.convert import by_official_name
-from replk_jax.torch_import.load import fit
+from replk_jax.torch_import.load import fit, load_contents
+from replk_jax.torch_import.metadata import Metadata, find_metadata
 from replk_jax.torch_import.reader import is_pytorch_folder, metadata, read
 from replk_jax.torch_import.tensors import brief
+from replk_jax.torch_import.weights import Selection
 from replk_jax.torch_import.writer import write_safetensors
 
 _AVERAGE = "ema"  # the item of a training run's checkpoint with the average of all variables
@@ -45,12 +48,16 @@ class SavedNetwork:
       variables: of the model.
       preprocessing: of its images; None where it is not known.
       class_names: one for each class; None where they are not known.
+      preprocessing_source, class_names_source: where in a PyTorch checkpoint, or beside it, they
+        were found; None for other files.
     """
 
     model: nn.Module
     variables: Mapping[str, Any]
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
+    preprocessing_source: str | None = dataclasses.field(default=None, compare=False)
+    class_names_source: str | None = dataclasses.field(default=None, compare=False)
 
     @property
     def name(self) -> str | None:
@@ -103,7 +110,7 @@ def save(path: str | os.PathLike, network: SavedNetwork, *, overwrite: bool = Fa
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.absolute().parent} to write to.")
     if path.suffix.lower() == ".safetensors":
-        description = json.dumps(network.description())
+        description = json_text(network.description())
         write_safetensors(path, _by_path(network.variables), {_KEY: description})
     else:
         _write_folder(path.absolute(), network)
@@ -114,30 +121,36 @@ def load(
     *,
     prefer_ema: bool = False,
     preprocessing: Preprocessing | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
+    rename: Callable[[str], str | None] | None = None,
 ) -> SavedNetwork:
     """Reads a network that was saved here, trained here, or published for PyTorch.
 
     Args:
       path: a .safetensors file or a folder that `save` wrote, a checkpoint of a training run
-        (`WORKDIR/checkpoints/STEP`), or a PyTorch checkpoint (see `load_torch`).
-      prefer_ema: take the moving average of the weights that was saved beside them.
-      preprocessing: of the images, in place of what is known. Of a PyTorch checkpoint it is
-        known if it has the name of a released one.
+        (`WORKDIR/checkpoints/STEP`), or a PyTorch checkpoint (see `load_torch`), which may also be
+        a folder of Hugging Face's.
+      prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
+      preprocessing: of the images, in place of what is known. Of a PyTorch checkpoint it is known
+        if the file or a JSON file next to it says it (see `torch_import.metadata`), or if it has
+        the name of a released one.
+      key, prefix, rename: which weights of a PyTorch checkpoint; as in `load_torch`.
 
     Raises:
       ValueError, OSError: it is not there, cannot be read, or is none of these.
     """
     path = Path(path)
+    selection = Selection(prefer_ema, key, prefix, rename)
     network = read_description(path)
     if network is None:
-        model, variables = load_torch(path, prefer_ema=prefer_ema)
-        named = released.recognize(path, model)
-        return SavedNetwork(model, variables, preprocessing or (named and named.preprocessing))
-    return dataclasses.replace(
-        network,
-        variables=_read_variables(path, network, prefer_ema),
-        preprocessing=preprocessing or network.preprocessing,
-    )
+        network = _load_torch(path, None, selection)
+    else:
+        variables = _read_variables(path, network, selection)
+        network = dataclasses.replace(network, variables=variables)
+    if preprocessing is None:
+        return network
+    return dataclasses.replace(network, preprocessing=preprocessing, preprocessing_source=None)
 
 
 def load_into(
@@ -146,13 +159,16 @@ def load_into(
     *,
     reset_head: bool = False,
     prefer_ema: bool = False,
+    key: str | None = None,
+    prefix: str | None = None,
+    rename: Callable[[str], str | None] | None = None,
     seed: int = 0,
 ) -> SavedNetwork:
     """Reads the variables of a network of the caller's, to go on from.
 
     Args:
       model: the network; its architecture must be that of the file.
-      path, prefer_ema: as in `load`.
+      path, prefer_ema, key, prefix, rename: as in `load`.
       reset_head, seed: as in `load_torch`.
 
     Returns:
@@ -163,13 +179,11 @@ def load_into(
         if `model` is not.
     """
     path = Path(path)
+    selection = Selection(prefer_ema, key, prefix, rename)
     network = read_description(path)
     if network is None:
-        options = dict(reset_head=reset_head, prefer_ema=prefer_ema, seed=seed)
-        _, variables = load_torch(path, model, **options)
-        named = released.recognize(path, model.clone(num_classes=None))
-        return SavedNetwork(model, variables, named and named.preprocessing)
-    variables = _read_variables(path, network, prefer_ema)
+        return _load_torch(path, model, selection, reset_head=reset_head, seed=seed)
+    variables = _read_variables(path, network, selection)
     with naming(path):
         if network.model.deploy:
             raise ValueError(
@@ -194,8 +208,24 @@ def read_description(path: str | os.PathLike) -> SavedNetwork | None:
     path = Path(path)
     if _is_own_folder(path):
         return _described(path, _folder_description(path))
-    text = metadata(path).get(_KEY)
+    with pointing_to_checkpoint(path):
+        text = metadata(path).get(_KEY)
     return None if text is None else _described(path, text)
+
+
+@contextlib.contextmanager
+def pointing_to_checkpoint(path: str | os.PathLike) -> Iterator[None]:
+    """Adds to a ValueError which checkpoint may be meant, if `path` is of a run or inside of one.
+
+    Raises:
+      FileError: in place of the ValueError, with its message, where there is such a checkpoint.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if hint := _nearby_checkpoint(Path(path)):
+            raise FileError(f"{error}{hint}") from error
+        raise
 
 
 def faults(tensors: Mapping[str, Any], network: SavedNetwork) -> list[str]:
@@ -203,10 +233,72 @@ def faults(tensors: Mapping[str, Any], network: SavedNetwork) -> list[str]:
     return differences(tensors, _by_path(abstract_variables(network.model)))
 
 
-def _read_variables(path: Path, network: SavedNetwork, prefer_ema: bool) -> dict[str, Any]:
-    average = path / _AVERAGE
+def known_of_torch(path: Path, contents: Any, model: nn.Module) -> SavedNetwork:
+    """What a PyTorch checkpoint says of a network besides its weights; without variables.
+
+    Args:
+      path: of the checkpoint.
+      contents: of it, as `read` gives them.
+      model: the network, with the number of classes of the checkpoint or none.
+    """
+    found = find_metadata(path, contents)
+    if found.architecture and not _is_named(model, found.architecture):
+        warnings.warn(
+            f"{path.parent / 'config.json'} is of {found.architecture!r}, another network than "
+            f"{path}, and is not used.",
+            stacklevel=4,
+        )
+        found = Metadata()
+    names, count = found.class_names, model.num_classes
+    if names is not None and count is not None and len(names) != count:
+        warnings.warn(
+            f"{path}: its network has {count} classes; the {len(names)} names in "
+            f"{found.class_names_source} are not used.",
+            stacklevel=4,
+        )
+        names = None
+    preprocessing, source = found.preprocessing, found.preprocessing_source
+    if preprocessing is None and (named := released.recognize(path, model)):
+        preprocessing, source = named.preprocessing, "the name of a released checkpoint"
+    return SavedNetwork(
+        model=model,
+        variables={},
+        preprocessing=preprocessing,
+        class_names=names if count is not None else None,
+        preprocessing_source=source,
+        class_names_source=found.class_names_source,
+    )
+
+
+def _load_torch(
+    path: Path, model: nn.Module | None, selection: Selection, **options
+) -> SavedNetwork:
+    """Reads a PyTorch checkpoint, into a model of the caller's if there is one."""
+    with pointing_to_checkpoint(path), naming(path):
+        contents = read(path)
+        loaded, variables = load_contents(
+            contents, model, selection=selection, source=os.fspath(path), **options
+        )
+    # A classifier of the caller's may have other classes than those of the file.
+    described = loaded if model is None else loaded.clone(num_classes=None)
+    network = known_of_torch(path, contents, described)
+    return dataclasses.replace(network, model=loaded, variables=variables)
+
+
+def _is_named(model: nn.Module, name: str) -> bool:
+    """Whether a network could be the one that another library calls `name`."""
+    try:
+        return registry.resolve_name(name) == registry.name_of(model.architecture)
+    except ValueError:  # a name that is not known here
+        return registry.name_of(model.architecture) is None
+
+
+def _read_variables(path: Path, network: SavedNetwork, selection: Selection) -> dict[str, Any]:
+    if selection != Selection(selection.prefer_ema):
+        raise ValueError(f"{path} was saved by this package: key, prefix and rename do not apply.")
+    prefer_ema, average = selection.prefer_ema, path / _AVERAGE
     if prefer_ema and not average.is_dir():
-        raise ValueError(f"{path} holds one set of weights, no moving average beside it.")
+        raise ValueError(f"{path} holds one set of weights, no moving average (EMA) beside it.")
     if _is_own_folder(path):
         return _read_folder(path, network, prefer_ema)
     return _read_safetensors(path, network)
@@ -274,9 +366,24 @@ def _folder_description(path: Path) -> str:
     try:
         return (path / "description" / "metadata").read_text()
     except FileNotFoundError:
-        checkpoints = sorted(path.glob("checkpoints/*/description"), key=os.path.getmtime)
-        hint = f" Name one of its checkpoints, {checkpoints[-1].parent}." if checkpoints else ""
-        raise ValueError(f"{path} is not a checkpoint: it has no description.{hint}") from None
+        fault = "has no description" if any(path.iterdir()) else "is empty"
+        hint = _nearby_checkpoint(path)
+        raise ValueError(f"{path} is not a checkpoint: it {fault}.{hint}") from None
+
+
+def _nearby_checkpoint(path: Path) -> str:
+    """A hint for a path in or above a checkpoint, or of a file beside those of a run; else ""."""
+    above = path.absolute().parents[:2]
+    if part_of := next((folder for folder in above if (folder / "description").is_dir()), None):
+        return f" Name the checkpoint itself, {part_of}."
+    if path.is_dir():
+        found = [*path.glob("checkpoints/*/description"), *path.glob("*/description")]
+    else:
+        found = [*path.parent.glob("checkpoints/*/description")]
+    if found:
+        latest = max(found, key=os.path.getmtime).parent
+        return f" Name one of its checkpoints, {latest}."
+    return ""
 
 
 def _described(path: Path, text: str) -> SavedNetwork:

@@ -10,7 +10,6 @@ machine disturb little.
 import contextlib
 import dataclasses
 import io
-import json
 import statistics
 import tempfile
 import time
@@ -21,11 +20,12 @@ from typing import Any
 import cv2
 import numpy as np
 import PIL
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
 from replk_jax.benchmark.environment import describe_environment
+from replk_jax.files import replace_json
 from train import command_line
 from train import config as configuration
 from train.data import pipeline
@@ -33,7 +33,7 @@ from train.data.pillow_reference import PillowTransform
 from train.data.pipeline import Example, Source
 from train.data.sources import FolderSource
 from train.data.transforms import TrainTransform, make_train_transform
-from train.errors import RunError
+from train.errors import RunError, stopping
 
 _IMAGES = flags.DEFINE_integer("images", 512, "how many images to make", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "how often all is measured", lower_bound=1)
@@ -51,15 +51,16 @@ Seconds = dict[str, float]
 
 
 def main(_: list[str]) -> None:
-    try:
+    with stopping():
         config = command_line.CONFIG.value
         configuration.check(config)
+        path = _JSON.value and command_line.flag_path("json", _JSON.value)
+        if path and (path.is_dir() or not path.parent.is_dir()):  # before anything is measured
+            raise RunError(f"--json={path} must name a file in a folder that exists.")
         figures = measure(config, _IMAGES.value, _ROUNDS.value)
         print(as_text(figures))
-        if _JSON.value:
-            Path(_JSON.value).write_text(json.dumps(figures, indent=2) + "\n")
-    except (RunError, OSError) as error:
-        command_line.stop(str(error))
+        if path:
+            replace_json(path, figures)
 
 
 def measure(config: ConfigDict, count: int, rounds: int) -> dict[str, Any]:
@@ -252,4 +253,4 @@ def _rate(seconds: float | None, width: int) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command_line.parse)
+    command_line.run(main)

@@ -97,6 +97,8 @@ def cross_entropy(augmentation: Augmentation) -> Objective:
 def accuracy(mean: tuple[float, ...], std: tuple[float, ...]) -> Measure:
     """`top1`, `top5` (shares of 1) and `loss` (mean cross entropy); the best has most `top1`.
 
+    An image with a logit that is NaN or infinite is a miss, and makes the loss NaN.
+
     Of batches with `image`, uint8 (N, H, W, C), and `label`, int32 (N,), and logits (N, K).
 
     Args:
@@ -112,8 +114,11 @@ def accuracy(mean: tuple[float, ...], std: tuple[float, ...]) -> Measure:
 def _hits_and_losses(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     labels, mask = batch["label"], batch["mask"]
     _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-    hits = (best == labels[:, None]) & mask[:, None]
+    # Of NaN, the first class would count as the likeliest.
+    finite = jnp.isfinite(logits).all(axis=-1)
+    hits = (best == labels[:, None]) & (mask & finite)[:, None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses = jnp.where(finite, losses, jnp.nan)
     return {
         "top1": hits[:, 0].sum(),
         "top5": hits.sum(),

@@ -13,16 +13,18 @@ highest.
 import argparse
 import dataclasses
 import json
+import math
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 
+from replk_jax.command_line import quiet_end, user_path
+from replk_jax.text import print_anything
 from train.console import score_title
-from train.errors import RunError
+from train.errors import RunError, stopping
 
 # Fields, or sections of them, that name places or say how a run is carried out.
 _NO_DIFFERENCE = (
@@ -64,19 +66,19 @@ class Run:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program; ends it with exit status 1 and a line where it cannot go on."""
+    """Runs the program; ends it with exit status 1 and a line where it cannot continue."""
+    print_anything()
     workdirs = _parser().parse_args(arguments).workdir
-    try:
+    with stopping():
         print(table([read_run(workdir) for workdir in workdirs]))
-    except (RunError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def read_run(workdir: Path) -> Run:
     """The finished run in a folder.
 
     Raises:
-      RunError: there is none, or it is not finished.
+      RunError: there is none, it is not finished, its score is NaN or infinite, or a file of it
+        is damaged.
     """
     if not workdir.is_dir():
         raise RunError(f"There is no folder {workdir}.")
@@ -92,15 +94,25 @@ def read_run(workdir: Path) -> Run:
         )
     fields = flatten_dict(config, sep=".")
     best_by, ema = result["best_by"], result.get("ema")
-    return Run(
-        workdir=workdir,
-        fields={field: _in_words(value) for field, value in fields.items() if _counts(field)},
-        seed=config["seed"],
-        examples=result["training"]["examples"],
-        best_by=best_by,
-        score=result["training"][best_by],
-        ema_score=ema["training"][best_by] if ema else None,
-    )
+    try:
+        run = Run(
+            workdir=workdir,
+            fields={field: _in_words(value) for field, value in fields.items() if _counts(field)},
+            seed=config["seed"],
+            examples=result["training"]["examples"],
+            best_by=best_by,
+            score=_share(result["training"][best_by]),
+            ema_score=_share(ema["training"][best_by]) if ema else None,
+        )
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"{workdir}: result.json or config.json is damaged ({error!r}). Start its run again "
+            "with the same --workdir, or leave it out."
+        ) from error
+    for score in (run.score, run.ema_score):
+        if score is not None and not math.isfinite(score):
+            raise RunError(f"{workdir}: its {best_by} is NaN or infinite. Leave it out.")
+    return run
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -135,9 +147,17 @@ def _read(path: Path, absence: str) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"{path.parent} has no {path.name}: {absence}.")
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}.") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is damaged: it holds no JSON object.")
+    return content
+
+
+def _share(value: float | None) -> float:
+    """A score; null stands for NaN and infinite ones."""
+    return math.nan if value is None else float(value)
 
 
 def _counts(field: str) -> bool:
@@ -220,9 +240,10 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("workdir", nargs="+", type=Path, help="folder of a run")
+    parser.add_argument("workdir", nargs="+", type=user_path, help="folder of a run")
     return parser
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_end():
+        main()

@@ -11,13 +11,13 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import replk_jax
-from replk_jax.files import replace_text
+from replk_jax.files import json_text, replace_text
 from replk_jax.models.layers import REMAT_POLICIES
 from replk_jax.models.network import Network
 from replk_jax.preprocessing import Preprocessing
 from train.data.transforms import RESIZING
 from train.errors import RunError
-from train.optimizer import DECAY_OF
+from train.optimizer import DECAY_OF, LAYER_DECAY_BY
 
 
 def check(config: ConfigDict) -> None:
@@ -28,7 +28,7 @@ def check(config: ConfigDict) -> None:
     for fields, holds, wanted in _RULES:
         for field in fields.split():
             value = _get(config, field)
-            if not holds(value):
+            if not _holds(holds, value):
                 raise RunError(f"config.{field} must be {wanted}; it is {value}.")
     if config.batch_size % config.accumulation:
         raise RunError(
@@ -61,11 +61,14 @@ def build_model(config: ConfigDict) -> Network:
     model = config.model
     try:
         section = family_section(type(replk_jax.create_model(model.name)))
-        fields = {"in_channels": model.in_channels, "remat": model.remat, **model[section]}
+        shared = {name: model[name] for name in ("in_channels", "output_stride", "remat")}
+        fields = {**shared, **model[section]}
         fields = {name: value for name, value in fields.items() if value is not None}
         if fields.get("small_kernel") == 0:  # None has no place in a field that may be overridden
             fields["small_kernel"] = None
-        return replk_jax.create_model(model.name, dtype=jnp.dtype(model.dtype), **fields)
+        network = replk_jax.create_model(model.name, dtype=jnp.dtype(model.dtype), **fields)
+        network.check_fields()
+        return network
     except (ValueError, TypeError) as error:
         raise RunError(f"config.model: {error}") from error
 
@@ -108,7 +111,7 @@ def family_section(family: type[Network]) -> str:
 def remember(config: ConfigDict, workdir: Path) -> list[str]:
     """Keeps the configuration in `config.json`; returns what has changed since the last start."""
     path = workdir / "config.json"
-    text = config.to_json_best_effort(indent=2)
+    text = json_text(json.loads(config.to_json_best_effort()), indent=2)
     changes = []
     if path.exists():
         before, now = (flatten_dict(_parsed(t, path), sep=".") for t in (path.read_text(), text))
@@ -126,6 +129,13 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
         return json.loads(text)
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}): take it away.") from error
+
+
+def _holds(condition: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return condition(value)
+    except TypeError:  # the value is of another type, None for example
+        return False
 
 
 def _range(value: tuple[float, float], top: float) -> bool:
@@ -147,12 +157,13 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "positive and finite",
     ),
     (
-        "seed optimizer.final_lr optimizer.warmup_epochs optimizer.weight_decay "
+        "optimizer.final_lr optimizer.warmup_epochs optimizer.weight_decay "
         "data.reading.workers data.color_jitter augmentation.mixup_alpha "
         "augmentation.cutmix_alpha",
         lambda value: 0 <= value < math.inf,
         "0 or more",
     ),
+    ("seed", lambda value: 0 <= value < 2**32, "0 or more and less than 2**32"),
     (
         "label_smoothing ema_decay optimizer.b1 optimizer.b2 optimizer.momentum "
         "model.replknet.drop_path_rate model.mobilenet_v2.dropout_rate",
@@ -188,6 +199,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "None, or more than 0 and at most 1",
     ),
     ("data.crop_scale", lambda value: _range(value, 1), "two shares in order, (0.08, 1.0)"),
+    ("data.mean", lambda value: all(map(math.isfinite, value)), "a number for each channel"),
     ("data.std", lambda value: min(value, default=0) > 0, "positive, a value for each channel"),
     ("data.crop_ratio", lambda value: _range(value, float("inf")), "two ratios in order"),
     ("mode", lambda value: value in ("train", "eval"), "train or eval"),
@@ -197,6 +209,11 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         f"None or one of {', '.join(REMAT_POLICIES)}",
     ),
     ("optimizer.layer_decay", lambda value: 0 < value <= 1, "more than 0 and at most 1"),
+    (
+        "optimizer.layer_decay_by",
+        lambda value: value in LAYER_DECAY_BY,
+        f"one of {', '.join(LAYER_DECAY_BY)}",
+    ),
     ("optimizer.name", lambda value: value in ("adamw", "sgd"), "adamw or sgd"),
     ("optimizer.decay_of", lambda value: value in DECAY_OF, f"one of {', '.join(DECAY_OF)}"),
     (

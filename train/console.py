@@ -5,6 +5,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from replk_jax.text import escaped_lines
+
 # What is said of the metrics, all of which the files hold, and in which order. Other scores of an
 # evaluation follow.
 WORDS = {
@@ -29,7 +31,7 @@ def warn(text: str) -> None:
 
 
 def _write(text: str, stream: TextIO) -> None:
-    tqdm.write(text, file=stream)
+    tqdm.write(escaped_lines(text), file=stream)
     stream.flush()
 
 

@@ -8,11 +8,12 @@ from ml_collections import ConfigDict
 
 from replk_jax.files import replace_json
 from replk_jax.saved import SavedNetwork, load
+from replk_jax.text import escaped
 from train import config as configuration
 from train import parallel
 from train.console import in_words
 from train.errors import RunError
-from train.evaluation import Evaluator
+from train.evaluation import Evaluator, require_finite_scores
 from train.task import MakeEvaluation
 
 
@@ -35,7 +36,8 @@ def evaluate_checkpoint(
       as from `Evaluator.evaluate`.
 
     Raises:
-      RunError: for a reason that the user can mend.
+      RunError: for a reason that the user can fix; or, once the result is written, because
+        values in it are NaN or infinite, which are null in `evaluation.json`.
     """
     configuration.check(config)
     parallel.start_processes(config.distributed)
@@ -57,13 +59,14 @@ def evaluate_checkpoint(
     if parallel.is_main_process():
         if workdir:
             replace_json(workdir / "evaluation.json", result)
-        print(_in_words(config.init_from, result), flush=True)
+        print(_in_words(escaped(config.init_from), result), flush=True)
+    require_finite_scores(result)
     return result
 
 
 def _load(config: ConfigDict) -> SavedNetwork:
     if not config.init_from:
-        raise RunError("Mode eval wants to know what to evaluate: --config.init_from=FILE.")
+        raise RunError("config.mode=eval needs the network to evaluate: --config.init_from=FILE.")
     try:
         return load(config.init_from, prefer_ema=config.init_ema)
     except ValueError as error:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 import replk_jax
@@ -157,6 +159,17 @@ class Evaluator:
         examples, statistics = jax.device_get(more)
         return _Part(
             total.examples + int(examples), self._measure.add(total.statistics, statistics)
+        )
+
+
+def require_finite_scores(result: Mapping[str, Any]) -> None:
+    """Raises RunError, naming them, if numbers in the result of an evaluation are not finite."""
+    flat = flatten_dict(result, sep=".")
+    bad = [k for k, v in flat.items() if isinstance(v, float) and not math.isfinite(v)]
+    if bad:
+        raise RunError(
+            f"The evaluation gives NaN or infinite values ({', '.join(bad)}): so does the network, "
+            "for some of the images at least. Evaluate an earlier checkpoint."
         )
 
 

@@ -20,7 +20,7 @@ from train.checkpoints import Checkpoints
 from train.console import in_words, say, warn
 from train.data.unreadable import UnreadableList
 from train.errors import RunError
-from train.evaluation import Evaluator
+from train.evaluation import Evaluator, require_finite_scores
 from train.interruption import Interrupted, Interruption
 from train.metrics import MetricWindow, NotFiniteError, require_finite
 from train.optimizer import make_optimizer, warmup_cosine
@@ -99,6 +99,7 @@ def _run(config: ConfigDict, workdir: Path, make_task: MakeTask) -> dict[str, An
         if main:
             replace_json(workdir / "result.json", result)
             print(_closing_words(result, checkpoints, reporter), flush=True)
+        require_finite_scores(result)
     return result
 
 

@@ -5,18 +5,20 @@ can be set on the command line: --config.batch_size=256. With --config.mode=eval
 network in --config.init_from=FILE.
 
 Exit status: 0 at the end of the run; 75 where it was asked to stop (SIGTERM, or Ctrl-C once), has
-saved, and wants to be started again; 1 for what the user must mend.
+saved, and wants to be started again; 130 after Ctrl-C twice; 1 for what the user must mend.
 """
 
+import os
 import sys
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from train import classification
-from train.command_line import CONFIG, parse, stop
-from train.errors import RunError
+from replk_jax.command_line import INTERRUPTED
+from train import classification, command_line
+from train.command_line import CONFIG, flag_path
+from train.errors import RunError, stop, stopping
 from train.evaluate import evaluate_checkpoint
 from train.interruption import EXIT_STATUS, Interrupted
 from train.loop import run
@@ -29,16 +31,16 @@ def main(_: list[str]) -> None:
     evaluates = config.mode == "eval"
     if not (_WORKDIR.value or evaluates):
         stop("Name a folder for checkpoints, metrics and the curve: --workdir=DIR.")
-    workdir = Path(_WORKDIR.value).expanduser().absolute() if _WORKDIR.value else None
+    workdir = None
     try:
-        if workdir:
-            workdir.mkdir(parents=True, exist_ok=True)
-        if evaluates:
-            evaluate_checkpoint(config, workdir, classification.evaluation)
-        else:
-            run(config, workdir, classification.task)
-    except (RunError, OSError) as error:
-        stop(str(error))
+        with stopping():
+            if _WORKDIR.value:
+                workdir = flag_path("workdir", _WORKDIR.value).absolute()
+                _make_folder(workdir)
+            if evaluates:
+                evaluate_checkpoint(config, workdir, classification.evaluation)
+            else:
+                run(config, workdir, classification.task)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -50,8 +52,19 @@ def main(_: list[str]) -> None:
         print(f"{interrupted} The same command goes on from there.", flush=True)
         sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
-        stop(f"Interrupted. The same command goes on from the last checkpoint in {workdir}.")
+        remedy = (
+            "" if evaluates else f" The same command resumes from the last checkpoint in {workdir}."
+        )
+        print(f"Interrupted.{remedy}", file=sys.stderr, flush=True)
+        # An orderly exit would wait minutes for the other processes.
+        (os._exit if jax.distributed.is_initialized() else sys.exit)(INTERRUPTED)
+
+
+def _make_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise RunError(f"--workdir={path} is a file; name a folder.")
+    path.mkdir(parents=True, exist_ok=True)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    command_line.run(main)

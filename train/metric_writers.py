@@ -1,16 +1,17 @@
 """Where the metrics of a run are kept: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from replk_jax.files import replace_text
+from replk_jax.files import json_text, replace_text
 from train.errors import RunError
 
 
@@ -38,11 +39,11 @@ class JsonLines:
     def __init__(self, path: Path, first_step: int):
         if path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-            replace_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
+            replace_text(path, "".join(f"{json_text(line)}\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json_text({"step": step, **values}) + "\n")
         self._file.flush()
 
     def close(self, failed: bool) -> None:
@@ -50,14 +51,30 @@ class JsonLines:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`, without those that a kill cut short."""
+    """The lines of a `metrics.jsonl`, without those that a kill cut short; null is NaN.
+
+    Raises:
+      RunError: a line is no report of a step.
+    """
     lines = []
-    for line in path.read_text(errors="replace").splitlines():
+    for number, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
-            lines.append(json.loads(line))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        if not _is_report(line):
+            raise RunError(f"{path}, line {number}, is no report of a step: remove the line.")
+        lines.append({name: math.nan if value is None else value for name, value in line.items()})
     return lines
+
+
+def _is_report(line: Any) -> bool:
+    """Whether it is an object with a step and numbers."""
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("step"), int)
+        and all(value is None or isinstance(value, (int, float)) for value in line.values())
+    )
 
 
 class TensorBoard:

@@ -59,7 +59,7 @@ def make_optimizer(
     if recipe["clip_norm"] is not None:
         parts.insert(0, optax.clip_by_global_norm(recipe["clip_norm"]))
     if recipe["layer_decay"] != 1:
-        parts.append(layer_wise(recipe["layer_decay"]))
+        parts.append(layer_wise(recipe["layer_decay"], recipe["layer_decay_by"]))
     return optax.chain(*parts)
 
 
@@ -95,57 +95,70 @@ def sgd(recipe: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTr
     )
 
 
-def layer_wise(decay: float) -> optax.GradientTransformation:
+def layer_wise(decay: float, by: str = "layer") -> optax.GradientTransformation:
     """Smaller steps for the layers that are nearer to the image, as when a network is fine-tuned.
 
-    What the official code of RepLKNet does: the whole step of a parameter, weight decay included,
-    times decay ** (13 - its layer).
+    The whole step of a parameter, weight decay included, is multiplied by its factor of
+    `layer_scales`.
 
     Args:
-      decay: 0.7 in the paper.
+      decay: the factor from one group of parameters to the one before it.
+      by: which groups, a name of `LAYER_DECAY_BY`.
 
     Raises:
-      RunError: from `init`, for another network than a RepLKNet of at most four stages.
+      RunError: from `init`, for parameters that are in no group.
     """
 
     def update(updates, state, params=None):
         del params
-        return jax.tree.map(jnp.multiply, updates, layer_scales(updates, decay)), state
+        return jax.tree.map(jnp.multiply, updates, layer_scales(updates, decay, by)), state
 
     def init(params):
-        layer_scales(params, decay)
+        layer_scales(params, decay, by)
         return optax.EmptyState()
 
     return optax.GradientTransformation(init, update)
 
 
-def layer_scales(params: Params, decay: float) -> Params:
-    """decay ** (13 - layer) of every parameter; see `layer_of`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: decay ** (_LAST_LAYER - layer_of(tuple(key.key for key in path))), params
-    )
+def layer_scales(params: Params, decay: float, by: str = "layer") -> Params:
+    """The factor on the learning rate of every parameter of a RepLKNet: decay ** distance.
 
+    The distance is counted in groups from that of the final norm and the classifier, whose factor
+    is 1.
 
-_LAST_LAYER = 13
+    Args:
+      params: of the network; only their paths matter.
+      decay: the factor from one group to the one before it.
+      by: which groups, a name of `LAYER_DECAY_BY`: see `layer_of` and `stage_of`.
+
+    Raises:
+      RunError: a parameter is in no group, as in networks of other families.
+    """
+    group_of, last_group = LAYER_DECAY_BY[by]
+    last = last_group(params)
+
+    def scale(path, _):
+        path = tuple(key.key for key in path)
+        group = last if path[0] in ("norm", "head") else group_of(path)
+        return decay ** (last - group)
+
+    return jax.tree_util.tree_map_with_path(scale, params)
 
 
 def layer_of(path: tuple[str, ...]) -> int:
-    """Which of the fourteen layers of the official code a parameter of a RepLKNet is in.
+    """The group from 0 to 12 of a parameter below the final norm, in the official code's fourteen.
 
-    Stem 0; stages 0 and 1 with the transition behind each, 1 and 2; stage 2 in fours of its blocks,
-    3 to 11, the transition behind it 11; stage 3, 12; final norm and classifier, 13. The numbers
-    are those of depths 2, 2, 18, 2, whatever the model.
+    Stem 0; stages 0 and 1 with the transition after each, 1 and 2; stage 2 in fours of its blocks,
+    3 to 11, the transition after it 11; stage 3, 12. The numbers are those of depths 2, 2, 18, 2,
+    whatever the model.
 
     Raises:
-      RunError: it is in no such network.
+      RunError: it is in no RepLKNet of at most four stages.
     """
-    part, number = re.fullmatch(r"([a-z]+)_?(\d*).*", path[0]).groups()
-    match part, number:
+    match _part(path):
         case "stem", _:
             return 0
-        case (("norm" | "head"), ""):
-            return _LAST_LAYER
-        case (("stages" | "transitions"), ("0" | "1")):
+        case (("stages" | "transitions"), ("0" | "1" as number)):
             return 1 + int(number)
         case "stages", "2":
             block = re.fullmatch(r"blocks_(\d+)", path[1])
@@ -154,9 +167,42 @@ def layer_of(path: tuple[str, ...]) -> int:
             return 11
         case "stages", "3":
             return 12
-    raise RunError(
-        f"config.optimizer.layer_decay is for RepLKNets of at most four stages, which have no "
-        f"{path[0]}: leave it 1."
+    raise _not_a_replknet(path)
+
+
+def stage_of(path: tuple[str, ...]) -> int:
+    """The group of a parameter below the final norm, where each stage is a group.
+
+    Stem 0; stage s with the transition after it, 1 + s, for any number of stages.
+
+    Raises:
+      RunError: it is in no RepLKNet.
+    """
+    match _part(path):
+        case "stem", _:
+            return 0
+        case (("stages" | "transitions"), number) if number:
+            return 1 + int(number)
+    raise _not_a_replknet(path)
+
+
+# How parameters below the final norm and classifier are grouped under each value of
+# `layer_decay_by`, and the group of these two in a tree of parameters.
+LAYER_DECAY_BY: dict[str, tuple[Callable[[tuple[str, ...]], int], Callable[[Params], int]]] = {
+    "layer": (layer_of, lambda params: 13),
+    "stage": (stage_of, lambda params: 1 + sum(name.startswith("stages_") for name in params)),
+}
+
+
+def _part(path: tuple[str, ...]) -> tuple[str, str]:
+    """The first word and number of a path: ("stages", "2") of stages_2/blocks_0/..."""
+    return re.fullmatch(r"([a-z]+)_?(\d*).*", path[0]).groups()
+
+
+def _not_a_replknet(path: tuple[str, ...]) -> RunError:
+    return RunError(
+        "config.optimizer.layer_decay is for RepLKNets (by layer, of at most four stages), which "
+        f"have no {path[0]}: leave it 1."
     )
 
 

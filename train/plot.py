@@ -10,7 +10,6 @@ has reported is left out.
 
 import argparse
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,9 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
+from replk_jax.command_line import quiet_end, user_path
 from replk_jax.files import replacing
+from replk_jax.text import escaped, print_anything
 from train.console import score_title
-from train.errors import RunError
+from train.errors import RunError, stopping
 from train.metric_writers import read_metrics
 
 # Title of each panel, and its lines: a metric and what it is called there. Between the loss and
@@ -51,18 +52,21 @@ Line = dict[str, float]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program; ends it with exit status 1 and a line where it cannot go on."""
+    """Runs the program; ends it with exit status 1 and a line where it cannot continue.
+
+    A run with metrics that are NaN or infinite is drawn without them, and then ends it so too.
+    """
+    print_anything()
     parser = _parser()
     options = parser.parse_args(arguments)
     workdirs = options.workdir
     output = options.output or (workdirs[0] if len(workdirs) == 1 else Path()) / _NAME
     if output.suffix.lstrip(".") not in Figure().canvas.get_supported_filetypes():
         parser.error(f"--output {output}: a picture's name ends in .png, .svg or .pdf")
-    try:
+    with stopping():
         draw(workdirs, output)
-    except (RunError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(output)
+        print(escaped(str(output)), flush=True)
+        _require_finite(workdirs)
 
 
 def draw(workdirs: Sequence[Path], output: Path) -> None:
@@ -104,20 +108,31 @@ def figure(runs: Mapping[str, Sequence[Line]]) -> Figure:
 
 def _names(workdirs: Sequence[Path]) -> dict[str, Path]:
     """What the legend calls the folders: their names, or their paths if two have one name."""
-    names = {workdir.resolve().name: workdir for workdir in workdirs}
+    names = {escaped(workdir.resolve().name): workdir for workdir in workdirs}
     if len(names) == len(workdirs):
         return names
-    return {str(workdir): workdir for workdir in workdirs}
+    return {escaped(str(workdir)): workdir for workdir in workdirs}
 
 
 def _read(workdir: Path) -> Sequence[Line]:
     path = workdir / "metrics.jsonl"
     if not workdir.is_dir():
         raise RunError(f"There is no folder {workdir}.")
-    lines = read_metrics(path) if path.exists() else []
+    lines = read_metrics(path) if path.is_file() else []
     if not _panels(lines):
         raise RunError(f"{workdir} has no metrics yet, in {path.name}: is it the folder of a run?")
     return lines
+
+
+def _require_finite(workdirs: Iterable[Path]) -> None:
+    for workdir in workdirs:
+        for line in _read(workdir):
+            for name, value in line.items():
+                if not math.isfinite(value):
+                    raise RunError(
+                        f"{workdir}: {name} is NaN or infinite at step {line['step']}, and left "
+                        "out of the picture where it is so."
+                    )
 
 
 def _panels(lines: Iterable[Line]) -> Panels:
@@ -175,10 +190,10 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("workdir", nargs="+", type=Path, help="folder of a run")
+    parser.add_argument("workdir", nargs="+", type=user_path, help="folder of a run")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help=f"the picture (default: WORKDIR/{_NAME}, of several runs ./{_NAME})",
     )
@@ -186,4 +201,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_end():
+        main()

@@ -23,7 +23,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
+from replk_jax.command_line import positive, quiet_end
 from replk_jax.images import read_image
+from replk_jax.text import escaped_lines, print_anything, storable
 from train.data.ilsvrc import Contents, train_images, validation_images
 from train.data.records import Item, write_dataset
 from train.data.sources import FolderSource
@@ -34,6 +36,7 @@ FOLDER_VERSION = "1.0.0"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program; ends it with exit status 1 and a line where it cannot go on."""
+    print_anything()
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.tars and options.set != "imagenet2012":
@@ -48,9 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder = Path(options.set).expanduser()
             place = prepare_folder(folder, options.name, data_dir, **writing)
     except RunError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {escaped_lines(str(error))}")
     except KeyboardInterrupt:
-        sys.exit("error: Interrupted. The same command goes on.")
+        print("The same command resumes from what is written.", file=sys.stderr)
+        raise
     name = place.parent.name
     print(
         f"{name} is in {place}. Train with --config.data.name={name} "
@@ -126,9 +130,8 @@ def prepare_folder(
         raise RunError(f"There is no folder {folder}.")
     place = data_dir / name / FOLDER_VERSION
     splits = {
-        "validation" if path.name == "val" else path.name: FolderImages(folder, path.name)
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and not path.name.startswith(".")
+        "validation" if name == "val" else name: FolderImages(folder, name)
+        for name in _split_names(folder)
     }
     info = _folder_info(name, place, _common_classes(folder, splits))
     if not _is_there(info):
@@ -137,10 +140,10 @@ def prepare_folder(
 
 
 class FolderImages(Sequence):
-    """The images of a split in a folder, as items to store.
+    """The images of a split in a folder, as items to store; their names as `storable` has them.
 
     Raises:
-      RunError: there are none, or one's name is not UTF-8.
+      RunError: there are none.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -153,7 +156,7 @@ class FolderImages(Sequence):
 
     def __getitem__(self, index: int) -> Item:
         name = self._source.name(index)
-        return Item(name, self._source.label(index), f"{self._folder}/{name}")
+        return Item(storable(name), self._source.label(index), f"{self._folder}/{name}")
 
 
 def whole(data: bytes, name: str) -> bytes:
@@ -188,6 +191,19 @@ def _is_there(info: tfds.core.DatasetInfo) -> bool:
     if json.loads(path.read_text()).get("fileFormat") != "array_record":
         raise RunError(f"{path.parent} holds the set in another format: remove it to prepare it.")
     return True
+
+
+def _split_names(folder: Path) -> list[str]:
+    names = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+    for name in names:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise RunError(
+                f"{folder / name} is taken for a split, whose name must consist of letters, "
+                "digits, hyphens and underscores: rename the folder, or move it elsewhere."
+            )
+    return names
 
 
 def _common_classes(folder: Path, splits: dict[str, FolderImages]) -> list[str]:
@@ -241,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=positive,
         default=os.cpu_count(),
         metavar="N",
         help="that decode and write (%(default)s)",
@@ -255,4 +271,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_end():
+        main()

@@ -7,18 +7,18 @@ are set as in training, for example --config.augmentation.mixup_alpha=0.
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from replk_jax import imagenet
+from replk_jax.text import escaped
 from train import classification, command_line
 from train import config as configuration
-from train.errors import RunError
+from train.errors import RunError, stopping
 from train.step import random_keys
 
 _OUTPUT = flags.DEFINE_string("output", "preview.png", "PNG file to write")
@@ -34,16 +34,14 @@ _DPI = 128  # a power of two: the figure's size in inches then gives back the si
 
 
 def main(_: list[str]) -> None:
-    path = Path(_OUTPUT.value).expanduser()
-    try:
-        if path.suffix != ".png":
-            raise RunError(f"--output={path} must end in .png.")
+    with stopping():
+        path = command_line.flag_path("output", _OUTPUT.value)
+        if path.suffix != ".png" or path.is_dir():
+            raise RunError(f"--output={path} must be the name of a file and end in .png.")
         figure = preview(command_line.CONFIG.value, _COUNT.value)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
-    except (RunError, OSError) as error:
-        command_line.stop(str(error))
-    print(f"What the network sees at the first step is in {path}.")
+    print(f"What the network sees at the first step is in {escaped(str(path))}.")
 
 
 def preview(config: ConfigDict, count: int) -> Figure:
@@ -58,6 +56,11 @@ def preview(config: ConfigDict, count: int) -> Figure:
     """
     configuration.check(config)
     images, targets, class_names = first_inputs(config, count)
+    if not (np.isfinite(images).all() and np.isfinite(targets).all()):
+        raise RunError(
+            "The inputs of the first step are NaN or infinite: look at config.data.mean, "
+            "config.data.std and config.augmentation."
+        )
     background = config.label_smoothing / len(class_names)
     captions = [list(_captions(row, class_names, background)) for row in targets]
     return contact_sheet(_pixels(images, config.data.mean, config.data.std), captions)
@@ -149,4 +152,4 @@ def _shortened(text: str, length: int) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command_line.parse)
+    command_line.run(main)

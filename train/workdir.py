@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from replk_jax.text import encodable
 from train import parallel
 from train.errors import RunError
 
@@ -30,7 +31,7 @@ def locked(workdir: Path, report: Callable[[str], None] = print) -> Iterator[Non
       report: is told where the file system has no locks, and the run goes on without.
 
     Raises:
-      RunError: another run holds it; says on which host, as which process and since when.
+      RunError: another run holds it, with its host, process and start; or its path is not UTF-8.
       OSError: the folder or the file cannot be made.
     """
     own = parallel.together(
@@ -45,7 +46,16 @@ def lock(folder: Path, report: Callable[[str], None]) -> TextIO:
 
     Returns:
       The open file, which is locked until it is closed.
+
+    Raises:
+      RunError: another program holds it, or its path is not UTF-8.
+      OSError: the folder or the file cannot be made.
     """
+    if encodable(str(folder)) != str(folder):
+        raise RunError(
+            f"The path {folder} is not UTF-8. The libraries that write checkpoints and records "
+            "need that: rename the folder, or use another one."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / _LOCK).open("a+")
     try:

@@ -1,6 +1,7 @@
 """What several verbs do with their arguments."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,34 @@ def add_reading(verb: argparse.ArgumentParser) -> None:
         type=_preprocessing,
         dest="preprocessing",
         metavar="NAME",
-        help="prepare images as for the released checkpoint of this file name",
+        help="prepare images as for the released checkpoint of this file name, or of this model",
     )
-    verb.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    add_selection(verb)
+
+
+def add_selection(verb: argparse.ArgumentParser) -> None:
+    """Which weights to take from a file that holds several."""
+    verb.add_argument(
+        "--ema", action="store_true", help="take the exponential moving average of the weights"
+    )
+    verb.add_argument(
+        "--key",
+        metavar="KEY",
+        help="of the entry of a PyTorch file that holds the weights; KEY/KEY of an entry within it",
+    )
+    verb.add_argument(
+        "--prefix", help="of the names of the weights in a PyTorch file, such as encoder."
+    )
+
+
+def reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_reading` has added, as keyword arguments of `load`."""
+    return {"preprocessing": arguments.preprocessing, **selection(arguments)}
+
+
+def selection(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_selection` has added, as keyword arguments of `load` and `Selection`."""
+    return {"prefer_ema": arguments.ema, "key": arguments.key, "prefix": arguments.prefix}
 
 
 def add_force(verb: argparse.ArgumentParser) -> None:
@@ -26,28 +52,43 @@ def add_force(verb: argparse.ArgumentParser) -> None:
 
 
 def _preprocessing(name: str) -> Preprocessing:
-    found = released.find(name)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"no released checkpoint is called {name}")
-    return found.preprocessing
+    try:
+        return released.lookup(name).preprocessing
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def check_folder(path: Path | None) -> None:
-    """Before anything is measured in vain."""
-    if path and not path.parent.is_dir():
-        raise ValueError(f"There is no folder {path.parent} to write {path} to.")
-
-
-def check_output(path: Path, force: bool) -> None:
-    """Before anything is computed in vain.
+def check_file(path: Path | None) -> None:
+    """Raises before anything is measured in vain.
 
     Raises:
-      ValueError: there is no folder to write it to, or it is the folder of something else than
-        a checkpoint.
-      FileExistsError: there is something, which is not to be replaced.
+      ValueError: there is no folder to write the file to, or a folder has its name.
     """
-    check_folder(path)
-    if path.is_dir() and not (path / "description").is_dir():
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} to write {path} to. Make it first.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file to write.")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"The folder {path.parent} is not writable; name another one.")
+
+
+def check_output(path: Path, force: bool, *, checkpoint: bool = False) -> None:
+    """Raises before anything is computed in vain.
+
+    Args:
+      path: to write.
+      force: replace what is there.
+      checkpoint: what is written may be the folder of a checkpoint, and replace one.
+
+    Raises:
+      ValueError: as `check_file`, but for the folder of a checkpoint.
+      FileExistsError: there is something, and `force` is not set.
+    """
+    if not checkpoint or not path.is_dir():
+        check_file(path)
+    elif not (path / "description").is_dir():
         raise ValueError(f"{path} is a folder, and not a checkpoint's: no --force replaces it.")
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists already; --force replaces it.")
@@ -57,17 +98,3 @@ def write_json(report: dict[str, Any], path: Path | None) -> None:
     """What was there stays until the new report is whole."""
     if path:
         replace_json(path, report)
-
-
-def seconds(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be more than 0, got {value:g}")
-    return value
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value

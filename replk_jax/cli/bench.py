@@ -23,7 +23,8 @@ from replk_jax.benchmark.model import (
 from replk_jax.benchmark.network_programs import MODES, draw_inputs
 from replk_jax.benchmark.profile import expect_no_trace, format_profile, profile_network
 from replk_jax.benchmark.tune import tune
-from replk_jax.cli.arguments import check_folder, positive, seconds, write_json
+from replk_jax.cli.arguments import check_file, write_json
+from replk_jax.command_line import positive, seconds, user_path
 from replk_jax.models import create_model
 from replk_jax.ops import measurements
 from replk_jax.ops.dispatch import IMPLEMENTATIONS
@@ -68,7 +69,9 @@ def _add_model(model: argparse.ArgumentParser) -> None:
         "+compile behind it by torch.compile",
     )
     model.add_argument("--seconds", type=seconds, default=10.0, help="to repeat each mode (10)")
-    model.add_argument("--json", type=Path, metavar="FILE", help="write the report there as JSON")
+    model.add_argument(
+        "--json", type=user_path, metavar="FILE", help="write the report there as JSON"
+    )
     model.set_defaults(run=_bench_model)
 
 
@@ -94,12 +97,12 @@ def _add_profile(profile: argparse.ArgumentParser) -> None:
     )
     profile.add_argument(
         "--trace",
-        type=Path,
+        type=user_path,
         metavar="FOLDER",
         help="keep the traces there, for https://ui.perfetto.dev or XProf",
     )
     profile.add_argument(
-        "--json", type=Path, metavar="FILE", help="write all operations there as JSON"
+        "--json", type=user_path, metavar="FILE", help="write all operations there as JSON"
     )
     profile.set_defaults(run=_profile_model)
 
@@ -147,27 +150,30 @@ def _add_depthwise(layer: argparse.ArgumentParser) -> None:
         type=seconds,
         help="after which no layer is begun (no limit; to tune 10 on a CPU, 3 elsewhere)",
     )
-    layer.add_argument("--json", type=Path, metavar="FILE", help="write the report there as JSON")
+    layer.add_argument(
+        "--json", type=user_path, metavar="FILE", help="write the report there as JSON"
+    )
     layer.add_argument(
         "--tune",
         action="store_true",
         help="measure which implementation is fastest for what, and choose by that from now on",
     )
     layer.add_argument(
-        "--table", type=Path, metavar="FILE", help="write what --tune measures there instead"
+        "--table", type=user_path, metavar="FILE", help="write what --tune measures there instead"
     )
     layer.set_defaults(run=_bench_depthwise)
 
 
 def _bench_model(arguments: argparse.Namespace) -> None:
-    check_folder(arguments.json)
+    check_file(arguments.json)
     # A program that is found in the cache would not be compiled.
     jax.config.update("jax_enable_compilation_cache", False)
-    for name in arguments.model:
+    models = list(dict.fromkeys(arguments.model))
+    for name in models:
         create_model(name)  # before anything is measured, a name that is not known
     report = {"environment": describe_environment(), "models": []}
     print(format_environment(report["environment"]))
-    for name, batch_size in itertools.product(arguments.model, arguments.batch_size):
+    for name, batch_size in itertools.product(models, arguments.batch_size):
         measured = benchmark_model(
             name,
             image_size=arguments.image_size,
@@ -182,7 +188,7 @@ def _bench_model(arguments: argparse.Namespace) -> None:
         # At once, so that they are there when a later one takes too long.
         report["models"].append(measured)
         write_json(report, arguments.json)
-    if len(arguments.model) > 1 and {"inference", "inference-merged"} <= set(arguments.modes):
+    if len(models) > 1 and {"inference", "inference-merged"} <= set(arguments.modes):
         for batch_size in arguments.batch_size:
             alike = [each for each in report["models"] if each["batch_size"] == batch_size]
             print(f"In batches of {batch_size}:\n{structures_table(alike)}")
@@ -191,7 +197,7 @@ def _bench_model(arguments: argparse.Namespace) -> None:
 
 
 def _profile_model(arguments: argparse.Namespace) -> None:
-    check_folder(arguments.json)
+    check_file(arguments.json)
     modes = tuple(dict.fromkeys(arguments.modes))
     for mode in modes if arguments.trace else ():
         expect_no_trace(arguments.trace / mode)
@@ -228,7 +234,7 @@ def _bench_depthwise(arguments: argparse.Namespace) -> None:
         return
     if arguments.table:
         raise ValueError("--table says where --tune writes to; it needs --tune.")
-    check_folder(arguments.json)
+    check_file(arguments.json)
     benchmark = depthwise.Benchmark(
         dtype=arguments.dtype or ("float32" if on_cpu else "bfloat16"),
         implementations=tuple(arguments.implementations),
@@ -264,6 +270,7 @@ def _tune(arguments: argparse.Namespace, on_cpu: bool) -> None:
             raise ValueError(
                 f"--tune measures a grid of its own and writes a table: no --{option}."
             )
+    check_file(arguments.table)
     path = arguments.table or measurements.own_path(jax.devices()[0].device_kind)
     dtypes = ("float32",) if on_cpu else ("bfloat16", "float32")
     lines = tune(

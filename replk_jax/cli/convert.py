@@ -2,12 +2,15 @@
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from replk_jax.cli.arguments import add_force, add_reading, check_output
+from replk_jax.cli.arguments import add_force, add_reading, check_output, reading
+from replk_jax.cli.text import printable
+from replk_jax.command_line import user_path
 from replk_jax.reparam import check_equivalence, reparameterize
 from replk_jax.saved import SavedNetwork, load, save
 from replk_jax.torch_import.byte_file import naming
@@ -22,10 +25,12 @@ _TOLERANCE = 1e-3
 
 def add_parser(verbs) -> None:
     convert = verbs.add_parser("convert", help="convert a checkpoint, from PyTorch or to it")
-    convert.add_argument("source", type=Path, help="a PyTorch file, or what convert or train wrote")
+    convert.add_argument(
+        "source", type=user_path, help="a PyTorch file, or what convert or train wrote"
+    )
     convert.add_argument(
         "destination",
-        type=Path,
+        type=user_path,
         help="to write: NAME.safetensors; NAME.pth for the official PyTorch code; or NAME, the "
         "folder of an Orbax checkpoint",
     )
@@ -45,8 +50,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     for_torch = _is_for_torch(destination)
     if for_torch and arguments.preprocessing:
         raise ValueError(f"{destination} has no place for how images are prepared: no --like.")
-    check_output(destination, arguments.force)
-    network = load(source, prefer_ema=arguments.ema, preprocessing=arguments.preprocessing)
+    check_output(destination, arguments.force, checkpoint=not for_torch)
+    network = load(source, **reading(arguments))
     merge = arguments.deploy and not network.model.deploy
     if for_torch:
         with naming(source):
@@ -62,7 +67,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         network = _reparameterized(network) if merge else network
         save(destination, network, overwrite=arguments.force)
         structure = "re-parameterized" if network.model.deploy else "training-time"
-    print(f"{destination}: {network.name or 'a network without a name'}, {structure} structure")
+    name = network.name or "a network without a name"
+    print(printable(f"{destination}: {name}, {structure} structure"))
 
 
 def _is_for_torch(path: Path) -> bool:
@@ -92,6 +98,12 @@ def _compare_structures(network: SavedNetwork) -> None:
     images = jax.random.normal(jax.random.key(0), shape, jnp.float32)
     difference = check_equivalence(model, network.variables, images).max_rel
     print(f"largest difference of the structures on noise: {difference:.1e} of the output's size")
+    if not math.isfinite(difference):
+        raise ValueError(
+            "the outputs are NaN or infinite, so the structures cannot be compared, and nothing is "
+            "written. Look for values that are not finite in the weights, and for negative "
+            "variances of batch norms."
+        )
     if not difference <= _TOLERANCE:
         raise ValueError(
             f"the structures differ by more than {_TOLERANCE:g}, so nothing is written. Weights "

@@ -2,16 +2,16 @@
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from replk_jax.cli.arguments import add_force, add_reading, check_output, positive
+from replk_jax.cli.arguments import add_force, add_reading, check_output, reading
+from replk_jax.cli.text import printable
+from replk_jax.command_line import positive, user_path
 from replk_jax.export import export_model
-from replk_jax.files import replacing
+from replk_jax.files import json_text, replacing
 from replk_jax.ops.dispatch import PLATFORMS
 from replk_jax.saved import SavedNetwork, load
 
@@ -27,9 +27,11 @@ def add_parser(verbs) -> None:
         "are prepared, and what the classes are called.",
     )
     export.add_argument(
-        "weights", type=Path, help="a PyTorch checkpoint, or what convert or train wrote"
+        "weights", type=user_path, help="a PyTorch checkpoint, or what convert or train wrote"
     )
-    export.add_argument("out", type=Path, metavar="OUT", help="to write, such as NAME.jaxexport")
+    export.add_argument(
+        "out", type=user_path, metavar="OUT", help="to write, such as NAME.jaxexport"
+    )
     export.add_argument("--image-size", type=positive, help="pixels (that of the weights)")
     export.add_argument("--batch-size", type=positive, help="the only one it takes (takes any)")
     export.add_argument(
@@ -63,9 +65,7 @@ def _export(arguments: argparse.Namespace) -> None:
     beside = out.with_name(f"{out.name}.json")
     for path in (out, beside):
         check_output(path, arguments.force)
-    network = load(
-        arguments.weights, prefer_ema=arguments.ema, preprocessing=arguments.preprocessing
-    )
+    network = load(arguments.weights, **reading(arguments))
     network = _sized(network, arguments.image_size)
     preprocessing = network.preprocessing
     if preprocessing is None and (arguments.normalize or not arguments.image_size):
@@ -78,7 +78,7 @@ def _export(arguments: argparse.Namespace) -> None:
         network.variables,
         image_size=arguments.image_size or preprocessing.image_size,
         batch_size=arguments.batch_size,
-        platforms=arguments.platforms,
+        platforms=tuple(dict.fromkeys(arguments.platforms)),
         normalization=preprocessing if arguments.normalize else None,
         custom_calls=arguments.custom_calls,
     )
@@ -88,7 +88,8 @@ def _export(arguments: argparse.Namespace) -> None:
         description.write(_description(program, network).encode())
     (images,), outputs = program.in_avals, program.out_avals
     returned = ", ".join(map(str, outputs))
-    print(f"{out}: {len(serialized):,} bytes; {images} to {returned}; {beside}: its description")
+    written = f"{out}: {len(serialized):,} bytes; {images} to {returned}; {beside}: its description"
+    print(printable(written))
 
 
 def _sized(network: SavedNetwork, size: int | None) -> SavedNetwork:
@@ -109,7 +110,7 @@ def _description(program: jax.export.Exported, network: SavedNetwork) -> str:
         "jax": jax.__version__,
     }
     deployed = dataclasses.replace(network, model=network.model.clone(deploy=True))
-    return json.dumps({"program": interface, **deployed.description()}, indent=2) + "\n"
+    return json_text({"program": interface, **deployed.description()}, indent=2) + "\n"
 
 
 def _type(array: jax.ShapeDtypeStruct) -> dict[str, Any]:

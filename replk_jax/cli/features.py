@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from replk_jax.cli import images
-from replk_jax.cli.arguments import add_force, check_output
+from replk_jax.cli.arguments import add_force, check_output, reading
+from replk_jax.cli.text import printable
+from replk_jax.command_line import user_path
 from replk_jax.features import FeatureExtractor
 from replk_jax.files import replacing
 
@@ -17,11 +19,11 @@ def add_parser(verbs) -> None:
         help="write the features of images to a file",
         description="Writes a file for numpy.load: names, the images' (N,); features, what would "
         "enter the classifier, (N, C); and stage_0 and so on, each stage's (N, C). "
-        + images.UNREADABLE,
+        + images.FAILURES,
     )
     images.add_arguments(features)
     features.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="the .npz file to write"
+        "--output", type=user_path, required=True, metavar="FILE", help="the .npz file to write"
     )
     features.add_argument(
         "--maps",
@@ -37,21 +39,20 @@ def _features(arguments: argparse.Namespace) -> None:
     check_output(arguments.output, arguments.force)
     extractor = FeatureExtractor.from_file(
         arguments.weights,
-        preprocessing=arguments.preprocessing,
-        prefer_ema=arguments.ema,
+        **reading(arguments),
         maps=arguments.maps,
         batch_size=arguments.batch_size,
     )
     named = images.NamedImages(arguments.images)
     all_names, parts = [], []
-    for names, pixels in named.batches(extractor.preprocessing, extractor.batch_size):
+    for names, outputs in named.outputs(extractor):
         all_names += names
-        parts.append(extractor.run(pixels))
+        parts.append(outputs)
     if parts:
         arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         _write(arguments.output, {"names": np.array(all_names), **arrays})
         shapes = ", ".join(f"{key} {array.shape}" for key, array in arrays.items())
-        print(f"{arguments.output}: {len(all_names)} images; {shapes}")
+        print(printable(f"{arguments.output}: {len(all_names)} images; {shapes}"))
     named.finish()
 
 

@@ -1,19 +1,28 @@
 """The images that a command line names."""
 
 import argparse
+import itertools
+import operator
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
-from replk_jax.cli.arguments import add_reading, positive
+from replk_jax.cli.arguments import add_reading
 from replk_jax.cli.text import printable
-from replk_jax.image_program import prepare_ahead
+from replk_jax.command_line import positive, user_path
+from replk_jax.image_program import ImageProgram, finite_outputs, prepare_ahead
 from replk_jax.images import ImageError, ImageLike, find_images
 from replk_jax.preprocessing import Preprocessing
 
-UNREADABLE = "An image that cannot be read is named, the others go on, and the exit status is 1."
+FAILURES = (
+    "An image that cannot be read, or for which the network gives NaN or infinite values, is named "
+    "on standard error and left out; the exit status is then 1."
+)
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
@@ -21,12 +30,13 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "images",
         nargs="+",
+        type=_image,
         metavar="IMAGE",
         help="a file, a folder, which is searched with those in it, or - for one on standard input",
     )
     verb.add_argument(
         "--weights",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="FILE",
         help="a PyTorch checkpoint, or what convert or train wrote",
@@ -35,16 +45,44 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--batch-size", type=positive, default=32, help="most images at once (32)")
 
 
+def _image(name: str) -> str:
+    """As it was given, which the results repeat, with ~ expanded."""
+    user_path(name)
+    return os.path.expanduser(name)
+
+
 class NamedImages:
     """Images by the names that a command line gives them, those in folders by their paths."""
 
     def __init__(self, names: Sequence[str]):
         self._failures = 0
         self._sources: list[tuple[str, ImageLike]] = []
+        if names.count("-") > 1:
+            raise ValueError("- is one image on standard input, which can be read only once.")
         for name in names:
             self._add(name)
 
-    def batches(
+    def outputs(self, program: ImageProgram) -> Iterator[tuple[list[str], Any]]:
+        """Names, and what the program computes of their images: a tree of arrays (N, ...).
+
+        Images that cannot be read, and those of which an output is not finite, are named on
+        standard error and left out.
+        """
+        for names, pixels in self._batches(program.preprocessing, program.batch_size):
+            outputs = program.run(pixels)
+            finite = finite_outputs(outputs)
+            for name in itertools.compress(names, ~finite):
+                self._fail(
+                    f"{name}: the network gives NaN or infinite values. The weights may be of a "
+                    "run that diverged."
+                )
+            if finite.any():
+                yield (
+                    list(itertools.compress(names, finite)),
+                    jax.tree.map(operator.itemgetter(finite), outputs),
+                )
+
+    def _batches(
         self, preprocessing: Preprocessing, batch_size: int
     ) -> Iterator[tuple[list[str], np.ndarray]]:
         """Names, and pixels (N, S, S, C) with N from 1 to `batch_size`.
@@ -71,15 +109,16 @@ class NamedImages:
                 yield list(names), np.stack(pixels)
 
     def finish(self) -> None:
-        """Ends with status 1 if an image could not be read."""
+        """Ends with status 1 if there was no result for some image."""
         if self._failures:
             raise SystemExit(1)
 
     def _add(self, name: str) -> None:
+        path = Path(name)
         if name == "-":
             self._sources.append(("standard input", sys.stdin.buffer.read()))
-        elif Path(name).is_dir():
-            found = find_images(Path(name))
+        elif path.is_dir():
+            found = find_images(path)
             self._sources += [(str(path), path) for path in found]
             if not found:
                 self._fail(f"There are no images in {name}.")

@@ -9,14 +9,16 @@ from typing import Any
 import flax.linen as nn
 
 from replk_jax import released, saved
+from replk_jax.cli.arguments import add_selection, selection
 from replk_jax.cli.text import printable, shortened
+from replk_jax.command_line import user_path
 from replk_jax.models.description import architecture_in_words, joined
 from replk_jax.preprocessing import Preprocessing
-from replk_jax.saved import SavedNetwork, read_description
+from replk_jax.saved import SavedNetwork, pointing_to_checkpoint, read_description
 from replk_jax.torch_import.load import recognize
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.tensors import Placeholder, StoredTensor, brief
-from replk_jax.torch_import.weights import has_average
+from replk_jax.torch_import.weights import Selection
 
 _LONGEST_NAME = 80
 _WIDEST_COLUMN = 24
@@ -24,8 +26,10 @@ _WIDEST_COLUMN = 24
 
 def add_parser(verbs) -> None:
     inspect = verbs.add_parser("inspect", help="tell what is in a checkpoint, running none of it")
-    inspect.add_argument("file", type=Path, help="a PyTorch file, or what convert or train wrote")
-    inspect.add_argument("--ema", action="store_true", help="look at the moving average")
+    inspect.add_argument(
+        "file", type=user_path, help="a PyTorch file, or what convert or train wrote"
+    )
+    add_selection(inspect)
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
     inspect.set_defaults(run=_inspect)
 
@@ -33,9 +37,9 @@ def add_parser(verbs) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     path, network = arguments.file, read_description(arguments.file)
     if network is None:
-        _print(_of_torch_file(path, arguments.ema, arguments.tensors))
-    elif arguments.ema:
-        raise ValueError(f"{path} holds one set of weights, no moving average beside it.")
+        _print(_of_torch_file(path, Selection(**selection(arguments)), arguments.tensors))
+    elif any(selection(arguments).values()):
+        raise ValueError(f"{path} holds one network; --ema, --key and --prefix do not apply.")
     elif not path.is_dir():
         _print(_of_own_file(path, network, arguments.tensors))
     elif arguments.tensors:
@@ -53,14 +57,15 @@ def _print(lines: Iterable[str]) -> None:
 # --- Files -------------------------------------------------------------------------------
 
 
-def _of_torch_file(path: Path, prefer_ema: bool, tensors: bool) -> Iterator[str]:
-    contents = read(path)
+def _of_torch_file(path: Path, selected: Selection, tensors: bool) -> Iterator[str]:
+    with pointing_to_checkpoint(path):
+        contents = read(path)
     yield f"{path}, a PyTorch checkpoint of {path.stat().st_size:,} bytes"
     yield from _indented(_entries(contents))
     wanted = (f"wants {name} called, which is not done" for name in _wanted_calls(contents))
     yield from _indented(wanted)
     try:
-        found = recognize(contents, prefer_ema=prefer_ema)
+        found = recognize(contents, selected)
     except ValueError as error:
         yield f"no network that is known here: {error}"
     else:
@@ -68,9 +73,9 @@ def _of_torch_file(path: Path, prefer_ema: bool, tensors: bool) -> Iterator[str]
         if found.faults:
             yield from _faults(found.faults)
         else:
-            yield from _indented(_released(path, found.model))
-    if has_average(contents) and not prefer_ema:
-        yield "  a moving average of the weights lies beside them: --ema"
+            yield from _indented(_around(path, contents, found.model))
+        if found.has_ema and not selected.prefer_ema:
+            yield "  it holds an EMA of the weights as well: --ema"
     if tensors:
         yield from _tensors(contents)
 
@@ -111,16 +116,22 @@ def _description(network: SavedNetwork) -> Iterator[str]:
     yield from _indented(_images(network.preprocessing, model))
 
 
-def _released(path: Path, model: nn.Module) -> Iterator[str]:
-    """What is known of a PyTorch checkpoint by its file's name."""
+def _around(path: Path, contents: Any, model: nn.Module) -> Iterator[str]:
+    """What a PyTorch checkpoint, the files next to it and its name say besides the weights."""
+    known = saved.known_of_torch(path, contents, model)
+    yield from _images(known.preprocessing, model, known.preprocessing_source)
+    if known.class_names:
+        names = printable(list(known.class_names))
+        yield f"names of the classes, from {known.class_names_source}: {names}"
     entry = released.recognize(path, model)
-    yield from _images(entry and entry.preprocessing, model)
     if entry and entry.top1 is not None:
         top5 = "" if entry.top5 is None else f", {entry.top5} % top-5"
         yield f"published by this name: {entry.top1} % top-1{top5} on ImageNet-1K"
 
 
-def _images(known: Preprocessing | None, model: nn.Module) -> Iterator[str]:
+def _images(
+    known: Preprocessing | None, model: nn.Module, source: str | None = None
+) -> Iterator[str]:
     preprocessing = known or released.usual_preprocessing(model)
     if preprocessing is None:
         yield "images: not known how they are prepared"
@@ -129,7 +140,7 @@ def _images(known: Preprocessing | None, model: nn.Module) -> Iterator[str]:
     cut = "warped" if crop is None else f"the centre of {int(size / crop)}"
     yield (
         f"images: {size} x {size}, {cut}, {preprocessing.interpolation}, "
-        f"mean {preprocessing.mean}, std {preprocessing.std}"
+        f"mean {preprocessing.mean}, std {preprocessing.std}{f'; from {source}' if source else ''}"
     )
     if known is None:
         yield "which is a guess: the file does not say it, nor has it the name of a released one"

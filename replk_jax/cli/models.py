@@ -4,7 +4,7 @@ import argparse
 
 from replk_jax import released
 from replk_jax.accounting import summary
-from replk_jax.cli.arguments import positive
+from replk_jax.command_line import positive
 from replk_jax.models import create_model, list_models
 
 _EXPLANATION = """\

@@ -1,24 +1,24 @@
 """predict: what images show."""
 
 import argparse
-import json
 from pathlib import Path
 
 from replk_jax.classifier import Classifier, Prediction
 from replk_jax.cli import images
-from replk_jax.cli.arguments import positive
+from replk_jax.cli.arguments import reading
 from replk_jax.cli.text import printable
+from replk_jax.command_line import positive, user_path
+from replk_jax.files import json_text
+from replk_jax.text import encodable
 
 
 def add_parser(verbs) -> None:
-    predict = verbs.add_parser(
-        "predict", help="name what images show", description=images.UNREADABLE
-    )
+    predict = verbs.add_parser("predict", help="name what images show", description=images.FAILURES)
     images.add_arguments(predict)
     predict.add_argument("--top", type=positive, default=5, help="classes to name (5)")
     predict.add_argument(
         "--names",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="names of the classes, one a line, where the weights come without them",
     )
@@ -27,25 +27,41 @@ def add_parser(verbs) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    class_names = arguments.names and arguments.names.read_text("utf-8").splitlines()
     classifier = Classifier.from_file(
         arguments.weights,
-        class_names=class_names,
-        preprocessing=arguments.preprocessing,
-        prefer_ema=arguments.ema,
+        class_names=arguments.names and _read_names(arguments.names),
+        **reading(arguments),
         batch_size=arguments.batch_size,
     )
     named = images.NamedImages(arguments.images)
     show = _json if arguments.json else _table
-    for names, pixels in named.batches(classifier.preprocessing, classifier.batch_size):
-        best = classifier.best(classifier.run(pixels), arguments.top)
+    for names, logits in named.outputs(classifier):
+        best = classifier.best(logits, arguments.top)
         for name, predictions in zip(names, best, strict=True):
             print(show(name, predictions), flush=True)
     named.finish()
 
 
+def _read_names(path: Path) -> list[str]:
+    """The names in a text file, one a line; blank lines at its end do not count.
+
+    Raises:
+      ValueError: not UTF-8, or no names.
+      OSError: it cannot be read.
+    """
+    try:
+        text = path.read_text("utf-8-sig")  # editors on Windows put a byte order mark first
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8; save it as such.") from error
+    if not text.strip():
+        raise ValueError(f"{path} has no names; write one name of a class per line.")
+    return text.rstrip().split("\n")
+
+
 def _json(image: str, predictions: list[Prediction]) -> str:
-    return json.dumps({"image": image, "predictions": [p._asdict() for p in predictions]})
+    """One line of JSON, without the lone surrogates that many parsers do not take."""
+    named = [{**p._asdict(), "name": encodable(p.name)} for p in predictions]
+    return json_text({"image": encodable(image), "predictions": named})
 
 
 def _table(image: str, predictions: list[Prediction]) -> str:

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from replk_jax.command_line import error_text
+from replk_jax.text import escaped
 from replk_jax.torch_import.tensors import brief
 
 
@@ -15,7 +17,7 @@ def printable(value: Any, most: int = 1000) -> str:
     writing, lone surrogates.
     """
     text = value if isinstance(value, str) else brief(value)
-    shown = "".join(char if char.isprintable() else _escape(char) for char in text[: most + 1])
+    shown = escaped(text[: most + 1])
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
@@ -29,8 +31,5 @@ def shortened(lines: Iterable[str], most: int = 50) -> Iterator[str]:
 
 def message(error: Exception | str) -> str:
     """What an error or a warning says, which may quote any file and be of many lines."""
-    return "\n".join(shortened(map(printable, str(error).splitlines())))
-
-
-def _escape(char: str) -> str:
-    return char.encode("unicode_escape").decode()
+    text = error if isinstance(error, str) else error_text(error)
+    return "\n".join(shortened(map(printable, text.splitlines())))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops import DepthwiseConv2D
 from replk_jax.reparam.algebra import BATCH_NORM_EPSILON
 
@@ -34,6 +35,7 @@ class ReparameterizableModule(nn.Module):
     param_dtype: Any = jnp.float32
     implementation: str | None = None
 
+    @nn.nowrap
     def structure(self) -> dict[str, Any]:
         """The fields above, to hand on to a submodule."""
         names = ("deploy", "dtype", "param_dtype", "implementation")
@@ -59,12 +61,17 @@ class BatchNorm(ReparameterizableModule):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (..., C) to (..., C)."""
         channels = x.shape[-1]
-        wide = jnp.promote_types(jnp.float32, self.param_dtype)
+        wide = accumulation_dtype(self.param_dtype)
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
-        x = x.astype(jnp.promote_types(wide, self.dtype))
+        x = x.astype(accumulation_dtype(self.param_dtype, self.dtype))
+
+        def per_channel(vector: jax.Array) -> jax.Array:
+            """(C,) in the dtype of x, shaped to be broadcast to it."""
+            return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (channels,))
+
         if self.deploy:
-            return (x * scale + bias).astype(self.dtype)
+            return (x * per_channel(scale) + per_channel(bias)).astype(self.dtype)
 
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), wide)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), wide)
@@ -77,7 +84,7 @@ class BatchNorm(ReparameterizableModule):
                 )
             axes = tuple(range(x.ndim - 1))
             mean = jnp.mean(x, axes)
-            var = jnp.mean(jnp.square(x - mean), axes)
+            var = jnp.mean(jnp.square(x - per_channel(mean)), axes)
             if not self.is_initializing():
                 unbiased = var * (count / (count - 1))
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
@@ -85,7 +92,8 @@ class BatchNorm(ReparameterizableModule):
                     running.value = kept + (1 - BATCH_NORM_MOMENTUM) * new.astype(wide)
         else:
             mean, var = running_mean.value, running_var.value
-        y = (x - mean) * (scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)) + bias
+        factor = per_channel(scale) * per_channel(jax.lax.rsqrt(var + BATCH_NORM_EPSILON))
+        y = (x - per_channel(mean)) * factor + per_channel(bias)
         return y.astype(self.dtype)
 
 
@@ -152,6 +160,7 @@ def convolution(
     kernel_size: int,
     *,
     groups: int = 1,
+    dilation: int = 1,
     padding: int | None = None,
     **fields: Any,
 ) -> jax.Array:
@@ -163,14 +172,16 @@ def convolution(
       features: O.
       kernel_size: K.
       groups: of channels that are convolved each for themselves.
-      padding: of every side; None for K // 2.
+      dilation: of both axes.
+      padding: of every side; None for dilation (K // 2).
       **fields: others of `flax.linen.Conv`, `name` among them.
     """
     fan_in = kernel_size**2 * x.shape[-1] // groups
     return nn.Conv(
         features,
         (kernel_size, kernel_size),
-        padding=kernel_size // 2 if padding is None else padding,
+        padding=dilation * (kernel_size // 2) if padding is None else padding,
+        kernel_dilation=dilation,
         feature_group_count=groups,
         kernel_init=pytorch_init(fan_in),
         bias_init=pytorch_init(fan_in),
@@ -209,8 +220,7 @@ class GlobalAveragePool(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, C)."""
-        wide = jnp.promote_types(jnp.float32, x.dtype)
-        return jnp.mean(x, (1, 2), dtype=wide)
+        return jnp.mean(x, (1, 2), dtype=accumulation_dtype(x.dtype))
 
 
 _DEPTHWISE = "depthwise"

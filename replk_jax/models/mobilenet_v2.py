@@ -18,6 +18,7 @@ from replk_jax.models.architecture import (
     expect_odd,
     keep_whole_numbers,
 )
+from replk_jax.models.dilation import sample_stages
 from replk_jax.models.layers import (
     ConvNorm,
     GlobalAveragePool,
@@ -45,6 +46,8 @@ class MobileNetV2Architecture:
         (1 or 2), and hidden width over input width; one per stage.
       stem_channels, last_channels: width of the first and of the last convolution.
       in_channels: channels of the images.
+      dilation: of every depthwise convolution (RepLKNet's paper, arXiv:2203.06717v1, Table 11).
+        An `output_stride` multiplies it.
 
     Raises:
       ValueError: an architecture that cannot exist.
@@ -60,10 +63,11 @@ class MobileNetV2Architecture:
     stem_channels: int = 32
     last_channels: int = 1280
     in_channels: int = 3
+    dilation: int = 1
 
     def __post_init__(self):
         per_stage = ("kernel_sizes", "layers", "channels", "strides", "expansions")
-        single = ("stem_channels", "last_channels", "in_channels")
+        single = ("stem_channels", "last_channels", "in_channels", "dilation")
         keep_whole_numbers(self, per_stage, single, optional=("small_kernel",))
         if not isinstance(self.shortcuts, bool):
             raise ValueError(f"shortcuts must be True or False; got {self.shortcuts!r}.")
@@ -76,24 +80,6 @@ class MobileNetV2Architecture:
             )
         if not set(self.strides) <= {1, 2}:
             raise ValueError(f"strides must be 1 or 2; got {self.strides}.")
-
-    def strides_and_dilations(self, output_stride: int | None) -> list[list[tuple[int, int]]]:
-        """(stride, dilation) of every block, a list per stage.
-
-        Without `output_stride`, the strides of the architecture. Else a stride that would make
-        the map smaller than 1 / `output_stride` of the image becomes dilation of the kernels that
-        follow, which then see as much of the image as without (Chen et al., "Rethinking Atrous
-        Convolution", arXiv:1706.05587, section 3.1). The block that loses its stride still sees
-        the finer map as before.
-        """
-        stages, reached, dilation = [], _STEM_STRIDE, 1
-        for layers, stride in zip(self.layers, self.strides, strict=True):
-            kept = stride if output_stride is None or reached * stride <= output_stride else 1
-            first = (kept, dilation)
-            reached *= kept
-            dilation *= stride // kept
-            stages.append([first] + [(1, dilation)] * (layers - 1))
-        return stages
 
 
 class InvertedResidual(ReparameterizableModule, kw_only=True):
@@ -133,6 +119,7 @@ class InvertedResidual(ReparameterizableModule, kw_only=True):
             y = materialize(x + y)
         return y
 
+    @nn.nowrap
     def depthwise(self, channels: int, name: str) -> nn.Module:
         """The depthwise convolution, with a parallel small kernel where it is the smaller one."""
         settings = dict(
@@ -161,18 +148,14 @@ class MobileNetV2(Network, kw_only=True):
 
     Attributes:
       dropout_rate: of what enters the classifier, while training; torchvision trains with 0.2.
-      output_stride: size of the image over that of the last map, 8, 16 or 32; None for that of
-        the architecture. Strides that would lead beyond it become dilation; the variables stay
-        the same.
-      architecture, num_classes, out_indices, remat, deploy, dtype, param_dtype, implementation:
-        see `Network`.
+      architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
+        implementation: see `Network`.
     """
 
     head_name: ClassVar[str] = "classifier"
 
     architecture: MobileNetV2Architecture
     dropout_rate: float = 0.0
-    output_stride: int | None = None
 
     @nn.compact
     def __call__(
@@ -205,17 +188,18 @@ class MobileNetV2(Network, kw_only=True):
 
         x = conv_norm_relu6(x, "conv1", arch.stem_channels, kernel_size=3, stride=_STEM_STRIDE)
         outputs, block = [], rematerialized(InvertedResidual, self.remat)
-        for s, blocks in enumerate(arch.strides_and_dilations(self.output_stride)):
-            for i, (stride, dilation) in enumerate(blocks):
+        stages = sample_stages(arch.strides, _STEM_STRIDE, self.output_stride)
+        for s, stage in enumerate(stages):
+            for i, sampling in enumerate(stage.blocks(arch.layers[s])):
                 x = block(
                     kernel_size=arch.kernel_sizes[s],
                     small_kernel=arch.small_kernel,
                     features=arch.channels[s],
                     expansion=arch.expansions[s],
-                    stride=stride,
-                    dilation=dilation,
+                    stride=sampling.stride,
+                    dilation=arch.dilation * sampling.entry_dilation,
                     # Not where dilation replaces a stride: that would be another function.
-                    shortcut=arch.shortcuts and (i > 0 or arch.strides[s] == 1),
+                    shortcut=arch.shortcuts and not sampling.reduces,
                     **self.structure(),
                     name=f"layer{s + 1}_{i}",
                 )(x, train)
@@ -228,10 +212,9 @@ class MobileNetV2(Network, kw_only=True):
         x = nn.Dropout(self.dropout_rate)(GlobalAveragePool()(x), deterministic=not train)
         return self.classify(x, features)
 
-    def check_call(self, x: jax.Array, features: bool) -> None:
-        """As `Network`, and what is MobileNet V2's own."""
-        super().check_call(x, features)
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """As `Network`, and the rate of dropout."""
+        super().check_fields()
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must lie in [0, 1); got {self.dropout_rate}.")
-        if self.output_stride not in (None, 8, 16, 32):
-            raise ValueError(f"output_stride must be 8, 16, 32 or None; got {self.output_stride}.")

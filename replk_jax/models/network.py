@@ -1,5 +1,6 @@
 """What the networks of all families have in common, from outside."""
 
+import operator
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -21,9 +22,13 @@ class Network(ReparameterizableModule, kw_only=True):
       architecture: widths, depths and kernels. Of every family it has `in_channels`, the channels
         of the images, and `layers`, one entry per stage.
       num_classes: outputs of the classifier; None builds no classifier, and the model
-        returns what would enter it.
-      out_indices: stages whose maps to return, in this order. The model is then a backbone,
-        without classifier whatever `num_classes` says.
+        returns what would enter it. 0 means None.
+      out_indices: stages whose feature maps to return, in this order, counted from 0 (the stem
+        is not among them), or from the end if negative. Kept as a tuple of non-negative numbers.
+        The model is then a backbone, without classifier whatever `num_classes` says.
+      output_stride: size of the image over that of the last feature map, one of
+        `output_strides`; None for that of the architecture. Strides beyond it become dilation
+        (see `dilation.sample_stages`); the variables stay the same.
       remat: what each block keeps for the backward pass, which computes the rest anew: a name of
         `layers.REMAT_POLICIES`; None keeps everything.
       deploy, dtype, param_dtype, implementation: see `ReparameterizableModule`.
@@ -32,19 +37,39 @@ class Network(ReparameterizableModule, kw_only=True):
     head_name: ClassVar[str] = "head"  # of the classifier among the parameters
     # Whether a batch norm precedes the classifier, into which it is folded.
     norm_joins_head: ClassVar[bool] = False
+    output_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
 
     architecture: Any
     num_classes: int | None = 1000
     out_indices: tuple[int, ...] | None = None
+    output_stride: int | None = None
     remat: str | None = None
+
+    def __post_init__(self):
+        # Equal models are equal and hashable whichever way they were written.
+        if self.num_classes == 0 and not isinstance(self.num_classes, bool):
+            self.num_classes = None
+        if isinstance(self.out_indices, list | tuple):
+            self.out_indices = tuple(map(self._stage, self.out_indices))
+        super().__post_init__()
+
+    def _stage(self, index: Any) -> Any:
+        """An index of a stage, counted from 0; what is none stays for `check_fields` to name."""
+        try:
+            index = operator.index(index)
+        except TypeError:
+            return index
+        count = len(self.architecture.layers)
+        return index + count if -count <= index < 0 else index
 
     @property
     def mergeable(self) -> bool:
         """Whether there is a merged structure."""
         return True
 
+    @nn.nowrap
     def check_call(self, x: jax.Array, features: bool) -> None:
-        """Checks images (N, H, W, in_channels), and the fields that depend on one another.
+        """Checks images (N, H, W, in_channels), and the fields of the module.
 
         Raises:
           ValueError: images of another shape, or fields that make no sense.
@@ -60,17 +85,7 @@ class Network(ReparameterizableModule, kw_only=True):
                 f"{family} takes normalised floating-point images; got {x.dtype}. "
                 "Convert them, and apply the mean and standard deviation of the checkpoint."
             )
-        classes = self.num_classes
-        if classes is not None and not (isinstance(classes, int) and classes > 0):
-            raise ValueError(f"num_classes must be positive, or None; got {classes}.")
-        stages = range(len(self.architecture.layers))
-        if not isinstance(self.out_indices, tuple | None):
-            raise ValueError(f"out_indices must be a tuple, or None; got {self.out_indices}.")
-        unknown = [s for s in self.out_indices or () if s not in stages]
-        if unknown:
-            raise ValueError(
-                f"out_indices names stages {unknown}; this architecture has {list(stages)}."
-            )
+        self.check_fields()
         if features and self.out_indices is not None:
             raise ValueError("A backbone (out_indices) returns its maps; it has no features.")
         if features and self.deploy and self.norm_joins_head and self.num_classes is not None:
@@ -80,6 +95,30 @@ class Network(ReparameterizableModule, kw_only=True):
                 f"without params/{self.head_name}: that keeps the norm as scale and bias."
             )
 
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """Raises ValueError for fields that make no sense."""
+        classes = self.num_classes
+        if classes is not None and not (isinstance(classes, int) and classes > 0):
+            raise ValueError(f"num_classes must be positive, or None; got {classes}.")
+        stages = range(len(self.architecture.layers))
+        if not isinstance(self.out_indices, tuple | None):
+            raise ValueError(
+                f"out_indices must be a tuple or list of stages, or None; got {self.out_indices!r}."
+            )
+        unknown = [s for s in self.out_indices or () if s not in stages]
+        if unknown:
+            raise ValueError(
+                f"out_indices names stages {unknown}; this architecture has {list(stages)}."
+            )
+        if self.output_stride not in (None, *self.output_strides):
+            *others, last = self.output_strides
+            raise ValueError(
+                f"output_stride must be {', '.join(map(str, others))}, {last} or None; got "
+                f"{self.output_stride}."
+            )
+
+    @nn.nowrap
     def show_stage(self, stage: int, emitted: jax.Array) -> None:
         """Lets who asks for `intermediates` have the map that a stage emits, as `stage_0`, ..."""
         self.sow("intermediates", f"stage_{stage}", emitted)

@@ -3,8 +3,10 @@
 import dataclasses
 import difflib
 import fnmatch
+import re
 from typing import Any
 
+from replk_jax.models.aliases import translate
 from replk_jax.models.mobilenet_v2 import MobileNetV2, MobileNetV2Architecture
 from replk_jax.models.network import Network
 from replk_jax.models.replknet import RepLKNet, RepLKNetArchitecture
@@ -75,15 +77,54 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mobilenet_v2_13_reparam": MobileNetV2Architecture((13,) * 7, small_kernel=3),
     "mobilenet_v2_last_7": MobileNetV2Architecture(_LAST_STAGE_7, small_kernel=3),
     "mobilenet_v2_last_13": MobileNetV2Architecture(_LAST_STAGE_13, small_kernel=3),
-    # The baselines of the effective receptive fields.
+    # Table 11 of its first arXiv version: 3 x 3 kernels that reach as far as 9 x 9 and 13 x 13.
+    "mobilenet_v2_dilated_4": MobileNetV2Architecture(dilation=4),
+    "mobilenet_v2_dilated_6": MobileNetV2Architecture(dilation=6),
+    # ResNet: table 1 of its paper. The last two are baselines of the effective receptive fields.
+    "resnet_18": ResNetArchitecture((2, 2, 2, 2), block="basic"),
+    "resnet_34": ResNetArchitecture((3, 4, 6, 3), block="basic"),
+    "resnet_50": ResNetArchitecture((3, 4, 6, 3)),
     "resnet_101": ResNetArchitecture((3, 4, 23, 3)),
     "resnet_152": ResNetArchitecture((3, 8, 36, 3)),
 }
 
 
+# Names of others that are not spelt as the registered ones.
+_ALIASES = {"mobilenetv2100": "mobilenet_v2"}  # timm's mobilenetv2_100, of width 1.0
+
+
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that `create_model` knows, those that match a shell-style pattern."""
-    return fnmatch.filter(ARCHITECTURES, pattern)
+    """The names that `create_model` knows, those that match a shell-style pattern.
+
+    A pattern that matches none is tried without regard to case, hyphens and underscores.
+    """
+    exact = fnmatch.filter(ARCHITECTURES, pattern)
+    return exact or [name for name in ARCHITECTURES if fnmatch.fnmatch(_key(name), _key(pattern))]
+
+
+def resolve_name(name: str) -> str:
+    """The registered name that a name means.
+
+    Case, hyphens and underscores do not matter, and neither do timm's prefix and the tag of its
+    weights: `RepLKNet-31B`, `resnet101` and `timm/resnet101.tv_in1k` are registered models.
+
+    Raises:
+      ValueError: an unknown name, with the closest known one.
+    """
+    if name in ARCHITECTURES:
+        return name
+    by_key = {_key(known): known for known in ARCHITECTURES} | _ALIASES
+    key = _key(re.sub(r"^((hf[-_]hub:)?timm/)|\.\w+$", "", name))
+    if key in by_key:
+        return by_key[key]
+    close = difflib.get_close_matches(key, by_key, n=1)
+    hint = f" Did you mean {by_key[close[0]]!r}?" if close else ""
+    raise ValueError(f"Unknown model {name!r}.{hint} Known: {', '.join(ARCHITECTURES)}.")
+
+
+def _key(name: str) -> str:
+    """A name or pattern in lower case, without separators outside of brackets."""
+    return re.sub(r"[-_\s](?![^\[]*\])", "", name.lower())
 
 
 def name_of(architecture: Architecture) -> str | None:
@@ -96,25 +137,23 @@ def create_model(name: str | Architecture, **overrides: Any) -> Network:
 
         create_model("replknet_31b", num_classes=10, drop_path_rate=0.1)
         create_model("replknet_31b", kernel_sizes=(13, 13, 13, 7), dtype=jnp.bfloat16)
+        create_model("resnet50", features_only=True, out_indices=[-2, -1], output_stride=8)
         create_model(RepLKNetArchitecture((7, 5), (1, 1), (32, 64)), num_classes=10)
 
     Args:
-      name: one of `list_models()`; or an architecture, which needs no name.
+      name: one of `list_models()`, or what `resolve_name` takes for one; or an architecture, which
+        needs no name.
       **overrides: fields of the module (`num_classes`, `deploy`, `dtype`, ...) or of the
-        architecture (`kernel_sizes`, `channels`, ...).
+        architecture (`kernel_sizes`, `channels`, ...). Of timm's arguments `in_chans`, `drop_rate`
+        (MobileNet V2), `num_classes=0` (no classifier), `features_only` (a backbone of all stages,
+        or those of `out_indices`) and `pretrained=False` are understood. `out_indices` counts
+        stages from 0, without the stem, which timm counts as 0 in some networks.
 
     Raises:
-      ValueError: an unknown name, or an architecture that cannot exist.
-      TypeError: an unknown field.
+      ValueError: an unknown name, an architecture that cannot exist, or weights asked for.
+      TypeError: an unknown field, or one given by two names.
     """
-    architecture = name
-    if isinstance(name, str):
-        if name not in ARCHITECTURES:
-            names = list_models()
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"Unknown model {name!r}.{hint} Known: {', '.join(names)}.")
-        architecture = ARCHITECTURES[name]
+    architecture = ARCHITECTURES[resolve_name(name)] if isinstance(name, str) else name
     if type(architecture) not in FAMILIES:
         raise TypeError(f"create_model takes a name or an architecture; got {name!r}.")
     family = FAMILIES[type(architecture)]
@@ -122,6 +161,8 @@ def create_model(name: str | Architecture, **overrides: Any) -> Network:
     of_architecture = {field.name for field in dataclasses.fields(architecture)}
     of_module = {field.name for field in dataclasses.fields(family)}
     of_module -= {"architecture", "parent", "name"}
+    stages = len(overrides.get("layers", architecture.layers))
+    overrides = translate(overrides, family, stages, of_architecture | of_module)
     unknown = sorted(set(overrides) - of_architecture - of_module)
     if unknown:
         raise TypeError(
@@ -130,6 +171,4 @@ def create_model(name: str | Architecture, **overrides: Any) -> Network:
             f"{', '.join(sorted(of_architecture))}."
         )
     changes = {field: overrides.pop(field) for field in of_architecture & set(overrides)}
-    # A list, as JSON has them, would make the module unfit for `jax.jit`.
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
-    return family(architecture=dataclasses.replace(architecture, **changes), **fields)
+    return family(architecture=dataclasses.replace(architecture, **changes), **overrides)

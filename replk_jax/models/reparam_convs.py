@@ -10,7 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.models.layers import (
     BatchNorm,
     ConvNorm,
@@ -29,18 +31,26 @@ class ConvBlock(ReparameterizableModule, kw_only=True):
       kernel_size: odd K.
       stride: of both axes.
       groups: of channels that are convolved each for themselves.
+      dilation: of both axes.
     """
 
     features: int
     kernel_size: int = 3
     stride: int = 1
     groups: int = 1
+    dilation: int = 1
+
+    def common_kwargs(self) -> dict[str, Any]:
+        """The fields that the branches share."""
+        names = ("features", "stride", "groups", "dilation")
+        return {name: getattr(self, name) for name in names} | self.structure()
 
     def merged(self, x: jax.Array) -> jax.Array:
         """The merged structure: a convolution with bias."""
-        fields = dict(strides=self.stride, groups=self.groups, name="conv")
-        return convolution(self, x, self.features, self.kernel_size, **fields)
+        fields = dict(strides=self.stride, groups=self.groups, dilation=self.dilation)
+        return convolution(self, x, self.features, self.kernel_size, **fields, name="conv")
 
+    @nn.nowrap
     def check(self, x: jax.Array) -> None:
         """Raises ValueError for an even kernel, or groups that do not divide the channels."""
         if self.kernel_size % 2 == 0:
@@ -73,8 +83,7 @@ class AsymmetricConvBlock(ConvBlock, kw_only=True):
         self.check(x)
         if self.deploy:
             return self.merged(x)
-        settings = dict(features=self.features, stride=self.stride, groups=self.groups)
-        branch = partial(ConvNorm, **settings, **self.structure())
+        branch = partial(ConvNorm, **self.common_kwargs())
         k = self.kernel_size
         return (
             branch(kernel_size=(k, k), name="square")(x, train)
@@ -102,9 +111,7 @@ class DiverseBranchBlock(ConvBlock, kw_only=True):
         self.check(x)
         if self.deploy:
             return self.merged(x)
-        k = self.kernel_size
-        fields = dict(features=self.features, stride=self.stride, groups=self.groups)
-        fields |= self.structure()
+        k, fields = self.kernel_size, self.common_kwargs()
         return (
             ConvNorm(**fields, kernel_size=k, name="dbb_origin")(x, train)
             + ConvNorm(**fields, name="dbb_1x1")(x, train)
@@ -123,6 +130,7 @@ class PointwiseThenConv(ReparameterizableModule, kw_only=True):
     kernel_size: int
     stride: int
     groups: int
+    dilation: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -130,9 +138,10 @@ class PointwiseThenConv(ReparameterizableModule, kw_only=True):
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = ResidualKernelConv(groups=self.groups, **dtypes, name="idconv1")(x)
         norm = BatchNorm(**self.structure(), name="bn1")
-        x = norm_and_pad(norm, x, self.kernel_size // 2, train)
-        fields = dict(strides=self.stride, groups=self.groups, padding=0, use_bias=False)
-        x = convolution(self, x, self.features, self.kernel_size, **fields, name="conv2")
+        x = norm_and_pad(norm, x, self.dilation * (self.kernel_size // 2), train)
+        fields = dict(strides=self.stride, groups=self.groups, dilation=self.dilation)
+        fields |= dict(padding=0, use_bias=False, name="conv2")
+        x = convolution(self, x, self.features, self.kernel_size, **fields)
         return BatchNorm(**self.structure(), name="bn2")(x, train)
 
 
@@ -146,6 +155,7 @@ class PointwiseThenAverage(ReparameterizableModule, kw_only=True):
     kernel_size: int
     stride: int
     groups: int
+    dilation: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -153,9 +163,18 @@ class PointwiseThenAverage(ReparameterizableModule, kw_only=True):
         fields = dict(groups=self.groups, use_bias=False, name="conv")
         x = convolution(self, x, self.features, 1, **fields)
         norm = BatchNorm(**self.structure(), name="bn")
-        x = norm_and_pad(norm, x, self.kernel_size // 2, train)
-        x = nn.avg_pool(x, (self.kernel_size,) * 2, strides=(self.stride,) * 2)
+        x = norm_and_pad(norm, x, self.dilation * (self.kernel_size // 2), train)
+        x = _average_pool(x, self.kernel_size, self.stride, self.dilation)
         return BatchNorm(**self.structure(), name="avgbn")(x, train)
+
+
+def _average_pool(x: jax.Array, size: int, stride: int, dilation: int) -> jax.Array:
+    """The mean over windows of size x size pixels, `dilation` apart; without padding."""
+    dimensions, strides, dilations = ((1, n, n, 1) for n in (size, stride, dilation))
+    sums = jax.lax.reduce_window(
+        x, np.zeros((), x.dtype), jax.lax.add, dimensions, strides, "VALID", None, dilations
+    )
+    return sums / size**2
 
 
 def norm_and_pad(norm: BatchNorm, x: jax.Array, margin: int, train: bool) -> jax.Array:
@@ -168,8 +187,9 @@ def norm_and_pad(norm: BatchNorm, x: jax.Array, margin: int, train: bool) -> jax
     Maps (N, H, W, C) to (N, H + 2 margin, W + 2 margin, C).
     """
     y = norm(x, train)
-    affine = affine_of_norm(**norm.variables["params"], **norm.variables["batch_stats"])
-    border = jax.lax.stop_gradient(affine.bias).astype(y.dtype)
+    arrays = {**norm.variables["params"], **norm.variables["batch_stats"]}
+    affine = affine_of_norm(**jax.tree.map(_wide, arrays))
+    border = jax.lax.stop_gradient(affine.bias).astype(y.dtype).reshape(1, 1, 1, -1)
     around = ((0, 0), (margin, margin), (margin, margin), (0, 0))
     inside = jnp.pad(jnp.ones((1, *y.shape[1:3], 1), bool), around)
     return jnp.where(inside, jnp.pad(y, around), border)
@@ -183,6 +203,7 @@ class ResidualKernelConv(nn.Module):
     Attributes:
       kernel_size: odd K.
       groups: of channels that are convolved each for themselves.
+      dilation: of both axes.
       dtype: of the computation; the kernel is summed in at least float32.
       param_dtype: of the parameters.
       kernel_init: of W.
@@ -190,6 +211,7 @@ class ResidualKernelConv(nn.Module):
 
     kernel_size: int = 1
     groups: int = 1
+    dilation: int = 1
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.zeros
@@ -199,7 +221,8 @@ class ResidualKernelConv(nn.Module):
         """Maps (N, H, W, C) to (N, H, W, C)."""
         shape = _kernel_shape(x, self.kernel_size, self.groups)
         w = _wide(self.param("residual_kernel", self.kernel_init, shape, self.param_dtype))
-        return _convolve(x, identity_kernel(w) + w, self.groups, self.dtype)
+        kernel = identity_kernel(w) + w
+        return _convolve(x, kernel, self.groups, self.dilation, self.dtype)
 
 
 class DiracConv(nn.Module):
@@ -211,12 +234,14 @@ class DiracConv(nn.Module):
     Attributes:
       kernel_size: odd K.
       groups: of channels that are convolved each for themselves.
+      dilation: of both axes.
       dtype: of the computation; the kernel is computed in at least float32.
       param_dtype: of the parameters.
     """
 
     kernel_size: int = 3
     groups: int = 1
+    dilation: int = 1
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -229,7 +254,8 @@ class DiracConv(nn.Module):
         w = self.param("dirac_kernel", init, shape, self.param_dtype)
         a = self.param("a", nn.initializers.ones, channels, self.param_dtype)
         b = self.param("b", nn.initializers.constant(0.1), channels, self.param_dtype)
-        return _convolve(x, dirac_kernel(*map(_wide, (w, a, b))), self.groups, self.dtype)
+        kernel = dirac_kernel(*map(_wide, (w, a, b)))
+        return _convolve(x, kernel, self.groups, self.dilation, self.dtype)
 
 
 def _kernel_shape(x: jax.Array, size: int, groups: int) -> tuple[int, int, int, int]:
@@ -237,16 +263,17 @@ def _kernel_shape(x: jax.Array, size: int, groups: int) -> tuple[int, int, int, 
     return size, size, channels // groups, channels
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, groups: int, dtype: Any) -> jax.Array:
+def _convolve(x: jax.Array, kernel: jax.Array, groups: int, dilation: int, dtype: Any) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x.astype(dtype),
         kernel.astype(dtype),
         window_strides=(1, 1),
-        padding=[(size // 2, size // 2) for size in kernel.shape[:2]],
+        padding=[(dilation * (size // 2),) * 2 for size in kernel.shape[:2]],
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
+    return x.astype(accumulation_dtype(x.dtype))

@@ -20,6 +20,7 @@ from replk_jax.models.architecture import (
     keep_whole_numbers,
     whole_numbers,
 )
+from replk_jax.models.dilation import sample_stages
 from replk_jax.models.layers import (
     BatchNorm,
     ConvNorm,
@@ -32,6 +33,8 @@ from replk_jax.models.layers import (
 from replk_jax.models.network import Network
 from replk_jax.ops import DepthwiseConv2D
 from replk_jax.ops.materialize import materialize
+
+_STEM_STRIDE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +165,7 @@ class RepLKBlock(ReparameterizableModule, kw_only=True):
     small_kernel: int | None
     dilated_branches: tuple[tuple[int, int], ...]
     dw_ratio: float
+    dilation: int
     drop_path_rate: float
 
     @nn.compact
@@ -177,6 +181,7 @@ class RepLKBlock(ReparameterizableModule, kw_only=True):
             kernel_size=self.kernel_size,
             small_kernel=self.small_kernel,
             dilated_branches=self.dilated_branches,
+            dilation=self.dilation,
             **self.structure(),
             name="large_kernel",
         )(y, train)
@@ -207,8 +212,8 @@ class ConvFFN(ReparameterizableModule, kw_only=True):
 class Stage(ReparameterizableModule, kw_only=True):
     """Pairs of RepLKBlock and ConvFFN at one resolution.
 
-    With `norm_intermediate_features` the map that leaves the network has a batch norm of
-    its own; the map that goes on to the next stage does not pass it.
+    With `norm_output` the feature map that leaves the network has a batch norm of its own; the
+    input of the next stage does not pass it.
     """
 
     kernel_size: int
@@ -216,8 +221,9 @@ class Stage(ReparameterizableModule, kw_only=True):
     dilated_branches: tuple[tuple[int, int], ...]
     dw_ratio: float
     ffn_ratio: float
+    dilation: int
     drop_path_rates: tuple[float, ...]
-    norm_intermediate_features: bool
+    norm_output: bool
     remat: str | None
 
     @nn.compact
@@ -231,6 +237,7 @@ class Stage(ReparameterizableModule, kw_only=True):
                 small_kernel=self.small_kernel,
                 dilated_branches=self.dilated_branches,
                 dw_ratio=self.dw_ratio,
+                dilation=self.dilation,
                 drop_path_rate=rate,
                 **self.structure(),
                 name=f"blocks_{2 * pair}",
@@ -241,7 +248,7 @@ class Stage(ReparameterizableModule, kw_only=True):
                 **self.structure(),
                 name=f"blocks_{2 * pair + 1}",
             )(x, train)
-        if not self.norm_intermediate_features:
+        if not self.norm_output:
             return x, x
         return x, BatchNorm(**self.structure(), name="norm")(x, train)
 
@@ -258,13 +265,15 @@ class RepLKNet(Network, kw_only=True):
     Attributes:
       drop_path_rate: stochastic depth of the last pair; the first has none, and between
         them the rate grows linearly.
-      norm_intermediate_features: a backbone's maps get a batch norm each (the paper's XL
-        on COCO and ADE20K). Merged, they remain as scale and bias.
-      architecture, num_classes, out_indices, remat, deploy, dtype, param_dtype,
-        implementation: see `Network`.
+      norm_intermediate_features: the stages of `out_indices`, or all stages without it, have a
+        batch norm of their output each (the paper's XL on COCO and ADE20K). Merged, they remain
+        as scale and bias.
+      architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
+        implementation: see `Network`. An `output_stride` of 4 dilates all stages but the first.
     """
 
     norm_joins_head: ClassVar[bool] = True
+    output_strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
 
     architecture: RepLKNetArchitecture
     drop_path_rate: float = 0.0
@@ -284,8 +293,8 @@ class RepLKNet(Network, kw_only=True):
 
         Returns:
           Logits (N, num_classes), or features (N, C of the last stage): both in at least
-          float32. Or, with `out_indices`, one map (N, H / 4 / 2^s, W / 4 / 2^s, C) for each
-          stage s named, in `dtype`; odd sizes round up.
+          float32. Or, with `out_indices`, one feature map (N, H / t, W / t, C) for each stage s
+          named, in `dtype`; t is 4 2^s, at most `output_stride`. Odd sizes round up.
 
         Raises:
           ValueError: images of another shape, features of a merged classifier, or fields of
@@ -296,7 +305,9 @@ class RepLKNet(Network, kw_only=True):
         self.check_call(x, features)
         conv_norm = partial(ConvNorm, **self.structure())
         drop_path_rates = arch.drop_path_rates(self.drop_path_rate)
-        last_stage = len(arch.layers) - 1
+        strides = [1] + [2] * (len(arch.layers) - 1)
+        samplings = sample_stages(strides, _STEM_STRIDE, self.output_stride)
+        normed = self.normed_stages()
 
         def conv_norm_relu(maps, name, width, **settings):
             return nn.relu(conv_norm(features=width, **settings, name=name)(maps, train))
@@ -308,27 +319,34 @@ class RepLKNet(Network, kw_only=True):
         x = conv_norm_relu(x, "stem_3", width, kernel_size=3, stride=2, depthwise=True)
 
         outputs = []
-        for s, kernel_size in enumerate(arch.kernel_sizes):
+        for s, sampling in enumerate(samplings):
+            if s > 0:
+                width = arch.channels[s]
+                x = conv_norm_relu(x, f"transitions_{s - 1}_0", width)
+                x = conv_norm_relu(
+                    x,
+                    f"transitions_{s - 1}_1",
+                    width,
+                    kernel_size=3,
+                    stride=sampling.stride,
+                    dilation=sampling.entry_dilation,
+                    depthwise=True,
+                )
             x, emitted = Stage(
-                kernel_size=kernel_size,
+                kernel_size=arch.kernel_sizes[s],
                 small_kernel=arch.small_kernel,
                 dilated_branches=arch.dilated_branches,
                 dw_ratio=arch.dw_ratio,
                 ffn_ratio=arch.ffn_ratio,
+                dilation=sampling.dilation,
                 drop_path_rates=drop_path_rates[s],
-                norm_intermediate_features=self.norm_intermediate_features,
+                norm_output=s in normed,
                 remat=self.remat,
                 **self.structure(),
                 name=f"stages_{s}",
             )(x, train)
             outputs.append(emitted)
             self.show_stage(s, emitted)
-            if s < last_stage:
-                width = arch.channels[s + 1]
-                x = conv_norm_relu(x, f"transitions_{s}_0", width)
-                x = conv_norm_relu(
-                    x, f"transitions_{s}_1", width, kernel_size=3, stride=2, depthwise=True
-                )
         if self.out_indices is not None:
             return tuple(outputs[s] for s in self.out_indices)
 
@@ -337,8 +355,17 @@ class RepLKNet(Network, kw_only=True):
             x = BatchNorm(**self.structure(), name="norm")(x, train)
         return self.classify(GlobalAveragePool()(x), features)
 
-    def check_call(self, x: jax.Array, features: bool) -> None:
-        """As `Network`, and what is RepLKNet's own."""
-        super().check_call(x, features)
+    @nn.nowrap
+    def normed_stages(self) -> tuple[int, ...]:
+        """The stages whose output has a batch norm of its own."""
+        if not self.norm_intermediate_features:
+            return ()
+        every_stage = tuple(range(len(self.architecture.layers)))
+        return every_stage if self.out_indices is None else self.out_indices
+
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """As `Network`, and the rate of stochastic depth."""
+        super().check_fields()
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must lie in [0, 1); got {self.drop_path_rate}.")

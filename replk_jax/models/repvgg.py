@@ -12,8 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from replk_jax.models.architecture import keep_whole_numbers
+from replk_jax.dtypes import accumulation_dtype
+from replk_jax.models.architecture import keep_whole_numbers, whole_numbers
+from replk_jax.models.dilation import sample_stages
 from replk_jax.models.layers import (
     BatchNorm,
     ConvNorm,
@@ -52,17 +55,30 @@ _WITH_IDENTITY = ("repvgg", "without_1x1", "relu_in_branches")
 
 
 class Layer(NamedTuple):
-    """One 3 x 3 layer, as it is deployed."""
+    """One 3 x 3 layer, as it is deployed.
+
+    Attributes:
+      inputs, features: channels.
+      stride, groups, dilation: of the convolution.
+      reduces: whether the architecture has a stride here which dilation has replaced.
+    """
 
     inputs: int
     features: int
     stride: int
     groups: int
+    dilation: int = 1
+    reduces: bool = False
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether the map that leaves could be the one that entered."""
-        return self.inputs == self.features and self.stride == 1
+        """Whether size and width stay in the architecture, so that the input may be added."""
+        return self.inputs == self.features and self.stride == 1 and not self.reduces
+
+    def conv_kwargs(self) -> dict[str, int]:
+        """The fields of its convolution."""
+        names = ("features", "stride", "groups", "dilation")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +89,8 @@ class RepVGGArchitecture:
       layers: number of 3 x 3 layers, of stages 1 to 4; stage 0 is a single one.
       channels: width of stage 0, then of stages 1 to 4.
       groups: of every second layer, counted through the whole network from stage 0 as layer 0,
-        which has none.
+        which has none; or a tuple with an entry for each layer, stage 0 first. A tuple that is
+        equal to a single number is kept as that number.
       squeeze_excite: whether every block weighs its channels before the ReLU.
       block: what the layers are while they train, one of `BLOCKS`: "repvgg", or a variant of the
         paper's section 4.2.
@@ -85,13 +102,13 @@ class RepVGGArchitecture:
 
     layers: tuple[int, ...]
     channels: tuple[int, ...]
-    groups: int = 1
+    groups: int | tuple[int, ...] = 1
     squeeze_excite: bool = False
     block: str = "repvgg"
     in_channels: int = 3
 
     def __post_init__(self):
-        keep_whole_numbers(self, ("layers", "channels"), ("groups", "in_channels"))
+        keep_whole_numbers(self, ("layers", "channels"), ("in_channels",))
         if not self.layers or len(self.channels) != len(self.layers) + 1:
             raise ValueError(
                 "channels must have one entry more than layers, for stage 0; got "
@@ -108,6 +125,22 @@ class RepVGGArchitecture:
             raise ValueError(f"block must be one of {', '.join(BLOCKS)}; got {self.block!r}.")
         if self.block == "residual":
             self._check_residual()
+        self._check_groups()
+
+    def _check_groups(self):
+        given = self.groups
+        is_tuple = np.ndim(given) > 0
+        groups = whole_numbers("groups", given if is_tuple else (given,))
+        if is_tuple and len(groups) != 1 + sum(self.layers):
+            raise ValueError(
+                f"groups must be one number, or one for each of the {1 + sum(self.layers)} layers, "
+                f"stage 0 first; got {len(groups)}."
+            )
+        # Layer 2 is the first that a single number is of.
+        of_every_second = groups[2] if len(groups) > 2 else groups[0]
+        if not is_tuple or groups == _groups_by_layer(of_every_second, len(groups)):
+            groups = of_every_second
+        object.__setattr__(self, "groups", groups)
         undivided = sorted(
             {
                 width
@@ -119,8 +152,8 @@ class RepVGGArchitecture:
         )
         if undivided:
             raise ValueError(
-                f"groups={self.groups} must divide the widths of every second layer; it does not "
-                f"divide {undivided} of channels={self.channels}."
+                f"groups={groups} must divide the widths of the layers that they are of; they do "
+                f"not divide {undivided} of channels={self.channels}."
             )
 
     def _check_residual(self):
@@ -136,17 +169,32 @@ class RepVGGArchitecture:
                 'block="residual" has no squeeze-excite: set squeeze_excite=False or another block.'
             )
 
-    def stages(self) -> list[list[Layer]]:
-        """Every layer, by stage, stage 0 first."""
-        stages, inputs, index = [], self.in_channels, 0
-        for count, features in zip((1, *self.layers), self.channels, strict=True):
+    def stages(self, output_stride: int | None = None) -> list[list[Layer]]:
+        """Every layer, by stage, stage 0 first.
+
+        Args:
+          output_stride: see `dilation.sample_stages`.
+        """
+        counts = (1, *self.layers)
+        groups = self.groups
+        if isinstance(groups, int):
+            groups = _groups_by_layer(groups, sum(counts))
+        of_layer, inputs = iter(groups), self.in_channels
+        samplings = sample_stages([2] * len(counts), 1, output_stride)
+        stages = []
+        for sampling, count, features in zip(samplings, counts, self.channels, strict=True):
             stage = []
-            for stride in (2, *(1,) * (count - 1)):
-                groups = self.groups if index and index % 2 == 0 else 1
-                stage.append(Layer(inputs, features, stride, groups))
-                inputs, index = features, index + 1
+            for stride, dilation, following in sampling.blocks(count):
+                reduces = stride == 1 and following != dilation
+                stage.append(Layer(inputs, features, stride, next(of_layer), dilation, reduces))
+                inputs = features
             stages.append(stage)
         return stages
+
+
+def _groups_by_layer(groups: int, layers: int) -> tuple[int, ...]:
+    """Groups in every second layer, layer 0 excepted."""
+    return tuple(groups if i > 0 and i % 2 == 0 else 1 for i in range(layers))
 
 
 class SqueezeExcite(ReparameterizableModule):
@@ -162,8 +210,7 @@ class SqueezeExcite(ReparameterizableModule):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, H, W, C)."""
         channels = x.shape[-1]
-        wide = jnp.promote_types(jnp.float32, x.dtype)
-        mean = jnp.mean(x, (1, 2), dtype=wide, keepdims=True)
+        mean = jnp.mean(x, (1, 2), dtype=accumulation_dtype(x.dtype), keepdims=True)
         hidden = nn.relu(convolution(self, mean, channels // self.reduction, 1, name="down"))
         return x * nn.sigmoid(convolution(self, hidden, channels, 1, name="up"))
 
@@ -188,9 +235,9 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
         if self.deploy:
-            _, features, stride, groups = self.layer
-            fields = dict(strides=stride, groups=groups, name="rbr_reparam")
-            y = convolution(self, x, features, 3, **fields)
+            layer = self.layer
+            fields = dict(strides=layer.stride, groups=layer.groups, dilation=layer.dilation)
+            y = convolution(self, x, layer.features, 3, **fields, name="rbr_reparam")
         else:
             y = self.training_structure(x, train)
         return SqueezeExcite(**self.structure(), name="se")(y) if self.squeeze_excite else y
@@ -206,6 +253,7 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
                 return IdentityKernelConvNorm(
                     block=self.block,
                     groups=self.layer.groups,
+                    dilation=self.layer.dilation,
                     **self.structure(),
                     name="rbr_dense",
                 )(x, train)
@@ -241,14 +289,15 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
         y = y + x if self.layer.keeps_shape else y
         return BatchNorm(**self.structure(), name="post_bn")(y, train)
 
+    @nn.nowrap
     def dense_name(self) -> str:
         """The name tells who merges whether x was added, since x leaves no variables."""
         return "rbr_dense_and_identity" if self.layer.keeps_shape else "rbr_dense"
 
+    @nn.nowrap
     def settings(self) -> dict[str, Any]:
         """What the convolutions of the block have in common."""
-        _, features, stride, groups = self.layer
-        return dict(features=features, stride=stride, groups=groups, **self.structure())
+        return self.layer.conv_kwargs() | self.structure()
 
 
 class BareConv(ReparameterizableModule, kw_only=True):
@@ -261,11 +310,13 @@ class BareConv(ReparameterizableModule, kw_only=True):
     kernel_size: int
     stride: int
     groups: int
+    dilation: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
-        fields = dict(strides=self.stride, groups=self.groups, use_bias=False, name="conv")
+        fields = dict(strides=self.stride, groups=self.groups, dilation=self.dilation)
+        fields |= dict(use_bias=False, name="conv")
         return convolution(self, x, self.features, self.kernel_size, **fields)
 
 
@@ -275,10 +326,12 @@ class IdentityKernelConvNorm(ReparameterizableModule, kw_only=True):
     Attributes:
       block: "diracnet" or "trivial".
       groups: of channels that are convolved each for themselves.
+      dilation: of both axes.
     """
 
     block: str
     groups: int
+    dilation: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -288,7 +341,8 @@ class IdentityKernelConvNorm(ReparameterizableModule, kw_only=True):
             init = pytorch_init(9 * x.shape[-1] // self.groups)
             layer = partial(ResidualKernelConv, kernel_init=init)
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        x = layer(kernel_size=3, groups=self.groups, **dtypes, name="conv")(x)
+        fields = dict(kernel_size=3, groups=self.groups, dilation=self.dilation, name="conv")
+        x = layer(**fields, **dtypes)(x)
         return BatchNorm(**self.structure(), name="bn")(x, train)
 
 
@@ -309,13 +363,12 @@ class ResidualPair(ReparameterizableModule, kw_only=True):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
         first, second = self.layers
-        conv_norm = partial(ConvNorm, features=second.features, **self.structure())
-        y = conv_norm(kernel_size=3, stride=first.stride, groups=first.groups, name="conv1")(
-            x, train
-        )
-        y = conv_norm(kernel_size=3, groups=second.groups, name="conv2")(nn.relu(y), train)
+        conv3x3 = partial(ConvNorm, kernel_size=3, **self.structure())
+        y = nn.relu(conv3x3(**first.conv_kwargs(), name="conv1")(x, train))
+        y = conv3x3(**second.conv_kwargs(), name="conv2")(y, train)
         if not first.keeps_shape:
-            x = conv_norm(stride=first.stride, name="downsample")(x, train)
+            fields = dict(features=second.features, stride=first.stride, name="downsample")
+            x = ConvNorm(**fields, **self.structure())(x, train)
         return y + x
 
 
@@ -327,8 +380,9 @@ class RepVGG(Network, kw_only=True):
         logits = model.apply(variables, images)
 
     Attributes:
-      architecture, num_classes, out_indices, remat, deploy, dtype, param_dtype, implementation:
-        see `Network`. Of the stages in the architecture, stage 1 is the first one here, index 0.
+      architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
+        implementation: see `Network`. Of the stages in the architecture, stage 1 is the first one
+        here, index 0.
     """
 
     head_name: ClassVar[str] = "linear"
@@ -348,8 +402,8 @@ class RepVGG(Network, kw_only=True):
 
         Returns:
           Logits (N, num_classes), or features (N, C of the last stage): both in at least
-          float32. Or, with `out_indices`, one map (N, H / 4 / 2^s, W / 4 / 2^s, C) for each
-          stage s named, in `dtype`; odd sizes round up.
+          float32. Or, with `out_indices`, one feature map (N, H / t, W / t, C) for each stage s
+          named, in `dtype`; t is 4 2^s, at most `output_stride`. Odd sizes round up.
 
         Raises:
           ValueError: images of another shape, fields of the module that make no sense, or the
@@ -358,7 +412,7 @@ class RepVGG(Network, kw_only=True):
         """
         self.check_call(x, features)
         outputs = []
-        for s, layers in enumerate(self.architecture.stages()):
+        for s, layers in enumerate(self.architecture.stages(self.output_stride)):
             for i, block in enumerate(self.blocks(layers)):
                 name = f"stage{s}_{i}" if s else "stage0"
                 x = nn.relu(block(**self.structure(), name=name)(x, train))
@@ -369,6 +423,7 @@ class RepVGG(Network, kw_only=True):
             return tuple(outputs[s] for s in self.out_indices)
         return self.classify(GlobalAveragePool()(x), features)
 
+    @nn.nowrap
     def blocks(self, layers: list[Layer]) -> list[Callable[..., nn.Module]]:
         """What the layers of one stage are built of, each to be followed by a ReLU."""
         arch = self.architecture
@@ -377,9 +432,8 @@ class RepVGG(Network, kw_only=True):
             block = rematerialized(RepVGGBlock, self.remat)
             return [partial(block, layer=layer, **fields) for layer in layers]
         if len(layers) == 1:
-            _, features, stride, groups = layers[0]
-            fields = dict(features=features, kernel_size=3, stride=stride, groups=groups)
-            return [partial(rematerialized(ConvNorm, self.remat), **fields)]
+            fields = layers[0].conv_kwargs()
+            return [partial(rematerialized(ConvNorm, self.remat), kernel_size=3, **fields)]
         pairs = zip(layers[::2], layers[1::2], strict=True)
         return [partial(rematerialized(ResidualPair, self.remat), layers=pair) for pair in pairs]
 
@@ -388,9 +442,10 @@ class RepVGG(Network, kw_only=True):
         """Whether there is a merged structure."""
         return self.architecture.block != "relu_in_branches"
 
-    def check_call(self, x: jax.Array, features: bool) -> None:
-        """As `Network`, and what is RepVGG's own."""
-        super().check_call(x, features)
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """As `Network`, and whether there is a merged structure to build."""
+        super().check_fields()
         if self.deploy and not self.mergeable:
             raise ValueError(
                 'block="relu_in_branches" has no merged structure: the sum of ReLUs is not a '

@@ -1,13 +1,13 @@
-"""ResNet (He et al., CVPR 2016, arXiv:1512.03385) of bottleneck blocks.
+"""ResNet (He et al., CVPR 2016, arXiv:1512.03385), of basic or of bottleneck blocks.
 
-It is the baseline whose effective receptive field RepLKNet's paper compares with its own
-(Figure 1), for inference and for gradients with respect to the image: there is no recipe to
-train it here. The stride of a block is in its 3 x 3 convolution, as torchvision has it ("v1.5"),
-whose names the parts carry: `layer3.0.conv2.weight` and `layer3.0.bn2.weight` there are
-`params/layer3_0/conv2/{conv/kernel,bn/scale}` here.
+The variables carry torchvision's names: `layer3.0.conv2.weight` and `layer3.0.bn2.weight` there
+are `params/layer3_0/conv2/{conv/kernel,bn/scale}` here.
+
+RepLKNet's paper compares its effective receptive field with that of ResNet-101 and 152 (Figure 1).
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 
 from replk_jax.models.architecture import expect_entry_per_stage, keep_whole_numbers
+from replk_jax.models.dilation import Sampling, sample_stages
 from replk_jax.models.layers import (
     ConvNorm,
     GlobalAveragePool,
@@ -24,18 +25,24 @@ from replk_jax.models.layers import (
 from replk_jax.models.network import Network
 from replk_jax.ops.materialize import materialize
 
-_EXPANSION = 4  # a stage's output channels over those of its 3 x 3 convolutions
+_STEM_STRIDE = 4  # of the first convolution and the max pool
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetArchitecture:
-    """The hyper-parameters that tell one ResNet of bottleneck blocks from another.
+    """The hyper-parameters of a ResNet.
 
     Attributes:
-      layers: number of bottleneck blocks, one per stage.
-      channels: width of their 3 x 3 convolutions, one per stage; a stage emits four times as
-        many. The first is that of the stem, too.
+      layers: number of blocks, one per stage.
+      channels: width of their 3 x 3 convolutions, one per stage. The output of a stage of
+        bottleneck blocks is four times as wide, of basic blocks as wide. The first is that of the
+        stem, too.
       in_channels: channels of the images.
+      block: "basic" (two 3 x 3 convolutions, ResNet-18 and 34) or "bottleneck" (1 x 1, 3 x 3 and
+        1 x 1, ResNet-50 and deeper).
+      stride_in_1x1: whether the stride of a bottleneck block is in its first 1 x 1 convolution, as
+        in the paper and in networks converted from Caffe; else it is in the 3 x 3 one, as in
+        torchvision ("v1.5").
 
     Raises:
       ValueError: an architecture that cannot exist.
@@ -44,38 +51,91 @@ class ResNetArchitecture:
     layers: tuple[int, ...]
     channels: tuple[int, ...] = (64, 128, 256, 512)
     in_channels: int = 3
+    block: str = "bottleneck"
+    stride_in_1x1: bool = False
 
     def __post_init__(self):
         per_stage = ("layers", "channels")
         keep_whole_numbers(self, per_stage, ("in_channels",))
         expect_entry_per_stage(self, per_stage)
+        if self.block not in BLOCKS:
+            raise ValueError(f"block must be one of {', '.join(BLOCKS)}; got {self.block!r}.")
+        if not isinstance(self.stride_in_1x1, bool):
+            raise ValueError(f"stride_in_1x1 must be True or False; got {self.stride_in_1x1!r}.")
+        if self.stride_in_1x1 and self.block == "basic":
+            raise ValueError(
+                'block="basic" has no 1 x 1 convolution before its 3 x 3 ones: set '
+                'stride_in_1x1=False, or block="bottleneck".'
+            )
 
 
-class Bottleneck(ReparameterizableModule, kw_only=True):
-    """ReLU(x + conv3(ReLU(conv2(ReLU(conv1(x)))))): 1 x 1, 3 x 3 and 1 x 1, each with batch norm.
+class ResidualBlock(ReparameterizableModule, kw_only=True):
+    """ReLU(shortcut(x) + residual(x)), each convolution followed by batch norm.
 
-    Where size or width change, x passes a 1 x 1 convolution with batch norm, `downsample`.
+    The shortcut is x; or `downsample`, a 1 x 1 convolution with batch norm, where the architecture
+    changes size or width.
 
     Attributes:
-      features: channels of the 3 x 3 convolution; the block emits four times as many.
-      stride: of the 3 x 3 convolution.
+      features: channels of the 3 x 3 convolutions.
+      sampling: stride and dilation.
+      stride_in_1x1: see `ResNetArchitecture`.
     """
 
+    expansion: ClassVar[int]  # output channels over `features`
+
     features: int
-    stride: int
+    sampling: Sampling
+    stride_in_1x1: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), 4 features)."""
+        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), expansion features)."""
         conv_norm = partial(ConvNorm, **self.structure())
-        width, stride = self.features, self.stride
-        y = nn.relu(conv_norm(features=width, name="conv1")(x, train))
-        y = nn.relu(conv_norm(features=width, kernel_size=3, stride=stride, name="conv2")(y, train))
-        y = conv_norm(features=_EXPANSION * width, name="conv3")(y, train)
-        if stride != 1 or x.shape[-1] != _EXPANSION * width:
-            downsample = conv_norm(features=_EXPANSION * width, stride=stride, name="downsample")
+        y, width = self.residual(conv_norm, x, train), self.expansion * self.features
+        if self.sampling.reduces or x.shape[-1] != width:
+            downsample = conv_norm(features=width, stride=self.sampling.stride, name="downsample")
             x = downsample(x, train)
         return materialize(nn.relu(x + y))
+
+
+class BasicBlock(ResidualBlock, kw_only=True):
+    """A residual block of two 3 x 3 convolutions, `conv1` and `conv2`.
+
+    Attributes: see `ResidualBlock`.
+    """
+
+    expansion: ClassVar[int] = 1
+
+    def residual(self, conv_norm: Callable[..., ConvNorm], x: jax.Array, train: bool) -> jax.Array:
+        """conv2(ReLU(conv1(x))); the stride is in the first."""
+        stride, entry_dilation, dilation = self.sampling
+        conv3x3 = partial(conv_norm, features=self.features, kernel_size=3)
+        y = nn.relu(conv3x3(stride=stride, dilation=entry_dilation, name="conv1")(x, train))
+        return conv3x3(dilation=dilation, name="conv2")(y, train)
+
+
+class Bottleneck(ResidualBlock, kw_only=True):
+    """A residual block of 1 x 1, 3 x 3 and 1 x 1 convolutions, `conv1` to `conv3`.
+
+    Attributes: see `ResidualBlock`.
+    """
+
+    expansion: ClassVar[int] = 4
+
+    def residual(self, conv_norm: Callable[..., ConvNorm], x: jax.Array, train: bool) -> jax.Array:
+        """conv3(ReLU(conv2(ReLU(conv1(x)))))."""
+        stride, entry_dilation, dilation = self.sampling
+        if self.stride_in_1x1:
+            first, second = dict(stride=stride), dict(dilation=dilation)
+        else:
+            first, second = {}, dict(stride=stride, dilation=entry_dilation)
+        width = self.features
+        y = nn.relu(conv_norm(features=width, **first, name="conv1")(x, train))
+        y = nn.relu(conv_norm(features=width, kernel_size=3, **second, name="conv2")(y, train))
+        return conv_norm(features=self.expansion * width, name="conv3")(y, train)
+
+
+BLOCKS: dict[str, type[ResidualBlock]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class ResNet(Network, kw_only=True):
@@ -86,8 +146,8 @@ class ResNet(Network, kw_only=True):
     Kernels and biases start as PyTorch's defaults, like those of every network here.
 
     Attributes:
-      architecture, num_classes, out_indices, remat, deploy, dtype, param_dtype, implementation:
-        see `Network`.
+      architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
+        implementation: see `Network`.
     """
 
     head_name: ClassVar[str] = "fc"
@@ -106,9 +166,9 @@ class ResNet(Network, kw_only=True):
           features: return what would enter the classifier.
 
         Returns:
-          Logits (N, num_classes), or features (N, 4 channels of the last stage): both in at
-          least float32. Or, with `out_indices`, one map (N, H / 4 / 2^s, W / 4 / 2^s, C) for
-          each stage s named, in `dtype`; odd sizes round up.
+          Logits (N, num_classes), or features (N, C of the last stage): both in at least
+          float32. Or, with `out_indices`, one feature map (N, H / t, W / t, C) for each stage s
+          named, in `dtype`; t is 4 2^s, at most `output_stride`. Odd sizes round up.
 
         Raises:
           ValueError: images of another shape, or fields of the module that make no sense.
@@ -120,14 +180,17 @@ class ResNet(Network, kw_only=True):
             features=arch.channels[0], kernel_size=7, stride=2, **self.structure(), name="conv1"
         )
         x = nn.relu(stem(x, train))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
-        outputs, block = [], rematerialized(Bottleneck, self.remat)
-        for s, (layers, width) in enumerate(zip(arch.layers, arch.channels, strict=True)):
-            for i in range(layers):
+        outputs, block = [], rematerialized(BLOCKS[arch.block], self.remat)
+        strides = [1] + [2] * (len(arch.layers) - 1)
+        stages = sample_stages(strides, _STEM_STRIDE, self.output_stride)
+        for s, stage in enumerate(stages):
+            for i, sampling in enumerate(stage.blocks(arch.layers[s])):
                 x = block(
-                    features=width,
-                    stride=2 if s > 0 and i == 0 else 1,
+                    features=arch.channels[s],
+                    sampling=sampling,
+                    stride_in_1x1=arch.stride_in_1x1,
                     **self.structure(),
                     name=f"layer{s + 1}_{i}",
                 )(x, train)

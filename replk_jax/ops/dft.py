@@ -18,6 +18,10 @@ merged with anything, so a mesh may shard either.
 A transform costs 2 m multiplications a value, whatever the kernel's size, and matrix
 products run near a device's peak. Spectra are up to four times as large as a map, and the matrices
 are repeated for every row: the gradient of one 200 x 336 map of 128 channels takes 0.4 GB.
+
+Every result is a sum over the whole spectrum, so its rounding error is in proportion to the largest
+value of its channel, and not to the values under the kernel: about 3e-7 of it in float32. Where
+this matters, `precision="highest"` makes `dispatch` choose another implementation.
 """
 
 import dataclasses
@@ -27,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.convolution import Convolution
 
 
@@ -79,8 +84,7 @@ class _Transform:
 
         Columns come last, and first on the way back: on a CPU twice as fast as the reverse.
         """
-        if values.dtype.itemsize < 4:
-            values = values.astype(jnp.float32)
+        values = values.astype(accumulation_dtype(values.dtype))
         n, _, _, c = values.shape
         spectrum = self._along_columns(self.columns, self._along_rows(self.rows, values))
         return spectrum.reshape(n, 2, self.rows.shape[0] // 2, 2, self.columns.shape[0] // 2, c)
@@ -162,7 +166,7 @@ def _multiply(x: jax.Array, k: jax.Array, sign: int) -> jax.Array:
     Written with reversed operands: a concatenation of four results is not vectorised by XLA.
     """
     signs = jnp.array([sign, -sign], x.dtype)
-    on_rows, on_columns = signs.reshape(2, 1, 1, 1, 1), signs.reshape(2, 1, 1)
+    on_rows, on_columns = signs.reshape(1, 2, 1, 1, 1, 1), signs.reshape(1, 1, 1, 2, 1, 1)
     kc, ks = k[:, :1], k[:, 1:]
 
     def by_columns(x, k):

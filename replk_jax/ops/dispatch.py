@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from replk_jax.ops import dft, measurements, mosaic_gpu, shift, toeplitz, xla
 from replk_jax.ops.convolution import Convolution
@@ -31,6 +32,12 @@ PORTABLE = "portable"
 # its own convolution's kernel gradient comes out wrong where the batch is divided over one of
 # two axes of a mesh (seen on CPUs with JAX 0.10.2 to 0.12.0).
 UNDIVIDED = frozenset({"xla", "mosaic_gpu"})
+# Those whose rounding errors are in proportion to the largest value of a channel, with the reason
+# not to choose them at the highest precision.
+SCALED_BY_LARGEST = {
+    "dft": "its rounding errors grow with the largest value of a channel, not with the terms of "
+    "each sum as precision 'highest' demands"
+}
 ROLES = ("forward", "input_gradient", "kernel_gradient")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -80,6 +87,11 @@ class Case:
                 reasons[name] = reason
         return reasons
 
+    def only_by_name(self) -> dict[str, str]:
+        """Why implementations that could compute this are chosen only if the caller names them."""
+        highest = self.convolution.precision == lax.Precision.HIGHEST
+        return dict(SCALED_BY_LARGEST) if highest else {}
+
     def choose(self, implementation: str | None, role: str) -> Choice:
         """What computes one of `ROLES`, where the caller asks for `implementation`.
 
@@ -107,7 +119,8 @@ class Case:
 
     def fastest(self, role: str, *, portable: bool = False) -> Choice:
         """The fastest implementation known for one of `ROLES`; if portable, no custom call."""
-        excluded = self.refusals().keys() | (CUSTOM_CALLS if portable else set())
+        excluded = self.refusals().keys() | self.only_by_name().keys()
+        excluded |= CUSTOM_CALLS if portable else set()
         able = [name for name in IMPLEMENTATIONS if name not in excluded]
         device = _device_kind(self.platform)
         table = measurements.table_of(device) if device else None
@@ -143,14 +156,18 @@ class Explanation:
     Attributes:
       choices: by role: the result and its two gradients.
       refusals: by implementation: why it cannot compute this at all.
+      only_by_name: by implementation: why it is chosen only with `implementation=NAME`.
     """
 
     choices: dict[str, Choice]
     refusals: dict[str, str]
+    only_by_name: dict[str, str]
 
     def __str__(self) -> str:
-        chosen = [f"{role.replace('_', ' ')}: {self.choices[role]}" for role in ROLES]
-        return "\n".join(chosen + [f"not {name}: {why}" for name, why in self.refusals.items()])
+        lines = [f"{role.replace('_', ' ')}: {self.choices[role]}" for role in ROLES]
+        lines += [f"not {name}: {why}" for name, why in self.refusals.items()]
+        lines += [f"{name} only if named: {why}" for name, why in self.only_by_name.items()]
+        return "\n".join(lines)
 
 
 def _refused_platform(platform: str) -> str | None:

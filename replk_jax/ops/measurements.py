@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from replk_jax.files import replace_text
+from replk_jax.files import json_text, replace_text
 from replk_jax.ops.convolution import Convolution
 
 PACKAGED = Path(__file__).with_name("tables")
@@ -125,8 +125,8 @@ def write(table: Table, path: Path) -> None:
       OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join("  " + json.dumps(dataclasses.asdict(each)) for each in table.measurements)
-    head = json.dumps({"device": table.device, "setting": table.setting}, indent=1)
+    lines = ",\n".join("  " + json_text(dataclasses.asdict(each)) for each in table.measurements)
+    head = json_text({"device": table.device, "setting": table.setting}, indent=1)
     replace_text(path, head[:-2] + ',\n "measurements": [\n' + lines + "\n ]\n}\n")
 
 

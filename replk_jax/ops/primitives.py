@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 
 from replk_jax.ops import xla
 from replk_jax.ops.convolution import Convolution
-from replk_jax.ops.dispatch import IMPLEMENTATIONS, PLATFORMS, UNDIVIDED, Case, platform_of
+from replk_jax.ops.dispatch import IMPLEMENTATIONS, PLATFORMS, UNDIVIDED, Case
 from replk_jax.ops.partitioning import divided, parts
 
 
@@ -52,16 +52,15 @@ def _primitive(role: str) -> Primitive:
     primitive = Primitive(f"depthwise_conv2d_{role}")
 
     @partial(jax.jit, static_argnames=("convolution", "implementation"))
-    def run(a, b, *, convolution, implementation):
+    def compiled(a, b, *, convolution, implementation):
         return primitive.bind(a, b, convolution=convolution, implementation=implementation)
 
+    @primitive.def_impl
     def compute_eagerly(a, b, *, convolution, implementation):
-        how = dict(convolution=convolution, implementation=implementation)
-        if not jax.config.jax_disable_jit:
-            return run(a, b, **how)
-        return compute(a, b, **how, platform=platform_of(*a.devices()), devices_known=False)
-
-    primitive.def_impl(compute_eagerly)
+        # JAX compiles its own primitives under `jax.disable_jit` too. Here a compiled program is
+        # what divides the work over the devices of the operands.
+        with jax.disable_jit(False):
+            return compiled(a, b, convolution=convolution, implementation=implementation)
 
     @primitive.def_abstract_eval
     def type_of_result(a, b, *, convolution, implementation):

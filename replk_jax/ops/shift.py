@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.convolution import Convolution
 
 # Every tap is a term in the compiled program.
@@ -26,7 +27,7 @@ def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -
 
 def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
     """y[i] = sum_u x[s i + d u - p] k[u], for rows and columns."""
-    kernel = _accumulated(kernel)
+    taps = _taps(kernel)
     (kh, kw), (dh, dw) = convolution.kernel_size, convolution.dilation
     if convolution.stride == (1, 1):
         rows, columns = convolution.padding
@@ -41,7 +42,7 @@ def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Ar
         def window(u, v):
             return _bordered_window(x, u, v, convolution)
 
-    y = sum(window(u, v) * kernel[u, v] for u in range(kh) for v in range(kw))
+    y = sum(_accumulated(window(u, v)) * taps[u, v] for u in range(kh) for v in range(kw))
     return y.astype(x.dtype)
 
 
@@ -53,7 +54,7 @@ def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) ->
     """
     if convolution.is_dense:
         return forward(g, kernel[::-1, ::-1], convolution.transposed())
-    kernel = _accumulated(kernel)
+    taps = _taps(kernel)
     (sh, sw), (height, width) = convolution.stride, convolution.size
     rows, columns = (_phases(convolution, axis) for axis in (0, 1))
     size = -(-height // sh), -(-width // sw)
@@ -65,11 +66,11 @@ def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) ->
         )
     )
     g = jnp.pad(g, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    zero = jnp.zeros((g.shape[0], *size, g.shape[-1]), kernel.dtype)
+    zero = jnp.zeros((g.shape[0], *size, g.shape[-1]), taps.dtype)
 
     def phase(row_taps, column_taps):
         terms = [
-            _window(g, top + i, left + j, size) * kernel[u, v]
+            _accumulated(_window(g, top + i, left + j, size)) * taps[u, v]
             for u, i in row_taps
             for v, j in column_taps
         ]
@@ -101,7 +102,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax
             factor = _accumulated(jnp.where((t >= 0) & (t < height), g_row, 0))
             for v, (outputs, start, stop) in enumerate(reached):
                 window = lax.slice(x_row, (0, 0, start, 0), (n, 1, stop, c), (1, 1, sw, 1))
-                product = window * factor[:, :, outputs.start : outputs.stop]
+                product = _accumulated(window) * factor[:, :, outputs.start : outputs.stop]
                 new.append(sums[u * kw + v] + product)
         return new
 
@@ -161,6 +162,11 @@ def _margins(phases: list[list[tuple[int, int]]], size: int, extent: int) -> tup
     return max(0, -min(offsets)), max(0, size + max(offsets) - extent)
 
 
+def _taps(kernel: jax.Array) -> jax.Array:
+    """(KH, KW, 1, C) to (KH, KW, 1, 1, 1, C), so that a tap [u, v] multiplies (N, H, W, C)."""
+    return _accumulated(kernel)[:, :, None, None]
+
+
 def _accumulated(array: jax.Array) -> jax.Array:
-    """16-bit numbers as float32, in which products are summed."""
-    return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
+    """In the dtype in which products are summed."""
+    return array.astype(accumulation_dtype(array.dtype))

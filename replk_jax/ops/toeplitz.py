@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.convolution import Convolution
 
 # The matrix has as many elements for a channel as this squared.
@@ -85,5 +86,5 @@ def _product(subscripts: str, a: jax.Array, b: jax.Array, convolution: Convoluti
         a,
         b,
         precision=convolution.product_precision(a.dtype),
-        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
+        preferred_element_type=accumulation_dtype(a.dtype),
     )

@@ -68,7 +68,7 @@ def fold_into_previous(linear: Linear, affine: Affine) -> Linear:
     a, b = affine
     _expect_channels("the batch norm behind it", a, linear.kernel.shape[-1])
     bias = b if linear.bias is None else a * linear.bias + b
-    return Linear(linear.kernel * a, bias)
+    return Linear(linear.kernel * _over_outputs(a, linear.kernel), bias)
 
 
 def fold_into_next(affine: Affine, linear: Linear, *, zero_padding: bool = True) -> Linear:
@@ -91,7 +91,7 @@ def fold_into_next(affine: Affine, linear: Linear, *, zero_padding: bool = True)
     if zero_padding:
         _expect_no_border(kernel)
     moved = _each_group(b, kernel)
-    scaled = kernel * _by_group(a, kernel)
+    scaled = kernel * _over_inputs(a, kernel)
     return Linear(scaled, moved if bias is None else bias + moved)
 
 
@@ -144,8 +144,9 @@ def identity_kernel(like: jax.Array) -> jax.Array:
     rows, columns, per_group, channels = like.shape
     if channels % per_group or rows % 2 == 0 or columns % 2 == 0:
         raise ValueError(f"no kernel of shape {like.shape} is the identity.")
-    centre = jnp.arange(per_group)[:, None] == jnp.arange(channels) % per_group
-    return jnp.zeros(like.shape, like.dtype).at[rows // 2, columns // 2].set(centre)
+    centre = jnp.arange(per_group)[:, None] == jnp.arange(channels)[None] % per_group
+    zeros = jnp.zeros(like.shape, like.dtype)
+    return zeros.at[rows // 2, columns // 2].set(centre.astype(like.dtype))
 
 
 def dirac_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -160,6 +161,7 @@ def dirac_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     squared = jnp.sum(jnp.square(kernel), (0, 1, 2))
     # The bound is that of PyTorch's normalize, 1e-12 on the root; it keeps the gradient finite.
     length = jnp.sqrt(jnp.maximum(squared, 1e-24))
+    a, b, length = (_over_outputs(vector, kernel) for vector in (a, b, length))
     return a * identity_kernel(kernel) + b * kernel / length
 
 
@@ -230,7 +232,12 @@ def _expect_no_border(kernel: jax.Array) -> None:
         )
 
 
-def _by_group(vector: jax.Array, kernel: jax.Array) -> jax.Array:
+def _over_outputs(vector: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A vector over the outputs (O,) as what a kernel (..., O) is multiplied with."""
+    return vector.reshape((1,) * (kernel.ndim - 1) + vector.shape)
+
+
+def _over_inputs(vector: jax.Array, kernel: jax.Array) -> jax.Array:
     """A vector over the inputs (I,) as what a kernel (..., I / groups, O) is multiplied with."""
     per_group, outer = kernel.shape[-2:]
     groups = vector.shape[0] // per_group
@@ -239,13 +246,14 @@ def _by_group(vector: jax.Array, kernel: jax.Array) -> jax.Array:
             f"{vector.shape[0]} channels do not enter a kernel of shape {kernel.shape}."
         )
     columns = vector.reshape(groups, per_group).T
-    return jnp.repeat(columns, outer // groups, axis=1, total_repeat_length=outer)
+    columns = jnp.repeat(columns, outer // groups, axis=1, total_repeat_length=outer)
+    return columns.reshape((1,) * (kernel.ndim - 2) + columns.shape)
 
 
 def _each_group(vector: jax.Array, kernel: jax.Array) -> jax.Array:
     """What a kernel makes of a map that is `vector` everywhere: sum over taps and inputs."""
     taps = kernel.sum(tuple(range(kernel.ndim - 2)))
-    return (taps * _by_group(vector, kernel)).sum(0)
+    return (taps * _over_inputs(vector, taps)).sum(0)
 
 
 def _expect_channels(what: str, vector: jax.Array, channels: int) -> None:

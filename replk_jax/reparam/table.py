@@ -7,6 +7,7 @@ is merged from its parts, which are merged before it: then a convolution or dens
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from replk_jax.reparam import algebra
@@ -95,6 +96,12 @@ def _large_kernel(parts: Parts) -> Parts:
             branch = algebra.embed_dilated(branch, int(dilated[1]))
         branches.append(algebra.pad_kernel(branch, origin.kernel.shape[:2]))
     return {"lkb_reparam": algebra.add(*branches)}
+
+
+def _is_fused(branch: str, node: Parts) -> bool:
+    """Whether a branch of a block has a bias already, in place of its batch norm."""
+    part = node.get(branch)
+    return isinstance(part, Mapping) and set(part) == {"conv"} and "bias" in part["conv"]
 
 
 def _pointwise(parts: Parts, norm_name: str) -> dict[str, Any]:
@@ -253,12 +260,30 @@ BLOCKS: list[Block] = [
     REPLK_BLOCK,
     CONV_FFN,
     Block(
+        "ReparamLargeKernelConv with its batch norms fused",
+        marks="",
+        is_one=partial(_is_fused, "lkb_origin"),
+        training=(Form("lkb_origin", "small_conv dilated_*x*_*"),),
+        merge=_large_kernel,
+        parallel=True,
+        has_norms=False,
+    ),
+    Block(
         "ReparamLargeKernelConv",
         marks="lkb_origin lkb_reparam small_conv",
         training=(Form("lkb_origin", "small_conv dilated_*x*_*"),),
         merged=(Form("lkb_reparam"),),
         merge=_large_kernel,
         parallel=True,
+    ),
+    Block(
+        "RepVGGBlock with its batch norms fused",
+        marks="",
+        is_one=partial(_is_fused, "rbr_dense"),
+        training=(Form("rbr_dense", "rbr_1x1 rbr_identity se"),),
+        merge=_repvgg_block,
+        parallel=True,
+        has_norms=False,
     ),
     Block(
         "RepVGGBlock",

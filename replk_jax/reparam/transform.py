@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.reparam.algebra import Affine, Linear, affine_of_norm
 from replk_jax.reparam.block import Form, arrays
 from replk_jax.reparam.table import find_block
@@ -94,8 +95,8 @@ def _merge(node: Any, path: _Path) -> Any:
     if not isinstance(node, Mapping):
         if not hasattr(node, "shape"):
             raise ValueError(f"{_name(path)}: expected an array, found {node!r}.")
-        wide = jnp.issubdtype(node.dtype, jnp.floating)
-        return node.astype(jnp.promote_types(jnp.float32, node.dtype)) if wide else node
+        floating = jnp.issubdtype(node.dtype, jnp.floating)
+        return node.astype(accumulation_dtype(node.dtype)) if floating else node
     block = find_block(node)
     training = block is not None and _at(path, block.is_training, node)
     parts = {name: _merge(child, (*path, name)) for name, child in node.items()}

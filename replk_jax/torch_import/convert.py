@@ -28,7 +28,8 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
       state_dict: official names (torchvision's, of MobileNet V2 and ResNet) to arrays in
         PyTorch's layouts, or to what NumPy makes arrays of, which is read one at a time. Of the
         training-time network, of the merged one (RepLKNet's `structural_reparam()`, RepVGG's
-        `switch_to_deploy()`), or of RepLKNet's with its batch norms fused (`deep_fuse_BN()`).
+        `switch_to_deploy()`), or of one whose batch norms are fused (`deep_fuse_BN()`), with or
+        without that merge.
       model: the model that the weights are for. With `deploy=True` they are re-parameterized
         as far as they are not yet.
 
@@ -44,7 +45,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
         raise ValueError(
             f"The weights are those of a {structure.value} network, from which the training-time "
             "network cannot be had back: use model.clone(deploy=True), or the file from before "
-            "the merge."
+            "its convolutions were merged or fused."
         )
     places = places_of(model, structure)
     _expect_to_fit(state_dict, places, model)

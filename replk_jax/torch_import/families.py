@@ -19,11 +19,13 @@ class Family(Protocol):
     Attributes:
       NETWORK: the network here.
       KEYS: what a key begins with that no other family has, in any naming.
+      ASSUMED: what names and shapes do not determine, and what is assumed of it, in words.
       ORDER: the parts of official names as PyTorch lists them (see `names.in_order`).
     """
 
     NETWORK: type[Network]
     KEYS: re.Pattern[str]
+    ASSUMED: str
     ORDER: str
 
     def official_names(self, weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -33,10 +35,18 @@ class Family(Protocol):
           weights: of one network, by names without a prefix.
 
         Returns:
-          The weights, and whose names they had: "official", "torchvision" or "mmpretrain".
+          The weights, and whose names they had: "official", "torchvision", "mmpretrain" or
+          "timm".
 
         Raises:
           ValueError: names of two kinds, or two tensors that come to have the same name.
+        """
+
+    def timm_names(self, state_dict: Mapping[str, Any], architecture: Any) -> dict[str, Any]:
+        """Renames the state dict of such a network from official names to timm's, in timm's order.
+
+        Raises:
+          ValueError: timm has no such network.
         """
 
     def official_key(self, key: str, architecture: Any) -> str:
@@ -82,11 +92,11 @@ def family_of(model: nn.Module) -> Family:
     for family in FAMILIES:
         if isinstance(model, family.NETWORK):
             return family
-    raise ValueError(f"There are no PyTorch files of a {type(model).__name__}; {_known()}.")
+    raise ValueError(f"There are no PyTorch files of a {type(model).__name__}; {known_families()}.")
 
 
 def family_of_keys(keys: Iterable[str]) -> Family:
-    """The family that the names of tensors tell of, in any naming.
+    """The family that the names of tensors, without a prefix, belong to, in any naming.
 
     Raises:
       ValueError: none of them.
@@ -96,10 +106,11 @@ def family_of_keys(keys: Iterable[str]) -> Family:
         if any(map(family.KEYS.match, keys)):
             return family
     raise ValueError(
-        f"these are not the weights of a network known here, {_known()}: {brief(keys)}"
+        f"these are not the weights of a network known here, {known_families()}: {brief(keys)}"
     )
 
 
-def _known() -> str:
+def known_families() -> str:
+    """The names of all families, as the end of a sentence."""
     *others, last = (family.NETWORK.__name__ for family in FAMILIES)
     return f"which are {', '.join(others)} and {last}"

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,11 +21,11 @@ from replk_jax.torch_import.convert import (
     places_of,
     to_state_dict,
 )
-from replk_jax.torch_import.families import family_of, family_of_keys
+from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure, structure_of
 from replk_jax.torch_import.tensors import brief
-from replk_jax.torch_import.weights import find_weights
+from replk_jax.torch_import.weights import CLASSIFIER, Selection, Weights, find_weights
 from replk_jax.torch_import.writer import write_safetensors, write_torch
 
 PathLike = str | os.PathLike
@@ -35,17 +35,20 @@ TORCH_ENDINGS = (".pth", ".pt", ".bin")  # of the files of torch.save
 
 @dataclasses.dataclass(frozen=True)
 class Recognized:
-    """The network that a PyTorch file is of, told from names and shapes alone.
+    """The network that a PyTorch file is of, as its tensors' names and shapes identify it.
 
     Attributes:
       model: the network; `deploy=True` where the file's is merged.
       name: under which it is registered, or None.
-      naming: whose names the tensors have, "official", "torchvision" or "mmpretrain".
+      naming: whose names the tensors have, "official", "torchvision", "mmpretrain" or "timm".
       structure: how far it has been re-parameterized.
-      place: where in the file the weights lie.
+      place: where in the file the weights are.
       ignored: names of tensors beside them that belong to other networks.
-      faults: tensors that are missing, left over or of another shape, which `load_torch`
-        refuses.
+      faults: tensors that are missing, left over or of another shape, with which `load_torch`
+        raises an error.
+      assumed: what names and shapes do not determine, and what is assumed of it.
+      is_ema: whether the weights are an exponential moving average (EMA).
+      has_ema: whether the file holds an EMA, of these or other weights.
     """
 
     model: nn.Module
@@ -55,6 +58,9 @@ class Recognized:
     place: str
     ignored: tuple[str, ...]
     faults: tuple[str, ...]
+    assumed: str
+    is_ema: bool
+    has_ema: bool
 
     def __str__(self) -> str:
         model = self.model
@@ -66,7 +72,8 @@ class Recognized:
         lines = [
             f"{self.name or type(model).__name__}, {kind}, {self.structure.value}",
             f"  {architecture_in_words(model)}",
-            f"  names: {self.naming}; weights: {self.place}",
+            f"  names: {self.naming}; weights: {self.place}{', an EMA' if self.is_ema else ''}",
+            f"  assumed, since a file does not tell it: {self.assumed}",
         ]
         if self.ignored:
             count, names = len(self.ignored), brief(self.ignored)
@@ -74,23 +81,30 @@ class Recognized:
         return "\n".join(lines)
 
 
-def infer_architecture(path: PathLike, *, prefer_ema: bool = False) -> Recognized:
-    """Tells which network a file is of, from the names and shapes of its tensors.
+def infer_architecture(
+    path: PathLike,
+    *,
+    prefer_ema: bool = False,
+    key: str | None = None,
+    prefix: str | None = None,
+    rename: Callable[[str], str | None] | None = None,
+) -> Recognized:
+    """Identifies the network of a file by the names and shapes of its tensors.
 
     RepLKNet, RepVGG, MobileNet V2 and ResNet of any widths, depths and kernels, not only those of
     registered models. What shapes cannot tell gets a default: no stochastic depth, the strides and
     shortcuts that were published, and a backbone emits all its stages.
 
     Args:
-      path: .pth, .pt, .bin or .safetensors, in official, torchvision or mmpretrain naming.
-      prefer_ema: look at the moving average that was saved beside the weights.
+      path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain or timm naming.
+      prefer_ema, key, prefix, rename: as in `load_torch`.
 
     Raises:
       ValueError: a file that cannot be read, or is of no network known here.
       OSError: it cannot be opened.
     """
     with naming(path):
-        return recognize(read(path), prefer_ema=prefer_ema)
+        return recognize(read(path), Selection(prefer_ema, key, prefix, rename))
 
 
 def load_torch(
@@ -98,8 +112,12 @@ def load_torch(
     model: nn.Module | None = None,
     *,
     num_classes: int | None = None,
+    in_channels: int | None = None,
     reset_head: bool = False,
     prefer_ema: bool = False,
+    key: str | None = None,
+    prefix: str | None = None,
+    rename: Callable[[str], str | None] | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Loads a PyTorch checkpoint, without PyTorch and without running what is in it.
@@ -113,14 +131,24 @@ def load_torch(
     Tensors of other networks in the file, such as a segmenter's decoder, are left out with a
     warning.
 
+    The state dict may be in any entry of the file, and its names may have any prefix. A file
+    that holds several networks needs `key` or `prefix` to choose one.
+
     Args:
-      path: .pth, .pt, .bin or .safetensors, in official, torchvision or mmpretrain naming, with
-        the weights at the top or in one of the usual wrappers.
-      model: what the weights are for; None takes what `infer_architecture` tells. With
+      path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain or timm naming.
+      model: what the weights are for; None takes what `infer_architecture` identifies. With
         `deploy=True` training-time weights are re-parameterized.
-      num_classes: of the model, in place of its own.
+      num_classes: of the model, in place of its own; 0 for no classifier.
+      in_channels: channels of the images, in place of those that the file's network takes. For
+        one channel the first kernel is summed over its inputs; for other numbers its inputs are
+        repeated in turn and scaled to keep their sum, as timm does. This is reported by a warning.
       reset_head: draw a new classifier if the file's is for another number of classes.
-      prefer_ema: take the moving average that was saved beside the weights.
+      prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
+      key: of the entry that holds the state dict, such as "model"; of an entry within another
+        one, "checkpoint/model".
+      prefix: of the names of the network's tensors, such as "encoder."; it is removed.
+      rename: from the name of a tensor, after the prefix, to its name in a naming that is known
+        here; None in place of a name leaves the tensor out.
       seed: of the new classifier.
 
     Returns:
@@ -128,32 +156,70 @@ def load_torch(
       was left of its batch norms folded.
 
     Raises:
-      ValueError: a file that cannot be read or is of another network; in one error all tensors
-        that are missing, left over or of the wrong shape.
+      ValueError: a file that cannot be read, is of another network or holds several; in one error
+        all tensors that are missing, left over or of the wrong shape.
       OSError: it cannot be opened.
     """
     with naming(path):
-        found = find_weights(read(path), prefer_ema=prefer_ema)
-        if found.ignored:
-            warnings.warn(
-                f"{path}: {len(found.ignored)} tensors of other networks are left out: "
-                f"{brief(found.ignored)}.",
-                stacklevel=2,
-            )
-        family = family_of_keys(found.tensors)
-        weights, _ = family.official_names(found.tensors)
-        if model is None:
-            model = family.infer_model(weights)
-        elif not isinstance(model, family.NETWORK):
+        return load_contents(
+            read(path),
+            model,
+            selection=Selection(prefer_ema, key, prefix, rename),
+            source=os.fspath(path),
+            num_classes=num_classes,
+            in_channels=in_channels,
+            reset_head=reset_head,
+            seed=seed,
+        )
+
+
+def load_contents(
+    contents: Any,
+    model: nn.Module | None = None,
+    *,
+    selection: Selection,
+    source: str,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    reset_head: bool = False,
+    seed: int = 0,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """`load_torch` of what `read` gave; its errors do not name the file.
+
+    Args:
+      contents: of the file.
+      selection: which weights of it to take.
+      source: what warnings call the file.
+      model, num_classes, in_channels, reset_head, seed: as in `load_torch`.
+
+    Raises:
+      ValueError: as `load_torch`.
+    """
+    found = find_weights(contents, selection)
+    family = found.family
+    _warn_of_what_is_there(found, selection, source)
+    weights, _ = family.official_names(found.tensors)
+    if model is None:
+        # A classifier that is to be replaced may be of any kind.
+        told = _without_classifier(weights) if reset_head or num_classes == 0 else weights
+        model = family.infer_model(told)
+        if reset_head and num_classes is None:
             raise ValueError(
-                f"its weights are those of a {family.NETWORK.__name__}, and the model is a "
-                f"{type(model).__name__}."
+                "reset_head=True draws a new classifier: say for how many num_classes."
             )
-        if num_classes is not None:
-            if model.out_indices is not None:
-                raise ValueError("it is of a backbone, which has no classifier for num_classes.")
-            model = model.clone(num_classes=num_classes)
-        return model, fit(weights, model, reset_head=reset_head, seed=seed)
+    elif not isinstance(model, family.NETWORK):
+        raise ValueError(
+            f"its weights are those of a {family.NETWORK.__name__}, and the model is a "
+            f"{type(model).__name__}."
+        )
+    if num_classes is not None:
+        if model.out_indices is not None:
+            raise ValueError("it is of a backbone, which has no classifier for num_classes.")
+        model = model.clone(num_classes=num_classes or None)
+    if in_channels is not None:
+        model = _with_in_channels(model, in_channels)
+        weights = _fit_input(weights, model, source)
+    return model, fit(weights, model, reset_head=reset_head, seed=seed)
 
 
 def fit(
@@ -167,7 +233,12 @@ def fit(
 
 
 def save_torch(
-    variables: Mapping[str, Any], model: nn.Module, path: PathLike, *, merged: bool = False
+    variables: Mapping[str, Any],
+    model: nn.Module,
+    path: PathLike,
+    *,
+    merged: bool = False,
+    naming: str = "official",
 ) -> None:
     """Writes the state dict of the official code (torchvision's, of MobileNet V2 and ResNet).
 
@@ -182,12 +253,18 @@ def save_torch(
       merged: as after RepLKNet's `structural_reparam()`, for a network that is built with
         `small_kernel_merged=True`, or after RepVGG's `switch_to_deploy()`, for one that is built
         with `deploy=True`.
+      naming: "official", or "timm" for the names of the same network in timm, which has RepVGG,
+        MobileNet V2 and ResNet.
 
     Raises:
-      ValueError: variables of another model, a network or structure that the official code does
-        not have, or an ending that tells no format.
+      ValueError: variables of another model, a network or structure that the official code or
+        timm does not have, another naming, or an ending that is of no format.
     """
     state_dict = to_state_dict(variables, model, merged=merged)
+    if naming == "timm":
+        state_dict = family_of(model).timm_names(state_dict, model.architecture)
+    elif naming != "official":
+        raise ValueError(f'naming must be "official" or "timm"; got {naming!r}.')
     ending = os.path.splitext(path)[1].lower()
     if ending == ".safetensors":
         write_safetensors(path, state_dict, {"format": "pt"})
@@ -197,14 +274,14 @@ def save_torch(
         raise ValueError(f"{path}: the name must end in .pth, .pt, .bin or .safetensors.")
 
 
-def recognize(contents: Any, *, prefer_ema: bool = False) -> Recognized:
+def recognize(contents: Any, selection: Selection = Selection()) -> Recognized:  # noqa: B008
     """`infer_architecture` of what `read` gave; its errors do not name the file.
 
     Raises:
       ValueError: no network known here.
     """
-    found = find_weights(contents, prefer_ema=prefer_ema)
-    family = family_of_keys(found.tensors)
+    found = find_weights(contents, selection)
+    family = found.family
     weights, naming = family.official_names(found.tensors)
     model = family.infer_model(weights)
     return Recognized(
@@ -215,7 +292,26 @@ def recognize(contents: Any, *, prefer_ema: bool = False) -> Recognized:
         place=found.place,
         ignored=found.ignored,
         faults=tuple(faults(weights, model)),
+        assumed=family.ASSUMED,
+        is_ema=found.is_ema,
+        has_ema=found.has_ema,
     )
+
+
+def _warn_of_what_is_there(found: Weights, selection: Selection, source: str) -> None:
+    if found.ignored:
+        warnings.warn(
+            f"{source}: {len(found.ignored)} tensors of other networks are left out: "
+            f"{brief(found.ignored)}. The backbone of a segmenter or detector may have other "
+            f"strides than those assumed ({found.family.ASSUMED}): if so, pass a model with its "
+            "output_stride.",
+            stacklevel=4,
+        )
+    if found.is_ema and not selection.prefer_ema:
+        warnings.warn(
+            f"{source}: it holds only an EMA of the weights ({found.place}), which is loaded.",
+            stacklevel=4,
+        )
 
 
 def _fit_head(
@@ -225,7 +321,7 @@ def _fit_head(
     weights = dict(weights)
     if model.out_indices is not None or model.num_classes is None:
         final = _keys(model.clone(num_classes=1, out_indices=None)) - _keys(model)
-        return {key: value for key, value in weights.items() if key not in final}
+        return {k: v for k, v in _without_classifier(weights).items() if k not in final}
     official_key = family_of(model).official_key
     kernel, bias = (
         official_key(f"{model.head_name}.{last}", model.architecture) for last in ("weight", "bias")
@@ -234,6 +330,8 @@ def _fit_head(
     if kernel in weights and weights[kernel].shape[:1] in ((), (model.num_classes,)):
         return weights
     held = f"has {weights[kernel].shape[0]} classes" if kernel in weights else "is not there"
+    if other := sorted(weights.keys() - _without_classifier(weights).keys() - {kernel, bias}):
+        held = f"is of another kind ({kernel} is missing; there are {brief(other)})"
     if not reset_head:
         raise ValueError(
             f"its classifier {held}, the model has {model.num_classes}: load with reset_head=True "
@@ -244,12 +342,56 @@ def _fit_head(
         f"{model.num_classes} classes is drawn at random.",
         stacklevel=3,
     )
+    weights = _without_classifier(weights)
     _, leaf = places_of(model, Structure.TRAINING)[kernel]
     width, classes = leaf.shape
     for name, shape in ((kernel, (classes, width)), (bias, (classes,))):
         key = jax.random.fold_in(jax.random.key(seed), len(shape))
         weights[name] = np.asarray(pytorch_init(width)(key, shape))
     return weights
+
+
+def _without_classifier(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights without all that is in a module with the name of a classifier."""
+    return {name: value for name, value in weights.items() if not CLASSIFIER.match(name)}
+
+
+def _with_in_channels(model: nn.Module, in_channels: int) -> nn.Module:
+    if type(in_channels) is not int or in_channels < 1:
+        raise ValueError(f"in_channels must be a positive integer; got {in_channels!r}.")
+    return model.clone(
+        architecture=dataclasses.replace(model.architecture, in_channels=in_channels)
+    )
+
+
+def _fit_input(weights: Mapping[str, Any], model: nn.Module, source: str) -> dict[str, Any]:
+    """The weights with the kernels that see the image made for the model's number of channels."""
+    fitted, wanted = dict(weights), model.architecture.in_channels
+    for key, (_, leaf) in places_of(model, structure_of(weights)).items():
+        shape = names.torch_shape(leaf.shape)
+        held = weights[key].shape if key in weights else ()
+        same_but_inputs = len(held) == 4 and (held[0], *held[2:]) == (shape[0], *shape[2:])
+        if same_but_inputs and held != shape and shape[1] == wanted:
+            fitted[key] = _other_inputs(np.asarray(weights[key]), wanted)
+            warnings.warn(
+                f"{source}: {key} takes {held[1]} channels, and is made to take {wanted}.",
+                stacklevel=4,
+            )
+    return fitted
+
+
+def _other_inputs(kernel: np.ndarray, count: int) -> np.ndarray:
+    """A kernel (out, in, rows, columns) for another number of inputs.
+
+    Summed for one input. Otherwise the inputs are repeated in turn and scaled, so that an image
+    with the same values in every channel gives what it gave before, where the old number divides
+    the new one. timm does the same.
+    """
+    if count == 1:
+        return kernel.sum(1, keepdims=True, dtype=np.float32).astype(kernel.dtype)
+    held = kernel.shape[1]
+    repeated = np.tile(kernel, (1, -(-count // held), 1, 1))[:, :count]
+    return (repeated.astype(np.float32) * (held / count)).astype(kernel.dtype)
 
 
 def _keys(model: nn.Module) -> set[str]:

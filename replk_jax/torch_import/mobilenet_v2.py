@@ -1,9 +1,11 @@
-"""MobileNet V2's weights in PyTorch: torchvision's and mmpretrain's names, and their shapes.
+"""MobileNet V2's weights in PyTorch: the names of torchvision, mmpretrain and timm, and shapes.
 
 torchvision numbers the blocks through, `features.1` to `features.17`, and the stem and the last
 convolution with them; mmpretrain and the variables here number them by stage, `layer3.0`. In a
 block torchvision has the convolutions with an activation as pairs of convolution and norm,
 `conv.0.0` and `conv.0.1`, but the projection, which has none, beside its norm: `conv.2`, `conv.3`.
+timm numbers by stage as well, and names the convolutions of a block by what they do, `conv_pw`,
+`conv_dw` and `conv_pwl`, with their norms `bn1`, `bn2` and `bn3`.
 """
 
 import itertools
@@ -16,16 +18,28 @@ from replk_jax.models import create_model
 from replk_jax.models.mobilenet_v2 import MobileNetV2, MobileNetV2Architecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
+from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = MobileNetV2
-KEYS = re.compile(r"features\.\d+\.conv\.\d|layer\d+\.\d+\.conv\.\d")
+KEYS = re.compile(r"features\.\d+\.conv\.\d|layer\d+\.\d+\.conv\.\d|blocks\.\d+\.\d+\.conv_pwl\.")
+ASSUMED = "the strides and shortcuts of the paper, and ReLU6"
 ORDER = "features classifier conv weight bias running_mean running_var num_batches_tracked"
 
-_NAMINGS = {"torchvision": r"features\.", "mmpretrain": r"layer\d+\."}
+_NAMINGS = {
+    "torchvision": r"features\.",
+    "mmpretrain": r"layer\d+\.",
+    "timm": r"conv_stem\.|blocks\.\d+\.",
+}
 _OF_A_PAIR = {"conv": 0, "bn": 1}
 _PART_OF_A_BLOCK = re.compile(
     r"layer(?P<stage>\d{1,4})\.(?P<block>\d{1,4})\.conv\.(?P<conv>\d)\."
     r"(?P<branch>(\w+\.)?)(?P<part>conv|bn)\.(?P<leaf>\w+)"
+)
+# What timm calls the convolutions of a block with an expansion and of one without.
+_TIMM_CONVS = {True: ("conv_pw", "conv_dw", "conv_pwl"), False: ("conv_dw", "conv_pw")}
+_TIMM_PART_OF_A_BLOCK = re.compile(
+    r"blocks\.(?P<stage>\d{1,4})\.(?P<block>\d{1,4})\.(?P<part>\w+)\.(?P<leaf>\w+)"
 )
 _STANDARD = MobileNetV2Architecture()
 
@@ -33,27 +47,41 @@ _STANDARD = MobileNetV2Architecture()
 def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """See `families.Family`. Official names are torchvision's."""
     naming = names.naming_of(weights, _NAMINGS)
-    if naming == "torchvision":
-        return dict(weights), naming
-    layers = Shapes(weights, "MobileNetV2").layers(r"layer(\d+)\.(\d+)\.")
-    expands = [f"layer{s + 1}.0.conv.2.conv.weight" in weights for s in range(len(layers))]
-    rename = partial(_torchvision_key, layers=layers, expands=expands)
+    match naming:
+        case "mmpretrain":
+            layers = Shapes(weights, "MobileNetV2").layers(r"layer(\d+)\.(\d+)\.")
+            expands = [f"layer{s + 1}.0.conv.2.conv.weight" in weights for s in range(len(layers))]
+            rename = partial(_torchvision_key, layers=layers, expands=expands)
+        case "timm":
+            layers = Shapes(weights, "MobileNetV2").layers(r"blocks\.(\d+)\.(\d+)\.")
+            expands = [f"blocks.{s}.0.conv_pwl.weight" in weights for s in range(len(layers))]
+            rename = partial(_from_timm, layers=layers, expands=expands)
+            _expect_no_other_network(weights)
+        case _:
+            return dict(weights), naming
     return names.renamed(weights, rename), naming
+
+
+def timm_names(
+    state_dict: Mapping[str, Any], architecture: MobileNetV2Architecture
+) -> dict[str, Any]:
+    """See `families.Family`."""
+    rename = partial(_to_timm, layers=architecture.layers, expands=_expands(architecture))
+    return names.renamed(state_dict, rename)
 
 
 def official_key(key: str, architecture: MobileNetV2Architecture) -> str:
     """See `families.Family`."""
-    expands = [expansion != 1 for expansion in architecture.expansions]
-    return _torchvision_key(key, architecture.layers, expands)
+    return _torchvision_key(key, architecture.layers, _expands(architecture))
 
 
 def infer_model(weights: Mapping[str, Any]) -> MobileNetV2:
     """See `families.Family`.
 
-    Neither strides nor shortcuts are told by shapes: they are the paper's, and so is the number
-    of blocks per stage if there are 17 blocks whose widths allow it. Otherwise a stage begins
-    where the width changes, and there must be seven of them for the strides to be known. A
-    network without the last convolution is a backbone, which emits all stages.
+    Shapes do not depend on strides, dilation and shortcuts, which are taken for the paper's, and so
+    is the number of blocks per stage if there are 17 blocks whose widths allow it. Otherwise a
+    stage begins where the width changes, and there must be seven of them for the strides to be
+    known. A network without the last convolution is a backbone that returns all stages.
     """
     shapes = Shapes(weights, "MobileNetV2")
     count = len(shapes.layers(r"features\.(\d+)\.conv\.(\d+)"))
@@ -77,6 +105,7 @@ def infer_model(weights: Mapping[str, Any]) -> MobileNetV2:
             in_channels=stem[1],
         ),
         num_classes=shapes.classes("classifier.1"),
+        deploy=structure_of(weights) is not Structure.TRAINING,
         out_indices=tuple(range(len(layers))) if is_backbone else None,
     )
 
@@ -94,14 +123,83 @@ def expect_published(model: MobileNetV2, merged: bool) -> None:
             "torchvision's MobileNetV2 has shortcuts, and no small kernels beside larger ones: "
             "save a network with small_kernel or shortcuts=False in a format of this package."
         )
-    # Of another number of stages, no file is read without its model.
-    told = len(architecture.strides) != len(_STANDARD.strides)
-    if model.output_stride is not None or not (told or architecture.strides == _STANDARD.strides):
+    assumed = {"dilation": 1}
+    # A file of another number of stages is not read without its model, which has the strides.
+    if len(architecture.strides) == len(_STANDARD.strides):
+        assumed["strides"] = _STANDARD.strides
+    expect_recorded(model, assumed)
+
+
+def _expect_no_other_network(weights: Mapping[str, Any]) -> None:
+    """Raises for networks whose names and shapes in timm could be a MobileNetV2's, but are not.
+
+    EfficientNet-Lite, MnasNet, FBNet and the like have kernels of 3 x 3 and of 5 x 5, and some of
+    them another activation.
+    """
+    sizes = {
+        w.shape[-1] for key, w in weights.items() if key.endswith(".conv_dw.weight") and w.shape
+    }
+    if {3, 5} <= sizes:
         raise ValueError(
-            "A PyTorch file does not tell strides and dilation, which would be taken for the "
-            f"paper's, {_STANDARD.strides}: save a network of others in a format of this package, "
-            "or model.clone(output_stride=None)."
+            "it has kernels of 3 x 3 and of 5 x 5 in timm's naming, as EfficientNet-Lite, MnasNet "
+            "and FBNet have, which are not known here. For a MobileNetV2 of such kernels save the "
+            "official names."
         )
+
+
+def _expands(architecture: MobileNetV2Architecture) -> list[bool]:
+    """Whether the blocks begin with an expansion, one entry per stage."""
+    return [expansion != 1 for expansion in architecture.expansions]
+
+
+def _from_timm(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:
+    """The name in torchvision of what timm calls `key`; arguments as of `_torchvision_key`."""
+    match key.split("."):
+        case ["conv_stem", leaf]:
+            return f"features.0.0.{leaf}"
+        case ["bn1", leaf]:
+            return f"features.0.1.{leaf}"
+        case ["conv_head", leaf]:
+            return f"features.{sum(layers) + 1}.0.{leaf}"
+        case ["bn2", leaf]:
+            return f"features.{sum(layers) + 1}.1.{leaf}"
+        case ["classifier", leaf]:
+            return f"classifier.1.{leaf}"
+    part = _TIMM_PART_OF_A_BLOCK.fullmatch(key)
+    if not part or int(part["stage"]) >= len(layers):
+        return key
+    stage, block = int(part["stage"]), int(part["block"])
+    convs = _TIMM_CONVS[expands[stage]]
+    norms = tuple(f"bn{i + 1}" for i in range(len(convs)))
+    for kind, parts in (("conv", convs), ("bn", norms)):
+        if part["part"] in parts:
+            place = f"{parts.index(part['part'])}.{kind}"
+            rule = f"layer{stage + 1}.{block}.conv.{place}.{part['leaf']}"
+            return _torchvision_key(rule, layers, expands)
+    return key
+
+
+def _to_timm(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:
+    """The name in timm of what torchvision calls `key`; arguments as of `_torchvision_key`."""
+    match key.split("."):
+        case ["classifier", "1", leaf]:
+            return f"classifier.{leaf}"
+        case ["features", "0", position, leaf]:
+            return f"{('conv_stem', 'bn1')[int(position)]}.{leaf}"
+        case ["features", _, position, leaf]:
+            return f"{('conv_head', 'bn2')[int(position)]}.{leaf}"
+        case ["features", number, "conv", *place, leaf]:
+            stage, block = 0, int(number) - 1
+            while block >= layers[stage]:
+                stage, block = stage + 1, block - layers[stage]
+            convs = _TIMM_CONVS[expands[stage]]
+            if len(place) == 2:
+                conv, position = map(int, place)
+            else:  # of the projection, which is not in a module of its own
+                conv, position = len(convs) - 1, int(place[0]) - (len(convs) - 1)
+            part = f"bn{conv + 1}" if position else convs[conv]
+            return f"blocks.{stage}.{block}.{part}.{leaf}"
+    return key
 
 
 def _torchvision_key(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:

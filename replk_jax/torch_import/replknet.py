@@ -11,9 +11,11 @@ from replk_jax.models import RepLKNet, RepLKNetArchitecture, create_model, regis
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
 from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = RepLKNet
-KEYS = re.compile(r"stem\.\d+\.conv\.|stages\.\d+\.blocks\.")
+KEYS = re.compile(r"stages\.\d+\.blocks\.\d+\.(?:pw[12]|large_kernel|prelkb_bn|preffn_bn)\.")
+ASSUMED = "an output stride of 32"
 ORDER = (
     "stem stages transitions blocks norm head "
     "preffn_bn pw1 pw2 large_kernel lkb_origin small_conv lkb_reparam prelkb_bn "
@@ -45,6 +47,11 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return renamed, "official" if renamed.keys() == weights.keys() else "mmpretrain"
 
 
+def timm_names(state_dict: Mapping[str, Any], architecture: RepLKNetArchitecture) -> dict[str, Any]:
+    """See `families.Family`."""
+    raise ValueError('timm has no RepLKNet: save it with the official names (naming="official").')
+
+
 def official_key(key: str, architecture: RepLKNetArchitecture) -> str:
     """See `families.Family`. The variables mirror the official code."""
     return key
@@ -53,9 +60,10 @@ def official_key(key: str, architecture: RepLKNetArchitecture) -> str:
 def infer_model(weights: Mapping[str, Any]) -> RepLKNet:
     """See `families.Family`.
 
-    What shapes do not tell gets a default: no stochastic depth; a backbone, which has neither
-    final norm nor classifier, emits all stages; the small kernels that a merged network had
-    are those of the registered model of the same shape, else none.
+    What shapes do not tell gets a default: no stochastic depth and no dilation; a backbone, which
+    has neither final norm nor classifier, returns the stages that have a norm of their own, or all
+    stages if none has; the small kernels that a merged network had are those of the registered
+    model of the same shape, else none.
     """
     shapes = Shapes(weights, "RepLKNet")
     layers = tuple(-(-blocks // 2) for blocks in shapes.layers(_BLOCK))
@@ -64,7 +72,7 @@ def infer_model(weights: Mapping[str, Any]) -> RepLKNet:
     shapes.expect_believable(sum(layers))
     blocks = [f"stages.{s}.blocks" for s in range(len(layers))]
     structure = structure_of(weights)
-    large = "lkb_origin.conv" if structure is Structure.TRAINING else "lkb_reparam"
+    large = "lkb_origin.conv" if structure.has_branches else "lkb_reparam"
     small = "stages.0.blocks.0.large_kernel.small_conv.conv.weight"
     channels = [shapes.kernel(f"{block}.0.pw2.conv.weight")[0] for block in blocks]
     large_kernels = [shapes.kernel(f"{block}.0.large_kernel.{large}.weight") for block in blocks]
@@ -78,21 +86,24 @@ def infer_model(weights: Mapping[str, Any]) -> RepLKNet:
         ffn_ratio=_ratio(hidden, channels),
         in_channels=shapes.kernel("stem.0.conv.weight")[1],
     )
-    if structure is not Structure.TRAINING:
+    if not structure.has_branches:
         architecture = _registered(architecture)
     num_classes = shapes.classes("head")
     is_backbone = num_classes is None and "norm.weight" not in shapes
+    every_stage = tuple(range(len(layers)))
+    normed = tuple(s for s in every_stage if f"stages.{s}.norm.weight" in shapes)
     return create_model(
         architecture,
         num_classes=num_classes,
-        out_indices=tuple(range(len(layers))) if is_backbone else None,
-        norm_intermediate_features=is_backbone and "stages.0.norm.weight" in shapes,
+        out_indices=normed or every_stage if is_backbone else None,
+        norm_intermediate_features=bool(normed) if is_backbone else normed == every_stage,
         deploy=structure is not Structure.TRAINING,
     )
 
 
 def expect_published(model: RepLKNet, merged: bool) -> None:
     """See `families.Family`."""
+    expect_recorded(model, {})
     if model.deploy:
         raise ValueError(
             "The official code has no structure without batch norms in front of the blocks: save "

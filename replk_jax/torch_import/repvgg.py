@@ -7,7 +7,7 @@ and gives what the training-time network gave.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,15 +16,29 @@ from replk_jax.models.repvgg import RepVGG, RepVGGArchitecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
 from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = RepVGG
-KEYS = re.compile(r"(stage\d+|stem|stage_\d+)\.(\d+\.)?(rbr|branch)_")
+KEYS = re.compile(
+    r"(?:stage\d+|stem|stage_\d+)\.(?:\d+\.)?(?:rbr|branch)_"
+    r"|stem\.(?:conv_kxk\.(?:conv|bn)|reparam_conv)\."
+)
+ASSUMED = "an output stride of 32"
 ORDER = (
     "stage linear se down up rbr_identity rbr_dense rbr_1x1 rbr_reparam "
     "conv bn weight bias running_mean running_var num_batches_tracked"
 )
 
-_NAMINGS = {"official": r"stage\d+\..*rbr_", "mmpretrain": r"(stem|stage_\d+)\..*branch_"}
+_TIMM_ORDER = (
+    "stem stages head identity conv_kxk conv_1x1 reparam_conv attn fc fc1 fc2 "
+    "conv bn weight bias running_mean running_var num_batches_tracked"
+)
+
+_NAMINGS = {
+    "official": r"stage\d+\..*rbr_",
+    "mmpretrain": r"(stem|stage_\d+)\..*branch_",
+    "timm": r"(stem|stages\.\d+\.\d+)\.(conv_kxk|conv_1x1|reparam_conv|identity)\.",
+}
 _FROM_MMPRETRAIN = (
     (r"^stem\.", "stage0."),
     (r"^stage_(\d+)\.", r"stage\1."),
@@ -37,14 +51,51 @@ _FROM_MMPRETRAIN = (
     (r"\.se_layer\.conv2\.conv\.", ".se.up."),
     (r"^head\.fc\.", "linear."),
 )
+# Parts of names in timm, with the official ones.
+_TIMM_PARTS = (
+    ("conv_kxk", "rbr_dense"),
+    ("conv_1x1", "rbr_1x1"),
+    ("identity", "rbr_identity"),
+    ("reparam_conv", "rbr_reparam"),
+    ("attn.fc1", "se.down"),
+    ("attn.fc2", "se.up"),
+    ("head.fc", "linear"),
+    ("stem", "stage0"),
+)
 
 
 def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """See `families.Family`."""
     naming = names.naming_of(weights, _NAMINGS)
-    if naming == "official":
-        return dict(weights), naming
-    return names.renamed(weights, partial(names.replace_all, replacements=_FROM_MMPRETRAIN)), naming
+    match naming:
+        case "mmpretrain":
+            rename = partial(names.replace_all, replacements=_FROM_MMPRETRAIN)
+            return names.renamed(weights, rename), naming
+        case "timm":
+            return names.renamed(weights, _from_timm), naming
+    return dict(weights), naming
+
+
+def timm_names(state_dict: Mapping[str, Any], architecture: RepVGGArchitecture) -> dict[str, Any]:
+    """See `families.Family`."""
+    return names.in_order(names.renamed(state_dict, _to_timm), _TIMM_ORDER)
+
+
+def _from_timm(key: str) -> str:
+    for timm, official in _TIMM_PARTS:
+        key = _replace_part(key, timm, official)
+    return re.sub(r"^stages\.(\d{1,4})\.", lambda m: f"stage{int(m[1]) + 1}.", key)
+
+
+def _to_timm(key: str) -> str:
+    for timm, official in _TIMM_PARTS:
+        key = _replace_part(key, official, timm)
+    return re.sub(r"^stage(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.", key)
+
+
+def _replace_part(key: str, old: str, new: str) -> str:
+    """The key with one of its parts, or several in a row, replaced."""
+    return re.sub(rf"(?<![^.]){re.escape(old)}(?=\.)", new, key)
 
 
 def official_key(key: str, architecture: RepVGGArchitecture) -> str:
@@ -60,8 +111,8 @@ def infer_model(weights: Mapping[str, Any]) -> RepVGG:
     `model.clone(out_indices=...)` gives maps, with the same variables.
     """
     shapes = Shapes(weights, "RepVGG")
-    merged = structure_of(weights) is not Structure.TRAINING
-    branch = "rbr_reparam" if merged else "rbr_dense.conv"
+    structure = structure_of(weights)
+    branch = "rbr_dense.conv" if structure.has_branches else "rbr_reparam"
     layers = shapes.layers(r"stage(\d+)\.(\d+)\.")
     shapes.expect_believable(sum(layers))
     blocks = ["stage0", *(f"stage{s + 1}.{i}" for s, n in enumerate(layers) for i in range(n))]
@@ -71,18 +122,18 @@ def infer_model(weights: Mapping[str, Any]) -> RepVGG:
         RepVGGArchitecture(
             layers=layers,
             channels=tuple(kernels[first][0] for first in firsts),
-            # The first layer that may have groups is the third.
-            groups=kernels[1][0] // kernels[2][1] if len(kernels) > 2 else 1,
+            groups=_groups(kernels),
             squeeze_excite=shapes.any("stage0.se."),
             in_channels=kernels[0][1],
         ),
         num_classes=shapes.classes("linear"),
-        deploy=merged,
+        deploy=structure is not Structure.TRAINING,
     )
 
 
 def expect_published(model: RepVGG, merged: bool) -> None:
     """See `families.Family`."""
+    expect_recorded(model, {})
     block = model.architecture.block
     if block == "repvgg":
         return
@@ -93,3 +144,13 @@ def expect_published(model: RepVGG, merged: bool) -> None:
             f"The official code has no {block!r} blocks: save them merged (merged=True, or "
             "convert --deploy), when all blocks are alike."
         )
+
+
+def _groups(kernels: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Groups of every layer, from the shapes of the kernels; the first layer has none.
+
+    A layer whose inputs do not divide counts as one group, so that its shape is reported.
+    """
+    inputs = [kernels[0][1], *(kernel[0] for kernel in kernels[:-1])]
+    per_group = [kernel[1] for kernel in kernels]
+    return tuple(1 if i % n else i // n for i, n in zip(inputs, per_group, strict=True))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from replk_jax.models.description import MOST_LAYERS
+from replk_jax.torch_import.tensors import brief
 
 
 class Shapes:
@@ -29,18 +30,46 @@ class Shapes:
         """Shape of a kernel, in PyTorch's layout.
 
         Raises:
-          ValueError: it is not there, has other dimensions, or none of some kind.
+          ValueError: it is missing, has other dimensions, or a dimension of length 0.
         """
-        found = self.weights[key].shape if key in self.weights else ()
+        if key not in self.weights:
+            raise ValueError(self._missing(key, dimensions))
+        found = self.weights[key].shape
         if len(found) != dimensions or 0 in found:
             raise ValueError(
-                f"in a {self.family} {key} would be a kernel of {dimensions} dimensions"
+                f"in a {self.family} {key} would be a kernel of {dimensions} dimensions; it has "
+                f"the shape {found}"
             )
         return found
 
+    def _missing(self, key: str, dimensions: int) -> str:
+        text = f"{key} is missing, which in a {self.family} is a kernel of {dimensions} dimensions"
+        module = key.rpartition(".")[0]
+        beside = [name for name in self.weights if name.startswith(f"{module}.")]
+        if {f"{key}_orig", f"{key}_mask"} <= set(beside):
+            return (
+                f"{text}: it has been pruned ({key}_orig and {key}_mask). In PyTorch: "
+                "torch.nn.utils.prune.remove(module, 'weight') before the state dict is saved."
+            )
+        return f"{text}; of {module} there are {brief(beside)}" if beside else text
+
     def classes(self, head: str) -> int | None:
-        """What the classifier of this name tells apart; None if there is none."""
-        return self.kernel(f"{head}.weight", 2)[0] if self.any(f"{head}.") else None
+        """The number of classes of the classifier of this name; None if there is none.
+
+        Raises:
+          ValueError: it is another kind of classifier than a linear layer.
+        """
+        if not self.any(f"{head.split('.')[0]}."):
+            return None
+        key = f"{head}.weight"
+        if key not in self.weights and not self.any(key):
+            parts = [name for name in self.weights if name.startswith(f"{head.split('.')[0]}.")]
+            raise ValueError(
+                f"its classifier is not a linear layer as a {self.family} has it: {key} is "
+                f"missing; there are {brief(parts)}. Load it with num_classes and "
+                "reset_head=True, or with num_classes=0 for no classifier."
+            )
+        return self.kernel(key, 2)[0]
 
     def layers(self, block: str) -> tuple[int, ...]:
         """How many blocks there are, one number per stage.

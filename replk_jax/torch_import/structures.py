@@ -1,8 +1,8 @@
-"""The three structures in which a network's weights are published.
+"""The structures in which a network's weights are published.
 
-All three belong to one network. RepLKNet's merged ones leave batch norms standing that the merged
+All belong to one network. RepLKNet's merged and fused ones keep batch norms that the merged
 structure here has folded away; `replk_jax.reparameterize` takes them the rest of the way.
-RepVGG's is the one here.
+RepVGG's merged one is the one here.
 """
 
 import enum
@@ -25,13 +25,32 @@ class Structure(enum.Enum):
     """After `structural_reparam()`, or RepVGG's `switch_to_deploy()`: parallel kernels are one."""
     FUSED = "merged, batch norms fused"
     """After `deep_fuse_BN()` as well: those behind convolutions are folded into them."""
+    FUSED_BRANCHES = "unmerged, batch norms fused"
+    """After `deep_fuse_BN()` alone, or another tool that fuses batch norms: parallel kernels are
+    still apart, each with a bias."""
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether parallel kernels are still apart, in a network that has such."""
+        return self in (Structure.TRAINING, Structure.FUSED_BRANCHES)
+
+
+# The bias that the first convolution of a network has when its batch norm is fused.
+_FUSED_BIAS = {
+    "stem.0.conv.bias",  # RepLKNet
+    "stage0.rbr_dense.conv.bias",  # RepVGG
+    "features.0.0.bias",  # MobileNet V2
+    "conv1.bias",  # ResNet
+}
 
 
 def structure_of(keys: Mapping[str, Any]) -> Structure:
-    """The structure that official keys tell of."""
-    if not any(".lkb_reparam." in key or ".rbr_reparam." in key for key in keys):
-        return Structure.TRAINING
-    return Structure.FUSED if "stem.0.conv.bias" in keys else Structure.MERGED
+    """The structure of weights in official names."""
+    merged = any(".lkb_reparam." in key or ".rbr_reparam." in key for key in keys)
+    fused = not _FUSED_BIAS.isdisjoint(keys)
+    if merged:
+        return Structure.FUSED if fused else Structure.MERGED
+    return Structure.FUSED_BRANCHES if fused else Structure.TRAINING
 
 
 def abstract_structure(model: nn.Module, structure: Structure) -> dict[str, Any]:
@@ -44,6 +63,8 @@ def abstract_structure(model: nn.Module, structure: Structure) -> dict[str, Any]
     variables = abstract_variables(model)
     if structure is Structure.TRAINING:
         return variables
+    if structure is Structure.FUSED_BRANCHES:
+        return _fused(variables)
     merged = jax.eval_shape(merge_branches, variables)
     return merged if structure is Structure.MERGED else _fused(merged)
 

@@ -1,24 +1,67 @@
-"""Where in the contents of a PyTorch file the weights of the network lie."""
+"""Finds the weights of one network among the contents of a PyTorch file.
+
+Training scripts save a state dict within dictionaries of their own (`model_state_dict`, `net`,
+`student`, ...), and modules around a network put prefixes before the names of its tensors
+(`module.`, `backbone.`, `encoder.`, ...). Neither has to be known: every dictionary of the file
+is searched for names that only a known family of networks has, and what precedes them is the
+prefix.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
-from replk_jax.torch_import.tensors import StoredTensor, brief
+from replk_jax.torch_import import other_networks
+from replk_jax.torch_import.families import FAMILIES, Family, known_families
+from replk_jax.torch_import.tensors import Placeholder, StoredTensor, UnreadableTensor, brief
 
-# What training scripts call the weights beside what else they save, and the averages of them.
-_WRAPPERS = ("model", "module", "state_dict")
-_AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
+_MOST_LEVELS = 8  # of dictionaries around a state dict
+# Entries whose tensors may be named as weights are, but are not weights.
+_NOT_WEIGHTS = re.compile(
+    r"optim|sched|scaler|exp_avg|momentum|grad|callbacks|loops", re.IGNORECASE
+)
+# Names of entries and prefixes of an exponential moving average (EMA) of the weights.
+_EMA = re.compile(r"(?:^|[._/-])(?:ema|swa|averaged?|polyak)(?:$|[._/-])", re.IGNORECASE)
 
-# What DataParallel, torch.compile and Lightning put before every name.
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-_MOST_PREFIXES = 4
+# Modules that wrap another one, of torch.compile, DistributedDataParallel, FSDP, activation
+# checkpointing and DeepSpeed. No family has parts of these names.
+_WRAPPER_MODULE = re.compile(
+    r"(?<![^.])(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module"
+    r"|_checkpoint_wrapped_module)\."
+)
 _BACKBONE = "backbone."
 # What the families call their classifiers, whose weights have two dimensions.
-_CLASSIFIERS = ("head", "head.fc", "linear", "classifier.1", "fc")
+_CLASSIFIERS = ("head", "head.fc", "linear", "classifier.1", "classifier", "fc")
+# The modules that hold classifiers, of whatever kind, in any naming. No family has other parts
+# of these names.
+CLASSIFIER = re.compile(r"(?:heads?|linear|classifier|fc|last_linear)\.")
+# The number of steps that went into an average; PyTorch and mmengine save it with the weights.
+_STEP_COUNTERS = ("n_averaged", "steps")
+_PROFILER_COUNTERS = ("total_ops", "total_params")  # of the package thop
 
-# How many steps went into a moving average, which PyTorch and mmengine keep beside its weights.
-_COUNTERS = ("n_averaged", "steps")
+_MOST_LISTED = 6  # candidates in an error message
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which weights to take from a file that holds several networks, or names of its own.
+
+    Attributes:
+      prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
+      key: of the entry that holds the state dict, such as "model"; of an entry within another
+        one, "checkpoint/model". None searches all entries.
+      prefix: of the names of the network's tensors, such as "encoder."; it is removed. None
+        searches for it.
+      rename: from the name of a tensor, after the prefix, to its name in a naming known here;
+        None in place of a name leaves the tensor out.
+    """
+
+    prefer_ema: bool = False
+    key: str | None = None
+    prefix: str | None = None
+    rename: Callable[[str], str | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,110 +70,360 @@ class Weights:
 
     Attributes:
       tensors: by names without a prefix.
-      place: where they were, in words.
-      ignored: names of tensors beside them that belong to other networks, such as the decoder
-        of a segmenter.
+      family: the family of networks that the names belong to.
+      place: where in the file they are, in words.
+      ignored: names of tensors of other networks in the same state dict, such as the decoder of
+        a segmenter.
+      is_ema: whether they are an EMA.
+      has_ema: whether the file holds an EMA of the weights, these or others.
     """
 
     tensors: dict[str, StoredTensor]
+    family: Family
     place: str
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[str, ...]
+    is_ema: bool
+    has_ema: bool
 
 
-def find_weights(contents: Any, *, prefer_ema: bool = False) -> Weights:
-    """Looks into the wrappers that training scripts put around a state dict.
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """A network among the contents of a file.
+
+    Attributes:
+      entry: path of the dictionary that its tensors are in.
+      prefix: of its tensors' names, without wrapper modules.
+      family: of the network.
+      values: everything in the dictionary that has the prefix and no longer one of another
+        candidate, by name with the prefix and without wrapper modules.
+      others: everything else in the dictionary.
+      original_prefix: with wrapper modules, as the file has it.
+    """
+
+    entry: tuple[str, ...]
+    prefix: str
+    family: Family
+    values: Mapping[str, Any]
+    others: Mapping[str, Any]
+    original_prefix: str
+
+    @cached_property
+    def place(self) -> str:
+        place = "".join(f"[{key!r}]" for key in self.entry) or "at the top"
+        return place + (f", after {self.original_prefix!r}" if self.original_prefix else "")
+
+    @cached_property
+    def tensors(self) -> dict[str, Any]:
+        """What the candidate holds, by names without the prefix, and the classifier beside it."""
+        tensors = {name.removeprefix(self.prefix): v for name, v in self.values.items()}
+        classifier = self._classifier()
+        twice = classifier.keys() & tensors.keys()
+        twice |= {_BACKBONE + name for name in tensors} & tensors.keys()
+        if twice:
+            raise ValueError(f"some tensors are there with and without {_BACKBONE!r}")
+        return tensors | classifier
+
+    @cached_property
+    def ignored(self) -> tuple[str, ...]:
+        """Names of the tensors in the same dictionary that are not the network's."""
+        before = self.prefix.removesuffix(_BACKBONE)
+        used = {before + name for name in self._classifier()}
+        return tuple(
+            name
+            for name, value in self.others.items()
+            if _is_tensor(value) and name not in used and not _is_step_counter(name)
+        )
+
+    def _classifier(self) -> dict[str, Any]:
+        """That of mmpretrain's naming, which is next to the backbone, not in it."""
+        if not self.prefix.endswith(_BACKBONE):
+            return {}
+        before = self.prefix.removesuffix(_BACKBONE)
+        beside = {
+            name.removeprefix(before): value
+            for name, value in self.others.items()
+            if name.startswith(before)
+        }
+        weights = (beside.get(f"{name}.weight") for name in _CLASSIFIERS)
+        if not any(isinstance(w, StoredTensor) and len(w.shape) == 2 for w in weights):
+            return {}
+        return {name: value for name, value in beside.items() if CLASSIFIER.match(name)}
+
+
+def find_weights(contents: Any, selection: Selection = Selection()) -> Weights:
+    """Finds the one network that is wanted.
 
     Args:
       contents: of a file, as `read` gives them.
-      prefer_ema: take the moving average that was saved beside the weights.
+      selection: which weights to take; with several that fit it, the error lists them.
 
     Raises:
-      ValueError: there is no state dict, no moving average where one is wanted, or an entry
+      ValueError: no weights of a network known here; several networks to choose from; no EMA
+        where one is wanted; no entry or no tensors of the name that is asked for; or an entry
         among the weights that is not a tensor.
     """
-    keys = []
-    while isinstance(contents, Mapping):
-        inner = _wrapped(contents, prefer_ema and not set(keys) & set(_AVERAGES))
-        if inner is None:
-            break
-        keys.append(inner)
-        contents = contents[inner]
-    if prefer_ema and not set(keys) & set(_AVERAGES):
+    entries = _selected_entries(contents, selection)
+    candidates = [c for path, entry in entries.items() for c in _candidates(path, entry)]
+    if not candidates:
+        raise ValueError(_nothing_found(contents, entries))
+    averages = [c for c in candidates if _is_ema(c, contents)]
+    others = [c for c in candidates if c not in averages]
+    if selection.prefer_ema and not averages:
         raise ValueError(
-            "there is no moving average of the weights: none of the entries "
-            f"{', '.join(_AVERAGES)}."
+            "there is no moving average (EMA) of the weights: no entry is called ema, model_ema, "
+            "state_dict_ema, ema_state_dict or the like."
         )
-    if not isinstance(contents, Mapping) or not contents:
+    found = _only(averages if selection.prefer_ema or not others else others)
+    if name := other_networks.identify(found.tensors):
+        raise ValueError(other_networks.message(name, known_families()))
+    return Weights(
+        tensors=_checked(found.tensors),
+        family=found.family,
+        place=found.place,
+        ignored=found.ignored,
+        is_ema=found in averages,
+        has_ema=bool(averages),
+    )
+
+
+def _only(candidates: list[_Candidate]) -> _Candidate:
+    if len(candidates) == 1:
+        return candidates[0]
+    listed = [
+        f"\n  {c.family.NETWORK.__name__}, {len(c.values)} tensors: {_how_to_select(c)}"
+        for c in candidates[:_MOST_LISTED]
+    ]
+    if len(candidates) > _MOST_LISTED:
+        listed.append(f"\n  and {len(candidates) - _MOST_LISTED} more")
+    raise ValueError(
+        f"it holds {len(candidates)} networks. Choose one by key and prefix (--key and --prefix "
+        f"at the command line):{''.join(listed)}"
+    )
+
+
+def _how_to_select(candidate: _Candidate) -> str:
+    key = f"key={'/'.join(candidate.entry)!r}" if candidate.entry else ""
+    # Also an empty one, where the prefix is all that distinguishes candidates of one entry.
+    return ", ".join(filter(None, (key, f"prefix={candidate.original_prefix!r}")))
+
+
+# --- Entries -----------------------------------------------------------------------------
+
+
+def _selected_entries(contents: Any, selection: Selection) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The dictionaries that hold tensors, by their path, as the selection names their tensors.
+
+    Raises:
+      ValueError: nothing has the key or prefix.
+    """
+    if (_mapping(contents) is None and not isinstance(contents, list | tuple)) or not contents:
         raise ValueError(
             f"there is no state dict but {_describe(contents)}. In PyTorch: "
             "torch.save(model.state_dict(), path)."
         )
-    others = [
-        str(key)
-        for key, value in contents.items()
-        if not (isinstance(key, str) and isinstance(value, StoredTensor))
-    ]
-    if others:
-        raise ValueError(
-            f"{len(others)} of {len(contents)} entries are not tensors, so this is no state "
-            f"dict: {brief(others)}"
+    path: tuple[str, ...] = ()
+    if selection.key is not None:
+        path, contents = _at(contents, selection.key)
+    entries = dict(_entries(contents, path))
+    if selection.prefix is not None:
+        entries = {
+            path: kept for path, entry in entries.items() if (kept := _after(entry, selection))
+        }
+        if not entries:
+            raise ValueError(f"no tensor has a name that begins with {selection.prefix!r}.")
+    if selection.rename is not None:
+        entries = {path: _renamed(entry, selection.rename) for path, entry in entries.items()}
+    return entries
+
+
+def _at(contents: Any, key: str) -> tuple[tuple[str, ...], Any]:
+    """The entry of this key, and its path; "/" separates keys unless it is part of one."""
+    mapping = _mapping(contents)
+    if mapping is not None:
+        by_name = {str(name): value for name, value in mapping.items()}
+        for name, value in by_name.items():
+            if key == name:
+                return (name,), value
+            if key.startswith(f"{name}/"):
+                path, inner = _at(value, key.removeprefix(f"{name}/"))
+                return (name, *path), inner
+        raise ValueError(f"there is no entry {key!r}; there are {brief(list(by_name))}.")
+    raise ValueError(f"there is no entry {key!r}, but {_describe(contents)}.")
+
+
+def _after(entry: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
+    """What has the prefix that is asked for, without it."""
+    prefix = selection.prefix or ""
+    return {
+        name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)
+    }
+
+
+def _renamed(entry: Mapping[str, Any], rename: Callable[[str], str | None]) -> dict[str, Any]:
+    renamed: dict[str, Any] = {}
+    for name, value in entry.items():
+        new = rename(name)
+        if new in renamed:
+            raise ValueError(f"rename gives {new!r} to two tensors, one of them {name!r}.")
+        if new is not None:
+            renamed[new] = value
+    return renamed
+
+
+def _entries(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every dictionary that holds tensors, the outer ones first."""
+    mapping = _mapping(value)
+    if mapping is None:
+        if not isinstance(value, list | tuple):
+            return
+        mapping = dict(enumerate(value))
+    direct = {name: inner for name, inner in mapping.items() if isinstance(name, str)}
+    if any(map(_is_tensor, direct.values())):
+        yield path, direct
+    if len(path) < _MOST_LEVELS:
+        for name, inner in mapping.items():
+            if not _NOT_WEIGHTS.search(str(name)):
+                yield from _entries(inner, (*path, str(name)))
+
+
+def _mapping(value: Any) -> Mapping[Any, Any] | None:
+    """A dictionary, also one of a class that is not known here."""
+    if isinstance(value, Placeholder):
+        return value.entries or None
+    return value if isinstance(value, Mapping) else None
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, StoredTensor | UnreadableTensor)
+
+
+# --- Candidates --------------------------------------------------------------------------
+
+
+def _candidates(path: tuple[str, ...], entry: Mapping[str, Any]) -> Iterator[_Candidate]:
+    """The networks in one dictionary."""
+    names = _without_wrapper_modules(entry)
+    families: dict[str, Family] = {}
+    for name in names:
+        for family in FAMILIES:
+            if match := _KEYS[family].match(name):
+                families.setdefault(match[1], family)
+    # A name belongs to the longest prefix that it has.
+    prefixes = sorted(families, key=len, reverse=True)
+    owners = {name: next((p for p in prefixes if name.startswith(p)), None) for name in names}
+    for prefix in families:
+        own = [name for name, owner in owners.items() if owner == prefix]
+        yield _Candidate(
+            entry=path,
+            prefix=prefix,
+            family=families[prefix],
+            values={name: entry[names[name]] for name in own},
+            others={name: entry[names[name]] for name in names if owners[name] != prefix},
+            original_prefix=_prefix_in_file(own, names, prefix),
         )
-    place = "".join(f"[{key!r}]" for key in keys) or "at the top"
-    tensors = {key: tensor for key, tensor in contents.items() if key not in _COUNTERS}
-    return _without_prefix(tensors, place)
 
 
-def has_average(contents: Any) -> bool:
-    """Whether a moving average was saved beside the weights."""
-    return isinstance(contents, Mapping) and _average(contents) is not None
+# The prefix, as short as possible, and after it what only names of the family begin with.
+_KEYS = {
+    family: re.compile(rf"((?:.*?\.)?)(?:{family.KEYS.pattern})", re.DOTALL) for family in FAMILIES
+}
 
 
-def _wrapped(contents: Mapping[str, Any], prefer_ema: bool) -> str | None:
-    """Under which of its keys a wrapper has the state dict; None if it is no wrapper."""
-    average = _average(contents)
-    if prefer_ema and average:
-        return average
-    for key in _WRAPPERS:
-        if isinstance(contents.get(key), Mapping):
-            return key
-    if average:
-        raise ValueError(
-            f"there are no weights but their moving average, {average!r}: ask for that "
-            "(prefer_ema=True, or --ema)."
-        )
+def _without_wrapper_modules(names: Iterable[str]) -> dict[str, str]:
+    """From names without the wrapper modules in them to those in the file."""
+    plain: dict[str, str] = {}
+    for name in names:
+        short = _WRAPPER_MODULE.sub("", name)
+        if short in plain:
+            raise ValueError(
+                f"it holds the same tensor twice, as {plain[short]!r} and {name!r}: choose one "
+                "by prefix."
+            )
+        plain[short] = name
+    return plain
+
+
+def _prefix_in_file(own: Iterable[str], names: Mapping[str, str], prefix: str) -> str:
+    """What precedes the names of a network's tensors, with the wrapper modules before it."""
+    for name in own:
+        rest = name.removeprefix(prefix)
+        if names[name].endswith(rest):  # no wrapper module within the network
+            return names[name].removesuffix(rest)
+    return prefix
+
+
+def _is_ema(candidate: _Candidate, contents: Any) -> bool:
+    top = candidate.entry[0] if candidate.entry else None
+    swapped = _entry_of_raw_weights(contents)
+    if swapped and top in ("state_dict", swapped):
+        return top == "state_dict"
+    return bool(_EMA.search("/".join((*candidate.entry, candidate.prefix))))
+
+
+def _entry_of_raw_weights(contents: Any) -> str | None:
+    """Of a file that has the EMA under "state_dict": the entry of the weights themselves.
+
+    mmengine's EMAHook swaps the two before it saves (`ema_state_dict` holds the raw weights), and
+    so does Lightning's WeightAveraging.
+    """
+    contents = _mapping(contents) or {}
+    meta = _mapping(contents.get("meta")) or {}
+    if "mmengine_version" in meta or "message_hub" in contents:
+        return "ema_state_dict" if "ema_state_dict" in contents else None
+    if "averaging_state" in contents and "current_model_state" in contents:
+        return "current_model_state"
     return None
 
 
-def _average(contents: Mapping[str, Any]) -> str | None:
-    return next((key for key in _AVERAGES if isinstance(contents.get(key), Mapping)), None)
+def _is_step_counter(name: str) -> bool:
+    return name.rpartition(".")[2] in (*_STEP_COUNTERS, *_PROFILER_COUNTERS)
 
 
-def _without_prefix(tensors: dict[str, StoredTensor], place: str) -> Weights:
-    removed = ""
-    for _ in range(_MOST_PREFIXES):
-        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-        removed += prefix
-    ignored: tuple[str, ...] = ()
-    if any(key.startswith(_BACKBONE) for key in tensors):
-        removed += _BACKBONE
-        kept = tensors
-        if not _has_classifier(tensors):
-            # Without a classifier, whatever else there is belongs to another network.
-            kept = {key: value for key, value in tensors.items() if key.startswith(_BACKBONE)}
-            ignored = tuple(key for key in tensors if key not in kept)
-        tensors = {key.removeprefix(_BACKBONE): value for key, value in kept.items()}
-        if len(tensors) < len(kept):
-            raise ValueError(f"some tensors are there with and without {_BACKBONE!r}")
-    return Weights(tensors, place + (f", after {removed!r}" if removed else ""), ignored)
+def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """The tensors that are weights: no counters, and nothing else that is saved with them.
+
+    Raises:
+      ValueError: a tensor whose values are not in the file as an array.
+    """
+    tensors = {n: v for n, v in values.items() if _is_tensor(v) and not _is_step_counter(n)}
+    unreadable = {n: v for n, v in tensors.items() if isinstance(v, UnreadableTensor)}
+    for value in unreadable.values():
+        raise ValueError(
+            f"{len(unreadable)} of its {len(tensors)} tensors are {value.kind}: "
+            f"{brief(list(unreadable))}. {value.remedy}"
+        )
+    return tensors
 
 
-def _has_classifier(tensors: Mapping[str, StoredTensor]) -> bool:
-    weights = (tensors.get(f"{name}.weight") for name in _CLASSIFIERS)
-    return any(weight is not None and len(weight.shape) == 2 for weight in weights)
+# --- Nothing found -----------------------------------------------------------------------
+
+
+def _nothing_found(contents: Any, entries: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str:
+    for key, value in (_mapping(contents) or {}).items():
+        if isinstance(value, Placeholder) and {"_modules", "_parameters"} & _state(value).keys():
+            return (
+                f"its entry {brief(key)} holds a pickled {value.path} object, a whole module, not "
+                "a state dict. In PyTorch: torch.save(model.state_dict(), ...)."
+            )
+    names = [name for entry in entries.values() for name in entry]
+    if not names:
+        return (
+            f"there is no state dict but {_describe(contents)}. In PyTorch: "
+            "torch.save(model.state_dict(), path)."
+        )
+    if name := other_networks.identify_with_prefix(names):
+        return other_networks.message(name, known_families())
+    return f"these are not the weights of a network known here, {known_families()}: {brief(names)}"
+
+
+def _state(value: Placeholder) -> Mapping[str, Any]:
+    """The attributes of a pickled object."""
+    return value.state if isinstance(value.state, Mapping) else {}
 
 
 def _describe(contents: Any) -> str:
-    return "an empty dictionary" if contents == {} else f"a {type(contents).__name__}"
+    if contents == {}:
+        return "an empty dictionary"
+    if isinstance(contents, Mapping):
+        return f"a dictionary without tensors, of the entries {brief(list(contents))}"
+    return f"a {type(contents).__name__}"

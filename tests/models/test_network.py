@@ -84,7 +84,7 @@ def test_mistakes_are_named(family):
     cases = [
         (model, images[..., :2], {}, rf"{family} takes images of shape \(N, H, W, 3\)"),
         (model, images.astype(jnp.uint8), {}, f"{family} takes normalised floating-point"),
-        (model.clone(num_classes=0), images, {}, "num_classes must be positive"),
+        (model.clone(num_classes=-1), images, {}, "num_classes must be positive"),
         (model.clone(out_indices=(9,)), images, {}, r"out_indices names stages \[9\]"),
         (model.clone(out_indices=(0,)), images, {"features": True}, "has no features"),
     ]

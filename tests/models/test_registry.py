@@ -16,8 +16,10 @@ def test_names():
         "repvgg_b1g4", "repvgg_b2", "repvgg_b2g2", "repvgg_b2g4", "repvgg_b3", "repvgg_b3g2",
         "repvgg_b3g4", "repvgg_d2se",
     ]  # fmt: skip
-    assert len(replk_jax.list_models("mobilenet_v2*")) == 9
-    assert replk_jax.list_models("resnet*") == ["resnet_101", "resnet_152"]
+    assert len(replk_jax.list_models("mobilenet_v2*")) == 11
+    assert replk_jax.list_models("resnet*") == [
+        "resnet_18", "resnet_34", "resnet_50", "resnet_101", "resnet_152",
+    ]  # fmt: skip
     assert replk_jax.list_models("vit*") == []
 
 

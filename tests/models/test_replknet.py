@@ -58,7 +58,7 @@ def test_lists_and_numpys_integers_are_as_good():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"drop_path_rate": 1.0}, {"drop_path_rate": -0.5}, {"num_classes": 0}]
+    "fields", [{"drop_path_rate": 1.0}, {"drop_path_rate": -0.5}, {"num_classes": -1}]
 )
 def test_fields_that_make_no_sense(fields):
     model = replk_jax.create_model(TINY, **fields)

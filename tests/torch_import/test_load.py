@@ -373,7 +373,7 @@ class TestNames:
         [
             (lambda w: w.update({"head.fc.weight": w["head.weight"]}), "two tensors stand for"),
             (lambda w: w.update({"stem.0.bn.extra": np.ones(3)}), "not in the model: stem.0.bn.ex"),
-            (lambda w: w.pop("head.weight"), r"head\.weight would be a kernel of 2"),
+            (lambda w: w.pop("head.weight"), r"head\.weight is missing"),
             (lambda w: w.update({"head.weight": np.float32(1)}), "kernel of 2 dimensions"),
             (lambda w: w.update({"backbone.stem.0.bn.bias": np.ones(8)}), "with and without"),
             (
@@ -411,13 +411,13 @@ class TestNames:
     [
         ({}, "an empty dictionary"),
         ({"epoch": np.int64(3)}, "known here, which are RepLKNet, RepVGG, MobileNetV2 and ResNet"),
-        ({"stem.0.conv.weight": np.ones((8, 3, 3, 3), np.float32)}, "no stages.0"),
+        ({"stem.0.conv.weight": np.ones((8, 3, 3, 3), np.float32)}, "known here, which are RepLK"),
         (
             {
                 "stem.0.conv.weight": np.ones((8, 3, 3, 3), np.float32),
                 "stages.0.blocks.0.pw2.conv.weight": np.ones((8, 8, 1, 1), np.float32),
             },
-            r"lkb_origin\.conv\.weight would be a kernel of 4 dimensions",
+            r"lkb_origin\.conv\.weight is missing, which in a RepLKNet is a kernel of 4 dim",
         ),
     ],
 )

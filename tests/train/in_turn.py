@@ -30,6 +30,9 @@ def _exit_status() -> int:
     try:
         app.run(main.main, flags_parser=command_line.parse)
     except SystemExit as stop:
+        if isinstance(stop.code, str):  # as the interpreter does
+            print(stop.code, file=sys.stderr)
+            return 1
         return stop.code or 0
     except BaseException:
         traceback.print_exc()

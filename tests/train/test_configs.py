@@ -17,11 +17,12 @@ from train import config as configuration
 from train.errors import RunError
 from train.optimizer import warmup_cosine
 
-PLAIN = ["31b", "31b_384", "common", "digits", "finetune", "photographs", "xl_320"]
+PLAIN = ["31b", "31b_384", "common", "digits", "finetune", "photographs", "xl_pretraining"]
 ROWS = {
     "guideline3": list(guideline3.SMALL_KERNELS),
     "imagenet22k": ["31b", "31l"],
     "from_22k": ["31b_224", "31b_384", "31l_384"],
+    "xl_320": ["paper", "official"],
     "repvgg_imagenet": [name.removeprefix("repvgg_") for name in replk_jax.list_models("repvgg_*")],
     "repvgg_ablations": list(BLOCKS),
     "mobilenet_v2": list(mobilenet_v2.MODELS),
@@ -93,23 +94,42 @@ def test_the_recipes_of_sgd(file, epochs, decay, decay_of):
     assert (config.batch_size, config.epochs, config.label_smoothing) == (256, epochs, 0)
     assert (recipe.name, recipe.momentum, recipe.nesterov) == ("sgd", 0.9, False)
     assert (recipe.weight_decay, recipe.decay_of, recipe.custom_l2) == (decay, decay_of, False)
+    assert (recipe.clip_norm, recipe.layer_decay, recipe.warmup_epochs) == (None, 1, 5)
+    assert (config.accumulation, config.eval_batch_size, config.ema_decay) == (1, 256, 0)
+    assert_crops_and_flips_only(config)
+    data = config.data
+    assert (data.image_size, data.resizing, data.eval_crop_fraction) == (224, "bilinear", 0.875)
+    assert config.model.dtype == "float32"
     schedule = warmup_cosine(recipe.peak_lr, recipe.final_lr, recipe.warmup_epochs, config.epochs)
     assert float(schedule(recipe.warmup_epochs)) == pytest.approx(0.1)
     assert float(schedule(config.epochs)) == 0
 
 
+def assert_crops_and_flips_only(config):
+    data, mixing = config.data, config.augmentation
+    assert (data.rand_augment, data.color_jitter, data.flip) == ("none", 0, True)
+    assert (data.crop_scale, data.crop_ratio) == ((0.08, 1), (3 / 4, 4 / 3))
+    assert (mixing.mixup_alpha, mixing.cutmix_alpha, mixing.erasing_probability) == (0, 0, 0)
+
+
 # Batch, epochs, warm-up, first and last learning rate, weight decay, layer decay, stochastic depth,
-# moving average, mixup and cutmix, resolution; and images per GPU: the published commands.
+# EMA, mixup and cutmix, resolution; and images per GPU. Of the published commands and appendix A of
+# the paper, with BEiT's command for BEiT-L for what the latter does not say of XL at 320.
 RECIPES = [
     ("31b", (), (2048, 300, 10, 4e-3, 1e-6, 0.05, 1, 0.5, 0.9999, True, 224), 64),
-    ("replknet_kernels", ("7",), (2048, 120, 10, 4e-3, 1e-6, 0.05, 1, 0.5, 0, True, 224), 64),
+    *(
+        ("replknet_kernels", (k,), (2048, 120, 10, 4e-3, 1e-6, 0.05, 1, 0.3, 0, True, 224), 64)
+        for k in replknet_kernels.MODELS
+    ),
     ("31b_384", (), (1024, 30, 1, 4e-4, 1e-6, 1e-8, 0.7, 0.8, 0.9999, False, 384), 32),
     ("imagenet22k", ("31b",), (4096, 90, 5, 4e-3, 1e-6, 0.05, 1, 0.1, 0, True, 224), 32),
     ("imagenet22k", ("31l",), (4096, 90, 5, 4e-3, 1e-6, 0.05, 1, 0.1, 0, True, 224), 32),
     ("from_22k", ("31b_224",), (512, 30, 1, 4e-4, 1e-6, 1e-8, 0.7, 0.2, 0.9999, False, 224), 32),
     ("from_22k", ("31b_384",), (512, 30, 1, 4e-4, 3e-4, 1e-8, 0.7, 0.3, 0.9999, False, 384), 16),
     ("from_22k", ("31l_384",), (512, 30, 1, 4e-4, 3e-4, 1e-8, 0.7, 0.3, 0.9999, False, 384), 16),
-    ("xl_320", (), (512, 30, 1, 4e-4, 3e-4, 1e-8, 0.8, 0.3, 0.9999, False, 320), 16),
+    ("xl_pretraining", (), (2048, 15, 1, 1.5e-3, 1e-6, 0.05, 1, 0.2, 0, False, 224), 32),
+    ("xl_320", (), (512, 30, 5, 1e-4, 1e-6, 1e-8, 0.4, 0.4, 0, False, 320), 16),
+    ("xl_320", ("official",), (512, 30, 1, 4e-4, 3e-4, 1e-8, 0.8, 0.3, 0.9999, False, 320), 16),
 ]
 
 
@@ -124,8 +144,17 @@ def test_the_recipes_of_replknet(file, row, expected, images):
         config.data.image_size,
     ) == expected  # fmt: skip
     assert (recipe.name, recipe.decay_of, recipe.clip_norm) == ("adamw", "kernels", None)
+    assert (recipe.b1, recipe.b2, recipe.eps) == (0.9, 0.999, 1e-8)
+    assert recipe.layer_decay_by == ("stage" if recipe.layer_decay == 0.4 else "layer")
     assert (config.data.rand_augment, mixing.erasing_probability) == ("rand-m9-mstd0.5-inc1", 0.25)
-    assert config.label_smoothing == 0.1
+    assert (config.label_smoothing, config.model.dtype) == (0.1, "bfloat16")
+    assert (mixing.mix_probability, mixing.switch_probability) == (1, 0.5)
+    assert (config.data.crop_scale, config.data.crop_ratio) == ((0.08, 1), (3 / 4, 4 / 3))
+    assert (config.data.flip, config.data.resizing) == (True, "opencv")  # bicubic
+    of_xl = config.model.name == "replknet_xl"
+    assert config.data.mean == ((0.5,) * 3 if of_xl else (0.485, 0.456, 0.406))
+    assert config.data.std == ((0.5,) * 3 if of_xl else (0.229, 0.224, 0.225))
+    assert config.init_reset_head == (file in ("from_22k", "xl_320"))
     # At 384 images are warped, below cropped from 256 / 224 of their size.
     assert (config.data.eval_crop_fraction is None) == (config.data.image_size == 384)
     for gpus in (1, 8):

@@ -152,10 +152,78 @@ def test_layer_decay_scales_whole_steps():
     np.testing.assert_allclose(steps[0.5], expected, rtol=1e-6)
 
 
+# The start of the official names of a group's parameters, from the image to the classifier.
+STAGES = [
+    ("stem.",),
+    *((f"stages.{stage}.", f"transitions.{stage}.") for stage in range(3)),
+    ("stages.3.",),
+    ("norm.", "head."),
+]
+
+
+@pytest.mark.parametrize("name", ["31b", "xl"])
+def test_learning_rates_by_stage(name):
+    """Of every parameter, against a table by name: 1 for the head, 0.4 ** 5 for the stem."""
+    params = abstract_variables(replk_jax.create_model(f"replknet_{name}"))["params"]
+    scales = golden.by_official_name({"params": layer_scales(params, 0.4, "stage")})
+    counts = [0] * len(STAGES)
+    for key, scale in scales.items():
+        (group,) = (i for i, starts in enumerate(STAGES) if key.startswith(starts))
+        assert float(scale) == pytest.approx(0.4 ** (len(STAGES) - 1 - group), rel=1e-12), key
+        counts[group] += 1
+    assert len(scales) == len(jax.tree.leaves(params))
+    assert min(counts) >= 4
+
+
+@pytest.mark.parametrize("stages", [1, 2, 5])
+def test_stages_count_from_the_head_whatever_their_number(stages):
+    model = replk_jax.create_model(
+        "replknet_31b", kernel_sizes=(5,) * stages, layers=(1,) * stages, channels=(8,) * stages
+    )
+    scales = layer_scales(abstract_variables(model)["params"], 0.5, "stage")
+    assert set(jax.tree.leaves(scales[f"stages_{stages - 1}"])) == {0.5}
+    assert set(jax.tree.leaves(scales["stages_0"])) == {0.5**stages}
+    assert set(jax.tree.leaves(scales["stem_0"])) == {0.5 ** (stages + 1)}
+
+
+def test_norms_of_stage_outputs_are_in_their_stages():
+    """A backbone without head has the factors that its classifier has."""
+    backbone = replk_jax.create_model(
+        "replknet_31b",
+        num_classes=None,
+        out_indices=(0, 3),
+        norm_intermediate_features=True,
+    )
+    params = abstract_variables(backbone)["params"]
+    scales = layer_scales(params, 0.5, "stage")
+    assert not {"norm", "head"} & set(params)
+    for stage in range(4):
+        assert set(jax.tree.leaves(scales[f"stages_{stage}"])) == {0.5 ** (4 - stage)}
+
+
+def test_a_step_by_stage():
+    """One step of SGD, which is the learning rate times the gradient, here 1."""
+    paths = [("stem_3", "conv"), ("stages_0", "blocks_0"), ("transitions_0", "0"),
+             ("stages_1", "blocks_3"), ("norm", "bn"), ("head", "linear")]  # fmt: skip
+    params = {first: {second: {"kernel": jnp.ones((2, 2))}} for first, second in paths}
+    recipe = {
+        **common.sgd_on_imagenet().optimizer,
+        "weight_decay": 0.0,
+        "layer_decay": 0.4,
+        "layer_decay_by": "stage",
+    }
+    optimizer = make_optimizer(recipe, lambda step: 0.1)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    actual = [-float(updates[first][second]["kernel"][0, 0]) for first, second in paths]
+    np.testing.assert_allclose(actual, [0.0064, 0.016, 0.016, 0.04, 0.1, 0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("by", ["layer", "stage"])
 @pytest.mark.parametrize("name", ["repvgg_a0", "mobilenet_v2", "resnet_101"])
-def test_layer_decay_is_replknets(name):
+def test_layer_decay_is_replknets(name, by):
     params = abstract_variables(replk_jax.create_model(name))["params"]
-    optimizer = make_optimizer({**RECIPE, "layer_decay": 0.7}, lambda step: 0.1)
+    recipe = {**RECIPE, "layer_decay": 0.7, "layer_decay_by": by}
+    optimizer = make_optimizer(recipe, lambda step: 0.1)
     with pytest.raises(RunError, match=r"layer_decay is for RepLKNets .* leave it 1"):
         jax.eval_shape(optimizer.init, params)
 

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from replk_jax.text import storable
 from train.data.names import Names
 from train.data.records import Item
 from train.errors import RunError
@@ -71,7 +72,7 @@ class TarImages(Sequence):
 
     def __getitem__(self, index: int) -> Item:
         return Item(
-            name=self._names[index],
+            name=storable(self._names[index]),
             label=self._labels[index],
             path=self._path,
             start=self._starts[index],

@@ -27,7 +27,8 @@ from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
 from replk_jax.files import replace_text, replacing
-from replk_jax.images import ImageError
+from replk_jax.images import ImageError, image_error
+from train.console import say
 from train.data.unreadable import UnreadableList
 from train.errors import RunError
 from train.interruption import obey_main_process
@@ -44,7 +45,7 @@ class Item(NamedTuple):
     """An image to store.
 
     Attributes:
-      name: that no other image of the split has.
+      name: that no other image of the split has; encodes as UTF-8 (see `replk_jax.text.storable`).
       label: of its class.
       path: of the file that it is in.
       start, size: of its bytes there; -1 for all to the end.
@@ -67,7 +68,7 @@ class Item(NamedTuple):
                 file.seek(self.start)
                 return file.read(self.size)
         except OSError as error:
-            raise ImageError(f"Cannot read the image {self}: {error.strerror}.") from error
+            raise image_error(str(self), error) from error
 
     @property
     def bytes(self) -> int:
@@ -103,7 +104,7 @@ def write_dataset(
     work = place.with_name(f"{place.name}.incomplete")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with lock(work, tqdm.write):
+        with lock(work, say):
             if place.exists() and any(place.iterdir()):
                 raise RunError(f"{place} is in the way: it holds files, but no data set.")
             data = work / "data"
@@ -248,7 +249,7 @@ def _write_shards(shards: Sequence[_Shard], writer: _Writer, processes: int, dat
     total = sum(len(shard.indices) for shard in shards)
     done = total - sum(len(shard.indices) for shard in missing)
     unreadable = []
-    report = UnreadableList(data / UNREADABLE_LIST, tqdm.write)
+    report = UnreadableList(data / UNREADABLE_LIST, say)
     with tqdm(total=total, initial=done, unit="image", disable=None) as progress:
         for count, messages in _written(missing, writer, processes):
             progress.update(count)

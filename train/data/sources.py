@@ -1,6 +1,7 @@
 """Where labelled images come from: TensorFlow Datasets, or folders with one folder a class."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,7 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-from replk_jax.images import IMAGE_SUFFIXES, ImageError, image_names
+from replk_jax.images import IMAGE_SUFFIXES, describe_left_out, image_error, image_names
+from replk_jax.text import storable
+from train.console import warn
 from train.data.digits import Digits
 from train.data.names import Names
 from train.data.photographs import Photographs
@@ -67,8 +70,10 @@ def open_source(data: Mapping[str, Any], split: str) -> LabelledImages:
 class FolderSource:
     """Images in `root/split/<class>/`; classes are numbered in the order of their names.
 
-    Hidden files and folders are passed over, as in `replk_jax.images.find_images`; a class folder
-    may be a link, folders in it may not.
+    Which files are images is decided as in `replk_jax.images.image_names`, and one warning says how
+    many others there are. Hidden class folders are left out. A class folder may be a link, folders
+    in it may not. Names of classes are the names of their folders, with escapes for what a line of
+    UTF-8 text cannot hold.
 
     Folders are listed, files are not touched: 2.5 seconds for a million files that the system
     remembers. A file takes its name and 8 bytes of memory in each process, so the 14 million of
@@ -77,21 +82,21 @@ class FolderSource:
 
     def __init__(self, root: Path, split: str):
         folder = _split_folder(root, split)
-        self.class_names = sorted(
-            entry.name
-            for entry in folder.iterdir()
-            if entry.is_dir() and not entry.name.startswith(".")
-        )
-        self._folder, counts = str(folder), []
+        left_out = Counter()
+        self._folder, self._class_folders = str(folder), _class_folders(folder, left_out)
+        self.class_names = [storable(name) for name in self._class_folders]
+        counts = []
 
         def names() -> Iterator[str]:
-            for name in self.class_names:
-                found = sorted(image_names(folder / name))
+            for name in self._class_folders:
+                found = sorted(image_names(folder / name, left_out=left_out))
                 counts.append(len(found))
                 yield from found
 
         self._names = Names(names())
         self._class_ends = np.cumsum(counts, dtype=np.int64)
+        if left_out:
+            warn(describe_left_out(folder, left_out))
         _require_images(folder, self.class_names, counts)
 
     def __len__(self) -> int:
@@ -102,12 +107,12 @@ class FolderSource:
         try:
             image = Path(path).read_bytes()
         except OSError as error:
-            raise ImageError(f"Cannot read the image {path}: {error.strerror}.") from error
+            raise image_error(path, error) from error
         return {"image": image, "label": np.int32(self.label(index)), "origin": path}
 
     def name(self, index: int) -> str:
-        """`<class>/<image>`."""
-        return f"{self.class_names[self.label(index)]}/{self._names[index]}"
+        """`<class>/<image>`, the path below the folder of the split."""
+        return f"{self._class_folders[self.label(index)]}/{self._names[index]}"
 
     def label(self, index: int) -> int:
         """The number of its class."""
@@ -155,7 +160,7 @@ class TfdsSource:
         try:
             example = self._source[index]
         except (RuntimeError, OSError) as error:  # array_record checks what it reads
-            raise ImageError(f"Cannot read the image {origin}: {error}.") from error
+            raise image_error(origin, error) from error
         if self._named:
             origin += f" ({example['file_name'].decode()})"
         label = int(example[self._label])
@@ -174,6 +179,18 @@ def _split_folder(root: Path, split: str) -> Path:
             f"{split}/<class>/<image>, for example {split}/tabby_cat/001.jpg."
         )
     return folder
+
+
+def _class_folders(folder: Path, left_out: Counter[str]) -> list[str]:
+    """Names of the class folders in order; counts the files beside them."""
+    names = []
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            if not entry.name.startswith("."):
+                names.append(entry.name)
+        elif entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith("."):
+            left_out[f"{entry.suffix.lower()} outside the class folders"] += 1
+    return sorted(names)
 
 
 def _require_images(folder: Path, class_names: list[str], counts: list[int]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from replk_jax.text import escaped
 from train.data.pipeline import Batch
 from train.errors import RunError
 
@@ -29,15 +30,15 @@ def reported(batches: Iterator[Batch], report: Report) -> Iterator[Batch]:
     seen, unreadable = 0, set()
     for batch in batches:
         of_examples = batch.pop("unreadable")
-        messages = [line for lines in of_examples for line in lines.splitlines()]
+        messages = [line for lines in of_examples if lines for line in lines.split("\n")]
         for message in messages:
             report(message)
         seen += len(of_examples)
         unreadable.update(messages)
         if len(unreadable) > max(_FEW, _SHARE * seen):
             raise RunError(
-                f"{len(unreadable)} of the last {seen} images could not be read, too many to go "
-                f"on. {messages[-1]} Mend them or take them away."
+                f"{len(unreadable)} of the last {seen} images could not be read, too many to "
+                f"continue. {messages[-1]} Replace or remove them."
             )
         if seen >= _WINDOW:
             seen, unreadable = 0, set()
@@ -55,16 +56,22 @@ class UnreadableList:
     def __init__(self, path: Path, say: Report):
         self.path = path
         self._say = say
-        self._known = set(path.read_text().splitlines()) if path.exists() else set()
+        self._known = set(_lines(path)) if path.exists() else set()
 
     def __call__(self, message: str) -> None:
-        """Adds an image, unless it is there."""
+        """Adds an image, unless it is there; as one line, escaped where it cannot be printed."""
+        message = escaped(message)
         if message in self._known:
             return
         self._known.add(message)
         try:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write(message + "\n")
         except OSError as error:  # that an image is told of must not end what goes on without it
             message += f" (It is not in {self.path}: {error.strerror}.)"
         self._say(message)
+
+
+def _lines(path: Path) -> list[str]:
+    """Not `str.splitlines`, which also breaks lines at characters that a file name may hold."""
+    return path.read_text("utf-8", errors="surrogateescape").split("\n")
