@@ -142,6 +142,9 @@ class _Part(io.RawIOBase):
         self._place = origin + offset
         return self._place
 
+    def tell(self) -> int:  # often called
+        return self._place
+
     def readinto(self, buffer: memoryview) -> int:
         count = max(0, min(len(buffer), self._size - self._place))
         self._file.read_into(self._start + self._place, memoryview(buffer)[:count])

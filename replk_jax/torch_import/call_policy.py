@@ -10,6 +10,7 @@ The policy decides what the user is told:
 - Any other call becomes a `Placeholder` with `called=True`.
 """
 
+import builtins
 import enum
 from typing import Any
 
@@ -47,18 +48,26 @@ _NUMPY_RANDOM = "__bit_generator_ctor __generator_ctor __randomstate_ctor"
 _PATHS = "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"
 _OPERATORS = "attrgetter getitem itemgetter methodcaller or_"
 
+_EXCEPTIONS = " ".join(
+    name
+    for name, value in vars(builtins).items()
+    if isinstance(value, type) and issubclass(value, BaseException)
+)
+
 _DATA = _paths(
     {
         "_codecs": "encode",
         "_collections": "OrderedDict deque defaultdict",
+        "_functools": "partial reduce",
         "_operator": _OPERATORS,
         "_struct": "Struct",
         "argparse": "Namespace",
         "array": "_array_reconstructor array",
         "builtins": "Ellipsis NotImplemented bool bytearray bytes complex dict enumerate filter "
         "float frozenset getattr int iter list map object range reversed set slice str tuple type "
-        "unicode xrange zip",
+        f"zip {_EXCEPTIONS}",
         "collections": "ChainMap Counter OrderedDict UserDict UserList defaultdict deque",
+        "collections.abc": "_CallableGenericAlias",
         "copyreg": "__newobj__ __newobj_ex__ _reconstructor",
         "datetime": "date datetime time timedelta timezone",
         "decimal": "Context Decimal",
@@ -71,7 +80,9 @@ _DATA = _paths(
         "numpy": "dtype",
         "numpy.core.multiarray": _NUMPY_ARRAYS,
         "numpy.core.numeric": "_frombuffer",
+        "numpy.ma.core": "_mareconstruct",
         "numpy.random._pickle": _NUMPY_RANDOM,
+        "numpy.random.bit_generator": "__pyx_unpickle_SeedSequence",
         "numpy._core.multiarray": _NUMPY_ARRAYS,
         "numpy._core.numeric": "_frombuffer",
         "operator": _OPERATORS,
@@ -79,12 +90,13 @@ _DATA = _paths(
         "pathlib": _PATHS,
         "pathlib._local": _PATHS,  # how Python 3.13 names them
         "random": "Random",
-        "re": "_compile",
+        "re": "RegexFlag _compile",
         "signal": "Handlers Signals",
         "socket": "AddressFamily SocketKind",
         "struct": "Struct",
         "time": "struct_time",
         "torch": "Generator device",
+        "torch._C": "Generator",
         "torch.serialization": "_get_layout",
         "types": "GenericAlias MappingProxyType SimpleNamespace",
         "http": "HTTPMethod HTTPStatus",
@@ -98,6 +110,7 @@ _DATA = _paths(
 # Those that call their first argument.
 _APPLYING = _paths(
     {
+        "_functools": "reduce",
         "builtins": "filter iter map",
         "functools": "reduce",
         "itertools": "accumulate dropwhile filterfalse starmap takewhile",

@@ -53,8 +53,16 @@ def explain_file(name: str, start: bytes) -> str:
     return f"it is {what}{began}. {remedy}"
 
 
+def is_part_of_distributed(name: str) -> bool:
+    """Whether a file is named as those that `torch.distributed.checkpoint` writes into a folder.
+
+    Their beginnings are those of files of `torch.save`.
+    """
+    return name == ".metadata" or name.endswith(".distcp")
+
+
 def _recognize(name: str, start: bytes) -> tuple[str, str]:
-    if name == ".metadata" or name.endswith(".distcp"):
+    if is_part_of_distributed(name):
         return "a part of a checkpoint of torch.distributed.checkpoint", _CONVERT_DISTRIBUTED
     if start[_TAR_MAGIC] == b"ustar":
         return (
@@ -125,7 +133,7 @@ def explain_folder(names: Set[str]) -> str | None:
     Args:
       names: of what it holds.
     """
-    if ".metadata" in names or any(name.endswith(".distcp") for name in names):
+    if any(map(is_part_of_distributed, names)):
         return f"it is a checkpoint of torch.distributed.checkpoint. {_CONVERT_DISTRIBUTED}"
     if "zero_to_fp32.py" in names or ("latest" in names and _any_in(names, "global_step")):
         return (

@@ -7,6 +7,7 @@ does what calling it would have made, but for a few functions that the reader ha
 their place: `OrderedDict` gives a dict, PyTorch's way of rebuilding a tensor a `StoredTensor`.
 """
 
+import _compat_pickle  # the names of Python 2, which protocols before 3 use
 import itertools
 import pickletools
 import sys
@@ -37,8 +38,6 @@ _MOST_SHARED_VALUES = 2_000_000
 _MOST_BITS = 4096
 _LONGEST_NAME = 1000
 _LONGEST_MESSAGE = 300
-
-_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class Unpickler:
@@ -117,8 +116,10 @@ class _Machine:
         action = _ACTIONS.get(opcode)
         if action is None:
             raise ValueError(f"the opcode {opcode} is not one of a checkpoint")
-        self._most_bytes = min(_BASE_BYTES + _BYTES_PER_BYTE * position, _MOST_BYTES)
-        self._count(_OPCODE_BYTES + sys.getsizeof(argument))
+        size = sys.getsizeof(argument)
+        read = position + size  # about: the argument is part of the pickle as well
+        self._most_bytes = min(_BASE_BYTES + _BYTES_PER_BYTE * read, _MOST_BYTES)
+        self._count(_OPCODE_BYTES + size)
         action(self, argument)
 
     def nearest_string(self) -> str:
@@ -229,7 +230,8 @@ class _Machine:
         if len(module) + len(name) > _LONGEST_NAME:
             raise ValueError("it names a class by what is too long for a name")
         self._count(_OBJECT_BYTES)
-        self.push(Placeholder(_PYTHON_2.get(module, module), name))
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+        self.push(Placeholder(_compat_pickle.IMPORT_MAPPING.get(module, module), name))
 
     def push_global(self, argument: str) -> None:
         self.push_name(*argument.split(" ", 1))

@@ -52,7 +52,8 @@ class _Pruner:
             return _omit(value, "it contains itself")
         known = self._known.get(id(value))
         if known is None:
-            if level >= MOST_LEVELS - 1:
+            # What is left out is one level, and may be within the arguments of a placeholder.
+            if level >= MOST_LEVELS - (2 if isinstance(value, Placeholder) else 1):
                 return _omit(value, f"it is nested in over {MOST_LEVELS} levels")
             self._open.add(id(value))
             inside = self._visit_placeholder if isinstance(value, Placeholder) else self._visit_all
@@ -86,7 +87,9 @@ class _Pruner:
 
     def _visit_placeholder(self, value: Placeholder, level: int) -> tuple[Placeholder, int, int]:
         args, *args_extent = self.visit(value.args, level)
-        value.args = args if args is None or isinstance(args, tuple) else (args,)
+        if isinstance(args, Placeholder):  # other values refer to the arguments as well
+            args, *args_extent = (args,), 2, 2
+        value.args = args
         value.state, *state_extent = self.visit(value.state, level)
         # No other value refers to these two.
         _, *items_extent = self._visit_all(value.items, level + 1)

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from replk_jax.torch_import.byte_file import ByteFile, FileError, naming
-from replk_jax.torch_import.other_formats import START_BYTES, explain_file
+from replk_jax.torch_import.other_formats import (
+    START_BYTES,
+    explain_file,
+    is_part_of_distributed,
+)
 from replk_jax.torch_import.safetensors import is_safetensors, read_metadata, read_safetensors
 from replk_jax.torch_import.shards import find_file, is_pytorch_folder, read_index, read_shards
 from replk_jax.torch_import.torch_files import read_legacy, read_zip
@@ -96,10 +100,12 @@ def _read_one(path: Path) -> Any:
 def _decoder(file: ByteFile) -> Callable[[ByteFile], Any]:
     start = bytes(file.read(0, min(file.size, START_BYTES)))
     name = os.path.basename(file.path)
+    if is_part_of_distributed(name):
+        raise ValueError(explain_file(name, start))
     if is_safetensors(file):
         return read_safetensors
-    if start.startswith(b"PK") and not name.endswith(".distcp"):
+    if start.startswith(b"PK"):
         return read_zip
-    if start.startswith(b"\x80") and name != ".metadata":
+    if start.startswith(b"\x80"):
         return read_legacy
     raise ValueError(explain_file(name, start))

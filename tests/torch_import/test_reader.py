@@ -276,13 +276,9 @@ class TestAgainstPyTorch:
                 "conjugate": lambda: torch.ones(3, dtype=torch.complex64).conj(),
             }[kind]()
         torch.save({"t": value}, tmp_path / "f", _use_new_zipfile_serialization=not legacy)
-        if kind in ("sparse", "meta"):
-            placeholder = read(tmp_path / "f")["t"]
-            assert isinstance(placeholder, Placeholder)
-            assert placeholder.called
-        else:
-            with pytest.raises(FileError, match="cannot be read"):
-                read(tmp_path / "f")
+        placeholder = read(tmp_path / "f")["t"]
+        assert isinstance(placeholder, Placeholder)
+        assert placeholder.called
 
 
 class TestTensor:
@@ -559,29 +555,6 @@ HOSTILE = {
     "reference to nothing": (b"NQ.", "refers to None, which is no storage"),
     "reference by name": (b"Pabc\n.", "refers to 'abc', which is no storage"),
     "arguments that do not fit": (b"ccollections\nOrderedDict\n(K\x01tR.", r"not take \(1,\)"),
-    # What does not end, or only after ages.
-    "list in itself": (b"]q\x00h\x00a.", "in itself"),
-    "dict in itself": (b"}q\x00Nh\x00s.", "in itself"),
-    "tuple in itself": (b"]q\x00h\x00\x85a.", "in itself"),
-    "object in itself": (b"]ca\nb\n)\x81q\x00}Nh\x00sba.", "in itself"),
-    "lists in lists": (b"]" * 10_000 + b"a" * 9_999 + b".", "over 100 levels"),
-    "tuples in tuples": (b")" + b"\x85" * 100_000 + b".", "over 100 levels"),
-    "tuples in tuples as a key": (b"})" + b"\x85" * 100_000 + b"Ns.", "over 100 levels"),
-    "objects in objects": (
-        b"]ca\nb\nq\0" + b"h\0" * 10_000 + b")" + b"\x85R" * 10_000 + b"a.", "over 100 levels",
-    ),
-    "deep by way of what is shared": (
-        b"](" + b"]" * 60 + b"a" * 59 + b"q\x00" + b"0" + b"]" * 60 + b"h\x00" + b"a" * 60 + b"e.",
-        "over 100 levels",
-    ),
-    "doubled sixty times": (
-        b"]q\0" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(60)) + b"h\x3c.",
-        "unfolds to more",
-    ),
-    "doubled keys": (
-        b")q\0" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)) + b"}h\x3cNs.",
-        "unfolds to more",
-    ),
     # What would do something.
     "os.system": (b"cos\nsystem\n(Vls\ntR.", r"calls os\.system"),
     "posix.system": (b"\x8c\x05posix\x8c\x06system\x93(Vls\ntR.", r"calls posix\.system"),
@@ -592,6 +565,17 @@ HOSTILE = {
     "by an attribute": (
         b"cbuiltins\ngetattr\n(cos\npath\nVjoin\ntR(V1\ntR.", r"calls os\.path\.join",
     ),
+    "by a function that calls it": (
+        b"cbuiltins\nmap\n(cos\nsystem\n(Vls\nltR.", r"calls builtins\.map",
+    ),
+    "by its name in Python 2": (
+        b"c__builtin__\nreduce\n(cposix\nsystem\n(Vls\nltR.", r"calls functools\.reduce",
+    ),
+    "by its name in Python 2, of a module": (
+        b"ccommands\ngetoutput\n(Vls\ntR.", r"calls subprocess\.getoutput",
+    ),
+    "pickle in a pickle": (b"c_pickle\nloads\n(Va\ntR.", r"calls _pickle\.loads"),
+    "open": (b"cio\nopen\n(Va\ntR.", r"calls io\.open"),
     "by an attribute of an object": (
         b"cbuiltins\ngetattr\n(ca\nb\n)RVsystem\ntR(V1\ntR.", "calls what is not a function",
     ),
@@ -693,6 +677,34 @@ def test_traps_take_no_more_than_is_said(tmp_path):
     memory, seconds = json.loads(run.stdout)
     assert memory < 300e6
     assert seconds < 10
+
+
+# What training scripts log, by how many of it a fast test and an exhaustive one have.
+LOGS = {
+    "numbers": (lambda i: i * 0.1, 200_000, 5_000_000),
+    "dicts": (lambda i: {"epoch": i, "loss": i * 0.5, "lr": 0.1 * i}, 30_000, 200_000),
+    "small dicts": (lambda i: {"a": i}, 50_000, 1_000_000),
+    "texts": (lambda i: f"epoch {i}: loss {i * 0.1}, " * 3, 50_000, 700_000),
+    "tuples": (lambda i: (i, i + 1), 50_000, 1_000_000),
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_long_logs_are_read(name, long, tmp_path):
+    make, short_count, long_count = LOGS[name]
+    log = [make(i) for i in range(long_count if long else short_count)]
+    write_archive(tmp_path / "f", pickle.dumps({"log": log}, 2))
+    assert read(tmp_path / "f")["log"] == log
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_long_texts_and_arrays_are_read(protocol, tmp_path):
+    text, array = "x" * (1 << 25), np.arange(1 << 22)
+    write_archive(tmp_path / "f", pickle.dumps({"text": text, "array": array}, protocol))
+    contents = read(tmp_path / "f")
+    assert contents["text"] == text
+    assert array.tobytes() in (contents["array"].state or contents["array"].args)
 
 
 def legacy_bytes(pickle_):
@@ -848,6 +860,41 @@ class TestArchives:
         (tmp_path / "f").write_bytes(data)
         with pytest.raises(FileError, match="checksum of storage '0' is wrong"):
             read(tmp_path / "f")["first"].read()
+
+    def test_written_without_checksums(self, tmp_path):
+        """All of them are 0 then; a single 0 is a checksum that is wrong."""
+        values = np.arange(4, dtype=np.float32)
+        data = bytearray(sound_archive(tmp_path / "f").read_bytes())
+        self.clear_checksum(data, b"archive/data/0")
+        (tmp_path / "f").write_bytes(data)
+        with pytest.raises(FileError, match="checksum of storage '0' is wrong"):
+            read(tmp_path / "f")["w"].read()
+        for name in (b"archive/data.pkl", b"archive/version"):
+            self.clear_checksum(data, name)
+        (tmp_path / "f").write_bytes(data)
+        assert_same_bits(read(tmp_path / "f")["w"], values)
+
+    def clear_checksum(self, data, name):
+        entry = data.rindex(name) - 46
+        data[entry + 16 : entry + 20] = bytes(4)
+
+    def test_written_without_checksums_by_pytorch(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        set_checksums = getattr(torch.serialization, "set_crc32_options", None)
+        if set_checksums is None:
+            pytest.skip("this PyTorch always writes checksums")
+        set_checksums(False)
+        try:
+            torch.save({"w": torch.arange(4.0)}, tmp_path / "f")
+        finally:
+            set_checksums(True)
+        assert_same_bits(read(tmp_path / "f")["w"], np.arange(4, dtype=np.float32))
+
+    def test_compressed_members_that_are_not_needed(self, tmp_path):
+        sound_archive(tmp_path / "f")
+        with zipfile.ZipFile(tmp_path / "f", "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/notes.txt", "a" * 1000)
+        assert_same_bits(read(tmp_path / "f")["w"], np.arange(4, dtype=np.float32))
 
     def test_of_something_else(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "f", "w") as archive:
