@@ -71,6 +71,19 @@ def test_counts_do_not_depend_on_batches_and_devices(
     assert scores["loss"] == pytest.approx(-log_p[np.arange(EXAMPLES), labels].mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_image_without_finite_logits_is_a_miss(value):
+    """Else its first class would count as the likeliest."""
+    logits = jnp.float32([[value] * 3, [2, 1, 0], [0, value, 1]])
+    batch = {"label": jnp.int32([0, 0, 1]), "mask": jnp.ones(3, bool)}
+    sums = jax.device_get(MEASURE.statistics(logits, batch))
+    assert (sums["top1"], sums["top5"]) == (1, 1)
+    assert np.isnan(sums["loss"])
+    batch["mask"] = jnp.array([False, True, False])
+    sums = jax.device_get(MEASURE.statistics(logits, batch))
+    assert sums["loss"] == pytest.approx(np.log(1 + np.exp(-1) + np.exp(-2)))
+
+
 def test_comparison_of_both_structures(model, variables, examples):
     mesh = parallel.device_mesh(8)
     evaluator = Evaluator(model, MEASURE, mesh)
