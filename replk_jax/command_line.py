@@ -1,4 +1,4 @@
-"""What all command-line programs share: types of arguments, error messages, how they end."""
+"""What all command-line programs share: the types of arguments, and how they end."""
 
 import argparse
 import contextlib
@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
+
+from replk_jax.errors import error_text
 
 Number = TypeVar("Number", int, float)
 
@@ -53,20 +55,6 @@ def _number(kind: Callable[[str], Number], text: str, wanted: str) -> Number:
         return kind(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}") from None
-
-
-def error_text(error: BaseException) -> str:
-    """What an error says, without Python's notation; never empty.
-
-    An OSError becomes "FILE: reason", or the reason alone; an error without a message, the name of
-    its type.
-    """
-    if isinstance(error, OSError) and error.strerror:
-        file = error.filename2 or error.filename
-        return error.strerror if file is None else f"{file}: {error.strerror}"
-    if isinstance(error, KeyError) and len(error.args) == 1:
-        return str(error.args[0]) or "KeyError"  # str(error) would put the message in quotes
-    return str(error) or type(error).__name__
 
 
 @contextlib.contextmanager

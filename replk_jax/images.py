@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from replk_jax.errors import error_text
+
 ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image
 
 # The endings by which files in a folder are taken for images.
@@ -107,7 +109,7 @@ def _reason(error: Exception) -> str:
     """Without the name, which Pillow and the system put into some messages and not others."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is no image, or none of {', '.join(_FORMATS)}"
-    return getattr(error, "strerror", None) or str(error)
+    return getattr(error, "strerror", None) or error_text(error)
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

@@ -11,7 +11,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from replk_jax.command_line import error_text, quiet_end, user_path
+from replk_jax.command_line import quiet_end, user_path
+from replk_jax.errors import error_text
 from train.errors import RunError, stop, stopping
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file", lock_config=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from replk_jax.command_line import error_text
+from replk_jax.errors import error_text
 from train.console import WORDS, duration, in_words, say, warn
 from train.errors import RunError
 from train.metric_writers import JsonLines, MetricWriter, TensorBoard, WeightsAndBiases
