@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from replk_jax.errors import error_text
 
@@ -81,32 +81,37 @@ def quiet_end() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _flushed_output() -> Iterator[None]:
-    """Flushes standard output at the end, while an error can still be handled."""
+    """Flushes the output at the end, while an error can still be handled."""
     try:
         yield
     finally:
         try:
-            if sys.stdout is not None:  # None where the program was started without one
-                sys.stdout.flush()
+            for stream in _open_streams():
+                stream.flush()
         except BrokenPipeError:
             raise
         except OSError as error:
             _discard_output()
-            sys.exit(f"error: standard output: {error_text(error)}")
+            sys.exit(f"error: the output cannot be written: {error_text(error)}")
 
 
 def _reader_gone() -> bool:
     """Whether standard output or error is a pipe that nobody reads any more."""
     poll = select.poll()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in _open_streams():
         poll.register(stream.fileno(), 0)  # a lost reader is reported unasked
     return bool(poll.poll(0))
 
 
 def _discard_output() -> None:
     """What a stream cannot write goes nowhere: the interpreter flushes once more at its end."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in _open_streams():
         try:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_streams() -> list[TextIO]:
+    """Standard output and error; a program may be started without one of them."""
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]

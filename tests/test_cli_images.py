@@ -189,7 +189,7 @@ def diverged(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "nan.safetensors"
     model = replk_jax.create_model(TINY, num_classes=6)
     variables = random_variables(model)
-    variables["params"]["stages_0"]["norm"]["bias"][:] = np.nan
+    variables["params"]["norm"]["bias"][:] = np.nan
     save(path, SavedNetwork(model, variables, Preprocessing(32), NAMES))
     return path
 

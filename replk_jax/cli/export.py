@@ -61,9 +61,9 @@ def add_parser(verbs) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     out = arguments.out
+    check_output(out, arguments.force)
     beside = out.with_name(f"{out.name}.json")
-    for path in (out, beside):
-        check_output(path, arguments.force)
+    check_output(beside, arguments.force)
     network = load(
         arguments.weights, prefer_ema=arguments.ema, preprocessing=arguments.preprocessing
     )
