@@ -34,7 +34,7 @@ _TYPES = {
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a program with a configuration; how it ends is told by `quiet_end` and `stopping`."""
+    """Runs a program with a configuration, and ends it as `quiet_end` does."""
     with quiet_end():
         app.run(main, flags_parser=parse)
 
@@ -71,7 +71,15 @@ def flag_path(name: str, value: str) -> Path:
 
 
 def _parsed(argv: list[str], fields: list[str]) -> list[str]:
-    """What absl does not take of the arguments, which set `fields` of the configuration."""
+    """The arguments that are no flags, as absl returns them.
+
+    Args:
+      argv: the arguments.
+      fields: of the configuration that they set.
+
+    Raises:
+      RunError: an unknown flag or field, or a value of another type.
+    """
     try:
         return flags.FLAGS(argv)
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
