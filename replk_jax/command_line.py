@@ -1,4 +1,4 @@
-"""What all command-line programs share: types of arguments, error messages, how they end."""
+"""What all command-line programs share: the types of arguments, and how they end."""
 
 import argparse
 import contextlib
@@ -9,7 +9,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
+
+from replk_jax.errors import error_text
 
 Number = TypeVar("Number", int, float)
 
@@ -55,20 +57,6 @@ def _number(kind: Callable[[str], Number], text: str, wanted: str) -> Number:
         raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}") from None
 
 
-def error_text(error: BaseException) -> str:
-    """What an error says, without Python's notation; never empty.
-
-    An OSError becomes "FILE: reason", or the reason alone; an error without a message, the name of
-    its type.
-    """
-    if isinstance(error, OSError) and error.strerror:
-        file = error.filename2 or error.filename
-        return error.strerror if file is None else f"{file}: {error.strerror}"
-    if isinstance(error, KeyError) and len(error.args) == 1:
-        return str(error.args[0]) or "KeyError"  # str(error) would put the message in quotes
-    return str(error) or type(error).__name__
-
-
 @contextlib.contextmanager
 def quiet_end() -> Iterator[None]:
     """Ends the program without a traceback when its reader or its user stops it.
@@ -93,32 +81,37 @@ def quiet_end() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _flushed_output() -> Iterator[None]:
-    """Flushes standard output at the end, while an error can still be handled."""
+    """Flushes the output at the end, while an error can still be handled."""
     try:
         yield
     finally:
         try:
-            if sys.stdout is not None:  # None where the program was started without one
-                sys.stdout.flush()
+            for stream in _open_streams():
+                stream.flush()
         except BrokenPipeError:
             raise
         except OSError as error:
             _discard_output()
-            sys.exit(f"error: standard output: {error_text(error)}")
+            sys.exit(f"error: the output cannot be written: {error_text(error)}")
 
 
 def _reader_gone() -> bool:
     """Whether standard output or error is a pipe that nobody reads any more."""
     poll = select.poll()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in _open_streams():
         poll.register(stream.fileno(), 0)  # a lost reader is reported unasked
     return bool(poll.poll(0))
 
 
 def _discard_output() -> None:
     """What a stream cannot write goes nowhere: the interpreter flushes once more at its end."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in _open_streams():
         try:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_streams() -> list[TextIO]:
+    """Standard output and error; a program may be started without one of them."""
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]

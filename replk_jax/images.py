@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from replk_jax.errors import error_text
 from replk_jax.text import escaped
 
 ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image
@@ -178,8 +179,8 @@ def _reason(error: Exception) -> str:
     """Never empty; without the name, which Pillow and the system put into some messages only."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is no image, or none of {', '.join(_FORMATS)}"
-    text = getattr(error, "strerror", None) or str(error)
-    return text.strip().removesuffix(".") or type(error).__name__
+    text = getattr(error, "strerror", None) or error_text(error)
+    return text.strip().removesuffix(".")
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from replk_jax import checksums, released
+from replk_jax.errors import error_text
 from replk_jax.files import json_text
 from replk_jax.models import registry
 from replk_jax.models.description import describe, from_description
@@ -358,7 +359,9 @@ def _read_folder(path: Path, network: SavedNetwork, prefer_ema: bool) -> dict[st
                     for name, tree in variables.items()
                 }
         except (ValueError, KeyError, FileNotFoundError) as error:
-            raise ValueError(f"{path} is damaged, or not what it says it is: {error}") from error
+            raise ValueError(
+                f"{path} is damaged, or not what it says it is: {error_text(error)}"
+            ) from error
     return jax.tree.map(jnp.asarray, restored)  # a training run has saved NumPy's
 
 
@@ -400,7 +403,8 @@ def _described(path: Path, text: str) -> SavedNetwork:
             class_names=None if names is None else _names(names, model.num_classes),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} has a description that cannot be understood: {error}") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error_text(error)
+        raise ValueError(f"{path} has a description that cannot be understood: {reason}") from error
 
 
 def _names(names: Any, count: int | None) -> tuple[str, ...]:

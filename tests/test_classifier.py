@@ -77,6 +77,21 @@ def test_predictions(classifier):
             assert type(predictions[0].score) is float
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_predict_nothing(value, classifier, monkeypatch):
+    logits = np.float32([[0, 1, 2, 3, 4, 5, 6], [0, 0, 0, value, 0, 0, 0], [9, 1, 2, 3, 4, 5, 6]])
+    with pytest.raises(ValueError, match=r"1 of 3 images are not finite \(index 1\)"):
+        classifier.best(logits)
+    best = classifier.best(logits[[0, 2]], top_k=1)
+    assert [predictions[0].index for predictions in best] == [6, 0]
+    monkeypatch.setattr(classifier, "run", lambda pixels: logits)
+    images = [picture()] * 3
+    np.testing.assert_array_equal(classifier.logits(images), logits)
+    for predict in (classifier, classifier.probabilities):
+        with pytest.raises(ValueError, match="not finite"):
+            predict(images)
+
+
 def test_no_images(classifier):
     assert classifier([]) == []
     assert classifier.logits([]).shape == (0, 7)
@@ -172,6 +187,8 @@ def test_from_file(classifier, tmp_path):
     )
     assert other.preprocessing.image_size == 16
     assert other.class_names[3] == "3"
+    with pytest.raises(ValueError, match=r"network\.safetensors: .*got 0 names"):
+        Classifier.from_file(path, class_names=[])
     with pytest.raises(ValueError, match=r"network\.safetensors: .*got 1 names"):
         Classifier.from_file(path, class_names=["a"])
 

@@ -5,6 +5,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,9 +13,12 @@ from PIL import Image
 import replk_jax
 from replk_jax import Classifier, FeatureExtractor, Preprocessing, released
 from replk_jax.cli import main
+from replk_jax.cli.predict import read_names
+from replk_jax.image_program import ImageProgram
 from replk_jax.saved import SavedNetwork, save
 from tests import golden
 from tests.helpers import TINY, random_variables
+from tests.test_files import strict
 from tests.test_images import picture
 
 NAMES = ("ant", "bee, honey bee", "cat", "dog", "eel", "fox")
@@ -186,6 +190,12 @@ def test_the_moving_average(folder, tmp_path, capsys):
         np.testing.assert_allclose(np.load(output)[key], value, rtol=1e-4, atol=1e-5)
 
 
+def test_standard_input_is_one_image(weights, capsys):
+    status, _, err = run(capsys, "predict", "-", "-", "--weights", weights)
+    assert status == 2
+    assert "can be read only once" in err
+
+
 def test_names_of_classes_cannot_steer_a_terminal(folder, tmp_path, capsys):
     names = ("\x1b[2J", "a\nb", "\ud800", "\u202etac", "d" * 10_000, "f")
     model = replk_jax.create_model(TINY, num_classes=6)
@@ -221,6 +231,113 @@ def test_images_that_cannot_be_read_are_named_and_the_others_go_on(
         assert [json.loads(line)["image"] for line in out.splitlines()] == good
     else:
         assert list(np.load(output)["names"]) == good
+
+
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory):
+    """Weights of a run that diverged, which make every output NaN."""
+    path = tmp_path_factory.mktemp("weights") / "nan.safetensors"
+    model = replk_jax.create_model(TINY, num_classes=6)
+    variables = random_variables(model)
+    variables["params"]["norm"]["bias"][:] = np.nan
+    save(path, SavedNetwork(model, variables, Preprocessing(32), NAMES))
+    return path
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_predict_with_weights_that_are_not_finite(as_json, diverged, folder, capsys):
+    options = ["--weights", diverged, *(["--json"] if as_json else [])]
+    status, out, err = run(capsys, "predict", folder / "a.png", folder / "b.png", *options)
+    assert (status, out) == (1, "")
+    for name, line in zip("ab", err.splitlines(), strict=True):
+        assert line.startswith(f"error: {folder / name}.png: the network gives NaN or infinite")
+
+
+def test_features_that_are_not_finite(diverged, folder, tmp_path, capsys):
+    output = tmp_path / "features.npz"
+    options = ["--weights", diverged, "--output", output]
+    status, out, err = run(capsys, "features", folder / "a.png", *options)
+    assert (status, out) == (1, "")
+    assert "NaN or infinite" in err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("verb", ["predict", "features"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_with_outputs_that_are_not_finite_are_named(
+    verb, value, weights, folder, tmp_path, capsys, monkeypatch
+):
+    """And the results of the others in their batch are as without them."""
+    bad = Preprocessing(32).pixels(folder / "b.png")
+    compute = ImageProgram.run
+
+    def run_with_overflow(self, pixels):
+        outputs = jax.tree.map(np.array, compute(self, pixels))
+        for leaf in jax.tree.leaves(outputs)[:1]:
+            leaf[(pixels == bad).all((1, 2, 3)), 0] = value
+        return outputs
+
+    monkeypatch.setattr(ImageProgram, "run", run_with_overflow)
+    output = tmp_path / "features.npz"
+    options = ["--weights", weights, *(["--output", output] if verb == "features" else ["--json"])]
+    status, out, err = run(capsys, verb, folder, *options)
+    assert status == 1
+    assert err.startswith(f"error: {folder / 'b.png'}: the network gives NaN or infinite values")
+    assert err.count("error:") == 1
+    monkeypatch.undo()
+    good = [path for path in paths_of(folder) if not path.endswith("b.png")]
+    if verb == "predict":
+        lines = [strict(line) for line in out.splitlines()]
+        assert [line["image"] for line in lines] == good
+        for line, best in zip(lines, Classifier.from_file(weights)(good), strict=True):
+            assert [p["index"] for p in line["predictions"]] == [p.index for p in best]
+    else:
+        written = np.load(output)
+        assert list(written["names"]) == good
+        for key, wanted in FeatureExtractor.from_file(weights)(good).items():
+            np.testing.assert_allclose(written[key], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n  \n"])
+def test_names_as_editors_write_them(newline, start, end, tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_bytes((start + newline.join(NAMES) + end.replace("\n", newline)).encode())
+    assert read_names(path) == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"one\ntwo\n", "6 classes; got 2 names"),
+        (b"one\n" * 7, "6 classes; got 7 names"),
+        (b"", "has no names; write one name"),
+        (b"\n \n", "has no names; write one name"),
+        ("\u00e4".encode("latin-1"), "is not text in UTF-8"),
+        ("one\n".encode("utf-16"), "is not text in UTF-8"),
+    ],
+)
+def test_names_that_do_not_fit(content, message, weights, folder, tmp_path, capsys):
+    path = tmp_path / "names.txt"
+    path.write_bytes(content)
+    options = ["--weights", weights, "--names", path]
+    status, _, err = run(capsys, "predict", folder / "a.png", *options)
+    assert status == 2
+    assert message in err
+
+
+def test_the_home_folder(weights, folder, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "names.txt").write_text("\n".join(NAMES))
+    (folder / "w.safetensors").write_bytes(weights.read_bytes())
+    options = ["--weights", "~/w.safetensors", "--names", "~/names.txt", "--json"]
+    status, out, _ = run(capsys, "predict", "~/a.png", *options)
+    assert status == 0
+    assert strict(out)["image"] == str(folder / "a.png")
+    options = ["--weights", "~/w.safetensors", "--output", "~/f.npz"]
+    assert run(capsys, "features", "~/more", *options)[0] == 0
+    assert (folder / "f.npz").is_file()
 
 
 def test_features(weights, folder, tmp_path, capsys):
@@ -274,6 +391,13 @@ def test_what_cannot_be_written_leaves_nothing(weights, folder, tmp_path, capsys
         (["predict", "a.png", "--weights", "x", "--names", "nowhere.txt"], "nowhere.txt"),
         (["features", "a.png", "--weights", "x"], "--output"),
         (["features", "a.png", "--weights", "x", "--output", "nowhere/f.npz"], "no folder nowhere"),
+        (["features", "a.png", "--weights", "x", "--output", "."], ". is a folder; name a file"),
+        (["features", "a.png", "--weights", "x", "--output", ""], "it is empty"),
+        (["predict", "", "--weights", "x"], "it is empty"),
+        (["predict", "a.png", "--weights", ""], "it is empty"),
+        (["predict", "~no_such_user/a.png", "--weights", "x"], "~no_such_user/a.png"),
+        (["predict", "a.png", "--weights", "x", "--batch-size", "0"], "at least 1, got 0"),
+        (["predict", "a.png", "--weights", "x", "--batch-size", "two"], "a whole number"),
     ],
 )
 def test_mistakes(argv, message, capsys):

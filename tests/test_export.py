@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.export
@@ -316,3 +317,16 @@ class TestCommandLine:
         description = json.loads(out.with_name(f"{out.name}.json").read_text())
         assert description["preprocessing"]["mean"] == [0.5] * 3
         assert description["preprocessing"]["image_size"] == 32
+
+
+@pytest.mark.parametrize("export", [partial(export_model, image_size=SIZE), plain_function])
+@pytest.mark.parametrize(("name", "value"), [("mean", np.nan), ("mean", np.inf), ("var", -1.0)])
+def test_weights_that_are_not_finite(export, name, value):
+    """Before the merge, or after it: the square root of a negative variance."""
+    model = make()
+    variables = random_variables(model)
+    variables["batch_stats"]["norm"][name][3] = value
+    with pytest.raises(
+        ValueError, match=r"merged weights are NaN or infinite, the first in params"
+    ):
+        export(model, variables)

@@ -211,6 +211,15 @@ def test_files_that_are_no_images_are_named(tmp_path):
         read_image(b"no image")
 
 
+def test_a_decoder_that_says_nothing(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ImageError, match=r"the image given: MemoryError\."):
+        read_image(b"")
+
+
 def test_other_programs_are_not_started(tmp_path, monkeypatch):
     """Pillow would hand an EPS file, which is a program, to Ghostscript."""
     started = []

@@ -173,6 +173,22 @@ def test_spoilt_folders(tmp_path):
     save(tmp_path / "checkpoints" / "30", network())
     with pytest.raises(ValueError, match=r"Name one of its checkpoints, .*30\."):
         load(tmp_path)
+    (tmp_path / "result.json").write_text("{}\n")
+    for path in ("checkpoints", "checkpoints/", "result.json"):
+        with pytest.raises(ValueError, match=r"Name one of its checkpoints, .*30\."):
+            load(tmp_path / path)
+    for path in ("params", "batch_stats/", "description", "description/metadata"):
+        with pytest.raises(ValueError, match=r"Name the checkpoint itself, .*30\."):
+            load(tmp_path / "checkpoints" / "30" / path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty is not a checkpoint: it is empty\.$"):
+        load(tmp_path / "empty")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.txt").write_text("x")
+    for path in ("other", "other/x.txt"):
+        with pytest.raises(ValueError, match="other") as caught:
+            load(tmp_path / path)
+        assert "Name " not in str(caught.value)
     shutil.rmtree(tmp_path / "checkpoints/30/params")
     with pytest.raises(ValueError, match="damaged"):
         load(tmp_path / "checkpoints" / "30")

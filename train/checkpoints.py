@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from replk_jax import checksums
+from replk_jax.errors import error_text
 from replk_jax.files import on_disk, replace_json
 from replk_jax.models.variables import differences, in_lines
 from train import parallel
@@ -212,7 +213,7 @@ class Checkpoints:
             "There is none" if latest is None else f"The last complete one is {self.path(latest)}"
         )
         return (
-            f"A checkpoint could not be written to {self.folder}: {error}\n{last}. "
+            f"A checkpoint could not be written to {self.folder}: {error_text(error)}\n{last}. "
             "If the disk is full or must not be written to, mend that."
         )
 
@@ -256,7 +257,7 @@ class Checkpoints:
                 items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
                 trees = dict(checkpointer.restore(path, args=ocp.args.Composite(**items)))
         except (ValueError, KeyError) as error:
-            raise _misfit(path, f"\n{error}") from error
+            raise _misfit(path, f"\n{error_text(error)}") from error
         if found := differences(_by_path(trees), _by_path(wanted)):
             raise _misfit(path, in_lines(found))
         if averaged and like.ema is None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from replk_jax.command_line import error_text, quiet_end, user_path
+from replk_jax.command_line import quiet_end, user_path
+from replk_jax.errors import error_text
 from replk_jax.text import print_anything
 from train.errors import RunError, stop, stopping
 
@@ -34,7 +35,7 @@ _TYPES = {
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a program with a configuration; how it ends is told by `quiet_end` and `stopping`."""
+    """Runs a program with a configuration, and ends it as `quiet_end` does."""
     with quiet_end():
         app.run(main, flags_parser=parse)
 
@@ -72,7 +73,15 @@ def flag_path(name: str, value: str) -> Path:
 
 
 def _parsed(argv: list[str], fields: list[str]) -> list[str]:
-    """What absl does not take of the arguments, which set `fields` of the configuration."""
+    """The arguments that are no flags, as absl returns them.
+
+    Args:
+      argv: the arguments.
+      fields: of the configuration that they set.
+
+    Raises:
+      RunError: an unknown flag or field, or a value of another type.
+    """
     try:
         return flags.FLAGS(argv)
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import jax
 
-from replk_jax.command_line import error_text
+from replk_jax.errors import error_text
 from replk_jax.text import escaped_lines
 
 

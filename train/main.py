@@ -52,10 +52,8 @@ def main(_: list[str]) -> None:
         print(f"{interrupted} The same command goes on from there.", flush=True)
         sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
-        remedy = (
-            "" if evaluates else f" The same command resumes from the last checkpoint in {workdir}."
-        )
-        print(f"Interrupted.{remedy}", file=sys.stderr, flush=True)
+        remedy = f"The same command resumes from the last checkpoint in {workdir}."
+        print("Interrupted.", "" if evaluates else remedy, file=sys.stderr, flush=True)
         # An orderly exit would wait minutes for the other processes.
         (os._exit if jax.distributed.is_initialized() else sys.exit)(INTERRUPTED)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from replk_jax.command_line import error_text
 from train.console import WORDS, duration, in_words, say, warn
 from train.errors import RunError
 from train.metric_writers import JsonLines, MetricWriter, TensorBoard, WeightsAndBiases
@@ -129,7 +128,7 @@ class Reporter:
         try:
             yield
         except (OSError, RunError) as error:
-            warn(f"A report could not be written to {self._workdir}: {error_text(error)}")
+            warn(f"A report could not be written to {self._workdir}: {error}")
 
 
 def _in_words(values: dict[str, float]) -> Iterator[str]:

@@ -62,9 +62,9 @@ def add_parser(verbs) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     out = arguments.out
+    check_output(out, arguments.force)
     beside = out.with_name(f"{out.name}.json")
-    for path in (out, beside):
-        check_output(path, arguments.force)
+    check_output(beside, arguments.force)
     network = load(arguments.weights, **reading(arguments))
     network = _sized(network, arguments.image_size)
     preprocessing = network.preprocessing

@@ -29,7 +29,7 @@ def add_parser(verbs) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     classifier = Classifier.from_file(
         arguments.weights,
-        class_names=arguments.names and _read_names(arguments.names),
+        class_names=arguments.names and read_names(arguments.names),
         **reading(arguments),
         batch_size=arguments.batch_size,
     )
@@ -42,7 +42,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     named.finish()
 
 
-def _read_names(path: Path) -> list[str]:
+def read_names(path: Path) -> list[str]:
     """The names in a text file, one a line; blank lines at its end do not count.
 
     Raises:

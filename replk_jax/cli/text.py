@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from replk_jax.command_line import error_text
+from replk_jax.errors import error_text
 from replk_jax.text import escaped
 from replk_jax.torch_import.tensors import brief
 

@@ -48,6 +48,29 @@ def statistics(values):
     return [f"{mean} ± {deviation}", f"{values.min():.2f}", f"{values.max():.2f}"]
 
 
+@pytest.mark.parametrize("kind", ["training", "ema"])
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_score_that_is_not_finite(run, kind, value, capsys):
+    """As null, or as runs of earlier versions wrote it."""
+    scores = {"training": 0.5, "ema": 0.5, kind: value}
+    folder = run("diverged", scores["training"], 0.5, ema_decay=0.9)
+    result = json.loads((folder / "result.json").read_text())
+    result["ema"]["training"]["top1"] = scores["ema"]
+    (folder / "result.json").write_text(json.dumps(result))
+    with pytest.raises(SystemExit, match="diverged: its top1 is NaN or infinite"):
+        main([str(folder)])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.json"])
+@pytest.mark.parametrize("content", ["[]", "3", "{", "null", '{"best_by": "top1"}'])
+def test_damaged_files(run, name, content):
+    folder = run("damaged", 0.5)
+    (folder / name).write_text(content)
+    with pytest.raises(RunError, match=r"damaged.* is damaged"):
+        read_run(folder)
+
+
 def kernel(size):
     return {"replknet": {"small_kernel": size, "layers": [1, 1]}}
 

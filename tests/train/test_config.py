@@ -49,6 +49,13 @@ def test_the_configurations_pass(module):
         ("data.crop_scale", (0.5, 0.1)),
         ("data.crop_scale", (0.0, 1.0)),
         ("data.crop_ratio", (1.0,)),
+        ("data.crop_ratio", ("a", "b")),
+        ("data.crop_scale", None),
+        ("data.std", ("a",)),
+        ("data.mean", ("a",)),
+        ("data.mean", (float("nan"),)),
+        ("seed", 2**32),
+        ("epochs", None),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(field, value):

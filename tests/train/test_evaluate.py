@@ -6,6 +6,7 @@ import pytest
 import replk_jax
 from replk_jax import Preprocessing, SavedNetwork, save
 from tests.helpers import random_variables
+from tests.test_files import strict
 from tests.train import tiny
 from train import classification
 from train.errors import RunError
@@ -113,3 +114,18 @@ def test_a_file_that_is_no_checkpoint(config, tmp_path, mode, start, about):
     (tmp_path / "text.pth").write_text("not found")
     with pytest.raises(RunError, match=r"config\.init_from: .*text\.pth"):
         start(config, tmp_path, about)
+
+
+def test_a_network_that_diverged(config, tmp_path, capsys):
+    """What could be computed is written as JSON that every parser reads; it ends with an error."""
+    diverged = network(preprocessing=GREY)
+    diverged.variables["params"]["head"]["bias"][:] = np.nan
+    save(tmp_path / "network.safetensors", diverged)
+    config.init_from = str(tmp_path / "network.safetensors")
+    with pytest.raises(RunError, match=r"NaN or infinite values .*training\.loss"):
+        evaluate_checkpoint(config, tmp_path, classification.evaluation)
+    result = strict((tmp_path / "evaluation.json").read_text())
+    assert result["largest_difference"] is None
+    for structure in ("training", "merged"):
+        assert result[structure] == {"top1": 0.0, "top5": 0.0, "loss": None, "examples": 299}
+    assert "loss nan" in capsys.readouterr().out

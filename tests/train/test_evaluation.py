@@ -10,7 +10,7 @@ from tests.helpers import TINY, data_mesh, random_variables
 from train import parallel
 from train.classification import accuracy
 from train.errors import RunError
-from train.evaluation import Evaluator, Measure, add_in_64_bits
+from train.evaluation import Evaluator, Measure, add_in_64_bits, require_finite_scores
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -69,6 +69,26 @@ def test_counts_do_not_depend_on_batches_and_devices(
     assert scores["top1"] == pytest.approx(np.mean(order[:, 0] == labels))
     assert scores["top5"] == pytest.approx(np.mean((order[:, :5] == labels[:, None]).any(1)))
     assert scores["loss"] == pytest.approx(-log_p[np.arange(EXAMPLES), labels].mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_image_without_finite_logits_is_a_miss(value):
+    """Else its first class would count as the likeliest."""
+    logits = jnp.float32([[value] * 3, [2, 1, 0], [0, value, 1]])
+    batch = {"label": jnp.int32([0, 0, 1]), "mask": jnp.ones(3, bool)}
+    sums = jax.device_get(MEASURE.statistics(logits, batch))
+    assert (sums["top1"], sums["top5"]) == (1, 1)
+    assert np.isnan(sums["loss"])
+    batch["mask"] = jnp.array([False, True, False])
+    sums = jax.device_get(MEASURE.statistics(logits, batch))
+    assert sums["loss"] == pytest.approx(np.log(1 + np.exp(-1) + np.exp(-2)))
+
+
+def test_results_that_are_not_finite_are_named():
+    require_finite_scores({"training": {"loss": 1.5, "examples": 3}, "not_merged": "why"})
+    result = {"training": {"loss": np.nan, "top1": 0.5}, "largest_difference": np.inf}
+    with pytest.raises(RunError, match=r"\(training\.loss, largest_difference\)"):
+        require_finite_scores(result)
 
 
 def test_comparison_of_both_structures(model, variables, examples):

@@ -166,3 +166,24 @@ def test_mistakes(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(workdir), "--output", str(tmp_path / "curve.doc")])
     assert "a picture's name ends in .png, .svg or .pdf" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["null", "NaN", "Infinity"])
+def test_metrics_that_are_not_finite(value, tmp_path, capsys):
+    """The others are drawn, and the exit status says that something is wrong."""
+    workdir = run(tmp_path / "digits")
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": 30, "train/loss": {value}}}\n')
+    with pytest.raises(SystemExit, match="digits: train/loss is NaN or infinite at step 30"):
+        main([str(workdir)])
+    assert capsys.readouterr().out == f"{workdir / 'curve.png'}\n"
+    assert (workdir / "curve.png").is_file()
+
+
+@pytest.mark.parametrize("line", ["[1]", "null", "5", '{"train/loss": 1}', '{"step": 1, "x": "y"}'])
+def test_a_line_that_is_no_report(line, tmp_path):
+    workdir = run(tmp_path / "digits")
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 4, is no report of a step"):
+        draw([workdir], tmp_path / "curve.png")

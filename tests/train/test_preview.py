@@ -163,3 +163,12 @@ def test_what_is_wrong(data_dir, tmp_path):
         preview.preview(configuration(data_dir, **{"data.folder": str(tmp_path)}), 4)
     with pytest.raises(RunError, match="label_smoothing"):
         preview.preview(configuration(data_dir, label_smoothing=1.0), 4)
+
+
+@pytest.mark.parametrize("of_targets", [False, True])
+def test_inputs_that_are_not_finite(of_targets, data_dir, monkeypatch):
+    images, targets = np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 2), np.float32)
+    (targets if of_targets else images)[0, 0] = np.nan
+    monkeypatch.setattr(preview, "first_inputs", lambda *_: (images, targets, ["a", "b"]))
+    with pytest.raises(RunError, match="inputs of the first step are NaN or infinite"):
+        preview.preview(configuration(data_dir), 1)
