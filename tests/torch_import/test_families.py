@@ -17,7 +17,14 @@ from replk_jax.models.replknet import RepLKNetArchitecture
 from replk_jax.models.repvgg import RepVGGArchitecture
 from replk_jax.models.resnet import ResNetArchitecture
 from replk_jax.models.variables import abstract_variables
-from replk_jax.torch_import import convert_state_dict, infer_architecture, load_torch, save_torch
+from replk_jax.torch_import import (
+    convert_state_dict,
+    infer_architecture,
+    load_torch,
+    mobilenet_v2,
+    repvgg,
+    save_torch,
+)
 from replk_jax.torch_import.convert import faults, to_state_dict
 from replk_jax.torch_import.families import FAMILIES, family_of_keys
 from replk_jax.torch_import.structures import Structure
@@ -38,7 +45,13 @@ RESNET = ResNetArchitecture((2, 1, 2), (4, 6, 8))
 TINIES = pytest.mark.parametrize(
     "architecture", [REPVGG, MOBILENET, RESNET], ids=lambda a: type(a).__name__
 )
+# The same without kernels of both 3 x 3 and 5 x 5, which timm's names leave ambiguous.
+MOBILENET_3 = dataclasses.replace(MOBILENET, kernel_sizes=(3, 3, 3, 3, 7, 3, 9))
 NAMINGS = {REPVGG: "official", MOBILENET: "torchvision", RESNET: "torchvision"}
+
+
+def type_name(value):
+    return type(value).__name__
 
 
 @functools.cache
@@ -753,3 +766,211 @@ class TestNeverPublished:
         )
         with pytest.raises(ValueError, match="it is re-parameterized"):
             saved_network.load_into(model.clone(deploy=False), tmp_path / "own.safetensors")
+
+
+class TestTimm:
+    """The names of timm, which has the same networks but for RepLKNet."""
+
+    @pytest.mark.parametrize("architecture", [REPVGG, MOBILENET_3, RESNET], ids=type_name)
+    @pytest.mark.parametrize("ending", ["pth", "safetensors"])
+    def test_round_trip(self, architecture, ending, tmp_path):
+        model, variables = tiny(architecture)
+        path = tmp_path / f"timm.{ending}"
+        save_torch(variables, model, path, naming="timm")
+        found, again = load_torch(path)
+        assert found == model
+        assert_equal_trees(again, variables)
+        # timm's ResNet has torchvision's names.
+        wanted = "torchvision" if architecture is RESNET else "timm"
+        assert infer_architecture(path).naming == wanted
+
+    def test_merged(self, tmp_path):
+        model, variables = tiny(REPVGG)
+        save_torch(variables, model, tmp_path / "timm.pth", merged=True, naming="timm")
+        found, again = load_torch(tmp_path / "timm.pth")
+        assert found == model.clone(deploy=True)
+        wanted = jax.jit(replk_jax.reparameterize)(variables)
+        for leaf, expected in zip(jax.tree.leaves(again), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(leaf, expected, rtol=1e-6)  # two programs, one rounding
+
+    def test_names_of_repvgg(self):
+        """In timm's order, with squeeze-excite after the branches."""
+        state_dict = repvgg.timm_names(saved(REPVGG), REPVGG)
+        modules = {key.rpartition(".")[0] for key in state_dict if key.startswith("stages.1.1.")}
+        parts = ("conv_kxk.conv", "conv_kxk.bn", "conv_1x1.conv", "conv_1x1.bn", "identity")
+        assert modules == {f"stages.1.1.{part}" for part in (*parts, "attn.fc1", "attn.fc2")}
+        keys = list(state_dict)
+        assert keys[0] == "stem.conv_kxk.conv.weight"
+        assert keys[-2:] == ["head.fc.weight", "head.fc.bias"]
+        of_block = [key for key in keys if key.startswith("stages.1.1.")]
+        parts = list(dict.fromkeys(key.split(".")[3] for key in of_block))
+        assert parts == ["identity", "conv_kxk", "conv_1x1", "attn"]
+
+    def test_names_of_mobilenet_v2(self):
+        state_dict = mobilenet_v2.timm_names(saved(MOBILENET), MOBILENET)
+        modules = list(dict.fromkeys(key.rpartition(".")[0] for key in state_dict))
+        without_expansion = ["conv_dw", "bn1", "conv_pw", "bn2"]
+        with_expansion = ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+        assert modules[:2] == ["conv_stem", "bn1"]
+        assert modules[2:6] == [f"blocks.0.0.{part}" for part in without_expansion]
+        assert modules[10:16] == [f"blocks.1.0.{part}" for part in with_expansion]
+        assert modules[-3:] == ["conv_head", "bn2", "classifier"]
+
+    def test_what_timm_has_not(self, tmp_path):
+        model, variables = tiny(TINY)
+        with pytest.raises(ValueError, match="timm has no RepLKNet"):
+            save_torch(variables, model, tmp_path / "x.pth", naming="timm")
+        with pytest.raises(ValueError, match='naming must be "official" or "timm"; got'):
+            save_torch(variables, model, tmp_path / "x.pth", naming="torchvision")
+        assert not list(tmp_path.iterdir())
+
+    def test_networks_of_the_same_names(self, tmp_path):
+        """EfficientNet-Lite and MnasNet, with kernels of 3 and of 5 and other activations."""
+        model, variables = tiny(MOBILENET)
+        save_torch(variables, model, tmp_path / "timm.pth", naming="timm")
+        with pytest.raises(ValueError, match="EfficientNet-Lite, MnasNet and FBNet"):
+            load_torch(tmp_path / "timm.pth")
+
+    @pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_b1g4", "repvgg_d2se", "mobilenetv2_100"])
+    @pytest.mark.exhaustive
+    def test_logits_of_timm(self, name, tmp_path):
+        """1e-5 of the largest logit: rounding in float32."""
+        timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+        torch.manual_seed(0)
+        net = timm.create_model(name, num_classes=5).eval()
+        torch.save(net.state_dict(), tmp_path / "timm.pth")
+        model, variables = load_torch(tmp_path / "timm.pth")
+        x = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
+        with torch.no_grad():
+            wanted = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+        np.testing.assert_allclose(
+            run(model, variables, x), wanted, atol=1e-5 * np.abs(wanted).max(), rtol=1e-4
+        )
+        save_torch(variables, model, tmp_path / "again.pth", naming="timm")
+        again = torch.load(tmp_path / "again.pth")
+        assert list(again) == list(net.state_dict())
+        net.load_state_dict(again)
+
+
+class TestOtherClassifiers:
+    """Heads that were replaced by ones that the family does not have."""
+
+    OTHER_HEADS = (
+        (RESNET, lambda key: key.replace("fc.", "fc.1."), "fc.weight"),
+        (REPVGG, lambda key: key.replace("linear.", "linear.head.0."), "linear.weight"),
+        (
+            MOBILENET,
+            lambda key: key.replace("classifier.1.", "classifier.3."),
+            "classifier.1.weight",
+        ),
+        (TINY, lambda key: key.replace("head.", "head.layers.2."), "head.weight"),
+    )
+
+    @pytest.fixture(params=OTHER_HEADS, ids=lambda case: type_name(case[0]))
+    def case(self, request, tmp_path):
+        architecture, rename, missing = request.param
+        path = tmp_path / "best.pth"
+        write_torch(path, {rename(key): value for key, value in saved(architecture).items()})
+        return *tiny(architecture), path, missing
+
+    def test_left_out(self, case):
+        model, variables, path, _ = case
+        wanted = without_head(variables, model)
+        bare = model.clone(num_classes=None)
+        assert_equal_trees(load_torch(path, bare)[1], wanted)
+        found, loaded = load_torch(path, num_classes=0)
+        assert found.num_classes is None
+        assert_equal_trees(loaded, wanted)
+        backbone = load_torch(path, model.clone(num_classes=None, out_indices=(0, 1)))[1]
+        assert model.head_name not in backbone["params"]
+
+    @pytest.mark.parametrize("with_model", [False, True])
+    def test_replaced(self, case, with_model):
+        model, variables, path, _ = case
+        into = model.clone(num_classes=7) if with_model else None
+        with pytest.warns(UserWarning, match="one of 7 classes is drawn at random"):
+            found, loaded = load_torch(path, into, num_classes=7, reset_head=True)
+        assert found.num_classes == 7
+        assert loaded["params"][model.head_name]["kernel"].shape[-1] == 7
+        assert_equal_trees(without_head(loaded, model), without_head(variables, model))
+
+    def test_message(self, case):
+        model, _, path, missing = case
+        with pytest.raises(ValueError, match=f"{re.escape(missing)} is missing; there are"):
+            load_torch(path)
+        with pytest.raises(ValueError, match=f"{re.escape(missing)} is missing; there are"):
+            load_torch(path, model)
+        with pytest.raises(ValueError, match="say for how many num_classes"):
+            load_torch(path, reset_head=True)
+
+
+def without_head(variables, model):
+    params = {name: tree for name, tree in variables["params"].items() if name != model.head_name}
+    return {**variables, "params": params}
+
+
+class TestInputChannels:
+    """Weights of RGB images for images of other channels."""
+
+    @pytest.mark.parametrize("architecture", [TINY, REPVGG, MOBILENET, RESNET], ids=type_name)
+    @pytest.mark.parametrize("count", [1, 4, 6])
+    def test_kernels(self, architecture, count, tmp_path):
+        model, variables = tiny(architecture)
+        save_torch(variables, model, tmp_path / "rgb.pth")
+        with pytest.warns(UserWarning, match=f"takes 3 channels, and is made to take {count}"):
+            found, loaded = load_torch(tmp_path / "rgb.pth", in_channels=count)
+        assert found.architecture == dataclasses.replace(model.architecture, in_channels=count)
+        changed = 0
+        flat, wanted = (traverse_util.flatten_dict(tree) for tree in (loaded, variables))
+        for path, leaf in flat.items():
+            kernel = np.float64(wanted[path])
+            if leaf.shape == kernel.shape:
+                np.testing.assert_array_equal(leaf, kernel)
+                continue
+            changed += 1
+            order = [channel % 3 for channel in range(count)]
+            expected = (
+                kernel.sum(2, keepdims=True) if count == 1 else kernel[:, :, order] * (3 / count)
+            )
+            np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
+        assert changed == (2 if architecture is REPVGG else 1)  # stage 0 has a 1 x 1 branch
+
+    def test_grey_images_give_what_they_gave(self, tmp_path):
+        """An image with the same values in all channels, which the sum over channels preserves."""
+        model, variables = tiny(TINY)
+        save_torch(variables, model, tmp_path / "rgb.pth")
+        with pytest.warns(UserWarning, match="is made to take 1"):
+            grey, loaded = load_torch(tmp_path / "rgb.pth", in_channels=1)
+        x = np.random.default_rng(0).standard_normal((1, 32, 32, 1)).astype(np.float32)
+        actual = run(grey, loaded, x)
+        wanted = run(model, variables, np.repeat(x, 3, -1))
+        np.testing.assert_allclose(actual, wanted, atol=1e-5 * np.abs(wanted).max())
+
+    def test_only_on_request(self, tmp_path):
+        model, variables = tiny(RESNET)
+        save_torch(variables, model, tmp_path / "rgb.pth")
+        grey = replk_jax.create_model(RESNET, num_classes=4, in_channels=1)
+        with pytest.raises(ValueError, match=r"wrong shape: conv1\.weight"):
+            load_torch(tmp_path / "rgb.pth", grey)
+        with pytest.raises(ValueError, match="in_channels must be a positive integer; got 0"):
+            load_torch(tmp_path / "rgb.pth", in_channels=0)
+
+
+class TestOtherResNets:
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"conv2.weight": (4, 2, 3, 3)}, r"it is a ResNeXt, .*layer1\.0\.conv2 has 2 groups"),
+            (
+                {"conv3.weight": (8, 4, 1, 1)},
+                "it is a Wide ResNet, .*4 channels inside and returns 8",
+            ),
+        ],
+    )
+    def test_are_named(self, change, reason, tmp_path):
+        weights = dict(saved(RESNET))
+        weights |= {f"layer1.0.{k}": np.ones(shape, np.float32) for k, shape in change.items()}
+        write_torch(tmp_path / "other.pth", weights)
+        with pytest.raises(ValueError, match=reason) as caught:
+            load_torch(tmp_path / "other.pth")
+        assert "\n" not in str(caught.value)
