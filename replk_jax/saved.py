@@ -234,7 +234,7 @@ def faults(tensors: Mapping[str, Any], network: SavedNetwork) -> list[str]:
     return differences(tensors, _by_path(abstract_variables(network.model)))
 
 
-def known_of_torch(path: Path, contents: Any, model: nn.Module) -> SavedNetwork:
+def torch_description(path: Path, contents: Any, model: nn.Module) -> SavedNetwork:
     """What a PyTorch checkpoint says of a network besides its weights; without variables.
 
     Args:
@@ -257,6 +257,7 @@ def known_of_torch(path: Path, contents: Any, model: nn.Module) -> SavedNetwork:
             f"{found.class_names_source} are not used.",
             stacklevel=4,
         )
+    if names is None or len(names) != count:
         names = None
     preprocessing, source = found.preprocessing, found.preprocessing_source
     if preprocessing is None and (named := released.recognize(path, model)):
@@ -265,9 +266,9 @@ def known_of_torch(path: Path, contents: Any, model: nn.Module) -> SavedNetwork:
         model=model,
         variables={},
         preprocessing=preprocessing,
-        class_names=names if count is not None else None,
+        class_names=names,
         preprocessing_source=source,
-        class_names_source=found.class_names_source,
+        class_names_source=names and found.class_names_source,
     )
 
 
@@ -282,7 +283,7 @@ def _load_torch(
         )
     # A classifier of the caller's may have other classes than those of the file.
     described = loaded if model is None else loaded.clone(num_classes=None)
-    network = known_of_torch(path, contents, described)
+    network = torch_description(path, contents, described)
     return dataclasses.replace(network, model=loaded, variables=variables)
 
 

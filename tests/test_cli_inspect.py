@@ -11,10 +11,11 @@ from replk_jax import SavedNetwork, create_model, save
 from replk_jax.cli import main
 from replk_jax.models import registry
 from replk_jax.torch_import import save_torch
+from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.writer import write_safetensors, write_torch
 from tests import golden
-from tests.helpers import TINY, random_variables
+from tests.helpers import ONE_STAGE, TINY, random_variables
 from tests.test_saved import PREPROCESSING, network
 from tests.torch_import.archives import state_dict, tensor, write_archive, write_with_header
 
@@ -130,6 +131,38 @@ class TestReleased:
         assert ("84.84 % top-1, 97.34 % top-5" in shown) == (classes == 1000)
         assert ("images: 384 x 384, warped" in shown) == (classes == 1000)
         assert ("which is a guess" in shown) == (classes == 10)
+
+
+class TestOtherLibraries:
+    def test_where_things_come_from(self, tmp_path, show):
+        """As mmengine saves it, with the average under the key of the weights."""
+        model = create_model(ONE_STAGE, num_classes=2)
+        weights = to_state_dict(random_variables(model), model)
+        write_torch(tmp_path / "best.pth", {f"ema.{k}": v for k, v in weights.items()} | weights)
+        (tmp_path / "config.json").write_text(
+            '{"id2label": {"0": "ant", "1": "bee"}, "image_size": 64}'
+        )
+        (tmp_path / "preprocessor_config.json").write_text('{"size": 64, "resample": 2}')
+        shown = show(tmp_path / "best.pth")
+        assert "images: 64 x 64, warped, bilinear" in shown
+        assert "; from preprocessor_config.json" in shown
+        assert "names of the classes, from config.json: ['ant', 'bee']" in shown
+        assert "assumed, since a file does not tell it: an output stride of 32" in shown
+        assert "a moving average (EMA) of the weights is saved with them: --ema" in shown
+        assert "weights: at the top, after 'ema.', an EMA" in show(tmp_path / "best.pth", "--ema")
+        assert "weights: at the top, after 'ema.'" in show(
+            tmp_path / "best.pth", "--prefix", "ema."
+        )
+
+    def test_several_networks(self, tmp_path, show, refusal):
+        model = create_model(ONE_STAGE, num_classes=2)
+        weights = to_state_dict(random_variables(model), model)
+        both = {f"{name}.{k}": v for name in ("a", "b") for k, v in weights.items()}
+        write_torch(tmp_path / "both.pth", both)
+        assert f"{NO_NETWORK}: it holds 2 networks" in show(tmp_path / "both.pth")
+        assert "2 classes" in show(tmp_path / "both.pth", "--prefix", "a.")
+        save(tmp_path / "own.safetensors", SavedNetwork(model, random_variables(model)))
+        assert "do not apply" in refusal(tmp_path / "own.safetensors", "--key", "model")
 
 
 class TestOwn:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import replk_jax
-from replk_jax import SavedNetwork, load, save
+from replk_jax import RepVGGArchitecture, SavedNetwork, load, save
 from replk_jax.models import registry
 from replk_jax.preprocessing import Preprocessing
+from replk_jax.saved import load_into
 from replk_jax.torch_import import save_torch
+from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.reader import metadata, read
 from replk_jax.torch_import.writer import write_safetensors
 from tests.helpers import TINY, random_variables
@@ -102,6 +104,75 @@ def test_what_is_known_of_a_torch_file(tmp_path, monkeypatch):
     loaded = load(tmp_path / "RepLKNet-31B_ImageNet-1K_384.pth")
     assert loaded.name == "replknet_31b"
     assert loaded.preprocessing == Preprocessing(384, crop_fraction=None)
+
+
+TIMM_CONFIG = {
+    "architecture": "repvgg_a0",
+    "label_names": ["ant", "bee", "cat", "dog"],
+    "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 1.0, "interpolation": "bilinear"},
+}
+
+
+class TestFilesOfOtherLibraries:
+    """What timm, mmengine and the like save beside weights."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        """As a repository of the Hugging Face hub."""
+        architecture = RepVGGArchitecture((1, 1), (8, 8, 12))
+        monkeypatch.setitem(registry.ARCHITECTURES, "repvgg_a0", architecture)
+        model = replk_jax.create_model(architecture, num_classes=4)
+        path = tmp_path / "model.safetensors"
+        save_torch(random_variables(model), model, path, naming="timm")
+        (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG))
+        return tmp_path
+
+    @pytest.mark.parametrize("name", ["", "model.safetensors"])
+    def test_timm(self, folder, name):
+        loaded = load(folder / name)
+        assert loaded.preprocessing == Preprocessing(64, 1.0, "bilinear")
+        assert loaded.class_names == ("ant", "bee", "cat", "dog")
+        assert (loaded.preprocessing_source, loaded.class_names_source) == ("config.json",) * 2
+        assert load(folder / name, preprocessing=PREPROCESSING).preprocessing == PREPROCESSING
+
+    def test_other_numbers_of_classes(self, folder):
+        config = TIMM_CONFIG | {"label_names": ["ant", "bee"]}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.warns(UserWarning, match="has 4 classes; the 2 names in config.json are not"):
+            loaded = load(folder)
+        assert loaded.class_names is loaded.class_names_source is None
+        assert loaded.preprocessing == Preprocessing(64, 1.0, "bilinear")
+
+    @pytest.mark.parametrize("architecture", ["repvgg_a1", "vit_base_patch16_224"])
+    def test_files_of_another_network(self, folder, architecture):
+        config = TIMM_CONFIG | {"architecture": architecture}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.warns(UserWarning, match=f"is of '{architecture}', another network"):
+            loaded = load(folder)
+        assert loaded.preprocessing is loaded.class_names is None
+
+    def test_into_a_model_of_other_classes(self, folder):
+        """The preprocessing stays that of the file; its class names do not apply."""
+        model = load(folder).model.clone(num_classes=7)
+        with pytest.warns(UserWarning, match="one of 7 classes is drawn"):
+            loaded = load_into(model, folder, reset_head=True)
+        assert loaded.preprocessing == Preprocessing(64, 1.0, "bilinear")
+        assert loaded.class_names is None
+
+    def test_of_files_of_this_package(self, tmp_path):
+        save(tmp_path / "own.safetensors", network())
+        with pytest.raises(ValueError, match="key, prefix and rename do not apply"):
+            load(tmp_path / "own.safetensors", key="model")
+
+    def test_key_and_prefix(self, tmp_path):
+        saved = network()
+        weights = to_state_dict(saved.variables, saved.model)
+        both = {f"{name}.{key}": value for name in ("a", "b") for key, value in weights.items()}
+        write_safetensors(tmp_path / "both.safetensors", both, {})
+        with pytest.raises(ValueError, match="it holds 2 networks"):
+            load(tmp_path / "both.safetensors")
+        loaded = load(tmp_path / "both.safetensors", prefix="b.")
+        jax.tree.map(np.testing.assert_array_equal, loaded.variables, saved.variables)
 
 
 def test_neighbours_are_left_alone(tmp_path):

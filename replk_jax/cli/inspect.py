@@ -38,8 +38,10 @@ def _inspect(arguments: argparse.Namespace) -> None:
     path, network = arguments.file, read_description(arguments.file)
     if network is None:
         _print(_of_torch_file(path, Selection(**selection(arguments)), arguments.tensors))
-    elif any(selection(arguments).values()):
-        raise ValueError(f"{path} holds one network; --ema, --key and --prefix do not apply.")
+    elif arguments.ema:
+        raise ValueError(f"{path} holds one set of weights, no moving average (EMA) beside it.")
+    elif arguments.key or arguments.prefix:
+        raise ValueError(f"{path} was saved by this package: --key and --prefix do not apply.")
     elif not path.is_dir():
         _print(_of_own_file(path, network, arguments.tensors))
     elif arguments.tensors:
@@ -75,7 +77,7 @@ def _of_torch_file(path: Path, selected: Selection, tensors: bool) -> Iterator[s
         else:
             yield from _indented(_around(path, contents, found.model))
         if found.has_ema and not selected.prefer_ema:
-            yield "  it holds an EMA of the weights as well: --ema"
+            yield "  a moving average (EMA) of the weights is saved with them: --ema"
     if tensors:
         yield from _tensors(contents)
 
@@ -118,7 +120,7 @@ def _description(network: SavedNetwork) -> Iterator[str]:
 
 def _around(path: Path, contents: Any, model: nn.Module) -> Iterator[str]:
     """What a PyTorch checkpoint, the files next to it and its name say besides the weights."""
-    known = saved.known_of_torch(path, contents, model)
+    known = saved.torch_description(path, contents, model)
     yield from _images(known.preprocessing, model, known.preprocessing_source)
     if known.class_names:
         names = printable(list(known.class_names))

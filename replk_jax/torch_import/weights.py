@@ -163,7 +163,8 @@ def find_weights(contents: Any, selection: Selection = Selection()) -> Weights:
         among the weights that is not a tensor.
     """
     entries = _selected_entries(contents, selection)
-    candidates = [c for path, entry in entries.items() for c in _candidates(path, entry)]
+    prefix = selection.prefix or ""
+    candidates = [c for path, entry in entries.items() for c in _candidates(path, entry, prefix)]
     if not candidates:
         raise ValueError(_nothing_found(contents, entries))
     averages = [c for c in candidates if _is_ema(c, contents)]
@@ -300,8 +301,10 @@ def _is_tensor(value: Any) -> bool:
 # --- Candidates --------------------------------------------------------------------------
 
 
-def _candidates(path: tuple[str, ...], entry: Mapping[str, Any]) -> Iterator[_Candidate]:
-    """The networks in one dictionary."""
+def _candidates(
+    path: tuple[str, ...], entry: Mapping[str, Any], removed: str
+) -> Iterator[_Candidate]:
+    """The networks in one dictionary, from whose names a prefix has been removed already."""
     names = _without_wrapper_modules(entry)
     families: dict[str, Family] = {}
     for name in names:
@@ -319,7 +322,7 @@ def _candidates(path: tuple[str, ...], entry: Mapping[str, Any]) -> Iterator[_Ca
             family=families[prefix],
             values={name: entry[names[name]] for name in own},
             others={name: entry[names[name]] for name in names if owners[name] != prefix},
-            original_prefix=_prefix_in_file(own, names, prefix),
+            original_prefix=removed + _prefix_in_file(own, names, prefix),
         )
 
 
