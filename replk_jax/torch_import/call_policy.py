@@ -1,7 +1,7 @@
 """What a pickle's calls mean: the making of data, a call of unknown effect, or an attack.
 
 Nothing that a file names is ever imported or called, so no file can do harm through this package.
-The policy decides what the user is told:
+The policy decides what becomes of the file:
 
 - A call in `_DATA` only makes data. It becomes an ordinary `Placeholder`.
 - A call into the modules and functions of `_DANGEROUS` runs programs or code, loads modules, or
