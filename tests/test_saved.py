@@ -291,3 +291,28 @@ def test_no_moving_average(tmp_path, name):
     save(tmp_path / name, network())
     with pytest.raises(ValueError, match="no moving average"):
         load(tmp_path / name, prefer_ema=True)
+
+
+def test_a_file_of_this_package_in_a_folder(tmp_path):
+    saved = network()
+    save(tmp_path / "model.safetensors", saved)
+    (tmp_path / "config.json").write_text("{}")
+    assert_same(load(tmp_path), saved)
+
+
+def test_a_torch_file_in_a_folder_and_in_shards(tmp_path):
+    saved = network()
+    save_torch(saved.variables, saved.model, tmp_path / "model.safetensors")
+    tensors = read(tmp_path / "model.safetensors")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    places = {name: f"{number % 2}.safetensors" for number, name in enumerate(tensors)}
+    for shard in set(places.values()):
+        part = {name: tensors[name] for name, place in places.items() if place == shard}
+        write_safetensors(shards / shard, part, {})
+    index = shards / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    for path in (tmp_path, shards, index):
+        loaded = load(path)
+        jax.tree.map(np.testing.assert_array_equal, loaded.variables, saved.variables)
+        assert loaded.class_names is None

@@ -16,7 +16,7 @@ from replk_jax.models.description import architecture_in_words, joined
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import SavedNetwork, pointing_to_checkpoint, read_description
 from replk_jax.torch_import.load import recognize
-from replk_jax.torch_import.reader import read
+from replk_jax.torch_import.reader import read, source_files
 from replk_jax.torch_import.tensors import Placeholder, StoredTensor, brief
 from replk_jax.torch_import.weights import Selection
 
@@ -62,7 +62,11 @@ def _print(lines: Iterable[str]) -> None:
 def _of_torch_file(path: Path, selected: Selection, tensors: bool) -> Iterator[str]:
     with pointing_to_checkpoint(path):
         contents = read(path)
-    yield f"{path}, a PyTorch checkpoint of {path.stat().st_size:,} bytes"
+    files = source_files(path)
+    size = sum(file.stat().st_size for file in files)
+    yield f"{path}, a PyTorch checkpoint of {size:,} bytes"
+    if len(files) > 1 or path.is_dir():
+        yield from _indented(f"file {file.name}" for file in files)
     yield from _indented(_entries(contents))
     wanted = (f"wants {name} called, which is not done" for name in _wanted_calls(contents))
     yield from _indented(wanted)
@@ -84,7 +88,8 @@ def _of_torch_file(path: Path, selected: Selection, tensors: bool) -> Iterator[s
 
 def _of_own_file(path: Path, network: SavedNetwork, tensors: bool) -> Iterator[str]:
     contents = read(path)
-    yield f"{path}, a network in replk_jax's format, of {path.stat().st_size:,} bytes"
+    size = sum(file.stat().st_size for file in source_files(path))
+    yield f"{path}, a network in replk_jax's format, of {size:,} bytes"
     yield f"  {_summary(contents)}"
     yield from _description(network)
     yield from _faults(saved.faults(contents, network))

@@ -1,12 +1,12 @@
 """What a pickle's calls mean: the making of data, a call of unknown effect, or an attack.
 
 Nothing that a file names is ever imported or called, so no file can do harm through this package.
-The policy decides what the user is told:
+The policy decides what becomes of the file:
 
 - A call in `_DATA` only makes data. It becomes an ordinary `Placeholder`.
 - A call into the modules and functions of `_DANGEROUS` runs programs or code, loads modules, or
   reaches files, the network, memory or other processes. No checkpoint needs it, and anyone who
-  opens the file with PyTorch would run it: the file is refused.
+  opens the file with PyTorch would run it: the file is rejected.
 - Any other call becomes a `Placeholder` with `called=True`.
 """
 

@@ -25,14 +25,14 @@ __all__ = ["FileError", "is_pytorch_folder", "metadata", "read", "source_files"]
 
 
 def read(path: str | os.PathLike) -> Any:
-    """The contents of a .pth, .pt, .bin or .safetensors file, or of several that belong together.
+    """The contents of a .pth, .pt, .bin or .safetensors file, or of the shards of a checkpoint.
 
     The format of a file is recognized by its bytes. Tensors are checked, but not yet read.
 
     Nothing that the file names is imported or called. For an object of a class there is a
     `Placeholder`, and also for what a call of a function would have given, with `called=True`
     unless that is known to make data only. A file that calls what runs programs or code, loads
-    modules, or opens files or connections is refused (see `call_policy`).
+    modules, or opens files or connections is rejected (see `call_policy`).
 
     Args:
       path: of a file; of the index of a checkpoint in shards (`model.safetensors.index.json`); or

@@ -389,19 +389,21 @@ def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:
       ValueError: a tensor whose values are not in the file as an array.
     """
     tensors = {n: v for n, v in values.items() if _is_tensor(v) and not _is_step_counter(n)}
-    if reason := _unreadable(tensors):
+    if reason := _unreadable_reason(tensors):
         raise ValueError(reason)
     return tensors
 
 
-def _unreadable(values: Mapping[str, Any]) -> str | None:
-    """What is wrong with tensors whose values are not in the file as arrays; None without any."""
-    unreadable = {n: v for n, v in values.items() if isinstance(v, UnreadableTensor)}
+def _unreadable_reason(values: Mapping[str, Any]) -> str | None:
+    """What is said of tensors whose values are not in the file; None if there are none."""
+    tensors = {name: value for name, value in values.items() if _is_tensor(value)}
+    unreadable = {n: v for n, v in tensors.items() if isinstance(v, UnreadableTensor)}
     if not unreadable:
         return None
-    first, names = next(iter(unreadable.values())), brief(list(unreadable))
+    first = next(iter(unreadable.values()))
     return (
-        f"{len(unreadable)} of its {len(values)} tensors are {first.kind}: {names}. {first.remedy}"
+        f"{len(unreadable)} of its {len(tensors)} tensors are {first.kind}: "
+        f"{brief(list(unreadable))}. {first.remedy}"
     )
 
 
@@ -410,7 +412,7 @@ def _unreadable(values: Mapping[str, Any]) -> str | None:
 
 def _nothing_found(contents: Any, entries: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str:
     for key, value in (_mapping(contents) or {}).items():
-        if isinstance(value, Placeholder) and {"_modules", "_parameters"} & _state(value).keys():
+        if isinstance(value, Placeholder) and value.is_module:
             return (
                 f"its entry {brief(key)} holds a pickled {value.path} object, a whole module, not "
                 "a state dict. In PyTorch: torch.save(model.state_dict(), ...)."
@@ -421,16 +423,12 @@ def _nothing_found(contents: Any, entries: Mapping[tuple[str, ...], Mapping[str,
             f"there is no state dict but {_describe(contents)}. In PyTorch: "
             "torch.save(model.state_dict(), path)."
         )
-    if reason := _unreadable({n: v for entry in entries.values() for n, v in entry.items()}):
-        return reason
+    for entry in entries.values():
+        if reason := _unreadable_reason(entry):
+            return reason
     if name := other_networks.identify_with_prefix(names):
         return other_networks.message(name, known_families())
     return f"these are not the weights of a network known here, {known_families()}: {brief(names)}"
-
-
-def _state(value: Placeholder) -> Mapping[str, Any]:
-    """The attributes of a pickled object."""
-    return value.state if isinstance(value.state, Mapping) else {}
 
 
 def _describe(contents: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which calls of a pickle make data, and which are refused."""
+"""Which calls of a pickle make data, and which are rejected."""
 
 import argparse
 import array
@@ -149,7 +149,7 @@ DANGEROUS = (
 
 
 @pytest.mark.parametrize("path", DANGEROUS)
-def test_dangerous_calls_are_refused(path, tmp_path):
+def test_dangerous_calls_are_rejected(path, tmp_path):
     """Wherever they are, and whether or not the result is kept."""
     module, name = path.rsplit(".", 1)
     call = f"c{module}\n{name}\n(Va\ntR".encode()

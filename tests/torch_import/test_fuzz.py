@@ -60,10 +60,14 @@ def listen():
         codecs.lookup(name)  # which Python imports when they are first used
 
 
-def try_to_read(path):
+def try_to_read(path, files=()):
     """Reads everything there is, or is refused; returns which.
 
     Fails where anything but the file was touched, or time or memory taken beyond reason.
+
+    Args:
+      path: of the file.
+      files: paths of the shards that it may name, if it is an index.
     """
     global _events
     listen()
@@ -80,10 +84,11 @@ def try_to_read(path):
         events, _events = _events, None
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert refusal is None or (refusal.startswith(f"{path}: ") and len(refusal) < 2000)
+    named = any(refusal.startswith(f"{file}: ") for file in (path, *files)) if refusal else False
+    assert refusal is None or (named and len(refusal) < 2000)
     assert time.process_time() - begin < SECONDS_EACH
     assert peak < BYTES_EACH + 10 * os.path.getsize(path)
-    assert all(name == "open" and args[0] == path for name, args in events), events
+    assert all(name == "open" and args[0] in (path, *files) for name, args in events), events
     return "read" if refusal is None else "refused"
 
 
@@ -210,6 +215,20 @@ def test_small_files(format_, tmp_path):
         write_safetensors(tmp_path / "sound", tensors, {"key": "value"})
     data = (tmp_path / "sound").read_bytes()
     fuzz(tmp_path / "f", lambda path: path.write_bytes(mutate(data, rng)), 400)
+
+
+def test_indices_of_shards(tmp_path):
+    rng = random.Random(0)
+    shards = [str(tmp_path / f"{number}.safetensors") for number in range(2)]
+    for number, shard in enumerate(shards):
+        write_safetensors(shard, {f"w{number}": np.zeros(2, np.float32)}, {})
+    data = b'{"weight_map": {"w0": "0.safetensors", "w1": "1.safetensors"}, "metadata": {"a": 1}}'
+    index, outcomes = tmp_path / "model.safetensors.index.json", collections.Counter()
+    for _ in range(300):
+        index.write_bytes(mutate(data, rng))
+        outcomes[try_to_read(str(index), shards)] += 1
+    assert outcomes["refused"] >= 5, outcomes
+    assert outcomes["read"] >= 5, outcomes
 
 
 @golden.requires_golden

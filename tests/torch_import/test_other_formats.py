@@ -1,4 +1,4 @@
-"""Files and folders of other formats: refused with what they are and what to do."""
+"""Files and folders of other formats: rejected with what they are and what to do."""
 
 import gzip
 import io

@@ -8,6 +8,7 @@ import pytest
 
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.tensors import Placeholder, UnreadableTensor
+from replk_jax.torch_import.weights import find_weights
 from tests.torch_import.archives import state_dict, tensor, write_archive
 
 # By what makes them, in opcodes: the kind, and what to do.
@@ -118,3 +119,22 @@ def test_modules_are_recognized(tmp_path):
     assert contents["model"].is_module
     assert not contents["other"].is_module
     assert not Placeholder("torch.nn", "Linear").is_module
+
+
+def test_weights_that_are_unreadable(tmp_path):
+    """Also those of a network that is not known here."""
+    qtensor = b"ctorch._utils\n_rebuild_qtensor\n(NtR"
+    for names in (["features.0.0.weight"], ["stages.0.blocks.0.pw1.conv.weight"], ["w"]):
+        entries = b"".join(b"V%b\n%bs" % (name.encode(), qtensor) for name in names)
+        contents = read(write_archive(tmp_path / "f", b"(d" + entries + b"."))
+        with pytest.raises(ValueError, match=r"1 of its 1 tensors are quantized.*float weights"):
+            find_weights(contents)
+
+
+@pytest.mark.parametrize("key", ["model", "ema"])
+def test_a_module_in_place_of_weights(key, tmp_path):
+    module = b"cmine\nNet\n)\x81}(V_parameters\n}V_buffers\n}V_modules\n}ub"
+    pickle_ = b"}V%b\n%bsVepoch\nI1\ns." % (key.encode(), module)
+    contents = read(write_archive(tmp_path / "f", pickle_))
+    with pytest.raises(ValueError, match=rf"entry '{key}' holds a pickled mine\.Net object"):
+        find_weights(contents)
