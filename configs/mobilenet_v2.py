@@ -17,6 +17,8 @@ Top-1 accuracy that the paper reports, in per cent:
     table4_3x3                71.76   Table 4: large kernels in the last stage alone
     table4_7x7                72.00
     table4_13x13              71.97
+    table11_dilation_4        57.23   Table 11 (first arXiv version): dilation instead of size
+    table11_dilation_6        51.21
 
 Rows that are the same network in two tables are the same run. Appendix A of the paper: 8 GPUs with
 32 images each, SGD with momentum 0.9, weight decay 4e-5, learning rate 0.1 with 5 epochs of warm-up
@@ -43,6 +45,8 @@ MODELS = {
     "table4_3x3": "mobilenet_v2",
     "table4_7x7": "mobilenet_v2_last_7",
     "table4_13x13": "mobilenet_v2_last_13",
+    "table11_dilation_4": "mobilenet_v2_dilated_4",
+    "table11_dilation_6": "mobilenet_v2_dilated_6",
 }
 
 

@@ -77,6 +77,7 @@ def test_runs_where_only_jax_is(tmp_path):
         {"out_indices": (1, 0), "norm_intermediate_features": True},
         {"deploy": True},
         {"remat": "full", "drop_path_rate": 0.5},
+        {"output_stride": 4, "out_indices": (1,)},
     ],
     ids=str,
 )

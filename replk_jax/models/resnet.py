@@ -88,6 +88,10 @@ class ResidualBlock(ReparameterizableModule, kw_only=True):
     sampling: Sampling
     stride_in_1x1: bool
 
+    def residual(self, conv_norm: Callable[..., ConvNorm], x: jax.Array, train: bool) -> jax.Array:
+        """The convolutions beside the shortcut, of (N, H, W, I) as `__call__`."""
+        raise NotImplementedError
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), expansion features)."""

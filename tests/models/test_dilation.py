@@ -45,7 +45,7 @@ def test_strides_become_dilation_of_what_follows():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_strided_maps_are_a_subsample(name):
+def test_the_strided_feature_maps_are_a_subsample(name):
     """To the border: positions outside of the image are outside of both."""
     with jax.enable_x64(True):
         model = replk_jax.create_model(

@@ -32,7 +32,7 @@ CASES = {
     **{name: (architecture, {}) for name, architecture in VARIANTS.items()},
     "replknet with dilated branches": (DILATED, {}),
     "replknet of output stride 4": (
-        dataclasses.replace(DILATED, small_kernel=5),
+        dataclasses.replace(DILATED, small_kernel=5, dilated_branches=((3, 2),)),
         {"out_indices": (0, 1), "output_stride": 4, "norm_intermediate_features": True},
     ),
     "repvgg with groups by layer": (
@@ -58,7 +58,7 @@ def make(case, **fields):
 ALIKE = {
     "replknet_3", "replknet_7", "replknet_13", "replknet_25", "mobilenet_v2_9", "mobilenet_v2_13",
     "mobilenet_v2_9_reparam", "mobilenet_v2_13_no_shortcuts", "mobilenet_v2_last_7",
-    "mobilenet_v2_last_13", "repvgg_b1g4",
+    "mobilenet_v2_last_13", "mobilenet_v2_dilated_6", "repvgg_b1g4",
 }  # fmt: skip
 
 
