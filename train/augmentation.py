@@ -124,7 +124,9 @@ class Boxes(NamedTuple):
     def mask(self, height: int, width: int) -> jax.Array:
         """Which pixels of an image lie inside, bool (..., H, W, 1)."""
         top, bottom, left, right = (jnp.expand_dims(edge, (-3, -2, -1)) for edge in self)
-        rows, columns = jnp.arange(height)[:, None, None], jnp.arange(width)[:, None]
+        every_box = (1,) * jnp.ndim(self.top)
+        rows = jnp.arange(height).reshape(*every_box, height, 1, 1)
+        columns = jnp.arange(width).reshape(*every_box, 1, width, 1)
         return (top <= rows) & (rows < bottom) & (left <= columns) & (columns < right)
 
 

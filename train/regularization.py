@@ -54,7 +54,8 @@ def custom_l2(params: Any, batch_stats: Any) -> jax.Array:
 
     def branch(path: Path) -> tuple[jax.Array, jax.Array]:
         deviation = jnp.sqrt(batch_stats[path + _VARIANCE] + BATCH_NORM_EPSILON)
-        return params[path + _KERNEL], jax.lax.stop_gradient(params[path + _SCALE] / deviation)
+        t = jax.lax.stop_gradient(params[path + _SCALE] / deviation)
+        return params[path + _KERNEL], t.reshape(1, 1, 1, -1)
 
     total = jnp.zeros(())
     for block in _blocks(params):

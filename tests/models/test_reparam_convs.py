@@ -139,7 +139,7 @@ def test_border_of_a_padded_norm():
 
     y, (whole, updated) = border(variables["params"]["bn"]["scale"])
     after = {"params": variables["params"], **updated}
-    expected = np.broadcast_to(norm(np.zeros(3), after, "bn"), y.shape).copy()
+    expected = np.broadcast_to(norm(np.zeros((1, 1, 1, 3)), after, "bn"), y.shape).copy()
     expected[:, 2:-2, 2:-2] = 0
     assert_equal_in_float64(y, expected)
     batch = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}
@@ -172,7 +172,8 @@ def test_dirac_convolution():
     p = variables["params"]
     lengths = np.array([np.linalg.norm(p["dirac_kernel"][..., o]) for o in range(INPUTS)])
     y = conv(x, p["dirac_kernel"], groups=groups, padding=2)
-    assert_equal_in_float64(layer.apply(variables, x), p["a"] * x + p["b"] * y / lengths)
+    a, b = (p[name][None, None, None] for name in "ab")
+    assert_equal_in_float64(layer.apply(variables, x), a * x + b * y / lengths)
 
 
 def test_dirac_convolution_of_a_zero_kernel():

@@ -171,7 +171,8 @@ def diracnet(x, p, layer):
     p, bn = p["rbr_dense"]["conv"], p["rbr_dense"]["bn"]
     kernel = np.asarray(p["dirac_kernel"])
     unit = kernel / np.sqrt((kernel**2).sum((0, 1, 2)))
-    return norm(p["a"] * x + p["b"] * conv(x, unit, layer), bn)
+    a, b = (p[name][None, None, None] for name in "ab")
+    return norm(a * x + b * conv(x, unit, layer), bn)
 
 
 def acb(x, p, layer):

@@ -42,6 +42,11 @@ def conv(x, linear, *, stride=1, padding=0, dilation=1):
     return y if bias is None else y + bias
 
 
+def scaled(x, affine):
+    """a x + b on each channel, in NumPy."""
+    return np.asarray(x) * np.asarray(affine.scale) + np.asarray(affine.bias)
+
+
 def draw(rng, *shape):
     return jnp.asarray(rng.standard_normal(shape))
 
@@ -69,7 +74,7 @@ def test_fold_into_previous(channels, size, bias, seed):
     w = linear(rng, (size, size), inner * groups, outer * groups, groups, bias)
     affine = Affine(draw(rng, outer * groups), draw(rng, outer * groups))
     x = draw(rng, 2, 7, 6, inner * groups)
-    expected = conv(x, w, padding=size // 2) * affine.scale + affine.bias
+    expected = scaled(conv(x, w, padding=size // 2), affine)
     close(conv(x, algebra.fold_into_previous(w, affine), padding=size // 2), expected)
 
 
@@ -82,7 +87,7 @@ def test_fold_into_next(channels, size, bias, seed):
     w = linear(rng, (size, size), inner * groups, outer * groups, groups, bias)
     affine = Affine(draw(rng, inner * groups), draw(rng, inner * groups))
     x = draw(rng, 2, 7, 6, inner * groups)
-    expected = conv(x * affine.scale + affine.bias, w)
+    expected = conv(scaled(x, affine), w)
     merged = algebra.fold_into_next(affine, w, zero_padding=False)
     close(conv(x, merged), expected)
     if size == 1:  # no kernel sees a border
@@ -95,7 +100,7 @@ def test_fold_into_next_is_refused_before_zero_padding():
     with pytest.raises(ValueError, match=r"3x3 window behind it, which pads with zeros"):
         algebra.fold_into_next(affine, w)
     x = draw(rng, 1, 5, 5, 4)
-    padded = conv(x * affine.scale + affine.bias, w, padding=1)
+    padded = conv(scaled(x, affine), w, padding=1)
     merged = conv(x, algebra.fold_into_next(affine, w, zero_padding=False), padding=1)
     assert np.abs(padded - merged)[:, 0].max() > 0.1  # the refusal has a reason
     close(merged[:, 1:-1, 1:-1], padded[:, 1:-1, 1:-1])
@@ -107,8 +112,8 @@ def test_fold_into_next_through_average_pooling():
     affine = Affine(draw(rng, 5), draw(rng, 5))
     x = draw(rng, 2, 4, 3, 5)
     merged = algebra.fold_into_next(affine, dense)
-    expected = (x * affine.scale + affine.bias).mean((1, 2)) @ dense.kernel + dense.bias
-    close(x.mean((1, 2)) @ merged.kernel + merged.bias, expected)
+    expected = scaled(x, affine).mean((1, 2)) @ dense.kernel + dense.bias[None]
+    close(x.mean((1, 2)) @ merged.kernel + merged.bias[None], expected)
 
 
 @quick
@@ -180,11 +185,10 @@ def test_pool_average():
 
 def test_affine_of_norm():
     rng = np.random.default_rng(4)
-    scale, bias, mean = (draw(rng, 5) for _ in range(3))
-    var = jnp.abs(draw(rng, 5))
-    x = draw(rng, 3, 5)
-    a, b = algebra.affine_of_norm(scale, bias, mean, var)
-    close(a * x + b, (x - mean) / np.sqrt(var + 1e-5) * scale + bias)
+    scale, bias, mean, var = np.asarray(draw(rng, 4, 5))
+    var, x = np.abs(var), np.asarray(draw(rng, 3, 5))
+    affine = algebra.affine_of_norm(scale, bias, mean, var)
+    close(scaled(x, affine), (x - mean) / np.sqrt(var + 1e-5) * scale + bias)
 
 
 POINTWISE = Linear(np.ones((1, 1, 4, 4)), np.ones(4))
