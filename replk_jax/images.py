@@ -159,8 +159,8 @@ def describe_left_out(folder: str | os.PathLike, left_out: Counter[str]) -> str:
     if more := len(left_out) - len(shown):
         shown.append(f"files of {more:,} more endings")
     return escaped(
-        f"{os.fspath(folder)} has files that are not read as images: {', '.join(shown)}. The "
-        f"endings of images are {', '.join(sorted(IMAGE_SUFFIXES))}."
+        f"{os.fspath(folder)} has files that are not read as images: {', '.join(shown)}. "
+        f"The endings of images are {', '.join(sorted(IMAGE_SUFFIXES))}."
     )
 
 

@@ -207,7 +207,7 @@ def read_description(path: str | os.PathLike) -> SavedNetwork | None:
       ValueError, OSError: it is not there, or cannot be understood.
     """
     path = Path(path)
-    if _is_own_folder(path):
+    if is_own_folder(path):
         return _described(path, _folder_description(path))
     with pointing_to_checkpoint(path):
         text = metadata(path).get(_KEY)
@@ -301,12 +301,12 @@ def _read_variables(path: Path, network: SavedNetwork, selection: Selection) -> 
     prefer_ema, average = selection.prefer_ema, path / _AVERAGE
     if prefer_ema and not average.is_dir():
         raise ValueError(f"{path} holds one set of weights, no moving average (EMA) beside it.")
-    if _is_own_folder(path):
+    if is_own_folder(path):
         return _read_folder(path, network, prefer_ema)
     return _read_safetensors(path, network)
 
 
-def _is_own_folder(path: Path) -> bool:
+def is_own_folder(path: Path) -> bool:
     """Whether a folder is one of this package, rather than one with a PyTorch checkpoint."""
     own = (path / "description").exists()
     return path.is_dir() and (own or not is_pytorch_folder(path))

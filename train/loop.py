@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from replk_jax.accounting import planned_memory
 from replk_jax.files import replace_json
 from replk_jax.saved import SavedNetwork, load_into
+from replk_jax.text import escaped
 from train import config as configuration
 from train import parallel
 from train.checkpoints import Checkpoints
@@ -380,7 +381,7 @@ def _closing_words(result: dict[str, Any], checkpoints: Checkpoints, reporter: R
         ("TensorBoard", reporter.tensorboard_path),
         ("curve", reporter.curve_path),
     ]
-    return "\n" + "\n".join(f"{name:17} {value}" for name, value in rows)
+    return "\n" + "\n".join(f"{name:17} {escaped(str(value))}" for name, value in rows)
 
 
 def _in_training(result: dict[str, Any], best_by: str) -> str:

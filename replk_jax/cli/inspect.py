@@ -42,7 +42,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{path} holds one set of weights, no moving average (EMA) beside it.")
     elif arguments.key or arguments.prefix:
         raise ValueError(f"{path} was saved by this package: --key and --prefix do not apply.")
-    elif not path.is_dir():
+    elif not saved.is_own_folder(path):
         _print(_of_own_file(path, network, arguments.tensors))
     elif arguments.tensors:
         raise ValueError(f"--tensors lists what a file holds, and {path} is a folder.")
