@@ -13,11 +13,17 @@ def get_config() -> ConfigDict:
             # "train"; or "eval", which evaluates the network in `init_from`.
             "mode": "train",
             # A checkpoint to begin with: of PyTorch, of a run (WORKDIR/checkpoints/STEP), or one
-            # that was converted. `init_ema` takes the moving average in it, `init_reset_head`
-            # draws a new classifier where it has another number of classes.
+            # that was converted. `init_ema` takes the EMA in it; `init_key` and `init_prefix`
+            # choose among several networks in a PyTorch file (see `replk_jax.load_torch`);
+            # `init_reset_head` draws a new classifier where it has another number of classes;
+            # `init_adapt_input` sums or repeats the kernels that see the image where it is for
+            # another number of channels.
             "init_from": config_dict.placeholder(str),
             "init_ema": False,
+            "init_key": config_dict.placeholder(str),
+            "init_prefix": config_dict.placeholder(str),
             "init_reset_head": False,
+            "init_adapt_input": False,
             # Of the parameters, the order of the data, the augmentation and stochastic depth.
             "seed": 0,
             # See replk_jax.create_model. Of the sections that of the named model's family counts;

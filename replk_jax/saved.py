@@ -163,6 +163,7 @@ def load_into(
     key: str | None = None,
     prefix: str | None = None,
     rename: Callable[[str], str | None] | None = None,
+    adapt_input: bool = False,
     seed: int = 0,
 ) -> SavedNetwork:
     """Reads the variables of a network of the caller's, to go on from.
@@ -170,6 +171,8 @@ def load_into(
     Args:
       model: the network; its architecture must be that of the file.
       path, prefer_ema, key, prefix, rename: as in `load`.
+      adapt_input: make the kernels that see the image take the model's number of channels, as
+        `in_channels` of `load_torch` does.
       reset_head, seed: as in `load_torch`.
 
     Returns:
@@ -181,9 +184,10 @@ def load_into(
     """
     path = Path(path)
     selection = Selection(prefer_ema, key, prefix, rename)
+    fitting = dict(reset_head=reset_head, adapt_input=adapt_input, seed=seed)
     network = read_description(path)
     if network is None:
-        return _load_torch(path, model, selection, reset_head=reset_head, seed=seed)
+        return _load_torch(path, model, selection, **fitting)
     variables = _read_variables(path, network, selection)
     with naming(path):
         if network.model.deploy:
@@ -196,7 +200,7 @@ def load_into(
                 f"it holds a {type(network.model).__name__}, not a {type(model).__name__}."
             )
         weights = by_official_name(variables, network.model)
-        variables = fit(weights, model, reset_head=reset_head, seed=seed)
+        variables = fit(weights, model, source=os.fspath(path), **fitting)
     return dataclasses.replace(network, model=model, variables=variables)
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import replk_jax
-from replk_jax import load, save
+from replk_jax import RepVGGArchitecture, load, save
 from replk_jax.cli import main
 from replk_jax.reparam import merge_branches
 from replk_jax.torch_import import infer_architecture, load_torch, save_torch
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure
 from tests import golden
+from tests.helpers import random_variables
 from tests.test_saved import PREPROCESSING, network
 
 
@@ -66,6 +67,19 @@ def test_for_torch(torch_file, tmp_path, ending):
     for source in ("tiny.safetensors", "tiny.pth"):
         run(tmp_path / source, tmp_path / f"back{ending}", "--force")
         assert_same_tensors(tmp_path / f"back{ending}", expected)
+
+
+def test_names_of_timm(tmp_path, capsys):
+    model = replk_jax.create_model(RepVGGArchitecture((1,), (8, 8)), num_classes=2)
+    save_torch(random_variables(model), model, tmp_path / "official.pth")
+    run(tmp_path / "official.pth", tmp_path / "timm.pth", "--naming", "timm")
+    assert infer_architecture(tmp_path / "timm.pth").naming == "timm"
+    run(tmp_path / "timm.pth", tmp_path / "back.pth")
+    wanted = {key: tensor.read() for key, tensor in read(tmp_path / "official.pth").items()}
+    assert_same_tensors(tmp_path / "back.pth", wanted)
+    capsys.readouterr()
+    said = refusal(capsys, tmp_path / "timm.pth", tmp_path / "own", "--naming", "timm")
+    assert "is no PyTorch file: --naming does not apply" in said
 
 
 def test_for_torch_merged(torch_file, tmp_path, capsys):

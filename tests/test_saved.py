@@ -286,6 +286,26 @@ def test_a_description_without_bottom(tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize("name", ["network.safetensors", "network.pth"])
+def test_weights_for_other_channels(tmp_path, name):
+    """Of colour images, into a network of grey ones: kernels are summed over the channels."""
+    colour = network()
+    if name.endswith(".pth"):
+        save_torch(colour.variables, colour.model, tmp_path / name)
+    else:
+        save(tmp_path / name, colour)
+    grey = replk_jax.create_model(TINY, num_classes=4, in_channels=1)
+    with pytest.raises(ValueError, match="adapt_input=True"):
+        load_into(grey, tmp_path / name)
+    with pytest.warns(UserWarning, match="takes 3 channels, and is made to take 1"):
+        loaded = load_into(grey, tmp_path / name, adapt_input=True)
+    kernel, wanted = (
+        n.variables["params"]["stem_0"]["conv"].pop("kernel") for n in (loaded, colour)
+    )
+    np.testing.assert_allclose(kernel, wanted.sum(2, keepdims=True), rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, colour.variables)
+
+
 @pytest.mark.parametrize("name", ["network.safetensors", "folder"])
 def test_no_moving_average(tmp_path, name):
     save(tmp_path / name, network())

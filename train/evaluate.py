@@ -68,7 +68,12 @@ def _load(config: ConfigDict) -> SavedNetwork:
     if not config.init_from:
         raise RunError("config.mode=eval needs the network to evaluate: --config.init_from=FILE.")
     try:
-        return load(config.init_from, prefer_ema=config.init_ema)
+        return load(
+            config.init_from,
+            prefer_ema=config.init_ema,
+            key=config.init_key,
+            prefix=config.init_prefix,
+        )
     except ValueError as error:
         raise RunError(f"config.init_from: {error}") from error
 

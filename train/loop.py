@@ -174,6 +174,9 @@ class _Training:
                 config.init_from,
                 reset_head=config.init_reset_head,
                 prefer_ema=config.init_ema,
+                key=config.init_key,
+                prefix=config.init_prefix,
+                adapt_input=config.init_adapt_input,
                 seed=config.seed,
             )
         except ValueError as error:
@@ -187,6 +190,8 @@ class _Training:
     def _expect_same_normalisation(self, network: SavedNetwork) -> None:
         """Raises where it is known that the network has only seen images of another mean or std."""
         known, own = network.preprocessing, self.task.preprocessing
+        if known and known.channels != own.channels:
+            return  # of images of other channels, for which `init_adapt_input` was set
         if known and (known.mean, known.std) != (own.mean, own.std):
             raise RunError(
                 f"The images of {self._config.init_from} have mean {known.mean} and std "

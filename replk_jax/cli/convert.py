@@ -40,6 +40,11 @@ def add_parser(verbs) -> None:
         help="re-parameterize, and compare both structures before anything is written; in a "
         "PyTorch file, as far as the official code does",
     )
+    convert.add_argument(
+        "--naming",
+        choices=("official", "timm"),
+        help="of the tensors in a PyTorch file: that of the official code, or timm's",
+    )
     add_reading(convert)
     add_force(convert)
     convert.set_defaults(run=_convert)
@@ -50,6 +55,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     for_torch = _is_for_torch(destination)
     if for_torch and arguments.preprocessing:
         raise ValueError(f"{destination} has no place for how images are prepared: no --like.")
+    if arguments.naming and not for_torch:
+        raise ValueError(f"{destination} is no PyTorch file: --naming does not apply.")
     check_output(destination, arguments.force, checkpoint=not for_torch)
     network = load(source, **reading(arguments))
     merge = arguments.deploy and not network.model.deploy
@@ -60,7 +67,13 @@ def _convert(arguments: argparse.Namespace) -> None:
         _compare_structures(network)
     if for_torch:
         with naming(source):
-            save_torch(network.variables, network.model, destination, merged=merge)
+            save_torch(
+                network.variables,
+                network.model,
+                destination,
+                merged=merge,
+                naming=arguments.naming or "official",
+            )
         merged = arguments.deploy or network.model.deploy
         structure = "official merged" if merged else "training-time"
     else:

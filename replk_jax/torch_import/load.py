@@ -181,6 +181,7 @@ def load_contents(
     source: str,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    adapt_input: bool = False,
     reset_head: bool = False,
     seed: int = 0,
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -190,6 +191,7 @@ def load_contents(
       contents: of the file.
       selection: which weights of it to take.
       source: what warnings call the file.
+      adapt_input: as `in_channels`, for the number of channels of `model`.
       model, num_classes, in_channels, reset_head, seed: as in `load_torch`.
 
     Raises:
@@ -217,18 +219,40 @@ def load_contents(
             raise ValueError("it is of a backbone, which has no classifier for num_classes.")
         model = model.clone(num_classes=num_classes or None)
     if in_channels is not None:
-        model = _with_in_channels(model, in_channels)
-        weights = _fit_input(weights, model, source)
-    return model, fit(weights, model, reset_head=reset_head, seed=seed)
+        model, adapt_input = _with_in_channels(model, in_channels), True
+    return model, fit(
+        weights,
+        model,
+        source=source,
+        adapt_input=adapt_input,
+        reset_head=reset_head,
+        seed=seed,
+    )
 
 
 def fit(
-    weights: Mapping[str, Any], model: nn.Module, *, reset_head: bool, seed: int
+    weights: Mapping[str, Any],
+    model: nn.Module,
+    *,
+    source: str,
+    adapt_input: bool,
+    reset_head: bool,
+    seed: int,
 ) -> dict[str, Any]:
-    """Converts weights in official naming for a model whose classifier may be another.
+    """Converts weights for a model whose classifier and input channels may be others.
 
-    Args, Raises: as in `load_torch`.
+    Args:
+      weights: in official naming.
+      model: what they are for.
+      source: what warnings call the file.
+      adapt_input: make the kernels that see the image take the model's number of channels, as
+        `in_channels` of `load_torch` does.
+      reset_head, seed: as in `load_torch`.
+
+    Raises:
+      ValueError: as `load_torch`.
     """
+    weights = _fit_input(weights, model, adapt_input, source)
     return convert_state_dict(_fit_head(weights, model, reset_head, seed), model)
 
 
@@ -364,19 +388,32 @@ def _with_in_channels(model: nn.Module, in_channels: int) -> nn.Module:
     )
 
 
-def _fit_input(weights: Mapping[str, Any], model: nn.Module, source: str) -> dict[str, Any]:
-    """The weights with the kernels that see the image made for the model's number of channels."""
+def _fit_input(
+    weights: Mapping[str, Any], model: nn.Module, adapt: bool, source: str
+) -> Mapping[str, Any]:
+    """The weights with the kernels that see the image made for the model's number of channels.
+
+    Raises:
+      ValueError: they are for another number, and `adapt` is not set.
+    """
     fitted, wanted = dict(weights), model.architecture.in_channels
     for key, (_, leaf) in places_of(model, structure_of(weights)).items():
         shape = names.torch_shape(leaf.shape)
         held = weights[key].shape if key in weights else ()
         same_but_inputs = len(held) == 4 and (held[0], *held[2:]) == (shape[0], *shape[2:])
-        if same_but_inputs and held != shape and shape[1] == wanted:
-            fitted[key] = _other_inputs(np.asarray(weights[key]), wanted)
-            warnings.warn(
-                f"{source}: {key} takes {held[1]} channels, and is made to take {wanted}.",
-                stacklevel=4,
+        if not same_but_inputs or held == shape or shape[1] != wanted or not held[1]:
+            continue
+        if not adapt:
+            raise ValueError(
+                f"{key} takes {held[1]} channels, the model has in_channels={wanted}. To have "
+                f"it made to take {wanted}, load with in_channels={wanted} (load_into: "
+                "adapt_input=True; in training --config.init_adapt_input)."
             )
+        fitted[key] = _other_inputs(np.asarray(weights[key]), wanted)
+        warnings.warn(
+            f"{source}: {key} takes {held[1]} channels, and is made to take {wanted}.",
+            stacklevel=4,
+        )
     return fitted
 
 

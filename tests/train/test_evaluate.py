@@ -101,6 +101,16 @@ def test_a_head_is_not_reset_unasked(config, tmp_path):
         run(config, tmp_path, classification.task)
 
 
+def test_weights_for_other_channels_are_not_adapted_unasked(config, tmp_path):
+    save(tmp_path / "network.safetensors", network(in_channels=3))
+    config.mode = "train"
+    config.init_from = str(tmp_path / "network.safetensors")
+    config.model.replknet.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
+    reason = r"takes 3 channels, the model has in_channels=1.*--config\.init_adapt_input"
+    with pytest.raises(RunError, match=reason):
+        run(config, tmp_path, classification.task)
+
+
 @pytest.mark.parametrize(
     ("mode", "start", "about"),
     [
