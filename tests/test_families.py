@@ -62,7 +62,7 @@ def test_from_a_file_to_predictions_and_features(name, tmp_path, capsys):
     stages = [key for key in found if key != "features"]
     np.testing.assert_allclose(found[stages[-1]], last, rtol=0, atol=1e-4 * scale)
     head = again.variables["params"][saved.model.head_name]
-    from_features = found["features"] @ head["kernel"] + head["bias"]
+    from_features = found["features"] @ head["kernel"] + head["bias"][None]
     np.testing.assert_allclose(from_features, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 

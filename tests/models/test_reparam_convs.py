@@ -173,7 +173,7 @@ def test_dirac_convolution():
     lengths = np.array([np.linalg.norm(p["dirac_kernel"][..., o]) for o in range(INPUTS)])
     y = conv(x, p["dirac_kernel"], groups=groups, padding=2)
     a, b = (p[name][None, None, None] for name in "ab")
-    assert_equal_in_float64(layer.apply(variables, x), a * x + b * y / lengths)
+    assert_equal_in_float64(layer.apply(variables, x), a * x + b * y / lengths[None, None, None])
 
 
 def test_dirac_convolution_of_a_zero_kernel():
