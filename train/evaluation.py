@@ -122,13 +122,13 @@ class Evaluator:
 
         The first two are as from `evaluate`; the last is that of any output of any example. For a
         network that cannot be re-parameterized, `training` and, in words, why `not_merged`.
-        Computed in float32 at the highest precision, whatever the model trains in.
+        Computed in float32, products as well, regardless of what the model trains in.
 
         Raises:
           RunError: as `evaluate`.
         """
         variables = self._whole(variables)
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("float32"):
             if not self._mergeable:
                 scores = self._evaluate_by(self._evaluate_precisely, variables, batches)
                 return {"training": scores, "not_merged": _NOT_MERGED}

@@ -34,6 +34,8 @@ class Convolution:
       padding: zeros (before, after) for the rows and for the columns; negative crops.
       dilation: spacing of the kernel's taps, (rows, columns).
       precision: of products on matrix units; None leaves it to the implementation.
+      bounded_by_terms: whether the rounding error of a result must be in proportion to the terms
+        of its own sum, and not to the largest value of its channel.
     """
 
     size: Pair
@@ -42,6 +44,7 @@ class Convolution:
     padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)
     precision: lax.Precision | None = None
+    bounded_by_terms: bool = False
 
     @cached_property
     def output_size(self) -> Pair:

@@ -65,7 +65,8 @@ def depthwise_conv2d(
         does what XLA does on the platform, and "mosaic_gpu" makes three products of bfloat16
         parts, with errors of 5e-6 of a typical result. "highest" bounds the rounding error of
         every result by the size of its own terms: it excludes "mosaic_gpu", and "dft" unless
-        `implementation` names it. For large kernels that is slow where "xla" is what is left.
+        `implementation` names it. For large kernels that is slow where "xla" is what is left;
+        `jax.default_matmul_precision("float32")` has products in float32 without that bound.
       implementation: None takes the fastest that is known for the platform the program is
         compiled for, as `explain` tells; or a name: "xla" (XLA's own convolution), "dft"
         (matrix products with Fourier matrices), "shift" (a sum over the taps), "toeplitz" (a
@@ -184,22 +185,27 @@ def _convolution(x_shape, kernel_shape, stride, padding, dilation, precision) ->
             raise ValueError(f'padding must be "SAME", "VALID" or numbers; got {padding!r}.')
         spans = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
         padding = lax.padtype_to_pads(size, spans, stride, padding.upper())
-    return Convolution(
-        size, kernel_size, stride, _explicit(padding), dilation, _precision(precision)
-    )
+    asked, precision = precision, _precision(precision)
+    bounded = precision == lax.Precision.HIGHEST and not _only_float32_products(asked)
+    return Convolution(size, kernel_size, stride, _explicit(padding), dilation, precision, bounded)
 
 
-def _precision(precision: lax.Precision | str | None) -> lax.Precision | None:
+def _only_float32_products(asked: lax.Precision | str | None) -> bool:
+    """Whether it is only the configuration that asks, and by the name "float32"."""
+    return asked is None and jax.config.jax_default_matmul_precision == "float32"
+
+
+def _precision(asked: lax.Precision | str | None) -> lax.Precision | None:
     """The given one, or the one that the user's configuration asks for."""
-    if precision is None:
+    if asked is None:
         # The configuration may name an algorithm for dot products, which convolutions lack.
-        asked = jax.config.jax_default_matmul_precision
-        return lax.Precision(asked) if asked in _PRECISIONS else None
+        configured = jax.config.jax_default_matmul_precision
+        return lax.Precision(configured) if configured in _PRECISIONS else None
     try:
-        return lax.Precision(precision)
+        return lax.Precision(asked)
     except ValueError:
         raise ValueError(
-            f"precision must be None, 'default', 'high' or 'highest'; got {precision!r}."
+            f"precision must be None, 'default', 'high' or 'highest'; got {asked!r}."
         ) from None
 
 

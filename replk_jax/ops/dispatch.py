@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from replk_jax.ops import dft, measurements, mosaic_gpu, shift, toeplitz, xla
 from replk_jax.ops.convolution import Convolution
@@ -89,8 +88,7 @@ class Case:
 
     def only_by_name(self) -> dict[str, str]:
         """Why implementations that could compute this are chosen only if the caller names them."""
-        highest = self.convolution.precision == lax.Precision.HIGHEST
-        return dict(SCALED_BY_LARGEST) if highest else {}
+        return dict(SCALED_BY_LARGEST) if self.convolution.bounded_by_terms else {}
 
     def choose(self, implementation: str | None, role: str) -> Choice:
         """What computes one of `ROLES`, where the caller asks for `implementation`.
