@@ -379,9 +379,14 @@ class TestNetworks:
         assert not is_network(tmp_path / "f")[1]
 
     def test_only_wrong_names(self, tmp_path):
-        for weights in ({"module." * 200_000: empty(0)}, prefixed(sound_weights()), {}):
+        for weights in ({"module." * 200_000: empty(0)}, {}):
             write_torch(tmp_path / "f", weights)
             assert is_network(tmp_path / "f") == (False, False)
+
+    def test_long_prefixes(self, tmp_path):
+        """Any prefix is taken off, in time that does not grow with more than its length."""
+        write_torch(tmp_path / "f", prefixed(sound_weights()))
+        assert is_network(tmp_path / "f") == (True, True)
 
     def test_random_weights(self, tmp_path):
         """Tensors left out, renamed, and of other shapes and types."""
