@@ -9,11 +9,21 @@ from typing import NoReturn
 import jax
 
 from replk_jax.errors import error_text
-from replk_jax.text import escaped_lines
+from replk_jax.text import encodable, escaped_lines
 
 
 class RunError(Exception):
     """A reason to stop that is the user's to mend; the message names the cause and the remedy."""
+
+
+def expect_utf8(folder: str | os.PathLike) -> None:
+    """Raises RunError for a path that the libraries for checkpoints and records cannot take."""
+    path = os.fspath(folder)
+    if encodable(path) != path:
+        raise RunError(
+            f"The path {path} is not UTF-8. The libraries that read and write checkpoints and "
+            "records need that: rename the folder, or use another one."
+        )
 
 
 @contextlib.contextmanager

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from replk_jax.text import encodable
 from train import parallel
-from train.errors import RunError
+from train.errors import RunError, expect_utf8
 
 _LOCK = "lock"
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -51,11 +50,7 @@ def lock(folder: Path, report: Callable[[str], None]) -> TextIO:
       RunError: another program holds it, or its path is not UTF-8.
       OSError: the folder or the file cannot be made.
     """
-    if encodable(str(folder)) != str(folder):
-        raise RunError(
-            f"The path {folder} is not UTF-8. The libraries that write checkpoints and records "
-            "need that: rename the folder, or use another one."
-        )
+    expect_utf8(folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / _LOCK).open("a+")
     try:

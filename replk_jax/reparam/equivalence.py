@@ -30,9 +30,9 @@ def check_equivalence(
     """Runs both structures in eval mode on the same images and compares their outputs.
 
     Products are taken in float32, without TF32 and bfloat16, so that what is left on an
-    accelerator is the difference of the structures. With a 16-bit `dtype` the rounding of the activations
-    is in it too. A freshly initialised model proves nothing: its logits are the classifier's
-    bias, whatever the image and however wrong the merge.
+    accelerator is the difference of the structures. With a 16-bit `dtype` the rounding of the
+    activations is in it too. A freshly initialised model proves nothing: its logits are the
+    classifier's bias for every image and every merge.
 
     Args:
       model: in its training-time structure (`deploy=False`).

@@ -1,6 +1,7 @@
 """Where images come from."""
 
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -76,6 +77,14 @@ def test_digits_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match=r"could not be prepared in .*--config\.data\.data_dir"):
         prepare(data(tmp_path / "file"))
+
+
+def test_a_place_that_is_not_utf8(tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(RunError, match="is not UTF-8"):
+        prepare(data(folder))
+    with pytest.raises(RunError, match="is not UTF-8"):
+        open_source(data(folder, "imagenet2012"), "train")
 
 
 def test_an_unknown_set(tmp_path):

@@ -16,7 +16,7 @@ from train.data.digits import Digits
 from train.data.names import Names
 from train.data.photographs import Photographs
 from train.data.pipeline import Example, Source
-from train.errors import RunError
+from train.errors import RunError, expect_utf8
 
 # Builders of this project.
 _EMBEDDED = {"digits": Digits, "photographs": Photographs}
@@ -40,6 +40,7 @@ def prepare(data: Mapping[str, Any]) -> None:
     """
     if data["folder"] or data["name"] not in _EMBEDDED:
         return
+    expect_utf8(data["data_dir"] or "")
     tfds.disable_progress_bar()  # it takes a second
     try:
         builder = _EMBEDDED[data["name"]](data_dir=data["data_dir"], file_format="array_record")
@@ -205,6 +206,7 @@ def _require_images(folder: Path, class_names: list[str], counts: list[int]) -> 
 
 
 def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    expect_utf8(data_dir or "")
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
