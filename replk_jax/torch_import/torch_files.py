@@ -191,13 +191,7 @@ class _TorchObjects:
     def read(self, pickles: Unpickler) -> dict | list | tuple:
         contents = pickles.load(self._functions, self._storage)
         if not isinstance(contents, dict | list | tuple):
-            kind = contents.path if isinstance(contents, Placeholder) else type(contents).__name__
-            if isinstance(contents, Placeholder) and contents.omitted:
-                raise ValueError(f"its {kind} cannot be read: {contents.omitted}.")
-            raise ValueError(
-                f"it holds a pickled {kind} object, not a state dict. In PyTorch: "
-                "torch.save(model.state_dict(), ...)."
-            )
+            raise ValueError(_no_container(contents))
         return contents
 
     def _storage(self, reference: Any) -> Placeholder | None:
@@ -266,6 +260,20 @@ class _TorchObjects:
         if self._viewed > _MOST_VIEWS * typed.storage.file.size:
             raise ValueError(f"its tensors are more than {_MOST_VIEWS} times as large as the file")
         return tensor
+
+
+def _no_container(contents: Any) -> str:
+    """Why a file whose pickle is of one value holds no weights."""
+    match contents:
+        case Placeholder(omitted=str(reason)) if reason:
+            return f"its {contents.path} cannot be read: {reason}."
+        case StoredTensor() | UnreadableTensor():
+            what = "a single tensor"
+        case Placeholder():
+            what = f"a pickled {contents.path} object"
+        case _:
+            what = f"a pickled {type(contents).__name__} object"
+    return f"it holds {what}, not a state dict. In PyTorch: torch.save(model.state_dict(), ...)."
 
 
 def _size(args: tuple[Any, ...]) -> tuple | None:

@@ -748,6 +748,12 @@ def test_the_top_must_be_a_container(kind, tmp_path):
         read(tmp_path / "f")
 
 
+def test_a_single_tensor_is_no_state_dict(tmp_path):
+    write_archive(tmp_path / "f", tensor() + b".", {"0": bytes(16)})
+    with pytest.raises(FileError, match="it holds a single tensor, not a state dict"):
+        read(tmp_path / "f")
+
+
 # Tensors that cannot be, over a storage of four float32.
 WRONG_TENSORS = {
     "beyond the storage": (tensor((5,), (1,)), "leaves storage '0', which has 16 bytes"),
