@@ -199,7 +199,7 @@ def load_contents(
     """
     found = find_weights(contents, selection)
     family = found.family
-    _warn_of_what_is_there(found, selection, source)
+    _warn_of_what_is_there(found, selection, source, strides_assumed=model is None)
     weights, _ = family.official_names(found.tensors)
     if model is None:
         # A classifier that is to be replaced may be of any kind.
@@ -322,15 +322,20 @@ def recognize(contents: Any, selection: Selection = Selection()) -> Recognized: 
     )
 
 
-def _warn_of_what_is_there(found: Weights, selection: Selection, source: str) -> None:
+def _warn_of_what_is_there(
+    found: Weights, selection: Selection, source: str, *, strides_assumed: bool
+) -> None:
     if found.ignored:
-        warnings.warn(
+        text = (
             f"{source}: {len(found.ignored)} tensors of other networks are left out: "
-            f"{brief(found.ignored)}. The backbone of a segmenter or detector may have other "
-            f"strides than those assumed ({found.family.ASSUMED}): if so, pass a model with its "
-            "output_stride.",
-            stacklevel=4,
+            f"{brief(found.ignored)}."
         )
+        if strides_assumed:
+            text += (
+                " The backbone of a segmenter or detector may have other strides than those "
+                f"assumed ({found.family.ASSUMED}): if so, pass a model with its output_stride."
+            )
+        warnings.warn(text, stacklevel=4)
     if found.is_ema and not selection.prefer_ema:
         warnings.warn(
             f"{source}: it holds only an EMA of the weights ({found.place}), which is loaded.",

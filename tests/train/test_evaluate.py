@@ -82,31 +82,20 @@ def test_errors(config, tmp_path, saved, reason):
         evaluate_checkpoint(config, tmp_path, classification.evaluation)
 
 
-def test_a_network_that_has_seen_other_images(config, tmp_path):
-    save(tmp_path / "network.safetensors", network(preprocessing=GREY))
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"preprocessing": GREY}, r"--config\.data\.mean='\(0\.2,\)' --config\.data\.std="),
+        ({"num_classes": 7}, r"has 7 classes, the model has 10(.|\n)*--config\.init_reset_head"),
+        ({"in_channels": 3}, r"takes 3 channels, the model .*=1.*--config\.init_adapt_input"),
+    ],
+    ids=["other images", "other classes", "other channels"],
+)
+def test_weights_are_not_adapted_unasked(config, tmp_path, fields, reason):
+    save(tmp_path / "network.safetensors", network(**fields))
     config.mode = "train"
     config.init_from = str(tmp_path / "network.safetensors")
     config.model.replknet.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
-    with pytest.raises(RunError, match=r"--config\.data\.mean='\(0\.2,\)' --config\.data\.std="):
-        run(config, tmp_path, classification.task)
-
-
-def test_a_head_is_not_reset_unasked(config, tmp_path):
-    save(tmp_path / "network.safetensors", network(num_classes=7))
-    config.mode = "train"
-    config.init_from = str(tmp_path / "network.safetensors")
-    config.model.replknet.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
-    reason = r"has 7 classes, the model has 10(.|\n)*--config\.init_reset_head"
-    with pytest.raises(RunError, match=reason):
-        run(config, tmp_path, classification.task)
-
-
-def test_weights_for_other_channels_are_not_adapted_unasked(config, tmp_path):
-    save(tmp_path / "network.safetensors", network(in_channels=3))
-    config.mode = "train"
-    config.init_from = str(tmp_path / "network.safetensors")
-    config.model.replknet.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
-    reason = r"takes 3 channels, the model has in_channels=1.*--config\.init_adapt_input"
     with pytest.raises(RunError, match=reason):
         run(config, tmp_path, classification.task)
 
