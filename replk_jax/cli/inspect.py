@@ -73,7 +73,7 @@ def _of_torch_file(path: Path, selected: Selection, tensors: bool) -> Iterator[s
     try:
         found = recognize(contents, selected)
     except ValueError as error:
-        yield f"no network that is known here: {error}"
+        yield from f"no network that is known here: {error}".splitlines()
     else:
         yield from str(found).splitlines()
         if found.faults:

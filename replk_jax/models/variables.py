@@ -19,7 +19,7 @@ def abstract_variables(model: nn.Module, image_size: tuple[int, int] = (32, 32))
     return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
-_MOST_LINES = 8
+_MOST_LINES = 7
 _LONGEST_LINE = 200
 
 

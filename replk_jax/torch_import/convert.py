@@ -1,5 +1,6 @@
 """State dicts in official naming as variables, and back."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,6 +97,7 @@ def by_official_name(variables: Mapping[str, Any], model: nn.Module) -> dict[str
     }
 
 
+@functools.lru_cache(maxsize=8)  # to trace a network takes a second, and loading asks twice
 def places_of(model: nn.Module, structure: Structure) -> _Places:
     """By official key, where each tensor of a structure goes, and the leaf that is there.
 
@@ -133,7 +135,12 @@ def _faults(state_dict: Mapping[str, Any], places: _Places) -> list[str]:
 
 def _expect_to_fit(state_dict: Mapping[str, Any], places: _Places, model: nn.Module) -> None:
     if found := _faults(state_dict, places):
-        raise ValueError(f"The weights do not fit this {type(model).__name__}:{in_lines(found)}")
+        hint = ""
+        if any(fault.startswith("not in the model") for fault in found):
+            hint = "\nload_torch leaves tensors out for which rename= returns None."
+        raise ValueError(
+            f"The weights do not fit this {type(model).__name__}:{in_lines(found)}{hint}"
+        )
 
 
 def _fill(places: _Places, state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,14 @@ class Family(Protocol):
     Attributes:
       NETWORK: the network here.
       KEYS: what a key begins with that no other family has, in any naming.
+      CLASSIFIER: the official name of the classifier.
       ASSUMED: what names and shapes do not determine, and what is assumed of it, in words.
       ORDER: the parts of official names as PyTorch lists them (see `names.in_order`).
     """
 
     NETWORK: type[Network]
     KEYS: re.Pattern[str]
+    CLASSIFIER: str
     ASSUMED: str
     ORDER: str
 
@@ -40,6 +42,15 @@ class Family(Protocol):
 
         Raises:
           ValueError: names of two kinds, or two tensors that come to have the same name.
+        """
+
+    def names_in(self, weights: Mapping[str, Any], model: Network) -> Mapping[str, Any]:
+        """Renames weights to official names as they are in this model.
+
+        Args:
+          weights: by official names of a network of the same architecture, which may be used in
+            another way: as a classifier or as a backbone.
+          model: what they are for.
         """
 
     def timm_names(self, state_dict: Mapping[str, Any], architecture: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure, structure_of
 from replk_jax.torch_import.tensors import brief
-from replk_jax.torch_import.weights import CLASSIFIER, Selection, Weights, find_weights
+from replk_jax.torch_import.weights import Selection, Weights, find_weights
 from replk_jax.torch_import.writer import write_safetensors, write_torch
 
 PathLike = str | os.PathLike
@@ -200,7 +200,7 @@ def load_contents(
     found = find_weights(contents, selection)
     family = found.family
     _warn_of_what_is_there(found, selection, source, strides_assumed=model is None)
-    weights, _ = family.official_names(found.tensors)
+    weights, _ = _official(found)
     if model is None:
         # A classifier that is to be replaced may be of any kind.
         told = _without_classifier(weights) if reset_head or num_classes == 0 else weights
@@ -252,6 +252,7 @@ def fit(
     Raises:
       ValueError: as `load_torch`.
     """
+    weights = family_of(model).names_in(weights, model)
     weights = _fit_input(weights, model, adapt_input, source)
     return convert_state_dict(_fit_head(weights, model, reset_head, seed), model)
 
@@ -306,7 +307,7 @@ def recognize(contents: Any, selection: Selection = Selection()) -> Recognized: 
     """
     found = find_weights(contents, selection)
     family = found.family
-    weights, naming = family.official_names(found.tensors)
+    weights, naming = _official(found)
     model = family.infer_model(weights)
     return Recognized(
         model=model,
@@ -322,6 +323,12 @@ def recognize(contents: Any, selection: Selection = Selection()) -> Recognized: 
     )
 
 
+def _official(found: Weights) -> tuple[dict[str, Any], str]:
+    """The weights by official names, and whose names they had."""
+    weights, naming = found.family.official_names(found.tensors)
+    return names.with_classifier_called(weights, found.family.CLASSIFIER), naming
+
+
 def _warn_of_what_is_there(
     found: Weights, selection: Selection, source: str, *, strides_assumed: bool
 ) -> None:
@@ -330,7 +337,7 @@ def _warn_of_what_is_there(
             f"{source}: {len(found.ignored)} tensors of other networks are left out: "
             f"{brief(found.ignored)}."
         )
-        if strides_assumed:
+        if strides_assumed and found.ignores_convolutions:
             text += (
                 " The backbone of a segmenter or detector may have other strides than those "
                 f"assumed ({found.family.ASSUMED}): if so, pass a model with its output_stride."
@@ -355,12 +362,20 @@ def _fit_head(
     kernel, bias = (
         official_key(f"{model.head_name}.{last}", model.architecture) for last in ("weight", "bias")
     )
-    # One that is of no shape at all is left to the check of all shapes.
-    if kernel in weights and weights[kernel].shape[:1] in ((), (model.num_classes,)):
+    is_linear = bias in weights and kernel in weights and len(weights[kernel].shape) == 2
+    fits = kernel in weights and weights[kernel].shape[:1] in ((), (model.num_classes,))
+    # Another kind of classifier is left to the check of all shapes, unless a new one is wanted.
+    if fits and (is_linear or not reset_head):
         return weights
-    held = f"has {weights[kernel].shape[0]} classes" if kernel in weights else "is not there"
-    if other := sorted(weights.keys() - _without_classifier(weights).keys() - {kernel, bias}):
-        held = f"is of another kind ({kernel} is missing; there are {brief(other)})"
+    parts = sorted(weights.keys() - _without_classifier(weights).keys())
+    if is_linear:
+        held = f"has {weights[kernel].shape[0]} classes"
+    elif not parts:
+        held = "is not there"
+    else:
+        missing = [name for name in (kernel, bias) if name not in weights]
+        problem = f"{missing[0]} is missing" if missing else f"{kernel} is no matrix"
+        held = f"is of another kind ({problem}; there are {brief(parts)})"
     if not reset_head:
         raise ValueError(
             f"its classifier {held}, the model has {model.num_classes}: load with reset_head=True "
@@ -382,7 +397,7 @@ def _fit_head(
 
 def _without_classifier(weights: Mapping[str, Any]) -> dict[str, Any]:
     """The weights without all that is in a module with the name of a classifier."""
-    return {name: value for name, value in weights.items() if not CLASSIFIER.match(name)}
+    return {name: value for name, value in weights.items() if not names.CLASSIFIER.match(name)}
 
 
 def _with_in_channels(model: nn.Module, in_channels: int) -> nn.Module:

@@ -23,6 +23,7 @@ from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = MobileNetV2
 KEYS = re.compile(r"features\.\d+\.conv\.\d|layer\d+\.\d+\.conv\.\d|blocks\.\d+\.\d+\.conv_pwl\.")
+CLASSIFIER = "classifier.1"
 ASSUMED = "the strides and shortcuts of the paper, and ReLU6"
 ORDER = "features classifier conv weight bias running_mean running_var num_batches_tracked"
 
@@ -60,6 +61,11 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         case _:
             return dict(weights), naming
     return names.renamed(weights, rename), naming
+
+
+def names_in(weights: Mapping[str, Any], model: MobileNetV2) -> Mapping[str, Any]:
+    """See `families.Family`. They depend on nothing but the architecture."""
+    return weights
 
 
 def timm_names(

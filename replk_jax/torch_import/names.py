@@ -27,6 +27,12 @@ _LAST_PART = {
 # Counts batches for PyTorch's cumulative average, which no published model uses.
 COUNTER = "num_batches_tracked"
 
+# The modules that hold classifiers, of any kind and in any naming. No family has other parts of
+# these names.
+CLASSIFIER = re.compile(r"(?:heads?|linear|classifier|fc|last_linear)\.")
+# A classifier that is a linear layer and has one of the usual names.
+_LINEAR = re.compile(r"(head|head\.fc|linear|classifier|fc|last_linear)\.(weight|bias)")
+
 
 def by_rule(path: Path) -> str:
     """The name in PyTorch of a leaf of the variables, in a network that mirrors the one here."""
@@ -63,6 +69,24 @@ def renamed(weights: Mapping[str, Any], rename: Callable[[str], str]) -> dict[st
             raise ValueError(f"two tensors stand for the same one, {name}")
         result[name] = value
     return result
+
+
+def with_classifier_called(weights: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The weights with a linear classifier of another usual name renamed.
+
+    Args:
+      weights: of one network, with no more than one classifier.
+      name: of the classifier in the official code.
+    """
+    found = [key for key in weights if CLASSIFIER.match(key)]
+    matches = [match for match in map(_LINEAR.fullmatch, found) if match]
+    one_layer = len(matches) == len(found) and len({match[1] for match in matches}) == 1
+    if not one_layer or matches[0][1] == name:
+        return dict(weights)
+    if len(getattr(weights.get(f"{matches[0][1]}.weight"), "shape", ())) != 2:
+        return dict(weights)
+    renames = {match[0]: f"{name}.{match[2]}" for match in matches}
+    return {renames.get(key, key): value for key, value in weights.items()}
 
 
 def naming_of(keys: Iterable[str], namings: Mapping[str, str]) -> str:

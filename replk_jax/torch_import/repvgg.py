@@ -23,6 +23,7 @@ KEYS = re.compile(
     r"(?:stage\d+|stem|stage_\d+)\.(?:\d+\.)?(?:rbr|branch)_"
     r"|stem\.(?:conv_kxk\.(?:conv|bn)|reparam_conv)\."
 )
+CLASSIFIER = "linear"
 ASSUMED = "an output stride of 32"
 ORDER = (
     "stage linear se down up rbr_identity rbr_dense rbr_1x1 rbr_reparam "
@@ -74,6 +75,11 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         case "timm":
             return names.renamed(weights, _from_timm), naming
     return dict(weights), naming
+
+
+def names_in(weights: Mapping[str, Any], model: RepVGG) -> Mapping[str, Any]:
+    """See `families.Family`. They depend on nothing but the architecture."""
+    return weights
 
 
 def timm_names(state_dict: Mapping[str, Any], architecture: RepVGGArchitecture) -> dict[str, Any]:

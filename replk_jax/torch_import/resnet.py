@@ -13,6 +13,7 @@ from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = ResNet
 KEYS = re.compile(r"layer\d+\.\d+\.conv\d\.weight")
+CLASSIFIER = "fc"
 ASSUMED = "an output stride of 32, the stride of a block in its 3 x 3 convolution, no anti-aliasing"
 ORDER = (
     "conv1 bn1 conv2 bn2 conv3 bn3 downsample layer fc "
@@ -31,6 +32,11 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """See `families.Family`. Official names are torchvision's; mmpretrain has `head.fc`."""
     renamed = names.renamed(weights, lambda key: re.sub(r"^head\.fc\.", "fc.", key))
     return renamed, "torchvision" if renamed.keys() == weights.keys() else "mmpretrain"
+
+
+def names_in(weights: Mapping[str, Any], model: ResNet) -> Mapping[str, Any]:
+    """See `families.Family`. They depend on nothing but the architecture."""
+    return weights
 
 
 def timm_names(state_dict: Mapping[str, Any], architecture: ResNetArchitecture) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from replk_jax.models.description import MOST_LAYERS
+from replk_jax.torch_import.names import CLASSIFIER
 from replk_jax.torch_import.tensors import brief
 
 
@@ -46,11 +47,6 @@ class Shapes:
         text = f"{key} is missing, which in a {self.family} is a kernel of {dimensions} dimensions"
         module = key.rpartition(".")[0]
         beside = [name for name in self.weights if name.startswith(f"{module}.")]
-        if {f"{key}_orig", f"{key}_mask"} <= set(beside):
-            return (
-                f"{text}: it has been pruned ({key}_orig and {key}_mask). In PyTorch: "
-                "torch.nn.utils.prune.remove(module, 'weight') before the state dict is saved."
-            )
         return f"{text}; of {module} there are {brief(beside)}" if beside else text
 
     def classes(self, head: str) -> int | None:
@@ -59,17 +55,22 @@ class Shapes:
         Raises:
           ValueError: it is another kind of classifier than a linear layer.
         """
-        if not self.any(f"{head.split('.')[0]}."):
+        parts = [name for name in self.weights if CLASSIFIER.match(name)]
+        if not parts:
             return None
         key = f"{head}.weight"
-        if key not in self.weights and not self.any(key):
-            parts = [name for name in self.weights if name.startswith(f"{head.split('.')[0]}.")]
-            raise ValueError(
-                f"its classifier is not a linear layer as a {self.family} has it: {key} is "
-                f"missing; there are {brief(parts)}. Load it with num_classes and "
-                "reset_head=True, or with num_classes=0 for no classifier."
-            )
-        return self.kernel(key, 2)[0]
+        if key in self.weights and len(self.weights[key].shape) == 2:
+            return self.kernel(key, 2)[0]
+        problem = (
+            f"is of shape {self.weights[key].shape}, not a kernel of 2 dimensions"
+            if key in self.weights
+            else "is missing"
+        )
+        raise ValueError(
+            f"its classifier is not a linear layer as a {self.family} has it: {key} {problem}; "
+            f"there are {brief(parts)}. Load it with num_classes and reset_head=True, or with "
+            "num_classes=0 for no classifier."
+        )
 
     def layers(self, block: str) -> tuple[int, ...]:
         """How many blocks there are, one number per stage.

@@ -15,6 +15,7 @@ from typing import Any
 
 from replk_jax.torch_import import other_networks
 from replk_jax.torch_import.families import FAMILIES, Family, known_families
+from replk_jax.torch_import.names import CLASSIFIER
 from replk_jax.torch_import.tensors import Placeholder, StoredTensor, UnreadableTensor, brief
 
 _MOST_LEVELS = 8  # of dictionaries around a state dict
@@ -34,9 +35,6 @@ _WRAPPER_MODULE = re.compile(
 _BACKBONE = "backbone."
 # What the families call their classifiers, whose weights have two dimensions.
 _CLASSIFIERS = ("head", "head.fc", "linear", "classifier.1", "classifier", "fc")
-# The modules that hold classifiers, of whatever kind, in any naming. No family has other parts
-# of these names.
-CLASSIFIER = re.compile(r"(?:heads?|linear|classifier|fc|last_linear)\.")
 # The number of steps that went into an average; PyTorch and mmengine save it with the weights.
 _STEP_COUNTERS = ("n_averaged", "steps")
 _PROFILER_COUNTERS = ("total_ops", "total_params")  # of the package thop
@@ -52,8 +50,8 @@ class Selection:
       prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
       key: of the entry that holds the state dict, such as "model"; of an entry within another
         one, "checkpoint/model". None searches all entries.
-      prefix: of the names of the network's tensors, such as "encoder."; it is removed. None
-        searches for it.
+      prefix: of the names of the network's tensors, such as "encoder."; it is removed. "" takes
+        the names without one. None searches for it.
       rename: from the name of a tensor, after the prefix, to its name in a naming known here;
         None in place of a name leaves the tensor out.
     """
@@ -62,6 +60,12 @@ class Selection:
     key: str | None = None
     prefix: str | None = None
     rename: Callable[[str], str | None] | None = None
+
+    def __post_init__(self):
+        for name in ("key", "prefix"):
+            value = getattr(self, name)
+            if not isinstance(value, str | None):
+                raise ValueError(f"{name} must be a string, or None; got {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Weights:
       place: where in the file they are, in words.
       ignored: names of tensors of other networks in the same state dict, such as the decoder of
         a segmenter.
+      ignores_convolutions: whether convolutions are among them, as in the head of a segmenter or
+        detector.
       is_ema: whether they are an EMA.
       has_ema: whether the file holds an EMA of the weights, these or others.
     """
@@ -82,6 +88,7 @@ class Weights:
     family: Family
     place: str
     ignored: tuple[str, ...]
+    ignores_convolutions: bool
     is_ema: bool
     has_ema: bool
 
@@ -96,7 +103,7 @@ class _Candidate:
       family: of the network.
       values: everything in the dictionary that has the prefix and no longer one of another
         candidate, by name with the prefix and without wrapper modules.
-      others: everything else in the dictionary.
+      others: everything else in the dictionary, but for other candidates' values.
       original_prefix: with wrapper modules, as the file has it.
     """
 
@@ -118,9 +125,13 @@ class _Candidate:
         tensors = {name.removeprefix(self.prefix): v for name, v in self.values.items()}
         classifier = self._classifier()
         twice = classifier.keys() & tensors.keys()
-        twice |= {_BACKBONE + name for name in tensors} & tensors.keys()
+        twice |= {name for name in tensors if _BACKBONE + name in tensors}
         if twice:
-            raise ValueError(f"some tensors are there with and without {_BACKBONE!r}")
+            name = min(twice)
+            raise ValueError(
+                f"some tensors are there with and without {_BACKBONE!r}, such as {name!r}: choose "
+                f"by prefix={_BACKBONE!r}, or by rename."
+            )
         return tensors | classifier
 
     @cached_property
@@ -159,12 +170,16 @@ def find_weights(contents: Any, selection: Selection = Selection()) -> Weights:
 
     Raises:
       ValueError: no weights of a network known here; several networks to choose from; no EMA
-        where one is wanted; no entry or no tensors of the name that is asked for; or an entry
-        among the weights that is not a tensor.
+        where one is wanted; no entry or no tensors of the name that is asked for; or weights whose
+        values are not in the file as arrays, or that are pruned or parametrized.
     """
-    entries = _selected_entries(contents, selection)
-    prefix = selection.prefix or ""
-    candidates = [c for path, entry in entries.items() for c in _candidates(path, entry, prefix)]
+    for everywhere in (False, True):
+        entries = _selected_entries(contents, selection, everywhere)
+        candidates = [
+            c for path, entry in entries.items() for c in _candidates(path, entry, selection)
+        ]
+        if candidates:
+            break
     if not candidates:
         raise ValueError(_nothing_found(contents, entries))
     averages = [c for c in candidates if _is_ema(c, contents)]
@@ -182,6 +197,10 @@ def find_weights(contents: Any, selection: Selection = Selection()) -> Weights:
         family=found.family,
         place=found.place,
         ignored=found.ignored,
+        ignores_convolutions=any(
+            isinstance(t, StoredTensor) and len(t.shape) == 4
+            for t in map(found.others.get, found.ignored)
+        ),
         is_ema=found in averages,
         has_ema=bool(averages),
     )
@@ -211,8 +230,14 @@ def _how_to_select(candidate: _Candidate) -> str:
 # --- Entries -----------------------------------------------------------------------------
 
 
-def _selected_entries(contents: Any, selection: Selection) -> dict[tuple[str, ...], dict[str, Any]]:
+def _selected_entries(
+    contents: Any, selection: Selection, everywhere: bool
+) -> dict[tuple[str, ...], dict[str, Any]]:
     """The dictionaries that hold tensors, by their path, as the selection names their tensors.
+
+    Args:
+      contents, selection: as of `find_weights`.
+      everywhere: look also into entries whose names are those of optimizers and the like.
 
     Raises:
       ValueError: nothing has the key or prefix.
@@ -225,7 +250,7 @@ def _selected_entries(contents: Any, selection: Selection) -> dict[tuple[str, ..
     path: tuple[str, ...] = ()
     if selection.key is not None:
         path, contents = _at(contents, selection.key)
-    entries = dict(_entries(contents, path))
+    entries = dict(_entries(contents, path, everywhere))
     if selection.prefix is not None:
         entries = {
             path: kept for path, entry in entries.items() if (kept := _after(entry, selection))
@@ -239,17 +264,15 @@ def _selected_entries(contents: Any, selection: Selection) -> dict[tuple[str, ..
 
 def _at(contents: Any, key: str) -> tuple[tuple[str, ...], Any]:
     """The entry of this key, and its path; "/" separates keys unless it is part of one."""
-    mapping = _mapping(contents)
-    if mapping is not None:
-        by_name = {str(name): value for name, value in mapping.items()}
-        for name, value in by_name.items():
-            if key == name:
-                return (name,), value
-            if key.startswith(f"{name}/"):
-                path, inner = _at(value, key.removeprefix(f"{name}/"))
-                return (name, *path), inner
-        raise ValueError(f"there is no entry {key!r}; there are {brief(list(by_name))}.")
-    raise ValueError(f"there is no entry {key!r}, but {_describe(contents)}.")
+    by_name = {str(name): value for name, value in _items(contents)}
+    if key in by_name:
+        return (key,), by_name[key]
+    for name, value in by_name.items():
+        if key.startswith(f"{name}/"):
+            path, inner = _at(value, key.removeprefix(f"{name}/"))
+            return (name, *path), inner
+    there = f"there are {brief(list(by_name))}" if by_name else f"it is {_describe(contents)}"
+    raise ValueError(f"there is no entry {key!r}; {there}.")
 
 
 def _after(entry: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
@@ -271,20 +294,25 @@ def _renamed(entry: Mapping[str, Any], rename: Callable[[str], str | None]) -> d
     return renamed
 
 
-def _entries(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+def _entries(
+    value: Any, path: tuple[str, ...], everywhere: bool
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """Every dictionary that holds tensors, the outer ones first."""
-    mapping = _mapping(value)
-    if mapping is None:
-        if not isinstance(value, list | tuple):
-            return
-        mapping = dict(enumerate(value))
-    direct = {name: inner for name, inner in mapping.items() if isinstance(name, str)}
+    items = _items(value)
+    direct = {name: inner for name, inner in items if isinstance(name, str)}
     if any(map(_is_tensor, direct.values())):
         yield path, direct
     if len(path) < _MOST_LEVELS:
-        for name, inner in mapping.items():
-            if not _NOT_WEIGHTS.search(str(name)):
-                yield from _entries(inner, (*path, str(name)))
+        for name, inner in items:
+            if everywhere or not _NOT_WEIGHTS.fullmatch(str(name)):
+                yield from _entries(inner, (*path, str(name)), everywhere)
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    """What a dictionary holds by keys, or a list by numbers; nothing for other values."""
+    if isinstance(value, list | tuple):
+        return list(enumerate(value))
+    return list((_mapping(value) or {}).items())
 
 
 def _mapping(value: Any) -> Mapping[Any, Any] | None:
@@ -302,9 +330,9 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _candidates(
-    path: tuple[str, ...], entry: Mapping[str, Any], removed: str
+    path: tuple[str, ...], entry: Mapping[str, Any], selection: Selection
 ) -> Iterator[_Candidate]:
-    """The networks in one dictionary, from whose names a prefix has been removed already."""
+    """The networks in one dictionary, from whose names the selection's prefix has been removed."""
     names = _without_wrapper_modules(entry)
     families: dict[str, Family] = {}
     for name in names:
@@ -314,15 +342,17 @@ def _candidates(
     # A name belongs to the longest prefix that it has.
     prefixes = sorted(families, key=len, reverse=True)
     owners = {name: next((p for p in prefixes if name.startswith(p)), None) for name in names}
-    for prefix in families:
+    others = {name: entry[names[name]] for name, owner in owners.items() if owner is None}
+    exact = selection.prefix is not None and "" in families
+    for prefix in [""] if exact else families:
         own = [name for name, owner in owners.items() if owner == prefix]
         yield _Candidate(
             entry=path,
             prefix=prefix,
             family=families[prefix],
             values={name: entry[names[name]] for name in own},
-            others={name: entry[names[name]] for name in names if owners[name] != prefix},
-            original_prefix=removed + _prefix_in_file(own, names, prefix),
+            others=others,
+            original_prefix=(selection.prefix or "") + _prefix_in_file(own, names, prefix),
         )
 
 
@@ -333,16 +363,15 @@ _KEYS = {
 
 
 def _without_wrapper_modules(names: Iterable[str]) -> dict[str, str]:
-    """From names without the wrapper modules in them to those in the file."""
-    plain: dict[str, str] = {}
+    """From names without the wrapper modules in them to those in the file.
+
+    A name that would come to be there twice keeps its wrapper modules.
+    """
+    names = list(names)
+    plain = {name: name for name in names if not _WRAPPER_MODULE.search(name)}
     for name in names:
         short = _WRAPPER_MODULE.sub("", name)
-        if short in plain:
-            raise ValueError(
-                f"it holds the same tensor twice, as {plain[short]!r} and {name!r}: choose one "
-                "by prefix."
-            )
-        plain[short] = name
+        plain[name if plain.get(short, name) != name else short] = name
     return plain
 
 
@@ -386,12 +415,43 @@ def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """The tensors that are weights: no counters, and nothing else that is saved with them.
 
     Raises:
-      ValueError: a tensor whose values are not in the file as an array.
+      ValueError: a tensor that stands for another one, or whose values are not in the file.
     """
     tensors = {n: v for n, v in values.items() if _is_tensor(v) and not _is_step_counter(n)}
-    if reason := _unreadable_reason(tensors):
+    if reason := _unreadable_reason(tensors) or _rewritten_reason(values):
         raise ValueError(reason)
     return tensors
+
+
+# Names of what PyTorch saves in the place of weights that it computes anew in each call.
+_REWRITTEN = (
+    (
+        re.compile(r"(.+)_(?:orig|mask)"),
+        "pruned",
+        "torch.nn.utils.prune.remove(module, 'weight') before the state dict is saved",
+    ),
+    (
+        re.compile(r"(.+)\.parametrizations\..+"),
+        "parametrized",
+        "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') before the state "
+        "dict is saved",
+    ),
+    (
+        re.compile(r"(.+)\.(?:zero_point|_packed_params\..+)"),
+        "quantized",
+        "save the state dict of the float model, from before it was quantized",
+    ),
+)
+
+
+def _rewritten_reason(names: Iterable[str]) -> str | None:
+    """What is said of weights that PyTorch computes from what is saved; None without any."""
+    names = list(names)
+    for pattern, kind, remedy in _REWRITTEN:
+        if found := [name for name in names if pattern.fullmatch(name)]:
+            where = pattern.fullmatch(found[0])[1]
+            return f"{where} is {kind} ({brief(found)}). In PyTorch: {remedy}."
+    return None
 
 
 def _unreadable_reason(values: Mapping[str, Any]) -> str | None:
@@ -411,12 +471,13 @@ def _unreadable_reason(values: Mapping[str, Any]) -> str | None:
 
 
 def _nothing_found(contents: Any, entries: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str:
-    for key, value in (_mapping(contents) or {}).items():
-        if isinstance(value, Placeholder) and value.is_module:
-            return (
-                f"its entry {brief(key)} holds a pickled {value.path} object, a whole module, not "
-                "a state dict. In PyTorch: torch.save(model.state_dict(), ...)."
-            )
+    if found := next(_pickled_modules(contents), None):
+        path, module = found
+        where = f"its entry {'/'.join(path)!r}" if path else "it"
+        return (
+            f"{where} holds a pickled {module.path} object, a whole module, not a state dict. In "
+            "PyTorch: torch.save(model.state_dict(), ...)."
+        )
     names = [name for entry in entries.values() for name in entry]
     if not names:
         return (
@@ -424,16 +485,34 @@ def _nothing_found(contents: Any, entries: Mapping[tuple[str, ...], Mapping[str,
             "torch.save(model.state_dict(), path)."
         )
     for entry in entries.values():
-        if reason := _unreadable_reason(entry):
+        if reason := _unreadable_reason(entry) or _rewritten_reason(entry):
             return reason
     if name := other_networks.identify_with_prefix(names):
         return other_networks.message(name, known_families())
     return f"these are not the weights of a network known here, {known_families()}: {brief(names)}"
 
 
+def _pickled_modules(
+    value: Any, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Placeholder]]:
+    """The whole modules among the contents, by their path."""
+    if isinstance(value, Placeholder) and value.is_module:
+        yield path, value
+    elif len(path) < _MOST_LEVELS:
+        for name, inner in _items(value):
+            yield from _pickled_modules(inner, (*path, str(name)))
+
+
 def _describe(contents: Any) -> str:
     if contents == {}:
         return "an empty dictionary"
+    items = _items(contents)
+    if items and all(_is_numpy(value) for _, value in items):
+        return "NumPy arrays, which PyTorch pickles as objects (torch.from_numpy makes tensors)"
     if isinstance(contents, Mapping):
         return f"a dictionary without tensors, of the entries {brief(list(contents))}"
     return f"a {type(contents).__name__}"
+
+
+def _is_numpy(value: Any) -> bool:
+    return isinstance(value, Placeholder) and value.module.partition(".")[0] == "numpy"
