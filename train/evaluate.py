@@ -51,7 +51,7 @@ def evaluate_checkpoint(
     evaluator = Evaluator(network.model, measure, mesh)
     batches = parallel.global_batches(split.batches(), mesh)
     if network.model.deploy:
-        with jax.default_matmul_precision("float32"):
+        with jax.default_matmul_precision("highest"):
             result = {"merged": evaluator.evaluate(network.variables, batches)}
     else:
         result = evaluator.compare(network.variables, batches)

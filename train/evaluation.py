@@ -128,7 +128,7 @@ class Evaluator:
           RunError: as `evaluate`.
         """
         variables = self._whole(variables)
-        with jax.default_matmul_precision("float32"):
+        with jax.default_matmul_precision("highest"):
             if not self._mergeable:
                 scores = self._evaluate_by(self._evaluate_precisely, variables, batches)
                 return {"training": scores, "not_merged": _NOT_MERGED}

@@ -63,10 +63,11 @@ def depthwise_conv2d(
         `jax.lax.Precision`; None takes `jax_default_matmul_precision` if that is one of these.
         If neither says anything, float32 is computed in float32, with two exceptions: "xla"
         does what XLA does on the platform, and "mosaic_gpu" makes three products of bfloat16
-        parts, with errors of 5e-6 of a typical result. "highest" bounds the rounding error of
-        every result by the size of its own terms: it excludes "mosaic_gpu", and "dft" unless
-        `implementation` names it. For large kernels that is slow where "xla" is what is left;
-        `jax.default_matmul_precision("float32")` has products in float32 without that bound.
+        parts, with errors of 5e-6 of a typical result. "highest" (or "float32") excludes
+        "mosaic_gpu". As this argument, and not as the configuration, it also bounds the rounding
+        error of every result by the size of its own terms: it excludes "dft", unless
+        `implementation` names it. Where "xla" is what is left, large kernels are then slow: on
+        CPUs up to a hundred times.
       implementation: None takes the fastest that is known for the platform the program is
         compiled for, as `explain` tells; or a name: "xla" (XLA's own convolution), "dft"
         (matrix products with Fourier matrices), "shift" (a sum over the taps), "toeplitz" (a
@@ -185,14 +186,10 @@ def _convolution(x_shape, kernel_shape, stride, padding, dilation, precision) ->
             raise ValueError(f'padding must be "SAME", "VALID" or numbers; got {padding!r}.')
         spans = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
         padding = lax.padtype_to_pads(size, spans, stride, padding.upper())
-    asked, precision = precision, _precision(precision)
-    bounded = precision == lax.Precision.HIGHEST and not _only_float32_products(asked)
-    return Convolution(size, kernel_size, stride, _explicit(padding), dilation, precision, bounded)
-
-
-def _only_float32_products(asked: lax.Precision | str | None) -> bool:
-    """Whether it is only the configuration that asks, and by the name "float32"."""
-    return asked is None and jax.config.jax_default_matmul_precision == "float32"
+    resolved = _precision(precision)
+    # Only the argument: as a setting of all products it would make large kernels slow.
+    bounded = precision is not None and resolved == lax.Precision.HIGHEST
+    return Convolution(size, kernel_size, stride, _explicit(padding), dilation, resolved, bounded)
 
 
 def _precision(asked: lax.Precision | str | None) -> lax.Precision | None:

@@ -45,7 +45,7 @@ def check_equivalence(
     if model.deploy:
         raise ValueError("check_equivalence takes the training-time model; got deploy=True.")
     merged = model.clone(deploy=True)
-    with jax.default_matmul_precision("float32"):
+    with jax.default_matmul_precision("highest"):
         expected = jax.tree.leaves(jax.jit(model.apply)(variables, images))
         actual = jax.tree.leaves(jax.jit(merged.apply)(jax.jit(reparameterize)(variables), images))
     differences = [jnp.max(jnp.abs(a - e)) for a, e in zip(actual, expected, strict=True)]

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replk_jax import DepthwiseConv2D, depthwise_conv2d
-from replk_jax.ops import explain
 from replk_jax.ops.convolution import Convolution
 from tests.ops import reference as definition
 
@@ -213,20 +212,6 @@ class TestHighestPrecision:
     def test_as_an_argument(self, asked):
         for actual, expected, terms in highest_precision(asked):
             assert (np.abs(actual - expected) <= 2e-6 * terms).all()
-
-    def test_as_the_configuration(self):
-        with jax.default_matmul_precision("highest"):
-            for actual, expected, terms in highest_precision(None):
-                assert (np.abs(actual - expected) <= 2e-6 * terms).all()
-
-    def test_products_in_float32_alone(self):
-        """By this name the configuration does not demand the bound, which would be slow."""
-        geometry = ((1, 56, 56, 8), (31, 31, 1, 8))
-        with jax.default_matmul_precision("highest"):
-            assert "dft" in explain(*geometry, platform="cpu").only_by_name
-        with jax.default_matmul_precision("float32"):
-            assert not explain(*geometry, platform="cpu").only_by_name
-            assert "dft" in explain(*geometry, precision="float32").only_by_name
 
     def test_an_implementation_that_is_named_takes_precedence(self):
         """With the documented error: 3e-7 of the largest value, twice that at the most."""

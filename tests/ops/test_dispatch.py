@@ -200,10 +200,19 @@ class TestExplain:
         assert {choice.name for choice in explanation.choices.values()} == {"xla"}
         assert explanation.only_by_name.keys() == {"dft"}
         assert "dft only if named: its rounding errors grow with the largest" in str(explanation)
-        with jax.default_matmul_precision("highest"):
-            assert explain(*shapes, platform=platform) == explanation
-            assert explain(*shapes, platform=platform, precision="high").only_by_name == {}
+        assert explain(*shapes, platform=platform, precision="float32") == explanation
+        assert explain(*shapes, platform=platform, precision="high").only_by_name == {}
         assert explain(*shapes, platform=platform).choices["forward"].name == "dft"
+
+    @pytest.mark.parametrize("asked", ["highest", "float32"])
+    def test_the_configuration_is_about_products_alone(self, asked):
+        """Else networks of large kernels would be slow wherever TF32 is switched off."""
+        shapes = (4, 56, 56, 128), (31, 31, 1, 128)
+        with jax.default_matmul_precision(asked):
+            explanation = explain(*shapes, platform="cuda")
+        assert explanation.only_by_name == {}
+        assert explanation.choices["forward"].name == "dft"
+        assert "mosaic_gpu" in explanation.refusals
 
     def test_integers(self):
         with pytest.raises(TypeError, match="floating-point"):

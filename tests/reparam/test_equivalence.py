@@ -74,7 +74,7 @@ def test_every_network(case):
         model = make(case, dtype=jnp.float64, param_dtype=jnp.float64)
         variables = random_variables(model)
         images = random_images(model, size=(32, 21))
-        with jax.default_matmul_precision("float32"):  # as the check has it, and compiles it
+        with jax.default_matmul_precision("highest"):  # as the check has it, and compiles it
             outputs = jax.tree.leaves(jax.jit(model.apply)(variables, images))
         assert all(np.ptp(output, 0).max() > 1e-3 for output in outputs)  # images matter
         assert check_equivalence(model, variables, images).max_rel < 1e-9
