@@ -181,7 +181,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"it is no image, or none of {', '.join(_FORMATS)}"
     text = getattr(error, "strerror", None) or error_text(error)
-    return text.strip().removesuffix(".")
+    return text.strip().removesuffix(".") or type(error).__name__
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

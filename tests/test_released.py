@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from replk_jax import create_model, list_models, released
-from replk_jax.cli.inspect import _released
+from replk_jax.cli.inspect import _around
 from replk_jax.preprocessing import IMAGENET_MEAN, Preprocessing
 from tests.test_images import picture
 
@@ -139,7 +139,7 @@ def test_other_names_are_not(path):
     ],
 )
 def test_what_inspect_says_of_it(path, model, published):
-    *_, last = _released(Path(path), create_model(model))
+    *_, last = _around(Path(path), {}, create_model(model))
     assert last == f"published by this name: {published}"
 
 

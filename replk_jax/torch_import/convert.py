@@ -137,9 +137,9 @@ def _expect_to_fit(state_dict: Mapping[str, Any], places: _Places, model: nn.Mod
     if found := _faults(state_dict, places):
         hint = ""
         if any(fault.startswith("not in the model") for fault in found):
-            hint = "\nload_torch leaves tensors out for which rename= returns None."
+            hint = " (load_torch leaves out a tensor if rename= returns None)"
         raise ValueError(
-            f"The weights do not fit this {type(model).__name__}:{in_lines(found)}{hint}"
+            f"The weights do not fit this {type(model).__name__}{hint}:{in_lines(found)}"
         )
 
 

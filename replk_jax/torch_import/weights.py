@@ -19,12 +19,17 @@ from replk_jax.torch_import.names import CLASSIFIER
 from replk_jax.torch_import.tensors import Placeholder, StoredTensor, UnreadableTensor, brief
 
 _MOST_LEVELS = 8  # of dictionaries around a state dict
-# Entries whose tensors may be named as weights are, but are not weights.
+# Entries whose tensors may be named as weights are, but are not weights: they are searched last.
 _NOT_WEIGHTS = re.compile(
-    r"optim|sched|scaler|exp_avg|momentum|grad|callbacks|loops", re.IGNORECASE
+    r"(?:\w+_)?optim(?:izer)?s?(?:_states?|_state_dict)?|(?:\w+_)?schedulers?(?:_\w+)?|exp_avg\w*"
+    r"|momentum_buffers?|(?:grad_)?scaler(?:_\w+)?|grad(?:ient)?s?|callbacks|loops",
+    re.IGNORECASE,
 )
 # Names of entries and prefixes of an exponential moving average (EMA) of the weights.
-_EMA = re.compile(r"(?:^|[._/-])(?:ema|swa|averaged?|polyak)(?:$|[._/-])", re.IGNORECASE)
+_EMA = re.compile(
+    r"(?:^|[._/-])(?i:ema|swa|avg|averaged?|polyak|shadow)(?:$|[._/-])|(?:^|[._/])ema(?=[A-Z])"
+    r"|(?<=[a-z])E(?:MA|ma)(?![a-z])"
+)
 
 # Modules that wrap another one, of torch.compile, DistributedDataParallel, FSDP, activation
 # checkpointing and DeepSpeed. No family has parts of these names.

@@ -33,7 +33,7 @@ def largest_fusion(link, depth=12):
 
     def network(weights, x):
         for weight in weights:
-            x = link(x + jnp.tanh((x - x.mean(0)) @ weight))
+            x = link(x + jnp.tanh((x - x.mean(0, keepdims=True)) @ weight))
         return jnp.sum(x**2)
 
     weights = [jnp.ones((32, 32)) * i for i in range(depth)]

@@ -1,5 +1,6 @@
 """Finding the weights of a network among what training scripts save."""
 
+import re
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from replk_jax import RepVGGArchitecture, create_model
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.reader import read
+from replk_jax.torch_import.tensors import Placeholder
 from replk_jax.torch_import.weights import Selection, find_weights
 from replk_jax.torch_import.writer import write_torch
 from tests.helpers import random_variables
@@ -19,6 +21,7 @@ def weights(seed=0):
 
 
 RAW, EMA = weights(0), weights(1)
+MODULE = Placeholder("my", "Net", (), state={"_parameters": {}, "_buffers": {}, "_modules": {}})
 
 
 @pytest.fixture
@@ -73,6 +76,10 @@ class TestEntries:
             # Settings under the usual key.
             ({"model": {"name": "repvgg"}, "state_dict": RAW}, "['state_dict']"),
             ({"student": RAW, "teacher": {"fc.weight": np.ones((2, 2))}}, "['student']"),
+            # Entries with a part of a name that optimizers have.
+            ({"momentum_encoder": RAW}, "['momentum_encoder']"),
+            ({"model_optimized": RAW}, "['model_optimized']"),
+            ({"optimizer": RAW}, "['optimizer']"),  # where there is nothing else
             # An optimizer's moments, which FSDP saves by the names of the weights.
             ({"model": RAW, "optim": {"exp_avg": EMA, "exp_avg_sq": EMA}}, "['model']"),
         ],
@@ -176,16 +183,62 @@ class TestPrefixes:
         with pytest.raises(ValueError, match="rename gives 'a' to two tensors"):
             find_weights(contents, Selection(rename=lambda name: "a"))
 
-    def test_the_same_tensor_twice(self, stored):
-        with pytest.raises(
-            ValueError, match=r"the same tensor twice, as 'linear\.bias' and 'module"
-        ):
-            find_weights(stored(RAW | {"module.linear.bias": np.ones(3)}))
+    def test_the_same_name_with_and_without_a_wrapper_module(self, stored):
+        """Both are there; one of them is not the network's, which loading reports."""
+        found = find_weights(stored(RAW | {"module.linear.bias": np.ones(3)}))
+        assert found.tensors.keys() == RAW.keys() | {"module.linear.bias"}
+        criterion = {"criterion.w": np.ones(3), "module.criterion.w": np.ones(3)}
+        found = find_weights(stored(prefixed("model.", **criterion)))
+        assert_found(found)
+        assert found.ignored == tuple(criterion)
+
+
+SEVERAL = {
+    "entries": {"student": RAW, "teacher": {"network": EMA}},
+    "a prefix and none": RAW | prefixed("aux.", EMA),
+    "a wrapper module and none": RAW | prefixed("module.", EMA),
+    "prefixes": prefixed("a.") | prefixed("b.module.", EMA),
+    "keys with slashes": {"a": {"x": RAW}, "a/b": EMA},
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("container", [dict, list, tuple])
+def test_what_the_error_proposes_works(stored, name, container):
+    """Each of its lines selects one network."""
+    contents = stored(SEVERAL[name])
+    if container is not dict:
+        contents = container([3, contents])
+    with pytest.raises(ValueError, match="it holds 2 networks") as caught:
+        find_weights(contents)
+    proposals = re.findall(r"(?:key='(.*?)', )?prefix='(.*?)'", str(caught.value))
+    assert len(proposals) == 2
+    for (key, prefix), wanted in zip(proposals, (RAW, EMA), strict=True):
+        assert_found(find_weights(contents, Selection(key=key or None, prefix=prefix)), wanted)
+
+
+@pytest.mark.parametrize("option", ["key", "prefix"])
+def test_what_is_no_string(option):
+    with pytest.raises(ValueError, match=f"{option} must be a string, or None; got 3"):
+        Selection(**{option: 3})
 
 
 class TestAverages:
     @pytest.mark.parametrize(
-        "entry", ["model_ema", "state_dict_ema", "ema_state_dict", "ema", "params_ema", "swa_model"]
+        "entry",
+        [
+            "model_ema",
+            "state_dict_ema",
+            "ema_state_dict",
+            "ema",
+            "params_ema",
+            "swa_model",
+            "avg_model",
+            "model_avg",
+            "emaModel",
+            "modelEMA",
+            "shadow",
+        ],
     )
     def test_beside_the_weights(self, stored, entry):
         contents = stored(
@@ -234,6 +287,30 @@ class TestAverages:
             assert found.is_ema
 
 
+class TestRewritten:
+    """Weights that PyTorch computes from what it saves."""
+
+    @pytest.mark.parametrize(
+        ("names", "reason"),
+        [
+            (("weight_orig", "weight_mask"), "conv.weight is pruned.*prune.remove"),
+            (
+                ("parametrizations.weight.original0",),
+                "conv is parametrized.*remove_param",
+            ),
+            (("scale", "zero_point"), "conv is quantized.*of the float model"),
+        ],
+    )
+    @pytest.mark.parametrize("block", ["stage1.0.rbr_dense.", "linear."])
+    def test_are_named_with_the_remedy(self, stored, names, reason, block):
+        state_dict = dict(RAW)
+        module = f"{block}conv." if "rbr" in block else block
+        weight = state_dict.pop(f"{module}weight")
+        state_dict |= {f"{module}{name}": weight for name in names}
+        with pytest.raises(ValueError, match=reason.replace("conv", module[:-1])):
+            find_weights(stored(state_dict))
+
+
 class TestNothingFound:
     @pytest.mark.parametrize(
         ("names", "label"),
@@ -274,6 +351,12 @@ class TestNothingFound:
             ({}, "no state dict but an empty dictionary"),
             ({"epoch": 3}, r"no state dict but a dictionary without tensors.*\['epoch'\]"),
             ([], "no state dict but a list"),
+            (
+                {"w": Placeholder("numpy.core.multiarray", "_reconstruct", ())},
+                r"NumPy arrays, .*torch\.from_numpy",
+            ),
+            ({"state": [MODULE]}, "its entry 'state/0' holds a pickled my.Net object, a whole mod"),
+            ([MODULE], "its entry '0' holds a pickled my.Net object"),
             (3, "no state dict but a int"),
         ],
     )
@@ -285,7 +368,7 @@ class TestNothingFound:
 def test_loading_says_what_was_found(tmp_path):
     from replk_jax import load_torch
 
-    others = {"decode_head.conv.weight": np.ones(3, np.float32)}
+    others = {"decode_head.conv.weight": np.ones((3, 3, 1, 1), np.float32)}
     backbone = {name: v for name, v in RAW.items() if not name.startswith("linear.")}
     write_torch(tmp_path / "segmenter.pth", prefixed("backbone.", backbone, **others))
     with pytest.warns(UserWarning, match="1 tensors of other networks .*other strides than those"):

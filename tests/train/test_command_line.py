@@ -38,7 +38,7 @@ for arguments in json.load(sys.stdin):
 print(json.dumps(results))
 """
 CONFIG = "--config=configs/digits.py"
-VALUES = {int: 3, float: 0.5, str: "text", tuple: [3, 5], bool: True}
+VALUES = {int: 3, float: 0.5, str: "text", tuple: [3, 5], bool: True, object: 2}
 
 
 def optional_fields(config, prefix=""):

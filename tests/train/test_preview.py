@@ -104,7 +104,7 @@ def test_the_images_are_those_of_the_first_step(data_dir, accumulation):
     class Constant(nn.Module):
         @nn.compact
         def __call__(self, x, train):
-            return jnp.zeros((len(x), 10)) + self.param("bias", nn.initializers.zeros, (10,))
+            return jnp.zeros((len(x), 10)) + self.param("bias", nn.initializers.zeros, (1, 10))
 
     def prepare(key, batch):
         inputs = make_augmentation(config, 10)(key, batch)
@@ -112,7 +112,7 @@ def test_the_images_are_those_of_the_first_step(data_dir, accumulation):
         return inputs
 
     optimizer = optax.sgd(0.1)
-    params = {"bias": jnp.zeros(10)}
+    params = {"bias": jnp.zeros((1, 10))}
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
     mesh = data_mesh(1)
     objective = Objective(prepare, lambda logits, _: logits.mean())
