@@ -318,6 +318,8 @@ def is_own_folder(path: Path) -> bool:
 
 def _read_safetensors(path: Path, network: SavedNetwork) -> dict[str, Any]:
     tensors, places = read(path), _by_path(abstract_variables(network.model))
+    if tensors.keys() == _by_path(_older_variables(network.model)).keys():
+        tensors = {key: tensors[key] for key in places}
     if found := differences(tensors, places):
         raise ValueError(f"{path} is not what it says it is:{in_lines(found)}")
     flat = {key: jnp.asarray(tensors[key].read(), leaf.dtype) for key, leaf in places.items()}
@@ -349,25 +351,41 @@ def _write_folder(path: Path, network: SavedNetwork) -> None:
 
 
 def _read_folder(path: Path, network: SavedNetwork, prefer_ema: bool) -> dict[str, Any]:
-    import orbax.checkpoint as ocp
-
     if checksums.has_record(path) and (fault := checksums.fault(path)):
         raise ValueError(f"{path} is damaged: {fault}.")
-    path, variables = path.absolute(), abstract_variables(network.model)
-    with ocp.StandardCheckpointer() as checkpointer:
+    variables, older = abstract_variables(network.model), _older_variables(network.model)
+    try:
+        restored = _restore(path.absolute(), variables, prefer_ema)
+    except (ValueError, KeyError, FileNotFoundError) as error:
         try:
-            if prefer_ema:
-                restored = checkpointer.restore(path / _AVERAGE, variables)
-            else:
-                restored = {
-                    name: checkpointer.restore(path / name, tree)
-                    for name, tree in variables.items()
-                }
-        except (ValueError, KeyError, FileNotFoundError) as error:
+            restored = _restore(path.absolute(), older, prefer_ema)
+        except (ValueError, KeyError, FileNotFoundError):
             raise ValueError(
                 f"{path} is damaged, or not what it says it is: {error_text(error)}"
             ) from error
+        restored = {key: _by_path(restored)[key] for key in _by_path(variables)}
+        restored = traverse_util.unflatten_dict(restored, sep="/")
     return jax.tree.map(jnp.asarray, restored)  # a training run has saved NumPy's
+
+
+def _restore(path: Path, variables: Mapping[str, Any], prefer_ema: bool) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        if prefer_ema:
+            return checkpointer.restore(path / _AVERAGE, variables)
+        return {name: checkpointer.restore(path / name, tree) for name, tree in variables.items()}
+
+
+def _older_variables(model: nn.Module) -> dict[str, Any]:
+    """As `abstract_variables`, of the files of version 0.1.0.
+
+    There a backbone with `norm_intermediate_features` had a norm in each stage, also in those that
+    it does not return.
+    """
+    if getattr(model, "norm_intermediate_features", False) and model.out_indices is not None:
+        model = model.clone(out_indices=tuple(range(len(model.architecture.layers))))
+    return abstract_variables(model)
 
 
 def _folder_description(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Networks in files of this package."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -67,6 +68,20 @@ def test_nothing_is_replaced_unasked(tmp_path, name):
     save(tmp_path / name, second, overwrite=True)
     assert_same(load(tmp_path / name), second)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["network.safetensors", "folder"])
+def test_norms_of_stages_that_are_not_returned(tmp_path, name):
+    """Files had them once."""
+    fields = {"num_classes": None, "norm_intermediate_features": True}
+    every, last = (network(out_indices=stages, **fields) for stages in ((0, 1), (1,)))
+    wanted = jax.tree.map(np.asarray, every.variables)
+    save(tmp_path / name, dataclasses.replace(last, variables=every.variables))
+    loaded = load(tmp_path / name)
+    assert loaded.model == last.model
+    for tree in (wanted["params"], wanted["batch_stats"]):
+        del tree["stages_0"]["norm"]
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, wanted)
 
 
 def test_an_interrupted_save_leaves_what_was_there(tmp_path, monkeypatch):

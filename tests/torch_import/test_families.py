@@ -894,6 +894,36 @@ class TestOtherClassifiers:
         assert loaded["params"][model.head_name]["kernel"].shape[-1] == 7
         assert_equal_trees(without_head(loaded, model), without_head(variables, model))
 
+    @pytest.mark.parametrize("architecture", [RESNET, REPVGG, MOBILENET, TINY], ids=type_name)
+    @pytest.mark.parametrize("name", ["fc", "linear", "classifier", "head", "last_linear"])
+    def test_linear_layers_of_other_names(self, architecture, name, tmp_path):
+        """Such as other libraries and users' own modules have them."""
+        model, variables = tiny(architecture)
+        official = family_of_keys(saved(architecture)).CLASSIFIER
+        weights = {
+            key.replace(f"{official}.", f"{name}."): v for key, v in saved(architecture).items()
+        }
+        write_torch(tmp_path / "renamed.pth", weights)
+        found, loaded = load_torch(tmp_path / "renamed.pth")
+        assert found == model
+        assert_equal_trees(loaded, variables)
+        assert not infer_architecture(tmp_path / "renamed.pth").faults
+
+    @pytest.mark.parametrize("change", ["no bias", "a 1 x 1 convolution"])
+    def test_reset_of_what_is_not_linear(self, change, tmp_path):
+        """Also where the number of classes is the same."""
+        weights = dict(saved(RESNET))
+        if change == "no bias":
+            del weights["fc.bias"]
+        else:
+            weights["fc.weight"] = weights["fc.weight"][:, :, None, None]
+        write_torch(tmp_path / "other.pth", weights)
+        with pytest.raises(ValueError, match="fc"):
+            load_torch(tmp_path / "other.pth")
+        with pytest.warns(UserWarning, match="is of another kind"):
+            _, loaded = load_torch(tmp_path / "other.pth", num_classes=4, reset_head=True)
+        assert loaded["params"]["fc"]["kernel"].shape[1:] == (4,)
+
     def test_message(self, case):
         model, _, path, missing = case
         with pytest.raises(ValueError, match=f"{re.escape(missing)} is missing; there are"):

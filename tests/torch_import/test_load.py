@@ -239,6 +239,37 @@ class TestHead:
             load_torch(path, num_classes=5, reset_head=True)
 
 
+class TestNormOfTheLastStage:
+    """The same tensors are a classifier's final norm, which mmpretrain keeps in the last stage, and
+    the norm of the last stage of a backbone."""
+
+    @pytest.fixture
+    def backbone(self, tiny):
+        last = len(TINY.layers) - 1
+        model = tiny[0].clone(out_indices=(last,), norm_intermediate_features=True)
+        return model, random_variables(model)
+
+    def test_round_trip(self, backbone, tmp_path):
+        model, variables = backbone
+        save_torch(variables, model, tmp_path / "backbone.pth")
+        _, loaded = load_torch(tmp_path / "backbone.pth", model)
+        jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+    def test_of_a_classifier(self, tiny, backbone, tmp_path):
+        save_torch(tiny[1], tiny[0], tmp_path / "classifier.pth")
+        _, loaded = load_torch(tmp_path / "classifier.pth", backbone[0])
+        wanted = tiny[1]["params"]["norm"]
+        norm = loaded["params"][f"stages_{len(TINY.layers) - 1}"]["norm"]
+        jax.tree.map(np.testing.assert_array_equal, norm, wanted)
+
+    def test_of_a_backbone(self, tiny, backbone, tmp_path):
+        model, variables = backbone
+        save_torch(variables, model, tmp_path / "backbone.pth")
+        _, loaded = load_torch(tmp_path / "backbone.pth", tiny[0].clone(num_classes=None))
+        wanted = variables["params"][f"stages_{len(TINY.layers) - 1}"]["norm"]
+        jax.tree.map(np.testing.assert_array_equal, loaded["params"]["norm"], wanted)
+
+
 class TestStructures:
     def test_re_parameterized_on_the_way(self, tiny, tiny_file):
         _, variables = load_torch(tiny_file, tiny[0].clone(deploy=True))
