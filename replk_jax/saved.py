@@ -318,9 +318,10 @@ def is_own_folder(path: Path) -> bool:
 
 def _read_safetensors(path: Path, network: SavedNetwork) -> dict[str, Any]:
     tensors, places = read(path), _by_path(abstract_variables(network.model))
-    if tensors.keys() == _by_path(_older_variables(network.model)).keys():
-        tensors = {key: tensors[key] for key in places}
-    if found := differences(tensors, places):
+    found = differences(tensors, places)
+    if found and tensors.keys() == _by_path(_older_variables(network.model)).keys():
+        found = differences({key: tensors[key] for key in places}, places)
+    if found:
         raise ValueError(f"{path} is not what it says it is:{in_lines(found)}")
     flat = {key: jnp.asarray(tensors[key].read(), leaf.dtype) for key, leaf in places.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
@@ -353,12 +354,12 @@ def _write_folder(path: Path, network: SavedNetwork) -> None:
 def _read_folder(path: Path, network: SavedNetwork, prefer_ema: bool) -> dict[str, Any]:
     if checksums.has_record(path) and (fault := checksums.fault(path)):
         raise ValueError(f"{path} is damaged: {fault}.")
-    variables, older = abstract_variables(network.model), _older_variables(network.model)
+    variables = abstract_variables(network.model)
     try:
         restored = _restore(path.absolute(), variables, prefer_ema)
     except (ValueError, KeyError, FileNotFoundError) as error:
         try:
-            restored = _restore(path.absolute(), older, prefer_ema)
+            restored = _restore(path.absolute(), _older_variables(network.model), prefer_ema)
         except (ValueError, KeyError, FileNotFoundError):
             raise ValueError(
                 f"{path} is damaged, or not what it says it is: {error_text(error)}"
