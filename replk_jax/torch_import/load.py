@@ -308,7 +308,13 @@ def recognize(contents: Any, selection: Selection = Selection()) -> Recognized: 
     found = find_weights(contents, selection)
     family = found.family
     weights, naming = _official(found)
-    model = family.infer_model(weights)
+    try:
+        model = family.infer_model(weights)
+    except ValueError:
+        without = _without_classifier(weights)
+        if without.keys() == weights.keys():
+            raise
+        model = family.infer_model(without)  # the classifier is among the faults
     return Recognized(
         model=model,
         name=registry.name_of(model.architecture),

@@ -27,6 +27,7 @@ from replk_jax.torch_import import (
 )
 from replk_jax.torch_import.convert import faults, to_state_dict
 from replk_jax.torch_import.families import FAMILIES, family_of_keys
+from replk_jax.torch_import.names import CLASSIFIER
 from replk_jax.torch_import.structures import Structure
 from replk_jax.torch_import.writer import write_torch
 from tests import golden
@@ -932,6 +933,10 @@ class TestOtherClassifiers:
             load_torch(path, model)
         with pytest.raises(ValueError, match="say for how many num_classes"):
             load_torch(path, reset_head=True)
+        found = infer_architecture(path)
+        assert found.model == model.clone(num_classes=None)
+        assert found.faults
+        assert all(CLASSIFIER.search(fault) for fault in found.faults)
 
 
 def without_head(variables, model):
