@@ -94,10 +94,10 @@ def find_metadata(path: str | os.PathLike, contents: Any, model: Network) -> Met
     search.in_checkpoint(contents if isinstance(contents, Mapping) else {})
     named = released.recognize(path, model)
     if named and not _has_json_by_name(path):
-        search.keep(_RELEASED, preprocessing=named.preprocessing)
+        search.keep(_RELEASED, "preprocessing", named.preprocessing)
     search.in_json(path)
     if named:
-        search.keep(_RELEASED, preprocessing=named.preprocessing)
+        search.keep(_RELEASED, "preprocessing", named.preprocessing)
     return search.found
 
 
@@ -136,10 +136,9 @@ class _Search:
         if matches is None:
             matches = _has_json_by_name(path)
         if not matches:
-            for name in (
-                name for name, known in _JSON_FIELDS.items() if known & files[name].keys()
-            ):
-                warnings.warn(_why_unused(folder / name, path, config), stacklevel=5)
+            for name, fields in _JSON_FIELDS.items():
+                if fields & files[name].keys():
+                    warnings.warn(_why_unused(folder / name, path, config), stacklevel=5)
             return
         self.preprocessing(_CONFIG, timm_preprocessing, config)
         self.preprocessing(_PROCESSOR, transformers_preprocessing, files[_PROCESSOR])
@@ -164,19 +163,18 @@ class _Search:
                 stacklevel=5,
             )
         elif value is not None:
-            self.keep(source, preprocessing=value)
+            self.keep(source, "preprocessing", value)
 
     def class_names(self, source: str, interpret: Callable, fields: Mapping[str, Any]) -> None:
         """Adds what `interpret(fields)` gives."""
         if self.found.class_names is None:
-            self.keep(source, class_names=_attempt("class names", source, interpret, fields))
+            self.keep(source, "class_names", _attempt("class names", source, interpret, fields))
 
-    def keep(self, source: str, **found: Any) -> None:
-        """Adds values by name, of those that are not None or known already."""
-        for name, value in found.items():
-            if value is not None and getattr(self.found, name) is None:
-                changes = {name: value, f"{name}_source": source}
-                self.found = dataclasses.replace(self.found, **changes)
+    def keep(self, source: str, name: str, value: Any) -> None:
+        """Adds a value, unless it is None or one is known already."""
+        if value is not None and getattr(self.found, name) is None:
+            changes = {name: value, f"{name}_source": source}
+            self.found = dataclasses.replace(self.found, **changes)
 
 
 # What contents of unexpected types and values raise; whatever they are, the weights can be read.
