@@ -30,7 +30,7 @@ from replk_jax.preprocessing import Preprocessing
 from replk_jax.torch_import.byte_file import FileError, naming
 from replk_jax.torch_import.convert import by_official_name
 from replk_jax.torch_import.load import fit, load_contents
-from replk_jax.torch_import.metadata import Metadata, find_metadata
+from replk_jax.torch_import.metadata import find_metadata
 from replk_jax.torch_import.reader import is_pytorch_folder, metadata, read
 from replk_jax.torch_import.tensors import brief
 from replk_jax.torch_import.weights import Selection
@@ -51,6 +51,8 @@ class SavedNetwork:
       class_names: one for each class; None where they are not known.
       preprocessing_source, class_names_source: where in a PyTorch checkpoint, or beside it, they
         were found; None for other files.
+      unrecorded: strides and dilation that a configuration saved with a PyTorch checkpoint gives,
+        and the model does not have; None where there is no such difference.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class SavedNetwork:
     class_names: tuple[str, ...] | None = None
     preprocessing_source: str | None = dataclasses.field(default=None, compare=False)
     class_names_source: str | None = dataclasses.field(default=None, compare=False)
+    unrecorded: str | None = dataclasses.field(default=None, compare=False)
 
     @property
     def name(self) -> str | None:
@@ -246,14 +249,15 @@ def torch_description(path: Path, contents: Any, model: nn.Module) -> SavedNetwo
       contents: of it, as `read` gives them.
       model: the network, with the number of classes of the checkpoint or none.
     """
-    found = find_metadata(path, contents)
-    if found.architecture and not _is_named(model, found.architecture):
+    found = find_metadata(path, contents, model)
+    unrecorded = found.backbone and found.backbone.difference(model)
+    if unrecorded:
         warnings.warn(
-            f"{path.parent / 'config.json'} is of {found.architecture!r}, another network than "
-            f"{path}, and is not used.",
+            f"{path}: its configuration has a backbone with {unrecorded}. The weights do not "
+            "record this, and the model does not have it: build one with these fields, and load "
+            "into that.",
             stacklevel=4,
         )
-        found = Metadata()
     names, count = found.class_names, model.num_classes
     if names is not None and count is not None and len(names) != count:
         warnings.warn(
@@ -263,16 +267,14 @@ def torch_description(path: Path, contents: Any, model: nn.Module) -> SavedNetwo
         )
     if names is None or len(names) != count:
         names = None
-    preprocessing, source = found.preprocessing, found.preprocessing_source
-    if preprocessing is None and (named := released.recognize(path, model)):
-        preprocessing, source = named.preprocessing, "the name of a released checkpoint"
     return SavedNetwork(
         model=model,
         variables={},
-        preprocessing=preprocessing,
+        preprocessing=found.preprocessing,
         class_names=names,
-        preprocessing_source=source,
+        preprocessing_source=found.preprocessing_source,
         class_names_source=names and found.class_names_source,
+        unrecorded=unrecorded,
     )
 
 
@@ -289,14 +291,6 @@ def _load_torch(
     described = loaded if model is None else loaded.clone(num_classes=None)
     network = torch_description(path, contents, described)
     return dataclasses.replace(network, model=loaded, variables=variables)
-
-
-def _is_named(model: nn.Module, name: str) -> bool:
-    """Whether a network could be the one that another library calls `name`."""
-    try:
-        return registry.resolve_name(name) == registry.name_of(model.architecture)
-    except ValueError:  # a name that is not known here
-        return registry.name_of(model.architecture) is None
 
 
 def _read_variables(path: Path, network: SavedNetwork, selection: Selection) -> dict[str, Any]:

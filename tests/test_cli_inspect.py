@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from replk_jax import SavedNetwork, create_model, save
+from replk_jax import ResNetArchitecture, SavedNetwork, create_model, save
 from replk_jax.cli import main
 from replk_jax.models import registry
 from replk_jax.torch_import import save_torch
@@ -17,7 +17,13 @@ from replk_jax.torch_import.writer import write_safetensors, write_torch
 from tests import golden
 from tests.helpers import ONE_STAGE, TINY, random_variables
 from tests.test_saved import PREPROCESSING, network
-from tests.torch_import.archives import state_dict, tensor, write_archive, write_with_header
+from tests.torch_import.archives import (
+    add_entries,
+    state_dict,
+    tensor,
+    write_archive,
+    write_with_header,
+)
 
 CHECKPOINTS = golden.ROOT / "checkpoints"
 NO_NETWORK = "no network that is known here"
@@ -138,21 +144,30 @@ class TestOtherLibraries:
         """As mmengine saves it, with the average under the key of the weights."""
         model = create_model(ONE_STAGE, num_classes=2)
         weights = to_state_dict(random_variables(model), model)
-        write_torch(tmp_path / "best.pth", {f"ema.{k}": v for k, v in weights.items()} | weights)
+        path = tmp_path / "pytorch_model.bin"
+        write_torch(path, {f"ema.{k}": v for k, v in weights.items()} | weights)
         (tmp_path / "config.json").write_text(
             '{"id2label": {"0": "ant", "1": "bee"}, "image_size": 64}'
         )
         (tmp_path / "preprocessor_config.json").write_text('{"size": 64, "resample": 2}')
-        shown = show(tmp_path / "best.pth")
+        shown = show(path)
         assert "images: 64 x 64, warped, bilinear" in shown
         assert "; from preprocessor_config.json" in shown
         assert "names of the classes, from config.json: ['ant', 'bee']" in shown
         assert "assumed, since a file does not tell it: an output stride of 32" in shown
         assert "a moving average (EMA) of the weights is saved with them: --ema" in shown
-        assert "weights: at the top, after 'ema.', an EMA" in show(tmp_path / "best.pth", "--ema")
-        assert "weights: at the top, after 'ema.'" in show(
-            tmp_path / "best.pth", "--prefix", "ema."
-        )
+        assert "weights: at the top, after 'ema.', an EMA" in show(path, "--ema")
+        assert "weights: at the top, after 'ema.'" in show(path, "--prefix", "ema.")
+
+    def test_strides_of_a_configuration(self, tmp_path, show):
+        model = create_model(ResNetArchitecture((1,), (4,)), num_classes=2)
+        weights = to_state_dict(random_variables(model), model)
+        meta = {"cfg": "model = dict(backbone=dict(type='mmdet.ResNet', style='caffe'))"}
+        write_torch(tmp_path / "mm.pth", weights)
+        add_entries(tmp_path / "mm.pth", meta=meta)
+        shown = show(tmp_path / "mm.pth")
+        line = "  its configuration has a backbone with stride_in_1x1=True (style='caffe')\n"
+        assert line in shown
 
     def test_several_networks(self, tmp_path, show, refusal):
         model = create_model(ONE_STAGE, num_classes=2)

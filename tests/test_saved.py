@@ -4,21 +4,23 @@ import dataclasses
 import json
 import os
 import shutil
+import warnings
 
 import jax
 import numpy as np
 import pytest
 
 import replk_jax
-from replk_jax import RepVGGArchitecture, SavedNetwork, load, save
+from replk_jax import RepVGGArchitecture, ResNetArchitecture, SavedNetwork, load, save
 from replk_jax.models import registry
 from replk_jax.preprocessing import Preprocessing
-from replk_jax.saved import load_into
+from replk_jax.saved import load_into, torch_description
 from replk_jax.torch_import import save_torch
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.reader import metadata, read
-from replk_jax.torch_import.writer import write_safetensors
+from replk_jax.torch_import.writer import write_safetensors, write_torch
 from tests.helpers import TINY, random_variables
+from tests.torch_import.archives import add_entries
 
 PREPROCESSING = Preprocessing(32, crop_fraction=None, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -165,6 +167,56 @@ class TestFilesOfOtherLibraries:
         with pytest.warns(UserWarning, match=f"is of '{architecture}', another network"):
             loaded = load(folder)
         assert loaded.preprocessing is loaded.class_names is None
+
+    def test_a_file_of_another_network_keeps_what_is_its_own(self, folder):
+        """Only the JSON file is left out, not what the checkpoint itself says."""
+        model = load(folder).model
+        config = TIMM_CONFIG | {"architecture": "repvgg_a1"}
+        (folder / "config.json").write_text(json.dumps(config))
+        contents = {"args": {"val_resize_size": 40, "val_crop_size": 32}}
+        contents["meta"] = {"dataset_meta": {"classes": ["a", "b", "c", "d"]}}
+        with pytest.warns(UserWarning, match="is of 'repvgg_a1', another network"):
+            described = torch_description(folder, contents, model)
+        assert described.preprocessing == Preprocessing(32, 0.8, "bilinear")
+        assert described.class_names == ("a", "b", "c", "d")
+        assert described.preprocessing_source == "its args entry"
+        assert described.class_names_source == "its meta entry"
+
+    @pytest.mark.parametrize("name", ["t.safetensors", "repvgg.safetensors"])
+    def test_timm_next_to_a_file_of_any_name(self, folder, name):
+        (folder / "model.safetensors").rename(folder / name)
+        loaded = load(folder / name)
+        assert loaded.preprocessing == Preprocessing(64, 1.0, "bilinear")
+        assert loaded.class_names == ("ant", "bee", "cat", "dog")
+
+    def test_transformers_next_to_a_file_of_any_name(self, folder):
+        """Nothing says that the files are of the same network."""
+        (folder / "model.safetensors").rename(folder / "t.safetensors")
+        config = {"model_type": "vit", "id2label": dict(enumerate("abcd"))}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.warns(UserWarning, match=r"config\.json is of 'vit', another network"):
+            loaded = load(folder / "t.safetensors")
+        assert loaded.preprocessing is loaded.class_names is None
+
+    def test_strides_of_a_configuration(self, tmp_path):
+        """They are reported unless the model has them: the weights do not record them."""
+        architecture = ResNetArchitecture((1, 1, 1, 1), (4, 4, 4, 4))
+        model = replk_jax.create_model(architecture, num_classes=2)
+        weights = to_state_dict(random_variables(model), model)
+        backbone = "type='ResNet', style='caffe', strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)"
+        meta = {"cfg": f"model = dict(backbone=dict({backbone}))"}
+        path = tmp_path / "mm.pth"
+        write_torch(path, weights)
+        add_entries(path, meta=meta)
+        with pytest.warns(UserWarning, match=r"output_stride=8, stride_in_1x1=True \(strides="):
+            loaded = load(path)
+        assert loaded.unrecorded.startswith("output_stride=8, stride_in_1x1=True (")
+        assert loaded.model.output_stride is None
+        dilated = replk_jax.create_model(
+            architecture, num_classes=2, output_stride=8, stride_in_1x1=True
+        )
+        with warnings.catch_warnings(action="error"):
+            assert load_into(dilated, path).unrecorded is None
 
     def test_into_a_model_of_other_classes(self, folder):
         """The preprocessing stays that of the file; its class names do not apply."""

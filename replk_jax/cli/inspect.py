@@ -126,6 +126,8 @@ def _description(network: SavedNetwork) -> Iterator[str]:
 def _around(path: Path, contents: Any, model: nn.Module) -> Iterator[str]:
     """What a PyTorch checkpoint, the files next to it and its name say besides the weights."""
     known = saved.torch_description(path, contents, model)
+    if known.unrecorded:
+        yield f"its configuration has a backbone with {known.unrecorded}"
     yield from _images(known.preprocessing, model, known.preprocessing_source)
     if known.class_names:
         names = printable(list(known.class_names))

@@ -1,26 +1,43 @@
 """PyTorch files put together by hand, out of opcodes and bytes."""
 
+import pickle
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def write_archive(
     path: Path,
-    pickle: bytes,
+    pickled: bytes,
     storages: Mapping[str, bytes] | None = None,
     others: Mapping[str, bytes] | None = None,
     compression: int = zipfile.ZIP_STORED,
 ) -> Path:
     """A file of the zip format, with valid checksums."""
     with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", pickle)
+        archive.writestr("archive/data.pkl", pickled)
         for key, data in (storages or {}).items():
             archive.writestr(f"archive/data/{key}", data)
         for name, data in (others or {}).items():
             archive.writestr(f"archive/{name}", data)
     return path
+
+
+def add_entries(path: Path, **entries: Any) -> None:
+    """Puts the state dict that `write_torch` wrote under a key, next to other entries."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in contents if name.endswith("/data.pkl"))
+    # Each pickle without its protocol and its end.
+    items = pickle.dumps("state_dict", 2)[2:-1] + contents[name][2:-1]
+    for key, value in entries.items():
+        items += pickle.dumps(key, 2)[2:-1] + pickle.dumps(value, 2)[2:-1]
+    contents[name] = b"\x80\x02}(" + items + b"u."
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
 
 
 def write_with_header(path: Path, header: bytes, data: bytes = b"") -> Path:
