@@ -456,8 +456,17 @@ def _dynamic_class(args: tuple[Any, ...]) -> Placeholder | None:
     return None
 
 
-_CLOUDPICKLE = ("cloudpickle", "joblib.externals.cloudpickle", "pyspark.cloudpickle", "ray.cloudpickle")
-_CODE_PICKLERS = (*(f"{package}.cloudpickle" for package in _CLOUDPICKLE), "dill._dill", "dill.dill")
+_CLOUDPICKLE = (
+    "cloudpickle",
+    "joblib.externals.cloudpickle",
+    "pyspark.cloudpickle",
+    "ray.cloudpickle",
+)
+_CODE_PICKLERS = (
+    *(f"{package}.cloudpickle" for package in _CLOUDPICKLE),
+    "dill._dill",
+    "dill.dill",
+)
 _MAKERS_OF_CLASSES: dict[str, Function] = {
     "_builtin_type": _builtin_type,
     "_load_type": _builtin_type,

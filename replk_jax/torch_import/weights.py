@@ -15,7 +15,13 @@ from typing import Any
 
 from replk_jax.torch_import import other_networks
 from replk_jax.torch_import.families import FAMILIES, Family, known_families
-from replk_jax.torch_import.tensors import Placeholder, StoredTensor, UnreadableTensor, brief
+from replk_jax.torch_import.tensors import (
+    Placeholder,
+    StoredTensor,
+    UnreadableTensor,
+    brief,
+    check_total_size,
+)
 
 _MOST_LEVELS = 8  # of dictionaries around a state dict
 # Entries whose tensors may be named as weights are, but are not weights.
@@ -386,11 +392,13 @@ def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """The tensors that are weights: no counters, and nothing else that is saved with them.
 
     Raises:
-      ValueError: a tensor whose values are not in the file as an array.
+      ValueError: a tensor whose values are not in the file as an array, or tensors that take more
+        memory than the file justifies.
     """
     tensors = {n: v for n, v in values.items() if _is_tensor(v) and not _is_step_counter(n)}
     if reason := _unreadable_reason(tensors):
         raise ValueError(reason)
+    check_total_size(tensors.values())
     return tensors
 
 
