@@ -50,6 +50,10 @@ def _paths(names: dict[str, str]) -> frozenset[str]:
     return frozenset(f"{module}.{name}" for module in names for name in names[module].split())
 
 
+def _words(*texts: str) -> frozenset[str]:
+    return frozenset(word for text in texts for word in text.split())
+
+
 _NUMPY_ARRAYS = "_reconstruct scalar"
 _NUMPY_RANDOM = "__bit_generator_ctor __generator_ctor __randomstate_ctor"
 _PATHS = "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"
@@ -128,29 +132,25 @@ _APPLYING = _paths(
 )
 
 # With all modules in them.
-_DANGEROUS_PACKAGES = frozenset(
-    "asyncio concurrent ctypes dbm ensurepip http importlib multiprocessing sqlite3 unittest urllib "
-    "venv xmlrpc zipfile".split()
+_DANGEROUS_PACKAGES = _words(
+    "asyncio concurrent ctypes dbm ensurepip http importlib multiprocessing sqlite3 unittest",
+    "urllib venv xmlrpc zipfile",
 )
 
-# Standard modules that are not packages. Their names are usual for packages of the user's own:
-# `code.modes` and `site.config` have nothing to do with `code` and `site`.
-_DANGEROUS_MODULES = frozenset(
-    name
-    for names in (
-        # Programs and other processes.
-        "_posixsubprocess _winapi commands nt os os.path popen2 posix pty signal subprocess",
-        # Code, modules and the interpreter.
-        "_ctypes _frozen_importlib _frozen_importlib_external _imp _pickle bdb cProfile code "
-        "codeop doctest gc imp inspect marshal pdb pickle pkgutil py_compile pydoc runpy site sys "
-        "sys.monitoring sysconfig timeit zipapp zipimport",
-        # Files.
-        "_sqlite3 fileinput linecache mmap shelve shutil tarfile tempfile",
-        # The network.
-        "_socket _ssl ftplib imaplib logging.config logging.handlers nntplib poplib smtplib socket "
-        "socketserver ssl telnetlib webbrowser",
-    )
-    for name in names.split()
+# Standard modules that are not packages. Users have packages of the same names: `code.modes` and
+# `site.config` have nothing to do with `code` and `site`.
+_DANGEROUS_MODULES = _words(
+    # Programs and other processes.
+    "_posixsubprocess _winapi commands nt os os.path popen2 posix pty signal subprocess",
+    # Code, modules and the interpreter.
+    "_ctypes _frozen_importlib _frozen_importlib_external _imp _pickle bdb cProfile code codeop",
+    "doctest gc imp inspect marshal pdb pickle pkgutil py_compile pydoc runpy site sys",
+    "sys.monitoring sysconfig timeit zipapp zipimport",
+    # Files.
+    "_sqlite3 fileinput linecache mmap shelve shutil tarfile tempfile",
+    # The network.
+    "_socket _ssl ftplib imaplib logging.config logging.handlers nntplib poplib smtplib socket",
+    "socketserver ssl telnetlib webbrowser",
 )
 
 _DANGEROUS_FUNCTIONS = _paths(

@@ -12,7 +12,8 @@ EXCEPTIONS = {
     "InvalidStateError LimitOverrunError SendfileNotAvailableError TimeoutError",
     "asyncio.queues": "QueueEmpty QueueFull QueueShutDown",
     "bdb": "BdbQuit",
-    "concurrent.futures._base": "BrokenExecutor CancelledError Error InvalidStateError TimeoutError",
+    "concurrent.futures._base": "BrokenExecutor CancelledError Error InvalidStateError "
+    "TimeoutError",
     "concurrent.futures.interpreter": "BrokenInterpreterPool ExecutionFailed",
     "concurrent.futures.process": "BrokenProcessPool _RemoteTraceback",
     "concurrent.futures.thread": "BrokenThreadPool",

@@ -735,13 +735,13 @@ def test_what_is_only_strange_is_read(tmp_path):
     assert time.process_time() - begin < 5
 
 
-@pytest.mark.parametrize("bits", [4096, 4097, 6645, 1_000_000])
-@pytest.mark.parametrize("protocol", [0, 2])
+@pytest.mark.parametrize(
+    ("bits", "protocol"),
+    [(4096, 0), (4097, 0), (6645, 0), (4096, 2), (4097, 2), (6645, 4), (1_000_000, 2)],
+)
 def test_huge_integers_beside_others(bits, protocol, tmp_path):
-    """Also as keys and arguments. Python itself cannot write those of over 4300 digits as text."""
+    """Also as keys. Protocol 0 writes text, and Python has none for over 4300 digits."""
     number = 2 ** (bits - 1)
-    if protocol == 0 and bits > 14_000:
-        pytest.skip("has no text")
     value = {"huge": number, "key": {number: 1}, "inner": [-number], "small": 2**4095}
     write_archive(tmp_path / "f", pickle.dumps(value, protocol))
     contents = read(tmp_path / "f")
