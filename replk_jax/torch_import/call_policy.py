@@ -104,6 +104,7 @@ _DATA = _paths(
         "os": "stat_result statvfs_result terminal_size times_result",
         "pathlib": _PATHS,
         "pathlib._local": _PATHS,  # how Python 3.13 names them
+        "platform": "uname_result",
         "posix": _POSIX,
         "random": "Random",
         "re": "RegexFlag _compile",
