@@ -387,7 +387,9 @@ def _folder_description(path: Path) -> str:
     try:
         return (path / "description" / "metadata").read_text()
     except FileNotFoundError:
-        fault = "has no description" if any(path.iterdir()) else "is empty"
+        fault = "is empty"
+        if any(path.iterdir()):
+            fault = "has neither a description of this package nor weights of PyTorch"
         hint = _nearby_checkpoint(path)
         raise ValueError(f"{path} is not a checkpoint: it {fault}.{hint}") from None
 

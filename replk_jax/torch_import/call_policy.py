@@ -4,9 +4,9 @@ Nothing that a file names is ever imported or called, so no file can do harm thr
 The policy decides what becomes of the file:
 
 - A call in `_DATA` only makes data. It becomes an ordinary `Placeholder`.
-- A call into the modules and functions of `_DANGEROUS` runs programs or code, loads modules, or
-  reaches files, the network, memory or other processes. No checkpoint needs it, and anyone who
-  opens the file with PyTorch would run it: the file is rejected.
+- A call into the packages, modules and functions of `_DANGEROUS_...` runs programs or code, loads
+  modules, or reaches files, the network, memory or other processes. No checkpoint needs it, and
+  anyone who opens the file with PyTorch would run it: the file is rejected.
 - Any other call becomes a `Placeholder` with `called=True`.
 """
 
@@ -14,6 +14,7 @@ import builtins
 import enum
 from typing import Any
 
+from replk_jax.torch_import.stdlib_classes import ENUMERATIONS, EXCEPTIONS
 from replk_jax.torch_import.tensors import Placeholder
 
 
@@ -32,15 +33,25 @@ def classify_call(function: Placeholder, args: tuple[Any, ...]) -> Call:
             return classify_call(applied, ())
     if function.path in _DATA:
         return Call.DATA
-    modules = {function.module, function.module.split(".")[0]}
+    return Call.DANGEROUS if _is_dangerous(function) else Call.UNKNOWN
+
+
+def _is_dangerous(function: Placeholder) -> bool:
+    package = function.module.split(".")[0]
     owner = f"{function.module}.{function.name.split('.')[0]}"
-    if modules & _DANGEROUS_MODULES or owner in _DANGEROUS_FUNCTIONS:
-        return Call.DANGEROUS
-    return Call.UNKNOWN
+    return (
+        package in _DANGEROUS_PACKAGES
+        or function.module in _DANGEROUS_MODULES
+        or owner in _DANGEROUS_FUNCTIONS
+    )
 
 
 def _paths(names: dict[str, str]) -> frozenset[str]:
     return frozenset(f"{module}.{name}" for module in names for name in names[module].split())
+
+
+def _words(*texts: str) -> frozenset[str]:
+    return frozenset(word for text in texts for word in text.split())
 
 
 _NUMPY_ARRAYS = "_reconstruct scalar"
@@ -48,7 +59,9 @@ _NUMPY_RANDOM = "__bit_generator_ctor __generator_ctor __randomstate_ctor"
 _PATHS = "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"
 _OPERATORS = "attrgetter getitem itemgetter methodcaller or_"
 
-_EXCEPTIONS = " ".join(
+_POSIX = "sched_param times_result uname_result"
+
+_BUILTIN_EXCEPTIONS = " ".join(
     name
     for name, value in vars(builtins).items()
     if isinstance(value, type) and issubclass(value, BaseException)
@@ -65,7 +78,7 @@ _DATA = _paths(
         "array": "_array_reconstructor array",
         "builtins": "Ellipsis NotImplemented bool bytearray bytes complex dict enumerate filter "
         "float frozenset getattr int iter list map object range reversed set slice str tuple type "
-        f"zip {_EXCEPTIONS}",
+        f"zip {_BUILTIN_EXCEPTIONS}",
         "collections": "ChainMap Counter OrderedDict UserDict UserList defaultdict deque",
         "collections.abc": "_CallableGenericAlias",
         "copyreg": "__newobj__ __newobj_ex__ _reconstructor",
@@ -73,6 +86,7 @@ _DATA = _paths(
         "decimal": "Context Decimal",
         "fractions": "Fraction",
         "functools": "partial reduce",
+        "inspect": "Parameter Signature",
         "ipaddress": "IPv4Address IPv4Network IPv6Address IPv6Network",
         "itertools": "accumulate chain combinations compress count cycle dropwhile filterfalse "
         "islice permutations product repeat starmap takewhile zip_longest",
@@ -85,27 +99,28 @@ _DATA = _paths(
         "numpy.random.bit_generator": "__pyx_unpickle_SeedSequence",
         "numpy._core.multiarray": _NUMPY_ARRAYS,
         "numpy._core.numeric": "_frombuffer",
+        "nt": _POSIX,
         "operator": _OPERATORS,
-        "os": "stat_result terminal_size times_result",
+        "os": "stat_result statvfs_result terminal_size times_result",
         "pathlib": _PATHS,
         "pathlib._local": _PATHS,  # how Python 3.13 names them
+        "platform": "uname_result",
+        "posix": _POSIX,
         "random": "Random",
         "re": "RegexFlag _compile",
-        "signal": "Handlers Signals",
-        "socket": "AddressFamily SocketKind",
         "struct": "Struct",
         "time": "struct_time",
         "torch": "Generator device",
         "torch._C": "Generator",
         "torch.serialization": "_get_layout",
         "types": "GenericAlias MappingProxyType SimpleNamespace",
-        "http": "HTTPMethod HTTPStatus",
         "typing": "ForwardRef NewType ParamSpec TypeVar Union",
         "uuid": "SafeUUID UUID",
         "weakref": "WeakKeyDictionary WeakSet WeakValueDictionary",
         "zoneinfo": "ZoneInfo ZoneInfo._unpickle",
     }
 )
+_DATA |= _paths(EXCEPTIONS) | _paths(ENUMERATIONS)
 
 # Those that call their first argument.
 _APPLYING = _paths(
@@ -117,23 +132,26 @@ _APPLYING = _paths(
     }
 )
 
-_DANGEROUS_MODULES = frozenset(
-    name
-    for names in (
-        # Programs and other processes.
-        "_posixsubprocess _winapi asyncio commands concurrent multiprocessing nt os popen2 posix "
-        "pty signal subprocess",
-        # Code, modules and the interpreter.
-        "_ctypes _frozen_importlib _frozen_importlib_external _imp _pickle bdb cProfile code "
-        "codeop ctypes doctest ensurepip gc imp importlib inspect marshal pdb pickle pkgutil "
-        "py_compile pydoc runpy site sys sysconfig timeit unittest venv zipapp zipimport",
-        # Files.
-        "_sqlite3 dbm fileinput linecache mmap shelve shutil sqlite3 tarfile tempfile zipfile",
-        # The network.
-        "_socket _ssl ftplib http imaplib logging.config logging.handlers nntplib poplib smtplib "
-        "socket socketserver ssl telnetlib urllib webbrowser xmlrpc",
-    )
-    for name in names.split()
+# With all modules in them.
+_DANGEROUS_PACKAGES = _words(
+    "asyncio concurrent ctypes dbm ensurepip http importlib multiprocessing sqlite3 unittest",
+    "urllib venv xmlrpc zipfile",
+)
+
+# Standard modules that are not packages. Users have packages of the same names: `code.modes` and
+# `site.config` have nothing to do with `code` and `site`.
+_DANGEROUS_MODULES = _words(
+    # Programs and other processes.
+    "_posixsubprocess _winapi commands nt os os.path popen2 posix pty signal subprocess",
+    # Code, modules and the interpreter.
+    "_ctypes _frozen_importlib _frozen_importlib_external _imp _pickle bdb cProfile code codeop",
+    "doctest gc imp inspect marshal pdb pickle pkgutil py_compile pydoc runpy site sys",
+    "sys.monitoring sysconfig timeit zipapp zipimport",
+    # Files.
+    "_sqlite3 fileinput linecache mmap shelve shutil tarfile tempfile",
+    # The network.
+    "_socket _ssl ftplib imaplib logging.config logging.handlers nntplib poplib smtplib socket",
+    "socketserver ssl telnetlib webbrowser",
 )
 
 _DANGEROUS_FUNCTIONS = _paths(
@@ -153,6 +171,6 @@ _DANGEROUS_FUNCTIONS = _paths(
         "operator": "call",
         "platform": "popen",
         "threading": "Thread Timer setprofile settrace",
-        "types": "CodeType FunctionType LambdaType",
+        "types": "FunctionType LambdaType",
     }
 )

@@ -1,5 +1,6 @@
 """Recognizes files and folders of other formats, to say what they are and what to do."""
 
+import re
 from collections.abc import Iterable, Set
 
 _TAR_MAGIC = slice(257, 262)
@@ -35,6 +36,18 @@ _STARTS = (
     (b"\x89PNG\r\n", "a PNG image", "Name the checkpoint."),
     (b"\xff\xd8\xff", "a JPEG image", "Name the checkpoint."),
 )  # fmt: skip
+# By their names: files of weights that are not PyTorch's.
+_NAMES = (
+    (re.compile(r".+\.(?:h5|keras)"), "Keras or TensorFlow"),
+    (re.compile(r".+\.data-\d{5}-of-\d{5}"), "TensorFlow"),
+    (re.compile(r".+\.tflite"), "TensorFlow Lite"),
+    (re.compile(r".+\.msgpack"), "Flax"),
+    (re.compile(r".+\.onnx"), "ONNX"),
+    (re.compile(r".+\.gguf"), "llama.cpp"),
+)
+_DEEPSPEED_WEIGHTS = re.compile(
+    r"(?P<partitioned>.*zero_pp_rank_\d+_)?mp_rank_\d+_model_states\.pt"
+)
 _MARKUP = ((b"<!doctype html", "a web page"), (b"<html", "a web page"), (b"<?xml", "an XML file"))
 
 
@@ -82,6 +95,8 @@ def _recognize(name: str, start: bytes) -> tuple[str, str]:
         return "a TensorFlow Lite model", _SAVE_STATE_DICT
     if name.endswith(".onnx") or _begins_like_onnx(start):
         return "an ONNX model", _SAVE_STATE_DICT
+    if framework := _framework(name):
+        return f"weights of {framework}, by its name", _SAVE_STATE_DICT
     if not start:
         return "empty, neither a PyTorch file nor a .safetensors file", "Download it again."
     return "neither a PyTorch file nor a .safetensors file", _DOWNLOAD
@@ -140,6 +155,38 @@ def explain_folder(names: Set[str]) -> str | None:
             "it is a checkpoint of DeepSpeed. Convert it with the script in it: "
             "python zero_to_fp32.py . pytorch_model.bin."
         )
+    if weights := [match for match in map(_DEEPSPEED_WEIGHTS.fullmatch, names) if match]:
+        return f"it is a part of a checkpoint of DeepSpeed. {_deepspeed_remedy(weights)}"
     if names & {"saved_model.pb", "keras_metadata.pb"}:
         return f"it is a TensorFlow model, not a checkpoint of PyTorch. {_SAVE_STATE_DICT}"
     return None
+
+
+def _deepspeed_remedy(weights: list[re.Match[str]]) -> str:
+    if len(weights) == 1 and not weights[0]["partitioned"]:
+        return f"Name the file in it that has the weights: {weights[0][0]}."
+    return (
+        "Its weights are partitioned. Convert them with the script in the folder above: "
+        "python zero_to_fp32.py . pytorch_model.bin."
+    )
+
+
+def explain_other_weights(names: Set[str]) -> str | None:
+    """Says which weights of other frameworks a folder has.
+
+    Args:
+      names: of what it holds.
+    """
+    found = {name: framework for name in sorted(names) if (framework := _framework(name))}
+    if not found:
+        return None
+    listed = ", ".join(f"{name} ({framework})" for name, framework in found.items())
+    return (
+        f"it has no weights of PyTorch, but those of other frameworks: {listed}. Download "
+        "model.safetensors or pytorch_model.bin of the same network."
+    )
+
+
+def _framework(name: str) -> str | None:
+    """Whose weights a file of this name has."""
+    return next((framework for pattern, framework in _NAMES if pattern.fullmatch(name)), None)

@@ -179,9 +179,11 @@ class _Machine:
 
     # Numbers and containers.
 
-    def push_long(self, value: int) -> None:
-        if value.bit_length() > _MOST_BITS:
-            raise ValueError(f"it has an integer of {value.bit_length()} bits")
+    def push_int(self, value: int) -> None:
+        """Python takes too long to hash a huge integer, and does not print it."""
+        bits = value.bit_length()
+        if bits > _MOST_BITS:
+            value = Placeholder("builtins", "int", (), omitted=f"it has {bits} bits")
         self.push(value)
 
     def append(self, values: Iterable[Any]) -> None:
@@ -253,7 +255,7 @@ class _Machine:
                 f"it calls {function.path}, so it is a program and no checkpoint, and nothing of "
                 "it has been run"
             )
-        called = effect is Call.UNKNOWN
+        called = function.called or effect is Call.UNKNOWN
         self.push(Placeholder(function.module, function.name, args, called=called))
 
     def reduce(self, _: None) -> None:
@@ -324,8 +326,8 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
-    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2"), _Machine.push),
-    **dict.fromkeys(("LONG", "LONG1", "LONG4"), _Machine.push_long),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2"), _Machine.push),
+    **dict.fromkeys(("INT", "LONG", "LONG1", "LONG4"), _Machine.push_int),
     **dict.fromkeys(("FLOAT", "BINFLOAT"), _Machine.push),
     **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _Machine.push),
     **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _Machine.push),
@@ -438,6 +440,42 @@ def _reconstruct(args: tuple[Any, ...]) -> Placeholder | None:
     return None
 
 
+def _builtin_type(args: tuple[Any, ...]) -> Placeholder | None:
+    """How cloudpickle and dill write types without a name of their own, such as that of code."""
+    match args:
+        case (str(name),) if len(name) <= _LONGEST_NAME:
+            return Placeholder("types", name)
+    return None
+
+
+def _dynamic_class(args: tuple[Any, ...]) -> Placeholder | None:
+    """How cloudpickle and dill write a class with its code, which a script has defined."""
+    match args:
+        case (_, str(name), *_) | (str(name), *_) if len(name) <= _LONGEST_NAME:
+            return Placeholder("__main__", name, called=True)
+    return None
+
+
+_CLOUDPICKLE = (
+    "cloudpickle",
+    "joblib.externals.cloudpickle",
+    "pyspark.cloudpickle",
+    "ray.cloudpickle",
+)
+_CODE_PICKLERS = (
+    *(f"{package}.cloudpickle" for package in _CLOUDPICKLE),
+    "dill._dill",
+    "dill.dill",
+)
+_MAKERS_OF_CLASSES: dict[str, Function] = {
+    "_builtin_type": _builtin_type,
+    "_load_type": _builtin_type,
+    "_make_skeleton_class": _dynamic_class,
+    "_make_skeleton_enum": _dynamic_class,
+    "_create_type": _dynamic_class,
+    "_create_namedtuple": _dynamic_class,
+}
+
 _PLAIN: dict[tuple[str, str], Function] = {
     ("collections", "OrderedDict"): _dict,
     ("collections", "Counter"): _dict,
@@ -448,4 +486,9 @@ _PLAIN: dict[tuple[str, str], Function] = {
     ("copyreg", "_reconstructor"): _reconstruct,
     ("builtins", "bytes"): _bytes,
     ("_codecs", "encode"): _bytes,
+    **{
+        (module, name): function
+        for module in _CODE_PICKLERS
+        for name, function in _MAKERS_OF_CLASSES.items()
+    },
 }

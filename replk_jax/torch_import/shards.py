@@ -1,74 +1,48 @@
-"""Folders of checkpoints as Hugging Face's libraries write them, and weights in several files.
+"""Weights in several files, as Hugging Face's libraries write them.
 
-A folder has its weights in `model.safetensors` or `pytorch_model.bin`. Large ones are split into
-shards, `model-00001-of-00003.safetensors` and so on; `model.safetensors.index.json` beside them
-says which shard has which tensor:
+Large weights are split into shards, `model-00001-of-00003.safetensors` and so on;
+`model.safetensors.index.json` beside them says which shard has which tensor:
 
     {"metadata": {...}, "weight_map": {"TENSOR": "SHARD", ...}}
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from replk_jax.torch_import.byte_file import ByteFile
-from replk_jax.torch_import.other_formats import explain_folder
 from replk_jax.torch_import.safetensors import parse_table
 from replk_jax.torch_import.tensors import brief
-
-# In the order in which they are looked for.
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "diffusion_pytorch_model.bin",
-    "open_clip_pytorch_model.bin",
-)
-# The second network of a folder that accelerate has written.
-_SECOND = {"model.safetensors": "model_1.safetensors", "pytorch_model.bin": "pytorch_model_1.bin"}
-_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)")
 _MOST_INDEX_BYTES = 1 << 22
 
 
-def is_pytorch_folder(path: str | os.PathLike) -> bool:
-    """Whether a path is a folder that `find_file` finds weights in, or can say more of."""
-    if not os.path.isdir(path):
-        return False
-    names = set(os.listdir(path))
-    return bool(explain_folder(names) or names & {*_WEIGHTS} or _weights_in(names))
+def index_of(name: str) -> str | None:
+    """The name of the index that belongs to a file of this name; None if it is not a shard."""
+    match = _match_shard(name)
+    return match and f"{match['stem']}{match['ending']}.index.json"
 
 
-def find_file(path: str | os.PathLike) -> Path:
-    """The file that has the weights, or the index of their shards: in a folder, or `path` itself.
+def check_whole(path: Path) -> None:
+    """Checks that a file is not one shard of several.
 
     Raises:
-      ValueError: a folder that has no weights in one of the usual files, or those of several
-        networks; or a file that is one shard of several.
+      ValueError: it is, by its name.
     """
-    path = Path(path)
-    if not path.is_dir():
-        _check_whole(path)
-        return path
-    names = set(os.listdir(path))
-    for name in _WEIGHTS:
-        if name in names:
-            if _SECOND.get(name) in names:
-                raise ValueError(f"it holds several networks. Name one: {name}, {_SECOND[name]}.")
-            return path / name
-    if explanation := explain_folder(names):
-        raise ValueError(explanation)
-    if weights := _weights_in(names):
-        raise ValueError(
-            f"it is a folder without {_WEIGHTS[0]}. Name the checkpoint in it: {brief(weights)}."
-        )
-    raise ValueError("this is not a regular file, but a folder without a checkpoint.")
+    match, index = _match_shard(path.name), index_of(path.name)
+    if match is None or index is None:
+        return
+    remedy = (
+        f"Name their index, {index}."
+        if path.with_name(index).exists()
+        else f"Put all of them and their index, {index}, into one folder, and name that."
+    )
+    raise ValueError(
+        f"it is shard {int(match['number'])} of {int(match['count'])}, so it has only a part of "
+        f"the tensors. {remedy}"
+    )
 
 
 def read_index(file: ByteFile) -> dict[str, str] | None:
@@ -135,21 +109,6 @@ def read_shards(
     return listed | unlisted
 
 
-def _check_whole(path: Path) -> None:
-    match = _SHARD.fullmatch(path.name)
-    if match is None or int(match["count"]) < 2:
-        return
-    index = path.with_name(f"{match['stem']}{match['ending']}.index.json")
-    remedy = (
-        f"Name their index, {index.name}."
-        if index.exists()
-        else f"Put all of them and their index, {index.name}, into one folder, and name that."
-    )
-    raise ValueError(
-        f"it is shard {int(match['number'])} of {int(match['count'])}, so it has only a part of "
-        f"the tensors. {remedy}"
-    )
-
-
-def _weights_in(names: set[str]) -> list[str]:
-    return sorted(name for name in names if name.endswith(_ENDINGS))
+def _match_shard(name: str) -> re.Match[str] | None:
+    match = _SHARD.fullmatch(name)
+    return match if match and int(match["count"]) > 1 else None

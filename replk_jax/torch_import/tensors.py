@@ -1,8 +1,10 @@
 """What the contents of a file are made of, beside Python's own values."""
 
+import collections
 import dataclasses
 import math
 import reprlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -13,6 +15,8 @@ from replk_jax.torch_import.byte_file import ByteFile
 _MODULE_ATTRIBUTES = frozenset(("_parameters", "_buffers", "_modules"))
 _MOST_DIMENSIONS = 32
 _MOST_ELEMENTS = 1 << 40  # NumPy counts those of an empty array along its other axes as well
+# Tensors may share bytes, but a file whose tensors are so many times as large as it is a trap.
+_MOST_SHARING = 8
 
 
 class ElementType(NamedTuple):
@@ -131,7 +135,7 @@ class StoredTensor:
             stride * dtype.itemsize if length > 1 else 0  # of one or none, no step is taken
             for length, stride in zip(shape, strides, strict=True)
         )
-        if self.nbytes > storage.file.size or math.prod(filter(None, shape)) > _MOST_ELEMENTS:
+        if math.prod(filter(None, shape)) > _MOST_ELEMENTS:
             raise ValueError(f"a tensor of shape {brief(shape)} is larger than the file")
         if self.size and offset + self.span > storage.size:
             raise ValueError(
@@ -159,6 +163,11 @@ class StoredTensor:
         steps = zip(self.shape, self._strides, strict=True)
         return sum((length - 1) * stride for length, stride in steps) + self.dtype.itemsize
 
+    @property
+    def file(self) -> ByteFile:
+        """That it is stored in."""
+        return self._storage.file
+
     def read(self) -> np.ndarray:
         """The values, as a C-contiguous array of its own in the machine's byte order.
 
@@ -180,6 +189,23 @@ class StoredTensor:
 
     def __repr__(self) -> str:
         return f"StoredTensor(shape={self.shape}, dtype={self.dtype})"
+
+
+def check_total_size(tensors: Iterable[StoredTensor]) -> None:
+    """Checks that reading all tensors takes memory in proportion to their files.
+
+    Raises:
+      ValueError: tensors that share bytes, and are together over 8 times as large as their file.
+    """
+    totals: collections.Counter[ByteFile] = collections.Counter()
+    for tensor in tensors:
+        totals[tensor.file] += tensor.nbytes
+    for file, total in totals.items():
+        if total > _MOST_SHARING * file.size:
+            raise ValueError(
+                f"its tensors share bytes, and are together over {_MOST_SHARING} times as large "
+                "as the file. In PyTorch, save a clone() of each tensor."
+            )
 
 
 @dataclasses.dataclass(eq=False, slots=True, repr=False)

@@ -47,10 +47,6 @@ _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 # Of a pickle: the longest string or bytes within it. Training logs have long texts and arrays.
 _MOST_AT_ONCE = 1 << 28
 
-# Views may share bytes, but a file whose tensors are so much more than it is a trap.
-_MOST_VIEWS = 8
-
-
 # From a key, the number of elements and their type to the storage.
 _FindStorage = Callable[[str, int, np.dtype], Storage]
 
@@ -170,7 +166,6 @@ class _TorchObjects:
 
     def __init__(self, find: _FindStorage):
         self._find = find
-        self._viewed = 0  # bytes in all tensors so far
 
     @property
     def _functions(self) -> dict[tuple[str, str], Function]:
@@ -221,10 +216,10 @@ class _TorchObjects:
         match args:
             case (_, _, _, _, _, _, metadata) if metadata:
                 return unreadable.of_lazy_view(args)
-            case (_TypedStorage() as storage, int(offset), tuple(shape), tuple(strides), *_):
+            case (_TypedStorage() as storage, int(), tuple(), tuple(), *_):
                 if storage.name in _QUANTIZED:
                     raise _unknown_storage(storage.path)
-                return self._view(storage, storage.dtype, offset, shape, strides)
+                return _view(storage, storage.dtype, args)
         return None
 
     def _tensor_of_dtype(self, args: tuple[Any, ...]) -> StoredTensor | UnreadableTensor | None:
@@ -234,10 +229,10 @@ class _TorchObjects:
             case (*_, Placeholder(), metadata) if metadata:
                 return unreadable.of_lazy_view(args)
             case (
-                _TypedStorage() as storage, int(offset), tuple(shape), tuple(strides), _, _,
+                _TypedStorage() as storage, int(), tuple(), tuple(), _, _,
                 Placeholder(module="torch", name=name), *_,
             ) if name in _DTYPES:  # fmt: skip
-                return self._view(storage, _DTYPES[name], offset, shape, strides)
+                return _view(storage, _DTYPES[name], args)
         return None
 
     def _tensor_of_class(self, args: tuple[Any, ...]) -> StoredTensor | UnreadableTensor | None:
@@ -251,15 +246,15 @@ class _TorchObjects:
                 )
         return None
 
-    def _view(
-        self, typed: _TypedStorage, dtype: np.dtype, offset: int, shape: tuple, strides: tuple
-    ) -> StoredTensor:
-        start = typed.offset + offset * dtype.itemsize
-        tensor = StoredTensor(typed.storage, dtype, start, shape, strides)
-        self._viewed += max(tensor.nbytes, tensor.span)
-        if self._viewed > _MOST_VIEWS * typed.storage.file.size:
-            raise ValueError(f"its tensors are more than {_MOST_VIEWS} times as large as the file")
-        return tensor
+
+def _view(
+    typed: _TypedStorage, dtype: np.dtype, args: tuple[Any, ...]
+) -> StoredTensor | UnreadableTensor:
+    """A tensor of a storage, by the arguments of the function that would have made it."""
+    _, offset, shape, strides, *_ = args
+    start = typed.offset + offset * dtype.itemsize
+    tensor = StoredTensor(typed.storage, dtype, start, shape, strides)
+    return unreadable.of_expanded(args) if tensor.nbytes > tensor.file.size else tensor
 
 
 def _no_container(contents: Any) -> str:

@@ -19,6 +19,10 @@ _VIEW = (
     "the conjugate or the negative of what is stored",
     "Save tensor.resolve_conj().resolve_neg().",
 )
+_EXPANDED = (
+    "expanded from fewer values to more than the file has",
+    "Save tensor.contiguous().",
+)
 
 # Functions of the pickle that make tensors of one kind.
 MAKERS = {
@@ -68,6 +72,11 @@ def of_dtype(name: str, args: tuple[Any, ...]) -> UnreadableTensor:
 def of_lazy_view(args: tuple[Any, ...]) -> UnreadableTensor:
     """A tensor that is to be conjugated or negated when it is read."""
     return _unreadable("torch._utils", "_rebuild_tensor_v2", args, *_VIEW)
+
+
+def of_expanded(args: tuple[Any, ...]) -> UnreadableTensor:
+    """A view (`tensor.expand(...)`) that has values many times, and is larger than the file."""
+    return _unreadable("torch._utils", "_rebuild_tensor_v2", args, *_EXPANDED)
 
 
 def _unreadable(

@@ -16,7 +16,13 @@ from typing import Any
 from replk_jax.torch_import import other_networks
 from replk_jax.torch_import.families import FAMILIES, Family, known_families
 from replk_jax.torch_import.names import CLASSIFIER
-from replk_jax.torch_import.tensors import Placeholder, StoredTensor, UnreadableTensor, brief
+from replk_jax.torch_import.tensors import (
+    Placeholder,
+    StoredTensor,
+    UnreadableTensor,
+    brief,
+    check_total_size,
+)
 
 _MOST_LEVELS = 8  # of dictionaries around a state dict
 # Entries whose tensors may be named as weights are, but are not weights: they are searched last.
@@ -420,11 +426,13 @@ def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """The tensors that are weights: no counters, and nothing else that is saved with them.
 
     Raises:
-      ValueError: a tensor that stands for another one, or whose values are not in the file.
+      ValueError: a tensor that stands for another one, or whose values are not in the file; or
+        tensors that take more memory than the file justifies.
     """
     tensors = {n: v for n, v in values.items() if _is_tensor(v) and not _is_step_counter(n)}
     if reason := _unreadable_reason(tensors) or _rewritten_reason(values):
         raise ValueError(reason)
+    check_total_size(tensors.values())
     return tensors
 
 

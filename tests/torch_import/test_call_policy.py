@@ -2,33 +2,53 @@
 
 import argparse
 import array
+import asyncio
 import collections
+import concurrent.futures
+import concurrent.futures.process
+import ctypes
 import dataclasses
 import datetime
 import decimal
 import enum
 import fractions
 import functools
+import http.client
+import importlib.metadata
+import importlib.util
+import inspect
 import ipaddress
 import itertools
 import logging
+import multiprocessing
 import operator
 import os
 import pathlib
 import pickle
+import platform
 import random
 import re
+import shutil
+import signal
+import smtplib
 import socket
+import sqlite3
+import ssl
+import subprocess
+import tarfile
 import time
 import types
 import typing
+import unittest
+import urllib.error
 import uuid
+import zipfile
 import zoneinfo
 
 import numpy as np
 import pytest
 
-from replk_jax.torch_import.call_policy import Call, classify_call
+from replk_jax.torch_import.call_policy import _DANGEROUS_MODULES, Call, classify_call
 from replk_jax.torch_import.reader import FileError, read
 from replk_jax.torch_import.tensors import Placeholder
 from tests.torch_import.archives import write_archive
@@ -90,6 +110,25 @@ HARMLESS = {
         np.array([1, None]), np.dtype([("a", "i4")]), np.datetime64("2020-01-01"),
         np.ma.array([1, 2], mask=[0, 1]),
     ],
+    "exceptions": [
+        subprocess.CalledProcessError(1, "a"), subprocess.TimeoutExpired("a", 1),
+        socket.gaierror(1, "a"), TimeoutError(), urllib.error.URLError("a"),
+        zipfile.BadZipFile("a"), tarfile.ReadError("a"), shutil.SameFileError("a"),
+        pickle.PicklingError("a"), pickle.UnpicklingError("a"), asyncio.CancelledError(),
+        asyncio.QueueEmpty(), asyncio.IncompleteReadError(b"a", 3),
+        concurrent.futures.CancelledError(), concurrent.futures.BrokenExecutor("a"),
+        concurrent.futures.process.BrokenProcessPool("a"), multiprocessing.TimeoutError("a"),
+        sqlite3.OperationalError("a"), ssl.SSLError(1, "a"), http.client.BadStatusLine("a"),
+        importlib.metadata.PackageNotFoundError("a"), ctypes.ArgumentError("a"),
+        unittest.SkipTest("a"), smtplib.SMTPServerDisconnected("a"),
+    ],
+    "enumerations": [
+        ssl.TLSVersion.TLSv1_2, ssl.CERT_NONE, ssl.Purpose.SERVER_AUTH, signal.SIGINT,
+        signal.SIG_DFL, socket.SOCK_STREAM, socket.AI_PASSIVE, http.HTTPStatus.OK,
+        inspect.Parameter.POSITIONAL_ONLY,
+    ],
+    "signatures": [inspect.signature(Config), inspect.signature(classify_call)],
+    "facts about the machine": [os.uname(), os.times(), os.statvfs("/"), platform.uname()],
     "others": [
         uuid.uuid4(), ipaddress.ip_address("1.2.3.4"), socket.AF_INET, os.stat("/"),
         ValueError("a"), KeyboardInterrupt(),
@@ -111,7 +150,7 @@ def calls(value):
 
 
 @pytest.mark.parametrize("kind", HARMLESS)
-@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_harmless_objects(kind, protocol, tmp_path):
     for number, value in enumerate(HARMLESS[kind]):
         write_archive(tmp_path / "f", pickle.dumps({"value": value}, protocol))
@@ -144,7 +183,10 @@ DANGEROUS = (
     "webbrowser.open", "urllib.request.urlopen", "http.client.HTTPConnection", "io.open",
     "_io.FileIO", "tempfile.mkdtemp", "multiprocessing.Process", "threading.Thread",
     "_thread.start_new_thread", "asyncio.run", "logging.FileHandler", "types.FunctionType",
-    "operator.call", "zipimport.zipimporter", "bdb.Bdb", "os.path.join",
+    "operator.call", "zipimport.zipimporter", "bdb.Bdb", "os.path.join", "types.LambdaType",
+    "code.interact", "site.addsitedir", "inspect.getsource", "zipfile.ZipFile",
+    "zipfile._path.Path", "ssl.create_default_context", "concurrent.futures.process.ProcessPoolExecutor",
+    "sys.monitoring.register_callback", "xmlrpc.client.ServerProxy", "unittest.mock._importer",
 )  # fmt: skip
 
 
@@ -173,3 +215,84 @@ def test_functions_that_call_their_argument():
 def test_names_alone_are_harmless(tmp_path):
     contents = read(write_archive(tmp_path / "f", b"}Va\ncos\nsystem\ns."))
     assert repr(contents["a"]) == "os.system"
+
+
+@pytest.mark.parametrize("package", ["code", "site", "inspect", "signal", "commands", "shelve"])
+def test_packages_named_as_standard_modules(package, tmp_path):
+    """Those of a project, such as a folder named `code`."""
+    pickle_ = f"}}Va\nc{package}.enums\nMode\n(I1\ntRs.".encode()
+    contents = read(write_archive(tmp_path / "f", pickle_))
+    assert repr(contents["a"]) == f"{package}.enums.Mode(1)"
+    assert calls(contents) == [f"{package}.enums.Mode"]
+
+
+@pytest.mark.parametrize("name", sorted(_DANGEROUS_MODULES))
+def test_standard_modules_by_their_full_names_are_no_packages(name):
+    """A module within one of these would not be rejected."""
+    try:
+        specification = importlib.util.find_spec(name)
+    except (ModuleNotFoundError, ValueError):  # sys.monitoring, by the version of Python
+        return
+    assert specification is None or specification.submodule_search_locations is None
+
+
+class TestPickledCode:
+    """Functions and classes that cloudpickle and dill write with their code."""
+
+    @pytest.mark.parametrize("protocol", [2, 5])
+    def test_of_cloudpickle(self, protocol, tmp_path):
+        cloudpickle = pytest.importorskip("cloudpickle")
+        scale = 3
+
+        class Local(int):
+            def double(self):
+                return scale * self
+
+        class Color(enum.Enum):
+            RED = 1
+
+        Point = collections.namedtuple("Point", "x y")
+        for value in (Local, Color, Point):
+            value.__module__ = "__main__"
+        values = [lambda x: x * scale, Local, Local(5), Local.double, Color.RED, Point(1, 2)]
+        for value in values:
+            pickle_ = cloudpickle.dumps({"value": value, "w": 1}, protocol)
+            contents = read(write_archive(tmp_path / "f", pickle_))
+            assert isinstance(contents["value"], Placeholder)
+            assert calls(contents)
+            assert contents["w"] == 1
+        assert repr(contents["value"]) == "__main__.Point(1, 2)"
+
+    @pytest.mark.parametrize(
+        ("opcodes", "text"),
+        [
+            ("cdill._dill\n_create_function\n(cdill._dill\n_create_code\n(I1\ntRtR",
+             "dill._dill._create_function(dill._dill._create_code(1))"),
+            ("cdill._dill\n_load_type\n(VCodeType\ntR(I1\ntR", "types.CodeType(1)"),
+            ("cdill._dill\n_create_type\n(cbuiltins\ntype\nVNet\n(t}tR)\x81", "__main__.Net()"),
+            ("cdill._dill\n_create_namedtuple\n(VPair\n(Va\nVb\nttR(I1\nI2\nt\x81",
+             "__main__.Pair(1, 2)"),
+            ("cjoblib.externals.cloudpickle.cloudpickle\n_builtin_type\n(VCodeType\ntR(I1\ntR",
+             "types.CodeType(1)"),
+        ],
+    )  # fmt: skip
+    def test_by_opcodes(self, opcodes, text, tmp_path):
+        pickle_ = b"}Va\n" + opcodes.encode("latin-1") + b"sVw\nI1\ns."
+        contents = read(write_archive(tmp_path / "f", pickle_))
+        assert repr(contents["a"]) == text
+        assert contents["a"].called
+        assert contents["w"] == 1
+
+    @pytest.mark.parametrize(
+        "opcodes",
+        [
+            b"ccloudpickle.cloudpickle\n_make_function\n(NtR)R",  # the function itself
+            b"cdill._dill\n_create_type\n(NVNet\ntR)R)R",  # what a class of the file has made
+            b"cdill._dill\n_get_attr\n(NVa\ntR)R",
+            b"cdill._dill\n_load_type\n(VFunctionType\ntR(NtR",
+        ],
+    )
+    def test_code_that_is_called_is_rejected(self, opcodes, tmp_path):
+        write_archive(tmp_path / "f", b"}Va\n" + opcodes + b"s.")
+        with pytest.raises(FileError, match=r"calls (what is not a function|types\.FunctionType)"):
+            read(tmp_path / "f")

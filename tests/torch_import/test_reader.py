@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -28,7 +29,12 @@ import pytest
 
 from replk_jax.torch_import.pickle_machine import Unpickler
 from replk_jax.torch_import.reader import FileError, metadata, read
-from replk_jax.torch_import.tensors import Placeholder, StoredTensor
+from replk_jax.torch_import.tensors import (
+    Placeholder,
+    StoredTensor,
+    UnreadableTensor,
+    check_total_size,
+)
 from replk_jax.torch_import.writer import write_safetensors, write_torch
 from tests import golden
 from tests.torch_import.archives import state_dict, tensor, write_archive, write_with_header
@@ -729,6 +735,25 @@ def test_what_is_only_strange_is_read(tmp_path):
     assert time.process_time() - begin < 5
 
 
+@pytest.mark.parametrize(
+    ("bits", "protocol"),
+    [(4096, 0), (4097, 0), (6645, 0), (4096, 2), (4097, 2), (6645, 4), (1_000_000, 2)],
+)
+def test_huge_integers_beside_others(bits, protocol, tmp_path):
+    """Also as keys. Protocol 0 writes text, and Python has none for over 4300 digits."""
+    number = 2 ** (bits - 1)
+    value = {"huge": number, "key": {number: 1}, "inner": [-number], "small": 2**4095}
+    write_archive(tmp_path / "f", pickle.dumps(value, protocol))
+    contents = read(tmp_path / "f")
+    assert contents["small"] == 2**4095
+    (key,) = contents["key"]
+    huge = (contents["huge"], key, contents["inner"][0])
+    if bits == 4096:
+        assert (contents["huge"], contents["inner"]) == (number, [-number])
+    else:
+        assert {repr(value) for value in huge} == {f"builtins.int(left out: it has {bits} bits)"}
+
+
 def test_functions_of_others_become_placeholders(tmp_path):
     pickle_ = b"}Va\nchubconf\nload\n(Vx\ntRsVb\nchubconf\nHub\n)\x81s."
     contents = read(write_archive(tmp_path / "f", pickle_))
@@ -765,7 +790,6 @@ WRONG_TENSORS = {
     "negative shape": (tensor((-4,), (1,)), "shape, strides or an offset"),
     "fewer strides than axes": (tensor((2, 2), (1,)), "1 strides are not those"),
     "more axes than any": (tensor((1,) * 33, (1,) * 33), "shape, strides or an offset"),
-    "one value over and over": (tensor((2**40,), (0,)), "larger than the file"),
     "more than 64 bits count": (tensor((2**40, 2**40), (0, 0)), "larger than the file"),
     "nothing, but of what size": (tensor((0, 2**40, 2**40), (1, 1, 1)), "larger than the file"),
     "storage that is not there": (tensor(key="1"), "storage '1' is not in the file"),
@@ -792,11 +816,54 @@ def test_wrong_tensors(name, tmp_path):
         read(tmp_path / "f")
 
 
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((2**40,), (0,)), ((1000, 1000, 1000), (0, 0, 0)), ((3000, 4), (0, 1)), ((2**20, 2), (0, 2))],
+)
+def test_expanded_tensors_beside_others(shape, strides, tmp_path):
+    """Larger than the file, so they are not read, and do not keep the others from it."""
+    pickle_ = state_dict(mask=tensor(shape, strides), w=tensor())
+    write_archive(tmp_path / "f", pickle_, {"0": np.arange(4, dtype=np.float32).tobytes()})
+    contents = read(tmp_path / "f")
+    assert isinstance(contents["mask"], UnreadableTensor)
+    assert re.search("expanded", contents["mask"].kind)
+    assert re.search(r"contiguous\(\)", contents["mask"].remedy)
+    assert_same_bits(contents["w"], np.arange(4, dtype=np.float32))
+
+
+def test_small_expanded_tensors_are_read(tmp_path):
+    write_archive(
+        tmp_path / "f",
+        state_dict(w=tensor((3, 4), (0, 1))),
+        {"0": np.arange(4, dtype=np.float32).tobytes()},
+    )
+    expected = np.tile(np.arange(4, dtype=np.float32), (3, 1))
+    assert_same_bits(read(tmp_path / "f")["w"], expected)
+
+
+def test_expanded_tensors_of_pytorch(tmp_path):
+    torch = pytest.importorskip("torch")
+    weights = {"w": torch.arange(6.0).reshape(2, 3), "row": torch.arange(3.0).expand(4, 3)}
+    mask = torch.zeros(1).expand(1000, 1000, 1000)
+    torch.save({"mask": mask, "state_dict": weights}, tmp_path / "f")
+    contents = read(tmp_path / "f")
+    assert isinstance(contents["mask"], UnreadableTensor)
+    for name, value in weights.items():
+        assert_same_bits(contents["state_dict"][name], value.contiguous().numpy())
+
+
 def test_views_of_one_storage_over_and_over(tmp_path):
+    """Each is read, and all of them only one after the other."""
+    values = np.arange(1000, dtype=np.float32)
     pickle_ = state_dict(**{f"t{i}": tensor((1000,), (1,), count=1000) for i in range(1000)})
-    write_archive(tmp_path / "f", pickle_, {"0": bytes(4000)})
-    with pytest.raises(FileError, match="8 times as large as the file"):
-        read(tmp_path / "f")
+    write_archive(tmp_path / "f", pickle_, {"0": values.tobytes()})
+    tensors = read(tmp_path / "f")
+    assert_same_bits(tensors["t999"], values)
+    size = (tmp_path / "f").stat().st_size
+    few = [tensors[f"t{i}"] for i in range(8 * size // values.nbytes)]
+    check_total_size(few)
+    with pytest.raises(ValueError, match=r"over 8 times as large as the file.*clone\(\)"):
+        check_total_size([*few, tensors["t999"]])
 
 
 def sound_archive(path, compression=zipfile.ZIP_STORED):

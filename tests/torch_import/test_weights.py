@@ -13,6 +13,7 @@ from replk_jax.torch_import.tensors import Placeholder
 from replk_jax.torch_import.weights import Selection, find_weights
 from replk_jax.torch_import.writer import write_torch
 from tests.helpers import random_variables
+from tests.torch_import.archives import state_dict, tensor, write_archive
 
 
 def weights(seed=0):
@@ -91,6 +92,36 @@ class TestEntries:
         assert not found.ignored
         assert not found.is_ema
         assert not found.has_ema
+
+    def test_a_file_of_deepspeed(self, stored):
+        contents = {
+            "module": RAW, "buffer_names": ["stage0.bn.running_mean"], "optimizer": None,
+            "lr_scheduler": None, "param_shapes": None, "ds_config": {"train_batch_size": 8},
+            "ds_version": "0.15.4", "global_steps": 5, "dp_world_size": 2,
+        }  # fmt: skip
+        found = find_weights(stored(contents))
+        assert_found(found)
+        assert found.place == "['module']"
+
+    def test_the_same_weights_many_times(self, tmp_path):
+        """A list of state dicts that the script has not copied: each can be loaded."""
+        name = "stage1.{}.rbr_dense.conv.weight"
+        view = tensor((1000,), (1,), count=1000)
+        once = b"(V%b\n%bd" % (name.format(0).encode(), view)
+        pickle_ = b"(" + b"".join(b"Vepoch_%d\n%b" % (i, once) for i in range(20)) + b"d."
+        values = np.arange(1000, dtype=np.float32)
+        path = write_archive(tmp_path / "f", pickle_, {"0": values.tobytes()})
+        found = find_weights(read(path), Selection(key="epoch_19"))
+        np.testing.assert_array_equal(found.tensors[name.format(0)].read(), values)
+
+    def test_more_weights_than_the_file_has(self, tmp_path):
+        views = {
+            f"stage1.{i}.rbr_dense.conv.weight": tensor((100_000,), (1,), count=100_000)
+            for i in range(20)
+        }
+        path = write_archive(tmp_path / "f", state_dict(**views), {"0": bytes(400_000)})
+        with pytest.raises(ValueError, match="over 8 times as large as the file"):
+            find_weights(read(path))
 
     def test_key(self, stored):
         contents = stored({"student": RAW, "teacher": {"network": EMA}})
