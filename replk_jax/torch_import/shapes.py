@@ -7,6 +7,15 @@ from typing import Any
 from replk_jax.models.description import MOST_LAYERS
 from replk_jax.torch_import.tensors import brief
 
+# Tools of PyTorch that replace a tensor by others, from which the module computes it: what they
+# have done to it, what is appended to its name, and how to undo it. The new interface of all of
+# them stores the others in `parametrizations`.
+_TOOLS = (
+    ("pruned", ("_orig", "_mask"), "prune.remove"),
+    ("weight-normalised", ("_g", "_v"), "remove_weight_norm"),
+    ("spectrally normalised", ("_orig", "_u"), "remove_spectral_norm"),
+)
+
 
 class Shapes:
     """The shapes of weights that are taken for those of a network.
@@ -46,12 +55,24 @@ class Shapes:
         text = f"{key} is missing, which in a {self.family} is a kernel of {dimensions} dimensions"
         module = key.rpartition(".")[0]
         beside = [name for name in self.weights if name.startswith(f"{module}.")]
-        if {f"{key}_orig", f"{key}_mask"} <= set(beside):
-            return (
-                f"{text}: it has been pruned ({key}_orig and {key}_mask). In PyTorch: "
-                "torch.nn.utils.prune.remove(module, 'weight') before the state dict is saved."
-            )
+        if computed := self._computed(key):
+            return f"{text}: {computed}"
         return f"{text}; of {module} there are {brief(beside)}" if beside else text
+
+    def _computed(self, key: str) -> str | None:
+        """Which tool of PyTorch has replaced a tensor by others, and the remedy; None if none."""
+        module, _, leaf = key.rpartition(".")
+        parametrization = f"{module}.parametrizations.{leaf}."
+        tools = [(how, [key + end for end in ends], undo) for how, ends, undo in _TOOLS]
+        stored = [name for name in self.weights if name.startswith(parametrization)]
+        tools.append(("parametrized", stored, "parametrize.remove_parametrizations"))
+        for how, names, undo in tools:
+            if names and all(name in self.weights for name in names):
+                return (
+                    f"it has been {how} ({' and '.join(names)}). In PyTorch: "
+                    f"torch.nn.utils.{undo}(module, {leaf!r}) before the state dict is saved."
+                )
+        return None
 
     def classes(self, head: str) -> int | None:
         """The number of classes of the classifier of this name; None if there is none.
@@ -62,7 +83,7 @@ class Shapes:
         if not self.any(f"{head.split('.')[0]}."):
             return None
         key = f"{head}.weight"
-        if key not in self.weights and not self.any(key):
+        if key not in self.weights and not self.any(key) and not self._computed(key):
             parts = [name for name in self.weights if name.startswith(f"{head.split('.')[0]}.")]
             raise ValueError(
                 f"its classifier is not a linear layer as a {self.family} has it: {key} is "
@@ -77,10 +98,19 @@ class Shapes:
         Args:
           block: a pattern of what the names in a block begin with, with the numbers of the stage
             and of the block in it as groups.
+
+        Raises:
+          ValueError: none.
         """
         blocks: dict[int, set[str]] = {}
         for match in filter(None, map(re.compile(block).match, self.weights)):
             blocks.setdefault(int(match[1]), set()).add(match[2])
+        if not blocks:
+            example = block.replace(r"(\d+)", "N").replace("\\", "")
+            raise ValueError(
+                f"its stages are missing: a {self.family} has tensors whose names begin with "
+                f"{example}, and there are {brief(list(self.weights))}"
+            )
         return tuple(len(blocks[stage]) for stage in sorted(blocks))
 
     def expect_believable(self, layers: int) -> None:
