@@ -1,5 +1,6 @@
-"""Arguments of timm's `create_model` and torchvision's builders, as fields of the networks here."""
+"""Names of models and arguments as timm, torchvision and others have them."""
 
+import re
 from typing import Any
 
 from replk_jax.models.network import Network
@@ -11,6 +12,60 @@ _REGULARIZATION = {
     "dropout_rate": "dropout before its classifier",
     "drop_path_rate": "stochastic depth",
 }
+
+# Prefixes and suffixes of timm, transformers and mmpretrain that say where weights come from, and
+# the version of ResNet that all have.
+_ORIGIN = re.compile(
+    r"^(?:hf[-_]hub:)?(?:(?:timm|google|microsoft)/)?(?:(?:tv|gluon|ssl|swsl)_(?=resnet))?"
+    r"|\.(?!(?:pth?|bin|safetensors)$)[a-z]\w*$"
+    r"|(?:_(?:3rdparty|in21k-pre|\d+xb\d+[-\w]*?))+_in1k(?:-\d+px)?$",
+    re.IGNORECASE,
+)
+_RESNET_VERSION = re.compile(r"(?<=\d)[-_ ]?v1(?:b|\.5)$", re.IGNORECASE)
+# Names of others, in lower case without separators, that are not spelt as the registered ones.
+_SAME_NETWORK = ((re.compile(r"mobilenetv2(?:100|1\.0\d*)"), "mobilenetv2"),)  # width 1.0
+# What resembles a registered name, in the same spelling, and what to do.
+_OTHERS = (
+    (
+        r".*\.(?:pth?|bin|safetensors)",
+        "a file. Load it with replk_jax.load_torch(path), or give the name of the network alone.",
+    ),
+    (
+        r"mobilenetv2(?:\d{3}d?|\d\.\d+)",
+        "a MobileNetV2 of another width or depth. Give channels, layers, stem_channels and "
+        "last_channels to create_model('mobilenet_v2', ...).",
+    ),
+    (r"mobilenet(?:v[1345]|edgetpu).*", "another MobileNet than V2, which is not known here."),
+    (
+        r"resnet\d+",
+        "a ResNet of another depth. Give layers to create_model('resnet_18', ...) for basic "
+        "blocks, or to create_model('resnet_50', ...) for bottleneck blocks.",
+    ),
+    (
+        r"resnet(?:\d+[a-z]|[a-z]).*|.+resnet.*|.*(?:resne[xs]t|res2net).*",
+        "a variant of ResNet that is not known here.",
+    ),
+    (r"repvggplus.*|repvgg.+plus.*", "RepVGGplus, which is not known here."),
+)
+
+
+def spelling(name: str) -> str:
+    """A name or pattern in lower case, without separators outside of brackets."""
+    return re.sub(r"[-_\s](?![^\[]*\])", "", name.lower())
+
+
+def plain_name(name: str) -> str:
+    """The name of a model in one spelling, without the origin of its weights.
+
+    `timm/resnet101.tv_in1k`, `microsoft/resnet-101` and `tv_resnet101` are all `resnet101`.
+    """
+    key = spelling(_RESNET_VERSION.sub("", _ORIGIN.sub("", name)))
+    return next((ours for theirs, ours in _SAME_NETWORK if theirs.fullmatch(key)), key)
+
+
+def describe_other(plain: str) -> str | None:
+    """What a name stands for that resembles a registered one, and what to do; None if unknown."""
+    return next((text for names, text in _OTHERS if re.fullmatch(names, plain)), None)
 
 
 def translate(
@@ -28,7 +83,12 @@ def translate(
       ValueError: weights are asked for, which `create_model` does not load.
       TypeError: the same field is given by two names, or regularisation that the family lacks.
     """
-    arguments = dict(arguments)
+    # As in timm, where None means the default.
+    arguments = {
+        name: value
+        for name, value in arguments.items()
+        if value is not None or name not in (*_SAME_FIELD, *_REGULARIZATION)
+    }
     for name in _LOADS_WEIGHTS:
         if arguments.pop(name, None):
             raise ValueError(
@@ -36,17 +96,20 @@ def translate(
                 "and load it with replk_jax.load_torch(path), or replk_jax.load(path) for a file "
                 "that this package wrote."
             )
+    given_as = {}
     for theirs, ours in _SAME_FIELD.items():
         if theirs in arguments:
             if ours in arguments:
                 raise TypeError(f"{theirs} and {ours} are the same field: give one of them.")
             arguments[ours] = arguments.pop(theirs)
-    if arguments.pop("features_only", False):
-        arguments.setdefault("out_indices", tuple(range(stages)))
+            given_as[ours] = theirs
     for field, words in _REGULARIZATION.items():
         # A rate of 0 asks for nothing.
         if field not in known and field in arguments and arguments.pop(field):
-            raise TypeError(f"{family.__name__} has no {words}: leave out {field}.")
+            given = given_as.get(field, field)
+            raise TypeError(f"{family.__name__} has no {words}: leave out {given}.")
+    if arguments.pop("features_only", False) and arguments.get("out_indices") is None:
+        arguments["out_indices"] = tuple(range(stages))
     if "replace_stride_with_dilation" in arguments:
         raise TypeError(
             "replace_stride_with_dilation is output_stride here: output_stride=16 dilates the last "

@@ -1,11 +1,13 @@
 """What the networks of all families have in common, from outside."""
 
 import operator
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from replk_jax.models.layers import ReparameterizableModule, pytorch_init
 
@@ -14,9 +16,9 @@ class Network(ReparameterizableModule, kw_only=True):
     """A classifier, a feature extractor or a backbone.
 
     A family defines `__call__(x, train=False, *, features=False)`, which begins with
-    `check_call`, shows each stage's map to `show_stage`, and ends with `classify`. With
-    `out_indices` it returns a tuple of those maps; with `features`, or without a classifier, what
-    would enter the classifier.
+    `check_call`, passes the output of each stage to `sow_stage`, and ends with `classify`. With
+    `out_indices` it returns a tuple of those outputs; with `features`, or without a classifier,
+    what would enter the classifier.
 
     Attributes:
       architecture: widths, depths and kernels. Of every family it has `in_channels`, the channels
@@ -24,8 +26,9 @@ class Network(ReparameterizableModule, kw_only=True):
       num_classes: outputs of the classifier; None builds no classifier, and the model
         returns what would enter it. 0 means None.
       out_indices: stages whose feature maps to return, in this order, counted from 0 (the stem
-        is not among them), or from the end if negative. Kept as a tuple of non-negative numbers.
-        The model is then a backbone, without classifier whatever `num_classes` says.
+        is not among them), or from the end if negative: any sequence or array of integers, which
+        is kept as a tuple of non-negative numbers. The model is then a backbone, without
+        classifier whatever `num_classes` says.
       output_stride: size of the image over that of the last feature map, one of
         `output_strides`; None for that of the architecture. Strides beyond it become dilation
         (see `dilation.sample_stages`); the variables stay the same.
@@ -49,12 +52,16 @@ class Network(ReparameterizableModule, kw_only=True):
         # Equal models are equal and hashable whichever way they were written.
         if self.num_classes == 0 and not isinstance(self.num_classes, bool):
             self.num_classes = None
-        if isinstance(self.out_indices, list | tuple):
-            self.out_indices = tuple(map(self._stage, self.out_indices))
+        given = self.out_indices
+        is_array = isinstance(given, np.ndarray | jax.Array) and given.ndim == 1
+        if is_array or (isinstance(given, Sequence) and not isinstance(given, str)):
+            self.out_indices = tuple(map(self._stage, given))
         super().__post_init__()
 
     def _stage(self, index: Any) -> Any:
         """An index of a stage, counted from 0; what is none stays for `check_fields` to name."""
+        if isinstance(index, bool):
+            return index
         try:
             index = operator.index(index)
         except TypeError:
@@ -87,7 +94,10 @@ class Network(ReparameterizableModule, kw_only=True):
             )
         self.check_fields()
         if features and self.out_indices is not None:
-            raise ValueError("A backbone (out_indices) returns its maps; it has no features.")
+            raise ValueError(
+                "A backbone (out_indices) returns feature maps of its stages; it has no features "
+                "before a classifier. Leave out features=True, or use clone(out_indices=None)."
+            )
         if features and self.deploy and self.norm_joins_head and self.num_classes is not None:
             raise ValueError(
                 "The merged classifier holds the final batch norm, so its features are gone. "
@@ -104,9 +114,10 @@ class Network(ReparameterizableModule, kw_only=True):
         stages = range(len(self.architecture.layers))
         if not isinstance(self.out_indices, tuple | None):
             raise ValueError(
-                f"out_indices must be a tuple or list of stages, or None; got {self.out_indices!r}."
+                f"out_indices must be a sequence of stages, or None; got {self.out_indices!r}."
             )
-        unknown = [s for s in self.out_indices or () if s not in stages]
+        # `True in range(4)` holds.
+        unknown = [s for s in self.out_indices or () if type(s) is not int or s not in stages]
         if unknown:
             raise ValueError(
                 f"out_indices names stages {unknown}; this architecture has {list(stages)}."
@@ -119,9 +130,9 @@ class Network(ReparameterizableModule, kw_only=True):
             )
 
     @nn.nowrap
-    def show_stage(self, stage: int, emitted: jax.Array) -> None:
-        """Lets who asks for `intermediates` have the map that a stage emits, as `stage_0`, ..."""
-        self.sow("intermediates", f"stage_{stage}", emitted)
+    def sow_stage(self, stage: int, output: jax.Array) -> None:
+        """Stores the output of a stage, (N, H, W, C), in `intermediates` as `stage_0`, ..."""
+        self.sow("intermediates", f"stage_{stage}", output)
 
     def classify(self, x: jax.Array, features: bool) -> jax.Array:
         """Features (N, C) to logits (N, num_classes); or back as they are, where they are wanted.

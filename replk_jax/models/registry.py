@@ -3,10 +3,9 @@
 import dataclasses
 import difflib
 import fnmatch
-import re
 from typing import Any
 
-from replk_jax.models.aliases import translate
+from replk_jax.models.aliases import describe_other, plain_name, spelling, translate
 from replk_jax.models.mobilenet_v2 import MobileNetV2, MobileNetV2Architecture
 from replk_jax.models.network import Network
 from replk_jax.models.replknet import RepLKNet, RepLKNetArchitecture
@@ -89,42 +88,45 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-# Names of others that are not spelt as the registered ones.
-_ALIASES = {"mobilenetv2100": "mobilenet_v2"}  # timm's mobilenetv2_100, of width 1.0
-
-
 def list_models(pattern: str = "*") -> list[str]:
     """The names that `create_model` knows, those that match a shell-style pattern.
 
     A pattern that matches none is tried without regard to case, hyphens and underscores.
     """
     exact = fnmatch.filter(ARCHITECTURES, pattern)
-    return exact or [name for name in ARCHITECTURES if fnmatch.fnmatch(_key(name), _key(pattern))]
+    return exact or [
+        name for name in ARCHITECTURES if fnmatch.fnmatch(spelling(name), spelling(pattern))
+    ]
 
 
 def resolve_name(name: str) -> str:
     """The registered name that a name means.
 
-    Case, hyphens and underscores do not matter, and neither do timm's prefix and the tag of its
-    weights: `RepLKNet-31B`, `resnet101` and `timm/resnet101.tv_in1k` are registered models.
+    Case, hyphens and underscores do not matter, and neither does what others add to a name to say
+    where its weights come from: `RepLKNet-31B`, `resnet101`, `timm/resnet101.tv_in1k`,
+    `microsoft/resnet-101` and `google/mobilenet_v2_1.0_224` are registered models.
 
     Raises:
-      ValueError: an unknown name, with the closest known one.
+      ValueError: an unknown name, with the closest registered ones, or what it stands for.
     """
     if name in ARCHITECTURES:
         return name
-    by_key = {_key(known): known for known in ARCHITECTURES} | _ALIASES
-    key = _key(re.sub(r"^((hf[-_]hub:)?timm/)|\.\w+$", "", name))
-    if key in by_key:
-        return by_key[key]
-    close = difflib.get_close_matches(key, by_key, n=1)
-    hint = f" Did you mean {by_key[close[0]]!r}?" if close else ""
-    raise ValueError(f"Unknown model {name!r}.{hint} Known: {', '.join(ARCHITECTURES)}.")
+    registered = {spelling(known): known for known in ARCHITECTURES}
+    plain = plain_name(name)
+    if plain in registered:
+        return registered[plain]
+    if other := describe_other(plain):
+        raise ValueError(f"Unknown model {name!r}: {other} {_registered_names()}")
+    close = difflib.get_close_matches(plain, registered, cutoff=0.75)
+    hint = f" Did you mean {' or '.join(repr(registered[c]) for c in close)}?" if close else ""
+    raise ValueError(f"Unknown model {name!r}.{hint} {_registered_names()}")
 
 
-def _key(name: str) -> str:
-    """A name or pattern in lower case, without separators outside of brackets."""
-    return re.sub(r"[-_\s](?![^\[]*\])", "", name.lower())
+def _registered_names() -> str:
+    """A pattern for each family, as a sentence."""
+    families = dict.fromkeys(name.partition("_")[0] for name in ARCHITECTURES)
+    patterns = ", ".join(f"{family}_*" for family in families)
+    return f"Registered are {patterns}; list_models() has all names."
 
 
 def name_of(architecture: Architecture) -> str | None:
@@ -146,8 +148,9 @@ def create_model(name: str | Architecture, **overrides: Any) -> Network:
       **overrides: fields of the module (`num_classes`, `deploy`, `dtype`, ...) or of the
         architecture (`kernel_sizes`, `channels`, ...). Of timm's arguments `in_chans`, `drop_rate`
         (MobileNet V2), `num_classes=0` (no classifier), `features_only` (a backbone of all stages,
-        or those of `out_indices`) and `pretrained=False` are understood. `out_indices` counts
-        stages from 0, without the stem, which timm counts as 0 in some networks.
+        or those of `out_indices`, unless that is None) and `pretrained=False` are understood.
+        `out_indices` counts stages from 0, without the stem, which timm counts as 0 in some
+        networks.
 
     Raises:
       ValueError: an unknown name, an architecture that cannot exist, or weights asked for.

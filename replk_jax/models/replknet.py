@@ -34,7 +34,7 @@ from replk_jax.models.network import Network
 from replk_jax.ops import DepthwiseConv2D
 from replk_jax.ops.materialize import materialize
 
-_STEM_STRIDE = 4
+_STEM_STRIDE = 4  # of its two convolutions with a stride
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +212,8 @@ class ConvFFN(ReparameterizableModule, kw_only=True):
 class Stage(ReparameterizableModule, kw_only=True):
     """Pairs of RepLKBlock and ConvFFN at one resolution.
 
-    With `norm_output` the feature map that leaves the network has a batch norm of its own; the
-    input of the next stage does not pass it.
+    With `norm_output` the output of the network at this stage has a batch norm of its own; the
+    input of the next stage does not pass through it.
     """
 
     kernel_size: int
@@ -228,7 +228,16 @@ class Stage(ReparameterizableModule, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Maps (N, H, W, C) to the map for the next stage and the map to emit, both so."""
+        """Runs the stage.
+
+        Args:
+          x: (N, H, W, C).
+          train: as of `RepLKNet`.
+
+        Returns:
+          The input of the next stage, and the output of the network at this stage: both of the
+          shape of `x`.
+        """
         large_kernel_block = rematerialized(RepLKBlock, self.remat)
         ffn_block = rematerialized(ConvFFN, self.remat)
         for pair, rate in enumerate(self.drop_path_rates):
@@ -332,7 +341,7 @@ class RepLKNet(Network, kw_only=True):
                     dilation=sampling.entry_dilation,
                     depthwise=True,
                 )
-            x, emitted = Stage(
+            x, output = Stage(
                 kernel_size=arch.kernel_sizes[s],
                 small_kernel=arch.small_kernel,
                 dilated_branches=arch.dilated_branches,
@@ -345,8 +354,8 @@ class RepLKNet(Network, kw_only=True):
                 **self.structure(),
                 name=f"stages_{s}",
             )(x, train)
-            outputs.append(emitted)
-            self.show_stage(s, emitted)
+            outputs.append(output)
+            self.sow_stage(s, output)
         if self.out_indices is not None:
             return tuple(outputs[s] for s in self.out_indices)
 

@@ -419,7 +419,7 @@ class RepVGG(Network, kw_only=True):
                 x = nn.relu(block(**self.structure(), name=name)(x, train))
             if s:
                 outputs.append(x)
-                self.show_stage(s - 1, x)
+                self.sow_stage(s - 1, x)
         if self.out_indices is not None:
             return tuple(outputs[s] for s in self.out_indices)
         return self.classify(GlobalAveragePool()(x), features)

@@ -203,7 +203,7 @@ class ResNet(Network, kw_only=True):
                     name=f"layer{s + 1}_{i}",
                 )(x, train)
             outputs.append(x)
-            self.show_stage(s, x)
+            self.sow_stage(s, x)
         if self.out_indices is not None:
             return tuple(outputs[s] for s in self.out_indices)
         return self.classify(GlobalAveragePool()(x), features)

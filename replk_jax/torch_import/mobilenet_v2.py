@@ -57,7 +57,6 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             layers = Shapes(weights, "MobileNetV2").layers(r"blocks\.(\d+)\.(\d+)\.")
             expands = [f"blocks.{s}.0.conv_pwl.weight" in weights for s in range(len(layers))]
             rename = partial(_from_timm, layers=layers, expands=expands)
-            _expect_no_other_network(weights)
         case _:
             return dict(weights), naming
     return names.renamed(weights, rename), naming
@@ -96,7 +95,8 @@ def infer_model(weights: Mapping[str, Any]) -> MobileNetV2:
     layers = _layers_per_stage([block["channels"] for block in blocks])
     if len(layers) != len(_STANDARD.strides):
         raise ValueError(
-            f"a MobileNetV2 of {len(layers)} stages does not tell its strides: give the model"
+            f"it is a MobileNetV2 of {len(layers)} stages, whose strides are not known: give the "
+            "model."
         )
     firsts = [blocks[sum(layers[:s])] for s in range(len(layers))]
     last_conv = f"features.{count + 1}.0.weight"
@@ -134,23 +134,6 @@ def expect_published(model: MobileNetV2, merged: bool) -> None:
     if len(architecture.strides) == len(_STANDARD.strides):
         assumed["strides"] = _STANDARD.strides
     expect_recorded(model, assumed)
-
-
-def _expect_no_other_network(weights: Mapping[str, Any]) -> None:
-    """Raises for networks whose names and shapes in timm could be a MobileNetV2's, but are not.
-
-    EfficientNet-Lite, MnasNet, FBNet and the like have kernels of 3 x 3 and of 5 x 5, and some of
-    them another activation.
-    """
-    sizes = {
-        w.shape[-1] for key, w in weights.items() if key.endswith(".conv_dw.weight") and w.shape
-    }
-    if {3, 5} <= sizes:
-        raise ValueError(
-            "it has kernels of 3 x 3 and of 5 x 5 in timm's naming, as EfficientNet-Lite, MnasNet "
-            "and FBNet have, which are not known here. For a MobileNetV2 of such kernels save the "
-            "official names."
-        )
 
 
 def _expands(architecture: MobileNetV2Architecture) -> list[bool]:

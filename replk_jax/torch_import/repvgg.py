@@ -38,7 +38,7 @@ _TIMM_ORDER = (
 _NAMINGS = {
     "official": r"stage\d+\..*rbr_",
     "mmpretrain": r"(stem|stage_\d+)\..*branch_",
-    "timm": r"(stem|stages\.\d+\.\d+)\.(conv_kxk|conv_1x1|reparam_conv|identity)\.",
+    "timm": r"(stem|stages[._]\d+\.\d+)\.(conv_kxk|conv_1x1|reparam_conv|identity)\.",
 }
 _FROM_MMPRETRAIN = (
     (r"^stem\.", "stage0."),
@@ -90,7 +90,8 @@ def timm_names(state_dict: Mapping[str, Any], architecture: RepVGGArchitecture) 
 def _from_timm(key: str) -> str:
     for timm, official in _TIMM_PARTS:
         key = _replace_part(key, timm, official)
-    return re.sub(r"^stages\.(\d{1,4})\.", lambda m: f"stage{int(m[1]) + 1}.", key)
+    # With features_only=True timm has the stages at the top of the network, as "stages_0".
+    return re.sub(r"^stages[._](\d{1,4})\.", lambda m: f"stage{int(m[1]) + 1}.", key)
 
 
 def _to_timm(key: str) -> str:
@@ -112,9 +113,9 @@ def official_key(key: str, architecture: RepVGGArchitecture) -> str:
 def infer_model(weights: Mapping[str, Any]) -> RepVGG:
     """See `families.Family`.
 
-    The block is the paper's, as no file was published of any other. Without a classifier nothing
-    tells a backbone from a feature extractor, and it is taken for the latter:
-    `model.clone(out_indices=...)` gives maps, with the same variables.
+    The block is the paper's, as no file was published of any other. A network without a classifier
+    is taken for a feature extractor: `model.clone(out_indices=...)` is a backbone with the same
+    variables.
     """
     shapes = Shapes(weights, "RepVGG")
     structure = structure_of(weights)

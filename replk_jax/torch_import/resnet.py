@@ -12,7 +12,7 @@ from replk_jax.torch_import.structures import Structure, structure_of
 from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = ResNet
-KEYS = re.compile(r"layer\d+\.\d+\.conv\d\.weight")
+KEYS = re.compile(r"layer\d+\.\d+\.conv\d\.(?:weight|parametrizations\.)")
 CLASSIFIER = "fc"
 ASSUMED = "an output stride of 32, the stride of a block in its 3 x 3 convolution, no anti-aliasing"
 ORDER = (

@@ -78,10 +78,19 @@ class Shapes:
         Args:
           block: a pattern of what the names in a block begin with, with the numbers of the stage
             and of the block in it as groups.
+
+        Raises:
+          ValueError: none.
         """
         blocks: dict[int, set[str]] = {}
         for match in filter(None, map(re.compile(block).match, self.weights)):
             blocks.setdefault(int(match[1]), set()).add(match[2])
+        if not blocks:
+            example = block.replace(r"(\d+)", "N").replace("\\", "")
+            raise ValueError(
+                f"its stages are missing: a {self.family} has tensors whose names begin with "
+                f"{example}, and there are {brief(list(self.weights))}"
+            )
         return tuple(len(blocks[stage]) for stage in sorted(blocks))
 
     def expect_believable(self, layers: int) -> None:

@@ -17,23 +17,22 @@ def expect_recorded(model: Network, assumed: Mapping[str, Any]) -> None:
     Raises:
       ValueError: a field is something else, or the model has an `output_stride`.
     """
-    other = {
-        field: value
+    found = ", ".join(
+        f"{field}={getattr(model.architecture, field)} (a reader assumes {value})"
         for field, value in assumed.items()
         if getattr(model.architecture, field) != value
-    }
-    if other:
-        found = ", ".join(
-            f"{field}={getattr(model.architecture, field)} (a reader assumes {value})"
-            for field, value in other.items()
-        )
-        raise ValueError(
-            "A PyTorch file does not tell strides and dilation, and this network has "
-            f"{found}: save it in a format of this package."
-        )
+    )
+    if found:
+        raise ValueError(_not_recorded(found) + ".")
     if model.output_stride is not None:
         raise ValueError(
-            "A PyTorch file does not tell strides and dilation, and this network has "
-            f"output_stride={model.output_stride}: save it in a format of this package, or "
-            "model.clone(output_stride=None), which has the same variables."
+            _not_recorded(f"output_stride={model.output_stride}")
+            + ", or save it for model.clone(output_stride=None), which has the same variables."
         )
+
+
+def _not_recorded(found: str) -> str:
+    return (
+        f"A PyTorch file does not record strides and dilation, and this network has {found}: save "
+        "it in a format of this package"
+    )

@@ -436,23 +436,29 @@ def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:
     return tensors
 
 
-# Names of what PyTorch saves in the place of weights that it computes anew in each call.
+# By a name among the tensors that PyTorch saves in the place of a weight, from which it computes
+# the weight in each call: what has been done to the weight, and how to undo it.
 _REWRITTEN = (
+    (re.compile(r"(.+)_mask"), "pruned", "torch.nn.utils.prune.remove(module, 'weight')"),
     (
-        re.compile(r"(.+)_(?:orig|mask)"),
-        "pruned",
-        "torch.nn.utils.prune.remove(module, 'weight') before the state dict is saved",
+        re.compile(r"(.+\.weight)_g"),
+        "weight-normalised",
+        "torch.nn.utils.remove_weight_norm(module)",
+    ),
+    (
+        re.compile(r"(.+\.weight)_u"),
+        "spectrally normalised",
+        "torch.nn.utils.remove_spectral_norm(module)",
     ),
     (
         re.compile(r"(.+)\.parametrizations\..+"),
         "parametrized",
-        "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') before the state "
-        "dict is saved",
+        "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')",
     ),
     (
         re.compile(r"(.+)\.(?:zero_point|_packed_params\..+)"),
         "quantized",
-        "save the state dict of the float model, from before it was quantized",
+        "take the float model, from before it was quantized,",
     ),
 )
 
@@ -463,7 +469,10 @@ def _rewritten_reason(names: Iterable[str]) -> str | None:
     for pattern, kind, remedy in _REWRITTEN:
         if found := [name for name in names if pattern.fullmatch(name)]:
             where = pattern.fullmatch(found[0])[1]
-            return f"{where} is {kind} ({brief(found)}). In PyTorch: {remedy}."
+            return (
+                f"{where} is {kind} ({brief(found)}). In PyTorch: {remedy} before the state dict "
+                "is saved."
+            )
     return None
 
 

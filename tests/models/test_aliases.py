@@ -34,6 +34,9 @@ def test_features_only(name, stages):
     assert create_model(name, features_only=False).out_indices is None
     short = create_model(name, features_only=True, out_indices=(-1,))
     assert short.out_indices == every_stage[-1:]
+    # None is the default of timm's models, and of a field in a configuration.
+    assert create_model(name, features_only=True, out_indices=None).out_indices == every_stage
+    assert create_model(name, features_only=False, out_indices=None).out_indices is None
 
 
 def test_features_of_every_stage_of_another_depth():
@@ -41,7 +44,13 @@ def test_features_of_every_stage_of_another_depth():
     assert model.out_indices == (0, 1)
 
 
-@pytest.mark.parametrize("given", [[-1], (-1,), (3,), [np.int64(3)]])
+@pytest.mark.parametrize(
+    "given",
+    [
+        [-1], (-1,), (3,), [np.int64(3)], range(3, 4), range(-1, 0),
+        np.array([3]), np.array([-1], np.int8), jnp.array([3]), [np.array(3)],
+    ],
+)  # fmt: skip
 def test_out_indices_are_normalised(given):
     """In create_model and in clone, to what compares, hashes and is stored alike."""
     model = create_model("resnet18", out_indices=(3,))
@@ -55,7 +64,13 @@ def test_out_indices_are_normalised(given):
         assert from_description(describe(other)) == model
 
 
-@pytest.mark.parametrize("given", [(4,), (-5,), ("a",), (1.5,), 3])
+@pytest.mark.parametrize(
+    "given",
+    [
+        (4,), (-5,), ("a",), (1.5,), 3, "3", {3}, [True], (False,), [np.True_], np.array([True]),
+        np.array([1.0]), np.array(3), np.array([[3]]), (0, True),
+    ],
+)  # fmt: skip
 def test_stages_that_are_none(given):
     model = create_model("resnet18", out_indices=given)
     image = jnp.zeros((1, 32, 32, 3))
@@ -70,7 +85,8 @@ def test_stages_that_are_none(given):
         ({"weights": "IMAGENET1K_V1"}, ValueError, "so weights cannot be set"),
         ({"checkpoint_path": "x.pth"}, ValueError, "so checkpoint_path cannot be set"),
         ({"in_chans": 1, "in_channels": 3}, TypeError, "in_chans and in_channels are the same"),
-        ({"drop_rate": 0.1}, TypeError, "ResNet has no dropout.*leave out dropout_rate"),
+        ({"drop_rate": 0.1}, TypeError, r"ResNet has no dropout.*leave out drop_rate\.$"),
+        ({"dropout_rate": 0.1}, TypeError, r"ResNet has no dropout.*leave out dropout_rate\.$"),
         ({"drop_path_rate": 0.1}, TypeError, "ResNet has no stochastic depth"),
         (
             {"replace_stride_with_dilation": [False, True, True]},
@@ -89,3 +105,6 @@ def test_arguments_that_ask_for_nothing():
     plain = create_model("resnet18")
     assert create_model("resnet18", pretrained=False, weights=None) == plain
     assert create_model("resnet18", drop_rate=0.0, drop_path_rate=0.0) == plain
+    assert create_model("resnet18", drop_rate=None, drop_path_rate=None, in_chans=None) == plain
+    small = create_model("replknet_3", drop_path_rate=None)
+    assert small == create_model("replknet_3")

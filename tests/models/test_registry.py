@@ -47,19 +47,20 @@ def test_an_architecture_of_ones_own():
     assert replk_jax.create_model(name="replknet_xl").architecture.dw_ratio == 1.5
 
 
-def test_unknown_name_lists_what_exists():
-    with pytest.raises(ValueError, match=r"Did you mean 'replknet_31b'.*replknet_xl"):
+def test_unknown_name_says_what_exists():
+    with pytest.raises(ValueError, match=r"Did you mean 'replknet_31b'") as caught:
         replk_jax.create_model("replknet_31bb")
+    assert str(caught.value).endswith(
+        "Registered are replknet_*, repvgg_*, mobilenet_*, resnet_*; list_models() has all names."
+    )
+    with pytest.raises(ValueError, match=r"^Unknown model 'convnext_tiny'\. Registered are"):
+        replk_jax.create_model("convnext_tiny")
 
 
-def test_unknown_field_lists_what_exists():
-    with pytest.raises(TypeError, match=r"Unknown field classes\..*num_classes.*kernel_sizes"):
-        replk_jax.create_model("replknet_31b", classes=3)
-
-
-def test_neither_name_nor_architecture():
-    with pytest.raises(TypeError, match="name or an architecture"):
-        replk_jax.create_model(31)
+def test_the_patterns_in_messages_match_every_name():
+    families = ("replknet", "repvgg", "mobilenet", "resnet")
+    listed = [name for family in families for name in replk_jax.list_models(f"{family}_*")]
+    assert listed == replk_jax.list_models()
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,19 @@ def test_neither_name_nor_architecture():
         ("resnet101.tv_in1k", "resnet_101"),
         ("timm/resnet50.tv2_in1k", "resnet_50"),
         ("hf-hub:timm/resnet34.tv_in1k", "resnet_34"),
+        # Of transformers, older versions of timm, GluonCV and NVIDIA, and mmpretrain.
+        ("microsoft/resnet-50", "resnet_50"),
+        ("google/mobilenet_v2_1.0_224", "mobilenet_v2"),
+        ("mobilenet_v2_1.0_160", "mobilenet_v2"),
+        ("tv_resnet50", "resnet_50"),
+        ("swsl_resnet18", "resnet_18"),
+        ("gluon_resnet50_v1b", "resnet_50"),
+        ("ResNet50 v1.5", "resnet_50"),
+        ("resnet50_8xb32_in1k", "resnet_50"),
+        ("mobilenet-v2_8xb32_in1k", "mobilenet_v2"),
+        ("repvgg-D2se_8xb32_in1k", "repvgg_d2se"),
+        ("repvgg-A0_3rdparty_4xb64-coslr-120e_in1k", "repvgg_a0"),
+        ("replknet-31B_in21k-pre_3rdparty_in1k-384px", "replknet_31b"),
     ],
 )
 def test_names_of_others(given, registered):
@@ -95,15 +109,38 @@ def test_every_name_means_itself():
 
 
 @pytest.mark.parametrize(
-    ("given", "hint"),
+    ("given", "reason"),
     [
-        ("resnext50_32x4d", "resnet_50"),
-        ("resnet101-63fe2227.pth", "resnet_101"),
-        ("mobilenetv2_140", "mobilenet_v2"),
-        ("RepVGG-A3", "repvgg_b3"),
+        ("resnext50_32x4d", "a variant of ResNet"),
+        ("resnet50d", "a variant of ResNet"),
+        ("resnet50_gn", "a variant of ResNet"),
+        ("resnetv2_50", "a variant of ResNet"),
+        ("resnetv1d50_8xb32_in1k", "a variant of ResNet"),
+        ("gluon_resnet50_v1d", "a variant of ResNet"),
+        ("wide_resnet50_2", "a variant of ResNet"),
+        ("seresnet50.ra2_in1k", "a variant of ResNet"),
+        ("resnet26", "a ResNet of another depth"),
+        ("mobilenetv2_140", "a MobileNetV2 of another width or depth"),
+        ("mobilenetv2_110d.ra_in1k", "a MobileNetV2 of another width or depth"),
+        ("google/mobilenet_v2_0.35_96", "a MobileNetV2 of another width or depth"),
+        ("mobilenetv3_large_100", "another MobileNet than V2"),
+        ("google/mobilenet_v1_1.0_224", "another MobileNet than V2"),
+        ("RepVGGplus-L2pse", "RepVGGplus"),
+        ("resnet101-63fe2227.pth", "a file. Load it with"),
     ],
 )
-def test_other_networks_are_unknown(given, hint):
+def test_other_networks(given, reason):
+    """Networks that exist under their names elsewhere are not taken for misspelt ones."""
+    with pytest.raises(ValueError, match=f"^Unknown model '{given}': {reason}") as caught:
+        replk_jax.create_model(given)
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [("RepVGG-A3", "repvgg_b3"), ("resnt50", "resnet_50"), ("mobilenet_v2_14", "mobilenet_v2_13")],
+)
+def test_misspelt_names(given, hint):
     with pytest.raises(ValueError, match=f"Unknown model '{given}'. Did you mean '{hint}"):
         replk_jax.create_model(given)
 

@@ -375,7 +375,9 @@ class TestMobileNetV2:
         )
         model, variables = tiny(architecture)
         save_torch(variables, model, tmp_path / "short.pth")
-        with pytest.raises(ValueError, match="of 2 stages does not tell its strides: give the mod"):
+        with pytest.raises(
+            ValueError, match="of 2 stages, whose strides are not known: give the mod"
+        ):
             load_torch(tmp_path / "short.pth")
         assert_equal_trees(load_torch(tmp_path / "short.pth", model)[1], variables)
 
@@ -574,8 +576,8 @@ class TestRefused:
             (MOBILENET, {"deploy": True}, False, "torchvision has no merged MobileNetV2"),
             (MOBILENET, {"small_kernel": 3}, False, "no small kernels beside larger ones"),
             (MOBILENET, {"shortcuts": False}, False, "torchvision's MobileNetV2 has shortcuts"),
-            (MOBILENET, {"output_stride": 8}, False, "does not tell strides and dilation"),
-            (MOBILENET, {"strides": (2, 1, 2, 1, 1, 1, 1)}, False, "does not tell strides"),
+            (MOBILENET, {"output_stride": 8}, False, "does not record strides and dilation"),
+            (MOBILENET, {"strides": (2, 1, 2, 1, 1, 1, 1)}, False, "does not record strides"),
             (MOBILENET, {"dilation": 4}, False, r"dilation=4 \(a reader assumes 1\)"),
             (RESNET, {"stride_in_1x1": True}, False, "stride_in_1x1=True .*assumes False"),
             (RESNET, {"output_stride": 8}, False, "output_stride=8"),
@@ -829,8 +831,48 @@ class TestTimm:
         """EfficientNet-Lite and MnasNet, with kernels of 3 and of 5 and other activations."""
         model, variables = tiny(MOBILENET)
         save_torch(variables, model, tmp_path / "timm.pth", naming="timm")
-        with pytest.raises(ValueError, match="EfficientNet-Lite, MnasNet and FBNet"):
+        with pytest.raises(ValueError, match=r"EfficientNet-Lite, MnasNet or FBNet.*not one of"):
             load_torch(tmp_path / "timm.pth")
+
+    @pytest.mark.parametrize("merged", [False, True])
+    def test_features_only(self, merged, tmp_path):
+        """timm's RepVGG has its stages at the top then: a network without a classifier."""
+        model, variables = tiny(REPVGG)
+        official = to_state_dict(variables, model, merged=merged)
+        features = {
+            name.replace("stages.", "stages_"): value
+            for name, value in repvgg.timm_names(official, REPVGG).items()
+            if not name.startswith("head.")
+        }
+        write_torch(tmp_path / "timm.pth", features)
+        found, loaded = load_torch(tmp_path / "timm.pth")
+        assert found == model.clone(num_classes=None, deploy=merged)
+        wanted = convert_state_dict(official, model.clone(deploy=merged))
+        assert_equal_trees(loaded, without_head(wanted, model))
+        assert infer_architecture(tmp_path / "timm.pth").naming == "timm"
+
+    def test_a_stem_alone(self, tmp_path):
+        stem = {k: v for k, v in saved(REPVGG).items() if k.startswith("stage0.")}
+        write_torch(tmp_path / "stem.pth", stem)
+        with pytest.raises(ValueError, match=r"its stages are missing: .*begin with stageN\.N\."):
+            load_torch(tmp_path / "stem.pth")
+
+    @pytest.mark.parametrize("name", ["repvgg_a0", "mobilenetv2_100", "resnet18"])
+    @pytest.mark.exhaustive
+    def test_features_of_timm(self, name, tmp_path):
+        """Feature maps of timm's features_only=True: 1e-5 of the largest, rounding in float32."""
+        timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+        torch.manual_seed(0)
+        net = timm.create_model(name, features_only=True).eval()
+        torch.save(net.state_dict(), tmp_path / "timm.pth")
+        model, variables = load_torch(tmp_path / "timm.pth")
+        model = model.clone(out_indices=(-1,))
+        x = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
+        with torch.no_grad():
+            wanted = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))[-1].numpy()
+        wanted = wanted.transpose(0, 2, 3, 1)
+        (last,) = run(model, variables, x)
+        np.testing.assert_allclose(last, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=1e-4)
 
     @pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_b1g4", "repvgg_d2se", "mobilenetv2_100"])
     @pytest.mark.exhaustive
