@@ -68,9 +68,7 @@ def train(how):
 def evaluate(how):
     numbers = Numbers(64, damaged=50) if how == "damaged" else Numbers(48)
     reading = {"threads": 1, "workers": 1}
-    batches = pipeline.eval_batches(
-        numbers, Blank(), batch_size=16, reading=reading, replace=False
-    )
+    batches = pipeline.eval_batches(numbers, Blank(), batch_size=16, reading=reading, replace=False)
     count = 0
     for count, _ in enumerate(batches, 1):
         if how == "close" and count == 2:

@@ -126,7 +126,7 @@ class _Reader:
             except ImageError as error:
                 if not self.replace:
                     raise RunError(
-                        f"{error} Mend it or take it away; or set --config.data.unreadable=replace."
+                        f"{error} Fix or remove it, or set --config.data.unreadable=replace."
                     ) from error
                 unreadable.append(escaped(str(error)))
         raise RunError(f"{_TRIES} images in a row cannot be read. The last: {unreadable[-1]}")
