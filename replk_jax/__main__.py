@@ -1,8 +1,8 @@
 """python -m replk_jax <verb>"""
 
 from replk_jax.cli import main
-from replk_jax.command_line import quiet_end
+from replk_jax.command_line import clean_exit
 
 if __name__ == "__main__":
-    with quiet_end():
+    with clean_exit():
         main()

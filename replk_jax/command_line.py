@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import select
@@ -58,41 +59,60 @@ def _number(kind: Callable[[str], Number], text: str, wanted: str) -> Number:
 
 
 @contextlib.contextmanager
-def quiet_end() -> Iterator[None]:
-    """Ends the program without a traceback when its reader or its user stops it.
+def clean_exit() -> Iterator[None]:
+    """Ends the program without a traceback when its output or its user stops it.
 
-    Exit status 141 where the reader of the output has gone, as in `| head`; 130 after Ctrl-C; 1,
-    with a message, where the last of the output cannot be written, as on a full disk. Other
-    exceptions pass.
+    Exit status 141 where the reader of the output has gone, as in `| head`; 1, with a message,
+    where the output cannot be written, as on a full disk; 130 after Ctrl-C. Other exceptions pass.
     """
+    _buffer_output()
     try:
-        with _flushed_output():
-            try:
-                yield
-            except KeyboardInterrupt:
-                print("Interrupted.", file=sys.stderr)
-                sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        if not _reader_gone():
+        try:
+            yield
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        finally:
+            for stream in _open_streams():
+                stream.flush()  # here its errors can still be handled
+    except OSError as error:
+        failure = _output_error()
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            status = _READER_GONE
+        elif failure is not None:
+            status = f"error: standard output cannot be written: {error_text(failure)}"
+        else:
             raise
         _discard_output()
-        sys.exit(_READER_GONE)
+        sys.exit(status)
 
 
-@contextlib.contextmanager
-def _flushed_output() -> Iterator[None]:
-    """Flushes the output at the end, while an error can still be handled."""
-    try:
-        yield
-    finally:
+def _buffer_output() -> None:
+    """Gives standard output a buffer where it has none (PYTHONUNBUFFERED), flushed at each line.
+
+    What cannot be written stays in the buffer, where `_output_error` finds it.
+    """
+    stream = sys.stdout
+    if isinstance(getattr(stream, "buffer", None), io.RawIOBase):
+        buffer = io.BufferedWriter(stream.buffer)
+        sys.stdout = io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=True)
+
+
+def is_output_error(error: Exception) -> bool:
+    """Whether an exception is a matter for `clean_exit`: standard output cannot be written."""
+    return isinstance(error, OSError) and (
+        isinstance(error, BrokenPipeError) or _output_error() is not None
+    )
+
+
+def _output_error() -> OSError | None:
+    """What keeps standard output or error from being written: unwritten text fails again."""
+    for stream in _open_streams():
         try:
-            for stream in _open_streams():
-                stream.flush()
-        except BrokenPipeError:
-            raise
+            stream.flush()
         except OSError as error:
-            _discard_output()
-            sys.exit(f"error: the output cannot be written: {error_text(error)}")
+            return error
+    return None
 
 
 def _reader_gone() -> bool:

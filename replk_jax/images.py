@@ -74,8 +74,12 @@ def read_image(source: ImageLike, channels: int = 3, name: str | None = None) ->
       An image of mode "L" or "RGB".
 
     Raises:
-      ImageError: no image, not the whole of one, or values without a known range.
+      ImageError: no image, not the whole of one, or values without a known range: float, 32 bits,
+        or 16 bits that Pillow holds as 32 without the file, as in a copy of a PGM.
+      ValueError: another number of channels.
     """
+    if channels not in _MODES:
+        raise ValueError(f"channels must be 1 (grey) or 3 (colour); got {channels}")
     mode = _MODES[channels]
     try:
         return _read(source, mode)
@@ -188,7 +192,9 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         image = _eight_bits(image)  # convert() would cut at 255, not scale
     elif image.mode in ("I", "F"):
-        raise ValueError(f"its values have no known range (mode {image.mode})")
+        raise ValueError(
+            f"its values have no known range (mode {image.mode}); scale them to uint8 first"
+        )
     return image.convert(mode)
 
 
@@ -208,7 +214,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype != np.uint8:
-        raise ValueError(f"pixels must be uint8, 0 to 255; got {array.dtype}")
+        raise ValueError(
+            f"pixels must be uint8, 0 to 255; got {array.dtype}: scale its values first"
+        )
     grey = array[:, :, 0] if array.ndim == 3 and array.shape[-1] == 1 else array
     if not array.size or not (grey.ndim == 2 or (grey.ndim == 3 and grey.shape[-1] in (3, 4))):
         raise ValueError(

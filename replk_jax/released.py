@@ -8,6 +8,8 @@ ResNets are not listed: their images are resized by OpenCV, which no filter of P
 """
 
 import dataclasses
+import difflib
+import itertools
 import os
 import re
 from pathlib import PurePath
@@ -262,10 +264,15 @@ def lookup(name: str) -> Released:
     try:
         model = resolve_name(name)
     except ValueError:
-        raise ValueError(f"no released checkpoint or model is called {name!r}.") from None
+        raise ValueError(
+            f"no released checkpoint or model is called {name!r}. {_hint(name)}"
+        ) from None
     entries = [entry for entry in RELEASED if entry.model == model]
     if not entries:
-        raise ValueError(f"no released checkpoint is of {model}.")
+        raise ValueError(
+            f"no released checkpoint is of {model}: name a model or file whose images are prepared "
+            "in the same way."
+        )
     if len({entry.preprocessing for entry in entries}) > 1:
         files = ", ".join(entry.file_names[0] for entry in entries)
         raise ValueError(
@@ -273,6 +280,16 @@ def lookup(name: str) -> Released:
             f"{files}."
         )
     return entries[0]
+
+
+def _hint(name: str) -> str:
+    """The names closest to one that is unknown, or where to find them."""
+    files = itertools.chain.from_iterable(entry.file_names for entry in RELEASED)
+    by_lower_case = {known.lower(): known for known in (*ARCHITECTURES, *files)}
+    close = difflib.get_close_matches(name.lower(), by_lower_case)
+    if not close:
+        return "python -m replk_jax models lists the models."
+    return f"Did you mean {', '.join(map(by_lower_case.__getitem__, close))}?"
 
 
 def recognize(path: str | os.PathLike, model: nn.Module) -> Released | None:

@@ -39,7 +39,7 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def print_anything() -> None:
+def escape_unencodable_output() -> None:
     """Makes standard output and error write an escape for a character that they cannot encode.
 
     Programs call it first. Otherwise a file name that is not UTF-8, or an accent where the locale

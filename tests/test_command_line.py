@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from replk_jax.command_line import positive, quiet_end, seconds, user_path
+from replk_jax.command_line import clean_exit, positive, seconds, user_path
 
 
 def test_paths(monkeypatch, tmp_path):
@@ -59,14 +59,14 @@ def test_a_reader_that_has_gone(monkeypatch, capfd, program):
     os.close(read)
     with os.fdopen(write, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
-        with pytest.raises(SystemExit) as stopped, quiet_end():
+        with pytest.raises(SystemExit) as stopped, clean_exit():
             program()
     assert stopped.value.code == 141
     assert capfd.readouterr().err == ""
 
 
 def test_another_broken_pipe_is_an_error():
-    with pytest.raises(BrokenPipeError), quiet_end():
+    with pytest.raises(BrokenPipeError), clean_exit():
         raise BrokenPipeError
 
 
@@ -76,14 +76,14 @@ def test_a_full_disk(monkeypatch):
     with open("/dev/full", "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         with (
-            pytest.raises(SystemExit, match="the output cannot be written: No space left"),
-            quiet_end(),
+            pytest.raises(SystemExit, match="standard output cannot be written: No space left"),
+            clean_exit(),
         ):
             print("x")
 
 
 def test_ctrl_c(capfd):
-    with pytest.raises(SystemExit) as stopped, quiet_end():
+    with pytest.raises(SystemExit) as stopped, clean_exit():
         interrupt()
     assert stopped.value.code == 130
     assert capfd.readouterr().err == "Interrupted.\n"
@@ -91,9 +91,9 @@ def test_ctrl_c(capfd):
 
 def test_other_errors_pass(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)  # as of a program that was started without one
-    with pytest.raises(ZeroDivisionError), quiet_end():
+    with pytest.raises(ZeroDivisionError), clean_exit():
         _ = 1 / 0
-    with pytest.raises(SystemExit) as stopped, quiet_end():
+    with pytest.raises(SystemExit) as stopped, clean_exit():
         leave(3)
     assert stopped.value.code == 3
 

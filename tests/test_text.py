@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from replk_jax.text import encodable, escaped, escaped_lines, print_anything, storable
+from replk_jax.text import encodable, escape_unencodable_output, escaped, escaped_lines, storable
 
 # All control characters, separators and surrogates, and samples of the rest.
 CHARACTERS = [
@@ -44,17 +44,17 @@ def test_lines_of_a_message():
         ("utf-8", r"é大\udce9"),
     ],
 )
-def test_print_anything(encoding, shown, monkeypatch):
+def test_escape_unencodable_output(encoding, shown, monkeypatch):
     for name in ("stdout", "stderr"):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, name, stream)
-        print_anything()
+        escape_unencodable_output()
         print("é大\udce9", file=getattr(sys, name), flush=True)
         assert stream.buffer.getvalue().decode(encoding) == f"{shown}\n"
 
 
 def test_streams_that_are_no_files_stay(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    print_anything()
+    escape_unencodable_output()
     print("é\udce9")
     assert sys.stdout.getvalue() == "é\udce9\n"

@@ -214,7 +214,7 @@ class Checkpoints:
         )
         return (
             f"A checkpoint could not be written to {self.folder}: {error_text(error)}\n{last}. "
-            "If the disk is full or must not be written to, mend that."
+            "If the disk is full or read-only, fix that."
         )
 
     def _latest_sound(self) -> int | None:

@@ -1,42 +1,51 @@
 """What the programs that take a configuration share: its flag, and errors in one line."""
 
 import argparse
-import functools
-import operator
+import difflib
+import inspect
 import re
-import traceback
+import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from replk_jax.command_line import quiet_end, user_path
+from replk_jax.command_line import clean_exit, user_path
 from replk_jax.errors import error_text
-from replk_jax.text import print_anything
+from replk_jax.text import escape_unencodable_output
 from train.errors import RunError, stop, stopping
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file", lock_config=True)
 flags.mark_flags_as_required(["config"])
 
-# An argument that names the configuration file, or sets one of its fields.
+# An argument that names the configuration file, sets one of its fields, or is a flag of any kind.
 _FILE = re.compile(r"--?config(?:=(?P<file>.*))?", re.DOTALL)
-_FIELD = re.compile(r"--?config\.(?P<field>[^=]+)(?:=(?P<value>.*))?", re.DOTALL)
+_FIELD = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
+_FLAG = re.compile(r"--?[A-Za-z]")
 
 # Fields in which ~ is the home folder.
 _PATHS = ("init_from", "data.data_dir", "data.folder")
 
-# What a field takes, by what Python and absl say of a value that they cannot read.
-_TYPES = {
-    "invalid literal for int()": "a whole number",
-    "could not convert string to float": "a number",
-    "Non-boolean argument": "true or false",
+# What a field of a type takes, and how absl reads it.
+_TYPES: dict[type, tuple[str, flags.ArgumentParser]] = {
+    int: ("a whole number", flags.IntegerParser()),
+    float: ("a number", flags.FloatParser()),
+    bool: ("true or false", flags.BooleanParser()),
 }
 
 
+class _Setting(NamedTuple):
+    """A field that an argument sets; the value None is a missing one, "None" that of Python."""
+
+    field: str
+    value: str | None
+
+
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a program with a configuration, and ends it as `quiet_end` does."""
-    with quiet_end():
+    """Runs a program with a configuration, and ends it as `clean_exit` does."""
+    with clean_exit():
         app.run(main, flags_parser=parse)
 
 
@@ -45,12 +54,19 @@ def parse(argv: list[str]) -> list[str]:
 
     To be given to `absl.app.run` as `flags_parser`.
     """
-    print_anything()
+    escape_unencodable_output()
     with stopping():
-        argv, values = _without_none(_joined(argv))
-        rest = _parsed(_with_file(argv), list(values))
-        for field in (field for field, value in values.items() if value == "None"):
-            _set_none(CONFIG.value, field)
+        argv = _with_file(_joined(argv))
+        settings = _settings(argv)
+        if (config := _read_configuration(argv)) is not None:
+            for setting in settings:
+                _check(config, setting)
+        # ml_collections would take None for the text "None", and not at all for a number.
+        rest = _parsed([argument for argument in argv if _value(argument) != "None"])
+        for field, value in dict(settings).items():
+            if value == "None":
+                section, name = _section(CONFIG.value, field)
+                section[name] = None
         _expand_paths(CONFIG.value)
     if len(rest) > 1:
         stop(f"Unknown argument {rest[1]!r}; fields are set with --config.FIELD=VALUE.")
@@ -72,49 +88,26 @@ def flag_path(name: str, value: str) -> Path:
         raise RunError(f"--{name} {error}") from error
 
 
-def _parsed(argv: list[str], fields: list[str]) -> list[str]:
+def _parsed(argv: list[str]) -> list[str]:
     """The arguments that are no flags, as absl returns them.
 
-    Args:
-      argv: the arguments.
-      fields: of the configuration that they set.
-
     Raises:
-      RunError: an unknown flag or field, or a value of another type.
+      RunError: no configuration, an unknown flag, or a value that a flag does not take.
     """
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
-        if _raised_inside_get_config(error):
-            raise
-        reason = _reason(error, fields)
-    if "get_config() takes 0 positional arguments" in reason:
-        raise RunError("This configuration has no rows: leave out the colon and what follows it.")
-    raise RunError(f"{reason} (configs/common.py lists all fields)")
-
-
-def _reason(error: Exception, fields: list[str]) -> str:
-    text = error_text(error).replace("\\n", " ").replace("\\'", "'").strip("'\"")
-    if isinstance(error, (LookupError, AttributeError)):  # of a field, which may be all they say
-        first = re.match(r"\w*", text)[0]
-        field = next((f for f in fields if f in text or first in f.split(".")), first)
-        hint = re.search("Did you mean .*", text)
-        return f"There is no field config.{field}.{f' {hint[0]}' if hint else ''}"
-    if "flag --config=None" in text:
-        return "Name a configuration: --config=configs/digits.py."
-    if field := re.match(r"flag --(config\..+?)=(.*?): ", text, re.DOTALL):
-        for said, wanted in _TYPES.items():
-            if said in text:
-                return f"{field[1]} takes {wanted}; got {field[2]!r}"
-    return text
+    except flags.Error as error:
+        if _file_of(argv) is None:
+            raise RunError("Name a configuration: --config=configs/digits.py.") from error
+        raise RunError(error_text(error)) from error
 
 
 def _joined(argv: list[str]) -> list[str]:
-    """`--config FILE` as `--config=FILE`, and `--config.FIELD None` as `--config.FIELD=None`."""
+    """`--config FILE` as `--config=FILE`, and `--config.FIELD VALUE` as `--config.FIELD=VALUE`."""
     joined: list[str] = []
     for argument in argv:
         last = joined[-1] if joined else ""
-        if last in ("-config", "--config") or (argument == "None" and _lacks_value(last)):
+        if last in ("-config", "--config") or (_lacks_value(last) and not _FLAG.match(argument)):
             joined[-1] = f"{last}={argument}"
         else:
             joined.append(argument)
@@ -123,23 +116,97 @@ def _joined(argv: list[str]) -> list[str]:
 
 def _lacks_value(argument: str) -> bool:
     match = _FIELD.fullmatch(argument)
-    return match is not None and match["value"] is None
+    return match is not None and match["value"] is None and not match["no"]
 
 
-def _without_none(argv: list[str]) -> tuple[list[str], dict[str, str | None]]:
-    """The arguments that set no field to None; and all fields that are set, with their last values.
+def _settings(argv: list[str]) -> list[_Setting]:
+    """What the arguments set, in their order; --noconfig.FIELD is the value "false"."""
+    matches = filter(None, map(_FIELD.fullmatch, argv))
+    return [_Setting(m["field"], "false" if m["no"] else m["value"]) for m in matches]
 
-    ml_collections would take None for the text "None", and not at all for a number.
+
+def _value(argument: str) -> str | None:
+    match = _FIELD.fullmatch(argument)
+    return match and match["value"]
+
+
+def _file_of(argv: list[str]) -> str | None:
+    """FILE or FILE:ROW of the last `--config=FILE:ROW`."""
+    files = [match["file"] for match in map(_FILE.fullmatch, argv) if match]
+    return files[-1] if files else None
+
+
+def _read_configuration(argv: list[str]) -> ConfigDict | None:
+    """The configuration without what the command line sets; None where no file is named.
+
+    absl reads it again. What is wrong is found here: absl would report it in words of its own.
+
+    Raises:
+      RunError: there is no `get_config` in the file, or it takes no row, or needs one.
+      Exception: what the file raises, for its author.
     """
-    rest: list[str] = []
-    values: dict[str, str | None] = {}
-    for argument in argv:
-        match = _FIELD.fullmatch(argument)
-        if match:
-            values[match["field"]] = match["value"]
-        if match is None or match["value"] != "None":
-            rest.append(argument)
-    return rest, values
+    file = _file_of(argv)
+    if file is None:
+        return None
+    path, colon, row = file.partition(":")
+    rows = [row] if colon else []
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise RunError(f"--config={path}: this file has no function get_config.")
+    try:
+        inspect.signature(get_config).bind(*rows)
+    except TypeError as error:
+        reason = (
+            "has no rows: leave out the colon and what follows it"
+            if rows
+            else f"needs a row: --config={path}:ROW"
+        )
+        raise RunError(f"This configuration {reason}.") from error
+    return get_config(*rows)
+
+
+def _check(config: ConfigDict, setting: _Setting) -> None:
+    """Raises RunError for a field that does not exist, or does not take the value."""
+    field, value = setting
+    section, name = _section(config, field)
+    current = dict(section.items(preserve_field_references=True))[name]
+    optional = isinstance(current, FieldReference)
+    kind = current.get_type() if optional else type(current)
+    if value is None and kind is not bool:
+        raise RunError(f"config.{field} has no value: --config.{field}=VALUE.")
+    if value == "None":
+        if not optional:
+            shown = "a section" if kind is ConfigDict else f"{current!r} here"
+            raise RunError(f"config.{field} cannot be None; it is {shown}.")
+    elif value is not None and kind in _TYPES:
+        wanted, parser = _TYPES[kind]
+        try:
+            parser.parse(value)
+        except ValueError:
+            raise RunError(f"config.{field} takes {wanted}; got {value!r}.") from None
+
+
+def _section(config: ConfigDict, field: str) -> tuple[ConfigDict, str]:
+    """The section that a field is in, and its name there.
+
+    Raises:
+      RunError: there is no such field.
+    """
+    parts = field.split(".")
+    section, value = config, config
+    for part in parts:
+        section, value = value, _get(value, part, field)
+    return section, parts[-1]
+
+
+def _get(section: Any, name: str, field: str) -> Any:
+    """The value of that name in a section, if it is one; for an error, the whole field."""
+    names = list(section) if isinstance(section, ConfigDict) else []
+    if name in names:
+        return section[name]
+    close = difflib.get_close_matches(name, names, n=1)
+    rest = f'. Did you mean "{close[0]}"?' if close else "; configs/common.py lists all fields."
+    raise RunError(f"There is no field config.{field}{rest}")
 
 
 def _with_file(argv: list[str]) -> list[str]:
@@ -164,30 +231,8 @@ def _with_file(argv: list[str]) -> list[str]:
     return found
 
 
-def _set_none(config: ConfigDict, field: str) -> None:
-    """Raises RunError for a field that must have a value."""
-    section, last = _section(config, field)
-    value = dict(section.items(preserve_field_references=True))[last]
-    if not isinstance(value, FieldReference):
-        kind = "a section" if isinstance(value, ConfigDict) else f"{value!r} here"
-        raise RunError(f"config.{field} cannot be None; it is {kind}.")
-    section[last] = None
-
-
 def _expand_paths(config: ConfigDict) -> None:
     for field in _PATHS:
         section, last = _section(config, field)
         if section[last]:
             section[last] = str(flag_path(f"config.{field}", section[last]))
-
-
-def _section(config: ConfigDict, field: str) -> tuple[ConfigDict, str]:
-    """The section that a field is in, and its name there."""
-    *sections, name = field.split(".")
-    return functools.reduce(operator.getitem, sections, config), name
-
-
-def _raised_inside_get_config(error: BaseException) -> bool:
-    """Whether a configuration file is at fault, whose author needs the traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.name == "get_config" for frame in frames)

@@ -21,8 +21,8 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from replk_jax.command_line import quiet_end, user_path
-from replk_jax.text import print_anything
+from replk_jax.command_line import clean_exit, user_path
+from replk_jax.text import escape_unencodable_output
 from train.console import score_title
 from train.errors import RunError, stopping
 
@@ -67,7 +67,7 @@ class Run:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program; ends it with exit status 1 and a line where it cannot continue."""
-    print_anything()
+    escape_unencodable_output()
     workdirs = _parser().parse_args(arguments).workdir
     with stopping():
         print(table([read_run(workdir) for workdir in workdirs]))
@@ -245,5 +245,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    with quiet_end():
+    with clean_exit():
         main()

@@ -8,12 +8,13 @@ from typing import NoReturn
 
 import jax
 
+from replk_jax.command_line import is_output_error
 from replk_jax.errors import error_text
 from replk_jax.text import encodable, escaped_lines
 
 
 class RunError(Exception):
-    """A reason to stop that is the user's to mend; the message names the cause and the remedy."""
+    """A reason to stop that the user can fix; the message names the cause and the remedy."""
 
 
 def expect_utf8(folder: str | os.PathLike) -> None:
@@ -31,9 +32,9 @@ def stopping() -> Iterator[None]:
     """Ends the program with a line and exit status 1 on an error that the user can fix."""
     try:
         yield
-    except BrokenPipeError:
-        raise  # the reader of the output has gone, which is no error: see `quiet_end`
     except (RunError, OSError) as error:
+        if is_output_error(error):
+            raise  # see `clean_exit`
         stop(error_text(error))
 
 

@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: Path, make_task: MakeTask) -> dict[str, Any
       average, if there is one; and `best_by`, the name of the score that counts.
 
     Raises:
-      RunError: for a reason that the user can mend.
+      RunError: for an error that the user can fix.
       Interrupted: the run was asked to stop; what it had is saved.
     """
     configuration.check(config)

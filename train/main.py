@@ -1,11 +1,11 @@
 """Trains a network: python -m train.main --config configs/digits.py --workdir out/digits
 
-Started again with the same workdir, it goes on where it was. Any field of the configuration
-can be set on the command line: --config.batch_size=256. With --config.mode=eval it evaluates the
-network in --config.init_from=FILE.
+Started again with the same workdir, it resumes from the last checkpoint. Any field of the
+configuration can be set on the command line: --config.batch_size=256. With --config.mode=eval it
+evaluates the network in --config.init_from=FILE.
 
 Exit status: 0 at the end of the run; 75 where it was asked to stop (SIGTERM, or Ctrl-C once), has
-saved, and wants to be started again; 130 after Ctrl-C twice; 1 for what the user must mend.
+saved, and wants to be started again; 130 after Ctrl-C twice; 1 for an error that the user can fix.
 """
 
 import os
@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
             f"save_depthwise, or lower --config.batch_size.\n{error}"
         )
     except Interrupted as interrupted:
-        print(f"{interrupted} The same command goes on from there.", flush=True)
+        print(f"{interrupted} The same command resumes from there.", flush=True)
         sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
         remedy = f"The same command resumes from the last checkpoint in {workdir}."

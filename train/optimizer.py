@@ -124,7 +124,8 @@ def layer_scales(params: Params, decay: float, by: str = "layer") -> Params:
     """The factor on the learning rate of every parameter of a RepLKNet: decay ** distance.
 
     The distance is counted in groups from that of the final norm and the classifier, whose factor
-    is 1.
+    is 1. The groups by layer are the official code's. Those by stage are a choice of this package:
+    the paper (arXiv:2203.06717, appendix A) has a "stage-wise" decay for XL, and names no groups.
 
     Args:
       params: of the network; only their paths matter.
@@ -173,6 +174,7 @@ def layer_of(path: tuple[str, ...]) -> int:
 def stage_of(path: tuple[str, ...]) -> int:
     """The group of a parameter below the final norm, where each stage is a group.
 
+    A choice of this package: the paper does not say how its stage-wise decay groups parameters.
     Stem 0; stage s with the transition after it, 1 + s, for any number of stages.
 
     Raises:

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
-from replk_jax.command_line import quiet_end, user_path
+from replk_jax.command_line import clean_exit, user_path
 from replk_jax.files import replacing
-from replk_jax.text import escaped, print_anything
+from replk_jax.text import escape_unencodable_output, escaped
 from train.console import score_title
 from train.errors import RunError, stopping
 from train.metric_writers import read_metrics
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     A run with metrics that are NaN or infinite is drawn without them, and then ends it so too.
     """
-    print_anything()
+    escape_unencodable_output()
     parser = _parser()
     options = parser.parse_args(arguments)
     workdirs = options.workdir
@@ -201,5 +201,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    with quiet_end():
+    with clean_exit():
         main()

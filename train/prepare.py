@@ -24,9 +24,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from replk_jax.command_line import positive, quiet_end
+from replk_jax.command_line import clean_exit, positive
 from replk_jax.images import read_image
-from replk_jax.text import escaped_lines, print_anything, storable
+from replk_jax.text import escape_unencodable_output, escaped_lines, storable
 from train.data.ilsvrc import Contents, train_images, validation_images
 from train.data.records import Item, write_dataset
 from train.data.sources import FolderSource
@@ -37,7 +37,7 @@ FOLDER_VERSION = "1.0.0"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program; ends it with exit status 1 and a line where it cannot go on."""
-    print_anything()
+    escape_unencodable_output()
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.tars and options.set != "imagenet2012":
@@ -274,5 +274,5 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     # As SIGINT: the worker processes end, and leave no semaphores behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with quiet_end():
+    with clean_exit():
         main()

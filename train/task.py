@@ -45,7 +45,7 @@ class Task:
 
 
 # A configuration (see configs/common.py) -> the task of a run. In a run of several processes all
-# call it at once; it raises RunError for what the user can mend.
+# call it at once; it raises RunError for an error that the user can fix.
 MakeTask = Callable[[ConfigDict], Task]
 
 # A configuration, a network from a file, how its images are prepared -> what tells how good it is,

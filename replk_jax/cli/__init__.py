@@ -10,14 +10,15 @@ import jax
 
 from replk_jax.cli import bench, convert, export, features, inspect, models, predict
 from replk_jax.cli.text import message
-from replk_jax.text import print_anything
+from replk_jax.command_line import is_output_error
+from replk_jax.text import escape_unencodable_output
 
 _VERBS = (models, inspect, convert, predict, features, export, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one verb; a mistake of the user's ends with one line and exit status 2."""
-    print_anything()
+    escape_unencodable_output()
     parser = make_parser()
     arguments = parser.parse_args(argv)
     try:
@@ -25,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             # Without the line of code, which is the user's own only in a program.
             warnings.showwarning = _show_warning
             arguments.run(arguments)
-    except BrokenPipeError:
-        raise  # the reader of the output has gone, which is no mistake: see `quiet_end`
     except (ValueError, OSError) as error:
+        if is_output_error(error):
+            raise  # see `clean_exit`
         parser.exit(2, f"error: {message(error)}\n")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from replk_jax.cli.arguments import add_force, add_reading, check_output, reading
+from replk_jax.cli.divergence import warn_if_diverged
 from replk_jax.cli.text import printable
 from replk_jax.command_line import user_path
 from replk_jax.reparam import check_equivalence, reparameterize
@@ -59,6 +60,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{destination} is no PyTorch file: --naming does not apply.")
     check_output(destination, arguments.force, checkpoint=not for_torch)
     network = load(source, **reading(arguments))
+    warn_if_diverged(network)
     merge = arguments.deploy and not network.model.deploy
     if for_torch:
         with naming(source):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from replk_jax.cli.arguments import add_force, add_reading, check_output, reading
+from replk_jax.cli.divergence import warn_if_diverged
 from replk_jax.cli.text import printable
 from replk_jax.command_line import positive, user_path
 from replk_jax.export import export_model
@@ -63,9 +64,10 @@ def add_parser(verbs) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     out = arguments.out
     check_output(out, arguments.force)
-    beside = out.with_name(f"{out.name}.json")
-    check_output(beside, arguments.force)
+    description_path = out.with_name(f"{out.name}.json")
+    check_output(description_path, arguments.force)
     network = load(arguments.weights, **reading(arguments))
+    warn_if_diverged(network)
     network = _sized(network, arguments.image_size)
     preprocessing = network.preprocessing
     if preprocessing is None and (arguments.normalize or not arguments.image_size):
@@ -83,13 +85,13 @@ def _export(arguments: argparse.Namespace) -> None:
         custom_calls=arguments.custom_calls,
     )
     serialized = program.serialize()
-    with replacing(out) as file, replacing(beside) as description:
+    with replacing(out) as file, replacing(description_path) as description:
         file.write(serialized)
         description.write(_description(program, network).encode())
     (images,), outputs = program.in_avals, program.out_avals
     returned = ", ".join(map(str, outputs))
-    written = f"{out}: {len(serialized):,} bytes; {images} to {returned}; {beside}: its description"
-    print(printable(written))
+    written = f"{out}: {len(serialized):,} bytes; {images} to {returned}"
+    print(printable(f"{written}; {description_path}: its description"))
 
 
 def _sized(network: SavedNetwork, size: int | None) -> SavedNetwork:

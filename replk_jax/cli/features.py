@@ -1,6 +1,7 @@
-"""features: what a network makes of images, for other programs to go on from."""
+"""features: what a network makes of images, for other programs to use."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,10 @@ def _features(arguments: argparse.Namespace) -> None:
         _write(arguments.output, {"names": np.array(all_names), **arrays})
         shapes = ", ".join(f"{key} {array.shape}" for key, array in arrays.items())
         print(printable(f"{arguments.output}: {len(all_names)} images; {shapes}"))
+    else:
+        kept = "; the older file stays" if arguments.output.exists() else ""
+        message = f"error: there are no features, so {arguments.output} is not written{kept}."
+        print(printable(message), file=sys.stderr)
     named.finish()
 
 

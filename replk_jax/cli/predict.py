@@ -27,12 +27,7 @@ def add_parser(verbs) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    classifier = Classifier.from_file(
-        arguments.weights,
-        class_names=arguments.names and read_names(arguments.names),
-        **reading(arguments),
-        batch_size=arguments.batch_size,
-    )
+    classifier = _classifier(arguments)
     named = images.NamedImages(arguments.images)
     show = _json if arguments.json else _table
     for names, logits in named.outputs(classifier):
@@ -42,11 +37,29 @@ def _predict(arguments: argparse.Namespace) -> None:
     named.finish()
 
 
+def _classifier(arguments: argparse.Namespace) -> Classifier:
+    names = arguments.names and read_names(arguments.names)
+    classifier = Classifier.from_file(
+        arguments.weights, **reading(arguments), batch_size=arguments.batch_size
+    )
+    if names:
+        count = len(classifier.class_names)
+        if len(names) != count:
+            raise ValueError(
+                f"{arguments.weights} has {count} classes; got {len(names)} names in "
+                f"{arguments.names}. Write one name per class."
+            )
+        classifier.class_names = tuple(names)
+    return classifier
+
+
 def read_names(path: Path) -> list[str]:
-    """The names in a text file, one a line; blank lines at its end do not count.
+    """The names in a text file, one a line, without the spaces around them.
+
+    Blank lines at its end do not count.
 
     Raises:
-      ValueError: not UTF-8, or no names.
+      ValueError: not UTF-8, no names, or a blank line before the last name.
       OSError: it cannot be read.
     """
     try:
@@ -55,7 +68,11 @@ def read_names(path: Path) -> list[str]:
         raise ValueError(f"{path} is not text in UTF-8; save it as such.") from error
     if not text.strip():
         raise ValueError(f"{path} has no names; write one name of a class per line.")
-    return text.rstrip().split("\n")
+    names = [line.strip() for line in text.rstrip().split("\n")]
+    if "" in names:
+        number = names.index("") + 1
+        raise ValueError(f"{path}: line {number} is blank; write one name of a class per line.")
+    return names
 
 
 def _json(image: str, predictions: list[Prediction]) -> str:

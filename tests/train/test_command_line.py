@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import pytest
 from ml_collections import ConfigDict, FieldReference
 
 from configs import common
+from tests.train.conftest import REPOSITORY
 
 # Parses each list of arguments on standard input in a fork of its own, since absl's flags are
 # global, and prints the configurations, or the errors.
@@ -59,7 +60,7 @@ def parse(*commands, home="/home"):
         input=json.dumps(commands),
         capture_output=True,
         text=True,
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=REPOSITORY,
         env={**os.environ, "HOME": str(home)},
     )
     assert done.returncode == 0, done.stderr
@@ -104,17 +105,88 @@ def test_paths_in_the_home_folder(tmp_path):
         assert get(config, field) == str(tmp_path / field)
 
 
+def test_values_apart_from_their_fields():
+    """With spaces in place of =, of every type; a flag is true where it stands alone."""
+    (config,) = parse(
+        ["--config", "configs/digits.py", "--config.epochs", "0.5", "--config.data.flip",
+         "--config.seed", "-3", "--config.model.name", "repvgg_a0", "--config.data.std", "(1,)",
+         "--noconfig.data.flip", "--config.data.unreadable=", "--config.init_from", "a=b"]
+    )  # fmt: skip
+    fields = ("epochs", "seed", "model.name", "data.std", "data.flip", "data.unreadable")
+    assert [get(config, field) for field in fields] == [0.5, -3, "repvgg_a0", [1], False, ""]
+    assert config["init_from"] == "a=b"
+    for value, wanted in (("true", True), ("false", False)):
+        (config,) = parse([CONFIG, "--config.data.flip", value])
+        assert get(config, "data.flip") is wanted
+
+
+def test_an_error_inside_a_configuration_keeps_its_traceback(tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text("def get_config():\n    return 1 / 0\n")
+    command = [sys.executable, "-m", "train.main", f"--config={path}", "--config.seed=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 1
+    assert "return 1 / 0" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_help_that_cannot_be_written():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "train.main", "--help"]
+    with os.fdopen(write, "w") as gone, open("/dev/full", "w") as full:
+        statuses, errors = [], []
+        for stdout in (gone, full):
+            done = subprocess.run(
+                command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
+            )
+            statuses.append(done.returncode)
+            errors.append(done.stderr)
+    assert statuses == [141, 1]
+    message = "error: standard output cannot be written: No space left on device\n"
+    assert errors == ["", message]
+
+
 MISTAKES = [
     ([], "Name a configuration: --config=configs/digits.py"),
     (["--config="], "--config must name a file"),
     (["--config=nowhere.py"], "--config=nowhere.py: there is no such Python file"),
     (["--config=configs"], "--config=configs: there is no such Python file"),
     (["--config=README.md"], "--config=README.md: there is no such Python file"),
-    ([CONFIG, "--config.xyzzy=1"], "There is no field config.xyzzy. (configs/common.py"),
-    ([CONFIG, "--config.xyzzy=None"], "There is no field config.xyzzy. (configs/common.py"),
-    ([CONFIG, "--config.model.xyzzy=1"], "There is no field config.model.xyzzy."),
-    ([CONFIG, "--config.xyzzy.layers=1"], "There is no field config.xyzzy.layers."),
-    ([CONFIG, "--config.seed.xyzzy=1"], "There is no field config.seed.xyzzy."),
+    (
+        [CONFIG, "--config.xyzzy=1"],
+        "There is no field config.xyzzy; configs/common.py lists all fields.",
+    ),
+    (
+        [CONFIG, "--config.xyzzy=None"],
+        "There is no field config.xyzzy; configs/common.py lists all fields.",
+    ),
+    ([CONFIG, "--config.model.xyzzy=1"], "There is no field config.model.xyzzy; configs"),
+    ([CONFIG, "--config.xyzzy.layers=1"], "There is no field config.xyzzy.layers; configs"),
+    ([CONFIG, "--config.seed.xyzzy=1"], "There is no field config.seed.xyzzy; configs"),
+    ([CONFIG, "--config.model.name.foo=None"], "There is no field config.model.name.foo; configs"),
+    ([CONFIG, "--config.model.name.foo=1"], "There is no field config.model.name.foo; configs"),
+    ([CONFIG, "--config.init_from.foo", "None"], "There is no field config.init_from.foo; configs"),
+    ([CONFIG, "--config.=1"], "There is no field config.; configs"),
+    ([CONFIG, "--noconfig.flip"], "There is no field config.flip; configs"),
+    ([CONFIG, "--config.modell.name=x"], 'config.modell.name. Did you mean "model"'),
+    (
+        [CONFIG, "--config.epochs", "--workdir", "out"],
+        "config.epochs has no value: --config.epochs=V",
+    ),
+    ([CONFIG, "--config.init_from", "--config.seed=1"], "config.init_from has no value"),
+    ([CONFIG, "--config.model.name", "-verbosity=1"], "config.model.name has no value"),
+    ([CONFIG, "--config.epochs"], "config.epochs has no value"),
+    ([CONFIG, "--config.epochs="], "config.epochs takes a number; got ''"),
+    ([CONFIG, "--config.seed=x", "--config.seed=1"], "config.seed takes a whole number; got 'x'"),
+    ([CONFIG, "--config.data.flip", "2"], "config.data.flip takes true or false; got '2'"),
+    ([CONFIG, "--noconfig.seed"], "config.seed takes a whole number; got 'false'"),
+    ([CONFIG, "--nosuch=1"], "Unknown command line flag 'nosuch'"),
+    ([CONFIG, "--verbosity=loud"], "--verbosity=loud"),
+    (["--config"], "Name a configuration: --config=configs/digits.py"),
+    (["--config=configs/digits.py:row"], "This configuration has no rows"),
+    (["--config=configs/xl_320.py:row"], "no row 'row'; it has paper, official"),
+    (["--config=train/errors.py"], "train/errors.py: this file has no function get_config"),
     ([CONFIG, "--config.batchsize=1"], 'config.batchsize. Did you mean "batch_size"'),
     ([CONFIG, "--config.batch_size=many"], "config.batch_size takes a whole number; got 'many'"),
     ([CONFIG, "--config.batch_size=1.5"], "config.batch_size takes a whole number; got '1.5'"),

@@ -216,21 +216,26 @@ def test_nothing_changes_the_batches(processes, workers, start_step, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("how", "status"),
+    ("how", "count", "status"),
     [
-        ("raise", 1),
-        pytest.param("interrupt", 130, marks=pytest.mark.exhaustive),
-        pytest.param("end", 0, marks=pytest.mark.exhaustive),
+        ("raise", 3, 1),
+        ("exhaust", 3, 0),
+        pytest.param("close", 2, 0, marks=pytest.mark.exhaustive),
+        pytest.param("damaged", 3, 1, marks=pytest.mark.exhaustive),
+        pytest.param("interrupt", 3, 130, marks=pytest.mark.exhaustive),
+        pytest.param("end", 3, 0, marks=pytest.mark.exhaustive),
     ],
 )
-def test_workers_leave_nothing_behind(how, status):
-    """However the program ends while batches are under way: no shared memory, no semaphores."""
+def test_workers_leave_nothing_behind(how, count, status):
+    """However the reading ends: no shared memory, no semaphores."""
     command = [sys.executable, "-m", "tests.train.reading_with_workers", how]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert "read 3" in run.stdout, run.stderr
+    assert (f"read {count}" in run.stdout) == (how != "damaged"), run.stderr
     assert run.returncode in (status, -2)  # of SIGINT
+    assert ("50.png is damaged" in run.stderr) == (how == "damaged")
     assert "leaked" not in run.stderr
     assert "resource_tracker" not in run.stderr
+    assert "Exception ignored" not in run.stderr
 
 
 def test_names_with_line_breaks_are_one_report_each():

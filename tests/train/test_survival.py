@@ -65,7 +65,7 @@ def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path)
     assert status == EXIT_STATUS, err
     left_at = newest(checkpoints)
     assert f"Going on from {checkpoints / str(before)}" in out
-    assert f"left after step {left_at}. The same command goes on from there." in out
+    assert f"left after step {left_at}. The same command resumes from there." in out
     assert before < left_at < STEPS
 
     status, out, err = train(tmp_path)

@@ -8,6 +8,7 @@ worker processes and hosts; also where images cannot be read.
 import atexit
 import contextlib
 import dataclasses
+import gc
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,7 +126,7 @@ class _Reader:
             except ImageError as error:
                 if not self.replace:
                     raise RunError(
-                        f"{error} Mend it or take it away; or set --config.data.unreadable=replace."
+                        f"{error} Fix or remove it, or set --config.data.unreadable=replace."
                     ) from error
                 unreadable.append(escaped(str(error)))
         raise RunError(f"{_TRIES} images in a row cannot be read. The last: {unreadable[-1]}")
@@ -231,10 +232,11 @@ def _read(rows: grain.MapDataset, size: int, reading: Mapping[str, int | None]) 
 
 
 def _from_workers(batches: grain.DatasetIterator) -> Iterator[Batch]:
-    """Copies batches out of the memory that is shared with the workers, and frees it at the end.
+    """Copies batches out of the memory that is shared with the workers, and frees it.
 
-    At the end of the batches, when the iterator is closed or collected, or else when the program
-    ends: before `multiprocessing` stops the thread in which Grain frees shared memory.
+    The memory of a batch is freed once it is copied. That of batches under way is freed when the
+    iterator ends, is closed or is collected, or else when the program ends: before
+    `multiprocessing` stops the thread in which Grain frees memory.
     """
     ending = contextlib.ExitStack()  # runs what it is given once
     ending.callback(_end_workers, batches)
@@ -247,12 +249,28 @@ def _from_workers(batches: grain.DatasetIterator) -> Iterator[Batch]:
 
 
 def _copied(batch: Batch) -> Batch:
-    return {name: np.array(values) for name, values in batch.items()}
+    return {name: _copy_and_free(values) for name, values in batch.items()}
+
+
+def _copy_and_free(values: np.ndarray) -> np.ndarray:
+    """A copy of an array; its shared memory loses its name, and so cannot outlive the process.
+
+    Grain does that when the array is collected. It may never be: the traceback of the exception
+    that ends a worker's batches, StopIteration included, holds the last of them.
+    """
+    copy = np.array(values)
+    if isinstance(values, SharedMemoryArray):
+        values.shm.unlink()
+        # Grain must not unlink it again. No public name says so.
+        values._unlink_on_del = False
+    return copy
 
 
 def _end_workers(batches: grain.DatasetIterator) -> None:
     batches.close()
-    # Grain frees what was under way in one thread, in order. No public name waits for that.
+    # Batches under way may be in a reference cycle, with an exception and its traceback.
+    gc.collect()
+    # Grain frees them in one thread, in order. No public name waits for that.
     if freeing := SharedMemoryArray._del_thread_pool:
         freeing.apply(lambda: None)
 
