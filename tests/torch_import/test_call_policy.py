@@ -185,7 +185,8 @@ DANGEROUS = (
     "_thread.start_new_thread", "asyncio.run", "logging.FileHandler", "types.FunctionType",
     "operator.call", "zipimport.zipimporter", "bdb.Bdb", "os.path.join", "types.LambdaType",
     "code.interact", "site.addsitedir", "inspect.getsource", "zipfile.ZipFile",
-    "zipfile._path.Path", "ssl.create_default_context", "concurrent.futures.process.ProcessPoolExecutor",
+    "zipfile._path.Path", "ssl.create_default_context",
+    "concurrent.futures.process.ProcessPoolExecutor",
     "sys.monitoring.register_callback", "xmlrpc.client.ServerProxy", "unittest.mock._importer",
 )  # fmt: skip
 
