@@ -58,7 +58,7 @@ class Unpickler:
         What results are dict, list, tuple, set, frozenset, int, float, bool, None, str, bytes,
         `Placeholder`, and what the functions return, as a tree (see `prune`). The attributes of
         an `OrderedDict` are dropped. A key of a dict that is not a number, string or placeholder
-        becomes a placeholder.
+        becomes a placeholder, and so does an integer of over 4096 bits.
 
         Args:
           functions: by module and name, what to call with the arguments that the file has for

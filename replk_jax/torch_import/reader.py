@@ -43,7 +43,8 @@ def read(path: str | os.PathLike) -> Any:
       A dict, list or tuple of dict, list, tuple, set, frozenset, int, float, bool, None, str,
       bytes, `StoredTensor`, `UnreadableTensor` and `Placeholder`. It is a tree of at most 100
       levels: what contains itself, or is nested deeper, is replaced by a `Placeholder` with
-      `omitted` set. Of .safetensors files, and of shards, the tensors by name.
+      `omitted` set, and so is an integer of over 4096 bits. Of .safetensors files, and of
+      shards, the tensors by name.
 
     Raises:
       FileError: a file that is damaged, in another format, made to do harm, or of something
