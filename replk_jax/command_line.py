@@ -65,37 +65,50 @@ def clean_exit() -> Iterator[None]:
     Exit status 141 where the reader of the output has gone, as in `| head`; 1, with a message,
     where the output cannot be written, as on a full disk; 130 after Ctrl-C. Other exceptions pass.
     """
-    _buffer_output()
-    try:
+    with contextlib.redirect_stdout(_buffered(sys.stdout)):
         try:
-            yield
+            with _flushed_output():
+                yield
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
             sys.exit(INTERRUPTED)
-        finally:
-            for stream in _open_streams():
-                stream.flush()  # here its errors can still be handled
-    except OSError as error:
-        failure = _output_error()
-        if isinstance(error, BrokenPipeError) and _reader_gone():
-            status = _READER_GONE
-        elif failure is not None:
-            status = f"error: standard output cannot be written: {error_text(failure)}"
-        else:
-            raise
-        _discard_output()
-        sys.exit(status)
+        except OSError as error:
+            failure = _output_error()
+            if isinstance(error, BrokenPipeError) and _reader_gone():
+                status = _READER_GONE
+            elif failure is not None:
+                status = f"error: standard output cannot be written: {error_text(failure)}"
+            else:
+                raise
+            _discard_output()
+            sys.exit(status)
 
 
-def _buffer_output() -> None:
-    """Gives standard output a buffer where it has none (PYTHONUNBUFFERED), flushed at each line.
+def _buffered(stream: TextIO | None) -> TextIO | None:
+    """A stream with a buffer, flushed at each line, where this one has none (PYTHONUNBUFFERED).
 
     What cannot be written stays in the buffer, where `_output_error` finds it.
     """
-    stream = sys.stdout
-    if isinstance(getattr(stream, "buffer", None), io.RawIOBase):
-        buffer = io.BufferedWriter(stream.buffer)
-        sys.stdout = io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=True)
+    if not isinstance(getattr(stream, "buffer", None), io.RawIOBase):
+        return stream
+    return open(
+        stream.fileno(),
+        "w",
+        buffering=1,
+        encoding=stream.encoding,
+        errors=stream.errors,
+        closefd=False,
+    )
+
+
+@contextlib.contextmanager
+def _flushed_output() -> Iterator[None]:
+    """Flushes the output at the end, while an error can still be handled."""
+    try:
+        yield
+    finally:
+        for stream in _open_streams():
+            stream.flush()
 
 
 def is_output_error(error: Exception) -> bool:

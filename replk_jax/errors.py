@@ -12,4 +12,5 @@ def error_text(error: BaseException) -> str:
         return error.strerror if file is None else f"{file}: {error.strerror}"
     if isinstance(error, KeyError) and len(error.args) == 1:
         return str(error.args[0]) or "KeyError"  # str(error) would put the message in quotes
-    return str(error) or type(error).__name__
+    text = str(error)
+    return text if text.strip() else type(error).__name__

@@ -127,6 +127,13 @@ def test_preprocessing(torch_file, tmp_path, capsys):
     capsys.readouterr()
     assert "no --like" in refusal(capsys, torch_file, tmp_path / "like.pth", *like)
     assert "no released checkpoint" in refusal(capsys, torch_file, tmp_path / "x", "--like", "VGG")
+    close = refusal(capsys, torch_file, tmp_path / "x", "--like", "RepLKNet-31B_ImageNet1K")
+    assert "Did you mean RepLKNet-31B_" in close
+    assert "RepLKNet-31B_ImageNet-1K_224" in close
+    far = refusal(capsys, torch_file, tmp_path / "x", "--like", "nosuch")
+    assert "called 'nosuch'. python -m replk_jax models lists the models." in far
+    without = refusal(capsys, torch_file, tmp_path / "x", "--like", "replknet_3")
+    assert "no released checkpoint is of replknet_3: name a model or file" in without
     several = refusal(capsys, torch_file, tmp_path / "x", "--like", "replknet-31b")
     assert "name one of RepLKNet-31B_ImageNet-1K_224" in several
     run(torch_file, tmp_path / "model.safetensors", "--like", "RepLKNet-XL")
@@ -198,6 +205,31 @@ def test_structures_that_differ(tmp_path, capsys):
         said = refusal(capsys, tmp_path / "nan.safetensors", tmp_path / name, "--deploy")
         assert "nothing is written" in said
         assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, -1.0])
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_weights_of_a_run_that_diverged(value, ending, tmp_path, capsys):
+    """They are written, with a warning; a negative value is one of a variance only."""
+    saved = network()
+    norm = saved.variables["batch_stats"]["norm"]
+    norm["mean"][0] = -1.0
+    save(tmp_path / "sound.safetensors", saved)
+    run(tmp_path / "sound.safetensors", tmp_path / f"sound{ending}", "--force")
+    assert capsys.readouterr().err == ""
+    norm["var"][0] = value
+    save(tmp_path / "in.safetensors", saved)
+    run(tmp_path / "in.safetensors", tmp_path / f"out{ending}")
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: One tensor has NaN or infinite values or negative var")
+    assert "it is batch_stats/norm/var." in warning
+    assert load(tmp_path / f"out{ending}").variables["batch_stats"]["norm"]["var"][0] == (
+        pytest.approx(value, nan_ok=True)
+    )
+    saved.variables["params"]["norm"]["bias"][1] = np.inf
+    save(tmp_path / "in.safetensors", saved, overwrite=True)
+    run(tmp_path / "in.safetensors", tmp_path / f"out{ending}", "--force")
+    assert "2 tensors have NaN or infinite values" in capsys.readouterr().err
 
 
 def test_no_folder(torch_file, tmp_path, capsys):

@@ -115,7 +115,7 @@ def test_predict_names_in_another_encoding(weights, folder, tmp_path, capsys):
     names.write_text("zero\né\n", "latin-1")
     status, _, err = run(capsys, "predict", folder / "a.png", *options)
     assert status == 2
-    assert f"{names} is not text in UTF-8" in err
+    assert f"{names} is not text in UTF-8 (byte 5 is 0xe9)" in err
 
 
 def test_names_of_any_bytes(weights, folder, tmp_path, capsys):
@@ -259,7 +259,13 @@ def test_features_that_are_not_finite(diverged, folder, tmp_path, capsys):
     status, out, err = run(capsys, "features", folder / "a.png", *options)
     assert (status, out) == (1, "")
     assert "NaN or infinite" in err
+    assert err.endswith(f"error: there are no features, so {output} is not written.\n")
     assert not output.exists()
+    output.write_text("older")
+    status, _, err = run(capsys, "features", folder / "nowhere.png", *options, "--force")
+    assert status == 1
+    assert err.endswith(f"so {output} is not written; the older file stays.\n")
+    assert output.read_text() == "older"
 
 
 @pytest.mark.parametrize("verb", ["predict", "features"])
@@ -307,10 +313,19 @@ def test_names_as_editors_write_them(newline, start, end, tmp_path):
     assert read_names(path) == list(NAMES)
 
 
+def test_names_with_spaces_around_them(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("  ant \nbee, honey bee\t\n cat\n\n")
+    assert read_names(path) == ["ant", "bee, honey bee", "cat"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"one\ntwo\n", "6 classes; got 2 names"),
+        (b"one\ntwo\n", "6 classes; got 2 names in {path}. Write one name per class"),
+        (b"one\n\nthree\n", "{path}: line 2 is blank"),
+        (b"\none\n", "{path}: line 1 is blank"),
+        (b"one\n \t\r\nthree\n", "{path}: line 2 is blank"),
         (b"one\n" * 7, "6 classes; got 7 names"),
         (b"", "has no names; write one name"),
         (b"\n \n", "has no names; write one name"),
@@ -324,7 +339,7 @@ def test_names_that_do_not_fit(content, message, weights, folder, tmp_path, caps
     options = ["--weights", weights, "--names", path]
     status, _, err = run(capsys, "predict", folder / "a.png", *options)
     assert status == 2
-    assert message in err
+    assert message.format(path=path) in err
 
 
 def test_the_home_folder(weights, folder, capsys, monkeypatch):

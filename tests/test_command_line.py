@@ -105,3 +105,16 @@ def test_a_verb_whose_reader_has_gone():
         command = [sys.executable, "-m", "replk_jax", "models", "repvgg_a0"]
         done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_verb_whose_output_cannot_be_written(unbuffered):
+    command = [sys.executable, "-m", "replk_jax", "models", "repvgg_a0"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as stdout:
+        done = subprocess.run(
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    message = "error: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, message)

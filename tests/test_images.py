@@ -192,10 +192,33 @@ def test_arrays_that_are_no_images(array, message):
         read_image(array)
 
 
-def test_values_without_a_range_are_refused():
-    data = encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
-    with pytest.raises(ImageError, match=r"the image cat\.tif: .*no known range"):
+@pytest.mark.parametrize(("dtype", "mode"), [(np.float32, "F"), (np.int32, "I")])
+def test_values_without_a_range_are_refused(dtype, mode):
+    data = encoded(Image.fromarray(np.ones((4, 4), dtype)), "TIFF")
+    message = rf"no known range \(mode {mode}\); scale them to uint8 first"
+    with pytest.raises(ImageError, match=rf"the image cat\.tif: .*{message}"):
         read_image(data, name="cat.tif")
+
+
+def test_a_copy_of_16_bits():
+    """Keeps its range where its mode says so; a PGM's, which is held as 32 bits, does not."""
+    values = np.full((4, 4), 0x1234, np.uint16)
+    with Image.open(io.BytesIO(encoded(Image.fromarray(values), "PNG"))) as image:
+        assert np.unique(read_image(image.copy(), 1)).tolist() == [0x12]
+    pgm = b"P5 4 4 65535\n" + values.astype(">u2").tobytes()
+    assert np.unique(read_image(pgm, 1)).tolist() == [0x12]
+    with (
+        Image.open(io.BytesIO(pgm)) as image,
+        pytest.raises(ImageError, match="scale them to uint8 first"),
+    ):
+        read_image(image.copy())
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_other_numbers_of_channels(channels):
+    message = rf"channels must be 1 \(grey\) or 3 \(colour\); got {channels}"
+    with pytest.raises(ValueError, match=message):
+        read_image(picture(), channels)
 
 
 def test_files_that_are_no_images_are_named(tmp_path):

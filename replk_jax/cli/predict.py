@@ -65,7 +65,8 @@ def read_names(path: Path) -> list[str]:
     try:
         text = path.read_text("utf-8-sig")  # editors on Windows put a byte order mark first
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8; save it as such.") from error
+        byte = f"byte {error.start} is {error.object[error.start]:#x}"
+        raise ValueError(f"{path} is not text in UTF-8 ({byte}); save it as such.") from error
     if not text.strip():
         raise ValueError(f"{path} has no names; write one name of a class per line.")
     names = [line.strip() for line in text.rstrip().split("\n")]

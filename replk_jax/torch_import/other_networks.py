@@ -178,8 +178,12 @@ def _by_shapes(tensors: Mapping[str, Any]) -> str | None:
     depthwise = {shape[-1] for name, shape in shapes.items() if name.endswith("conv_dw.weight")}
     if {3, 5} <= depthwise:  # some have other activations, too
         return "EfficientNet-Lite, MnasNet or FBNet, with kernels of 3 x 3 and of 5 x 5"
-    scales = [n for n, shape in shapes.items() if n.endswith(".weight") and len(shape) == 1]
-    if scales and not any(name.endswith(".running_var") for name in shapes):
+    has_norms = any(
+        shapes.get(name.removesuffix("weight") + "bias") == shape
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 1
+    )
+    if has_norms and not any(name.endswith(".running_var") for name in shapes):
         network = "a ResNet" if any(map(_RESNET.match, shapes)) else "a network"
         return f"{network} with group norm, or saved without its running statistics"
     return None

@@ -318,28 +318,64 @@ class TestAverages:
             assert found.is_ema
 
 
+# What is in the place of a kernel, "weight", of which PyTorch computes it in each call; what has
+# been done to it, and what undoes it.
+REWRITTEN = {
+    "prune": (("weight_orig", "weight_mask"), "pruned", "prune.remove(module, 'weight')"),
+    "weight_norm": (("weight_g", "weight_v"), "weight-normalised", "remove_weight_norm(module)"),
+    "spectral_norm": (
+        ("weight_orig", "weight_u", "weight_v"),
+        "spectrally normalised",
+        "remove_spectral_norm(module)",
+    ),
+    "parametrizations.weight_norm": (
+        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+        "parametrized",
+        "parametrize.remove_parametrizations(module, 'weight')",
+    ),
+    "parametrizations.spectral_norm": (
+        ("parametrizations.weight.original", "parametrizations.weight.0._u"),
+        "parametrized",
+        "parametrize.remove_parametrizations(module, 'weight')",
+    ),
+    "quantized layers": (("scale", "zero_point"), "quantized", "take the float model"),
+}
+
+
 class TestRewritten:
     """Weights that PyTorch computes from what it saves."""
 
-    @pytest.mark.parametrize(
-        ("names", "reason"),
-        [
-            (("weight_orig", "weight_mask"), "conv.weight is pruned.*prune.remove"),
-            (
-                ("parametrizations.weight.original0",),
-                "conv is parametrized.*remove_param",
-            ),
-            (("scale", "zero_point"), "conv is quantized.*of the float model"),
-        ],
-    )
-    @pytest.mark.parametrize("block", ["stage1.0.rbr_dense.", "linear."])
-    def test_are_named_with_the_remedy(self, stored, names, reason, block):
+    @pytest.mark.parametrize("tool", REWRITTEN)
+    @pytest.mark.parametrize("module", ["stage1.0.rbr_dense.conv", "linear"])
+    def test_are_named_with_the_remedy(self, stored, tool, module):
+        names, what, remedy = REWRITTEN[tool]
         state_dict = dict(RAW)
-        module = f"{block}conv." if "rbr" in block else block
-        weight = state_dict.pop(f"{module}weight")
-        state_dict |= {f"{module}{name}": weight for name in names}
-        with pytest.raises(ValueError, match=reason.replace("conv", module[:-1])):
+        weight = state_dict.pop(f"{module}.weight")
+        state_dict |= {f"{module}.{name}": weight for name in names}
+        with pytest.raises(ValueError, match=rf"{module}(\.weight)? is {what} ") as caught:
             find_weights(stored(state_dict))
+        assert remedy in str(caught.value)
+
+    def test_where_no_kernel_is_left(self, stored):
+        state_dict = {key.replace(".conv.weight", ".conv.weight_g"): v for key, v in RAW.items()}
+        with pytest.raises(ValueError, match="is weight-normalised"):
+            find_weights(stored(state_dict))
+
+    @pytest.mark.parametrize("tool", [tool for tool in REWRITTEN if "layers" not in tool])
+    def test_names_of_pytorch(self, tool):
+        torch = pytest.importorskip("torch")
+        from torch.nn.utils import parametrizations, prune
+
+        apply = {
+            "prune": lambda conv: prune.identity(conv, "weight"),
+            "weight_norm": torch.nn.utils.weight_norm,
+            "spectral_norm": torch.nn.utils.spectral_norm,
+            "parametrizations.weight_norm": parametrizations.weight_norm,
+            "parametrizations.spectral_norm": parametrizations.spectral_norm,
+        }
+        conv = torch.nn.Conv2d(2, 2, 3)
+        apply[tool](conv)
+        assert set(REWRITTEN[tool][0]) <= conv.state_dict().keys()
 
 
 class TestNothingFound:

@@ -104,6 +104,17 @@ def test_evaluating_the_moving_average_of_a_checkpoint(undisturbed, train, tmp_p
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.exhaustive
+def test_a_run_with_a_worker_process_leaves_nothing_behind(train, tmp_path):
+    arguments = ["--config.data.reading.workers=1", "--config.epochs=1"]
+    status, out, err = train(tmp_path, *arguments, **QUICK)
+    assert status == 0, err
+    assert "top-1" in out
+    assert "leaked" not in err
+    assert "resource_tracker" not in err
+    assert "Exception ignored" not in err
+
+
 FINETUNE = "configs/finetune.py"
 
 
