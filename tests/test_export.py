@@ -293,6 +293,22 @@ class TestCommandLine:
         description = json.loads(out.with_name(f"{out.name}.json").read_text())
         assert description["preprocessing"]["image_size"] == 40
 
+    def test_warns_of_weights_that_diverged(self, out, tmp_path, capsys, monkeypatch):
+        model = make()
+        variables = random_variables(model)
+        variables["params"]["head"]["bias"][0] = np.nan
+        save(tmp_path / "nan.safetensors", SavedNetwork(model, variables, PREPROCESSING))
+
+        def stop(*_, **__):
+            raise ValueError("enough for this test")
+
+        monkeypatch.setattr("replk_jax.cli.export.export_model", stop)
+        with pytest.raises(SystemExit):
+            cli.main(["export", str(tmp_path / "nan.safetensors"), str(out)])
+        warning, _ = capsys.readouterr().err.splitlines()
+        assert warning.startswith("warning: One tensor has NaN or infinite values")
+        assert "it is params/head/bias." in warning
+
     def test_replaces_nothing_unasked(self, weights, out, capsys):
         beside = out.with_name(f"{out.name}.json")
         for taken in (out, beside):
