@@ -122,9 +122,8 @@ def test_norms_without_statistics():
     assert identify(tensors(shapes | norm)) == (
         "a ResNet with group norm, or saved without its running statistics"
     )
-    assert identify(tensors({"stage0.rbr_dense.bn.weight": (8,)})).startswith(
-        "a network with group"
-    )
+    other = {f"stage0.rbr_dense.bn.{leaf}": (8,) for leaf in ("weight", "bias")}
+    assert identify(tensors(other)).startswith("a network with group")
     assert identify(tensors(shapes | norm | statistics)) is None
     fused = {"conv1.weight": (8, 3, 7, 7), "conv1.bias": (8,)}
     assert identify(tensors(fused)) is None
