@@ -203,8 +203,8 @@ def load_contents(
     weights, _ = _official(found)
     if model is None:
         # A classifier that is to be replaced may be of any kind.
-        told = _without_classifier(weights) if reset_head or num_classes == 0 else weights
-        model = family.infer_model(told)
+        kept = _without_classifier(weights) if reset_head or num_classes == 0 else weights
+        model = family.infer_model(kept)
         if reset_head and num_classes is None:
             raise ValueError(
                 "reset_head=True draws a new classifier: say for how many num_classes."

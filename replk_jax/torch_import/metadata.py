@@ -42,7 +42,7 @@ _JSON_FIELDS = {
     _CONFIG: {"pretrained_cfg", "input_size", "label_names", "id2label"},
     _PROCESSOR: {"size", "crop_size", "image_mean"},
 }
-# Files that these JSON files belong to, whatever they say.
+# Files that these JSON files belong to, also where they do not identify the network.
 _OF_FOLDER = re.compile(
     r"(pytorch_|diffusion_pytorch_|open_clip_|open_clip_pytorch_)?model.*"
     r"\.(safetensors|bin)(\.index\.json)?"
