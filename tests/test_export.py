@@ -146,7 +146,7 @@ class TestNoCustomCall:
     @pytest.fixture
     def hopper(self, monkeypatch):
         """A machine with a GPU for whose programs the kernels are chosen."""
-        monkeypatch.setattr("replk_jax.ops.dispatch._is_hopper", lambda platform: True)
+        monkeypatch.setattr("replk_jax.ops.depthwise.dispatch._is_hopper", lambda platform: True)
 
     @pytest.mark.parametrize("asked", [False, True])
     def test_where_the_kernels_would_be_chosen(self, hopper, asked):

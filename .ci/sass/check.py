@@ -29,11 +29,14 @@ import jax
 import jax.numpy as jnp
 from jaxlib.mlir import ir
 
-from replk_jax.ops import shapes
-from replk_jax.ops.convolution import Convolution
-from replk_jax.ops.mosaic_gpu.forward import forward
-from replk_jax.ops.mosaic_gpu.kernel_gradient import kernel_gradient, refuses_kernel_gradient
-from replk_jax.ops.mosaic_gpu.plan import refuses
+from replk_jax.ops.depthwise import shapes
+from replk_jax.ops.depthwise.convolution import Convolution
+from replk_jax.ops.depthwise.mosaic_gpu.forward import forward
+from replk_jax.ops.depthwise.mosaic_gpu.kernel_gradient import (
+    kernel_gradient,
+    refuses_kernel_gradient,
+)
+from replk_jax.ops.depthwise.mosaic_gpu.plan import refuses
 
 # Each with what says why it cannot compute a case. The input gradient is the forward kernel.
 OPERATORS = {

@@ -13,10 +13,18 @@ from replk_jax.benchmark import torch_peers
 from replk_jax.benchmark.depthwise_programs import calls_of, contender, draw_operands, operator
 from replk_jax.benchmark.roofline import roofline_seconds
 from replk_jax.benchmark.timing import Contender, Program, Timing, compete
-from replk_jax.ops import explain, mosaic_gpu
-from replk_jax.ops.dispatch import IMPLEMENTATIONS, ROLES, Explanation
-from replk_jax.ops.mosaic_gpu.packing import pack
-from replk_jax.ops.shapes import DETECTION, REPLKNET_224, REPLKNET_384, SMALL, TABLE_1, Shape
+from replk_jax.ops import explain
+from replk_jax.ops.depthwise import mosaic_gpu
+from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, ROLES, Explanation
+from replk_jax.ops.depthwise.mosaic_gpu.packing import pack
+from replk_jax.ops.depthwise.shapes import (
+    DETECTION,
+    REPLKNET_224,
+    REPLKNET_384,
+    SMALL,
+    TABLE_1,
+    Shape,
+)
 
 OURS = "replk_jax"
 PACKED = "mosaic_gpu packed"

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from replk_jax.benchmark.compiling import compile_program
 from replk_jax.benchmark.timing import Contender, Program
 from replk_jax.ops import depthwise_conv2d
-from replk_jax.ops.dispatch import IMPLEMENTATIONS
-from replk_jax.ops.shapes import Shape
+from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS
+from replk_jax.ops.depthwise.shapes import Shape
 
 Operands = tuple[jax.Array, jax.Array, jax.Array]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from replk_jax.benchmark.depthwise import BOTH, DIRECTIONS, FORWARD, OURS, PACKED, Layer, Row
 from replk_jax.benchmark.roofline import roofline_seconds
-from replk_jax.ops.shapes import (
+from replk_jax.ops.depthwise.shapes import (
     REPLKNET_31B_DEPTHS,
     REPLKNET_224,
     SMALL,

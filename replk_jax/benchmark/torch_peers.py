@@ -11,7 +11,7 @@ from typing import Any
 from replk_jax.benchmark.network_programs import DROP_PATH_RATE, MODES
 from replk_jax.benchmark.timing import Program
 from replk_jax.models.replknet import RepLKNetArchitecture
-from replk_jax.ops.shapes import Shape
+from replk_jax.ops.depthwise.shapes import Shape
 
 LAYOUTS = ("NCHW", "channels_last")
 _INFERENCE = ("inference", "inference-merged")

@@ -12,9 +12,9 @@ from replk_jax.benchmark.depthwise import Layer
 from replk_jax.benchmark.depthwise_programs import calls_of, contender, draw_operands, role_function
 from replk_jax.benchmark.environment import describe_environment
 from replk_jax.benchmark.timing import Timing, compete
-from replk_jax.ops.dispatch import IMPLEMENTATIONS, ROLES
-from replk_jax.ops.measurements import Measurement, Table, table_of, write
-from replk_jax.ops.shapes import REPLKNET_224, SMALL, Shape, square
+from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, ROLES
+from replk_jax.ops.depthwise.measurements import Measurement, Table, table_of, write
+from replk_jax.ops.depthwise.shapes import REPLKNET_224, SMALL, Shape, square
 
 KERNELS = (3, 5, 7, 9, 13, 21, 31)
 # For batches other than the first.

@@ -26,8 +26,8 @@ from replk_jax.benchmark.tune import tune
 from replk_jax.cli.arguments import check_file, write_json
 from replk_jax.command_line import positive, seconds, user_path
 from replk_jax.models import create_model
-from replk_jax.ops import measurements
-from replk_jax.ops.dispatch import IMPLEMENTATIONS
+from replk_jax.ops.depthwise import measurements
+from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS
 
 
 def add_parser(verbs) -> None:

@@ -16,9 +16,9 @@ from replk_jax.benchmark.depthwise import (
     layers_of,
 )
 from replk_jax.benchmark.depthwise_programs import contender, draw_operands, operator, role_function
-from replk_jax.ops.dispatch import ROLES
-from replk_jax.ops.shapes import DETECTION, REPLKNET_224, REPLKNET_384, TABLE_1, Shape
-from tests.ops import reference
+from replk_jax.ops.depthwise.dispatch import ROLES
+from replk_jax.ops.depthwise.shapes import DETECTION, REPLKNET_224, REPLKNET_384, TABLE_1, Shape
+from tests.ops.depthwise import reference
 
 SMALL = Layer(Shape("14/5", (14, 14), (5, 5), 3), 2)
 LARGER = Layer(Shape("16/7", (16, 16), (7, 7), 3), 2)

@@ -7,7 +7,7 @@ import pytest
 from replk_jax.benchmark.depthwise import BOTH, DIRECTIONS, FORWARD, OURS, PACKED, Layer, Row
 from replk_jax.benchmark.targets import TORCH, conclusions
 from replk_jax.benchmark.timing import Timing
-from replk_jax.ops.shapes import REPLKNET_224, SMALL, TABLE_1, TABLE_1_KERNELS, Shape
+from replk_jax.ops.depthwise.shapes import REPLKNET_224, SMALL, TABLE_1, TABLE_1_KERNELS, Shape
 
 
 def row(shape, batch, direction, contender, seconds):

@@ -6,10 +6,10 @@ import pytest
 from replk_jax.benchmark import tune as tuning
 from replk_jax.benchmark.depthwise import Layer
 from replk_jax.benchmark.tune import grid, tune
-from replk_jax.ops import measurements, shift
-from replk_jax.ops.dispatch import ROLES
-from replk_jax.ops.measurements import Measurement, Table
-from replk_jax.ops.shapes import REPLKNET_224, SMALL, Shape
+from replk_jax.ops.depthwise import measurements, shift
+from replk_jax.ops.depthwise.dispatch import ROLES
+from replk_jax.ops.depthwise.measurements import Measurement, Table
+from replk_jax.ops.depthwise.shapes import REPLKNET_224, SMALL, Shape
 
 LAYERS = [
     Layer(Shape("6/3", (6, 6), (3, 3), 2), 1),

@@ -1,7 +1,7 @@
 """The depthwise convolution on a GPU: the Hopper kernels, and the forms for any device.
 
 Needs jax, numpy and pytest. The reference is cuDNN's convolution of the same rounded operands in
-float32; interpreter tests of the kernels against other references are in tests/ops/mosaic_gpu.
+float32. The kernels' tests in interpret mode are in tests/ops/depthwise/mosaic_gpu.
 """
 
 from functools import partial
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from replk_jax.ops import shapes
-from replk_jax.ops.dispatch import ROLES, Case
-from replk_jax.ops.primitives import convolve
+from replk_jax.ops.depthwise import shapes
+from replk_jax.ops.depthwise.dispatch import ROLES, Case
+from replk_jax.ops.depthwise.primitives import convolve
 
 try:
     GPU = jax.devices("gpu")[0]

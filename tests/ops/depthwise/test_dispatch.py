@@ -1,0 +1,242 @@
+"""Which implementation is chosen, why, and what users can do about it."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from replk_jax import depthwise_conv2d
+from replk_jax.ops import explain
+from replk_jax.ops.depthwise import measurements, shapes
+from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, ROLES, Case
+from replk_jax.ops.depthwise.measurements import Measurement, Table
+from tests.helpers import data_mesh
+
+LAYER = shapes.REPLKNET_224[0].convolution
+
+
+def measured(seconds, role="forward", size=56, kernel=31, stride=1, batch=4, channels=128):
+    return Measurement(
+        role, "float32", batch, channels, (size, size), (kernel, kernel), (stride, stride), seconds
+    )
+
+
+@pytest.fixture
+def own_table(tmp_path, monkeypatch):
+    """Writes the user's own table of the CPU."""
+    monkeypatch.setenv("REPLK_JAX_TABLES", str(tmp_path))
+
+    def write(*entries):
+        path = measurements.own_path("cpu")
+        measurements.write(Table("cpu", {"note": "invented"}, entries), path)
+        return path
+
+    return write
+
+
+def fastest(role="forward", convolution=LAYER, batch=4, channels=128, platform="cpu"):
+    return Case(convolution, batch, channels, jnp.dtype("float32"), platform).fastest(role).name
+
+
+class TestTable:
+    def test_the_users_own_goes_before_the_packages(self, own_table):
+        own_table(measured({"xla": 1.0, "dft": 2.0}))
+        assert fastest() == "xla"
+        own_table(measured({"xla": 2.0, "dft": 1.0, "shift": 3.0}))
+        assert fastest() == "dft"
+
+    def test_is_used_by_the_operator(self, own_table):
+        x, kernel = jnp.ones((1, 12, 12, 2)), jnp.ones((3, 3, 1, 2))
+        own_table(*(measured({"dft": 1.0}, role=role) for role in ROLES))
+        # A function of its own, since JAX remembers what it has lowered before.
+        text = jax.jit(lambda x: depthwise_conv2d(x, kernel)).lower(x).as_text()
+        assert "stablehlo.dot_general" in text
+        assert "stablehlo.convolution" not in text
+
+    def test_a_devices_part_of_the_batch_decides_on_a_mesh(self, own_table):
+        """Where every device computes its part by itself: here XLA's convolution for 16 images,
+        another for 2."""
+        own_table(
+            measured({"xla": 1.0}, size=12, kernel=3, batch=16, channels=2),
+            measured({"dft": 1.0}, size=12, kernel=3, batch=2, channels=2),
+        )
+        x, kernel = jnp.ones((16, 12, 12, 2)), jnp.ones((3, 3, 1, 2))
+        by_batch = NamedSharding(data_mesh(8), PartitionSpec("data"))
+
+        def text(**sharding):
+            function = jax.jit(lambda x: depthwise_conv2d(x, kernel), **sharding)
+            return function.lower(x).compile().as_text()
+
+        assert " convolution(" in text()
+        assert " convolution(" not in text(in_shardings=by_batch)
+
+    def test_nearest_entry_decides(self, own_table):
+        own_table(
+            measured({"shift": 1.0, "dft": 2.0}, kernel=5),
+            measured({"shift": 2.0, "dft": 1.0}, kernel=31),
+            measured({"xla": 1.0, "dft": 2.0, "shift": 3.0}, kernel=5, stride=2),
+            measured({"toeplitz": 1.0, "dft": 2.0}, size=7, kernel=13),
+            measured({"dft": 2.0, "xla": 1.0}, role="kernel_gradient"),
+        )
+        for size, kernel, stride, name in [
+            (56, 7, 1, "shift"),
+            (56, 21, 1, "dft"),
+            (48, 3, 2, "xla"),
+            (6, 11, 1, "toeplitz"),
+        ]:
+            shape = shapes.Shape("", (size, size), (kernel, kernel), 128, stride)
+            assert fastest(convolution=shape.convolution) == name, (size, kernel, stride)
+        assert fastest("kernel_gradient") == "xla"
+
+    def test_skips_what_cannot_compute_the_case(self, own_table):
+        """The nearest entry has only the Toeplitz matrix, which is for small maps."""
+        own_table(measured({"toeplitz": 1.0}), measured({"dft": 1.0}, kernel=3, size=7))
+        assert fastest() == "dft"
+
+    def test_a_file_that_is_no_table(self, own_table):
+        path = own_table()
+        path.write_text('{"device": "cpu"}')
+        with pytest.raises(ValueError, match=r"cpu\.json is not a table.*--tune"):
+            fastest()
+
+    def test_survives_an_interrupted_write(self, own_table, monkeypatch):
+        own_table(measured({"xla": 1.0}))
+
+        def interrupted(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            own_table(measured({"dft": 1.0}))
+        assert fastest() == "xla"
+
+    def test_tables_of_the_package(self):
+        paths = list(measurements.PACKAGED.glob("*.json"))
+        assert paths
+        for path in paths:
+            table = measurements._read(path, 0)
+            assert {each.role for each in table.measurements} == set(ROLES)
+            assert {"date", "jax"} <= table.setting.keys()
+            for each in table.measurements:
+                assert each.seconds.keys() <= IMPLEMENTATIONS.keys()
+                assert min(each.seconds.values()) > 0
+
+
+class TestUnmeasuredDevice:
+    """By arithmetic and bandwidth."""
+
+    @pytest.mark.parametrize(
+        ("shape", "name"),
+        [
+            (shapes.REPLKNET_224[0], "dft"),
+            (shapes.REPLKNET_224[3], "toeplitz"),
+            (shapes.SMALL[0], "xla"),
+            (shapes.SMALL[1], "xla"),
+        ],
+        ids=lambda value: getattr(value, "name", value),
+    )
+    def test_choice(self, shape, name):
+        assert fastest(convolution=shape.convolution, platform="tpu") == name
+
+
+class TestPortable:
+    """On a Hopper GPU, for a batch that its kernels are made for."""
+
+    @pytest.fixture
+    def case(self, monkeypatch):
+        monkeypatch.setattr("replk_jax.ops.depthwise.dispatch._is_hopper", lambda platform: True)
+        return Case(LAYER, 64, 128, jnp.dtype("bfloat16"), "cuda")
+
+    @pytest.mark.parametrize("role", ROLES)
+    def test_is_the_fastest_without_a_custom_call(self, case, role):
+        assert case.choose(None, role).name == "mosaic_gpu"
+        assert case.choose("portable", role).name == "dft"
+        assert case.choose("mosaic_gpu", role).name == "mosaic_gpu"
+
+    def test_is_looked_up_as_well(self, case, own_table, monkeypatch):
+        own_table(measured({"mosaic_gpu": 1.0, "toeplitz": 2.0, "xla": 3.0, "dft": 4.0}, batch=64))
+        monkeypatch.setattr("replk_jax.ops.depthwise.dispatch._device_kind", lambda platform: "cpu")
+        assert case.choose(None, "forward").name == "mosaic_gpu"
+        assert case.choose("portable", "forward").name == "xla"  # toeplitz refuses large maps
+
+    def test_computes(self):
+        x = jax.random.normal(jax.random.key(0), (1, 12, 12, 2))
+        kernel = jax.random.normal(jax.random.key(1), (9, 9, 1, 2))
+        y = depthwise_conv2d(x, kernel, implementation="portable")
+        expected = depthwise_conv2d(x, kernel, implementation="xla")
+        assert jnp.allclose(y, expected, rtol=1e-5, atol=1e-4)
+
+
+class TestExplain:
+    def test_names_the_measurement(self):
+        explanation = explain((4, 56, 56, 128), (31, 31, 1, 128), platform="cpu")
+        assert explanation.choices.keys() == set(ROLES)
+        assert explanation.choices["forward"].name == "dft"
+        text = str(explanation)
+        assert "forward: dft (fastest that can, at the nearest measured convolution" in text
+        assert "not toeplitz: toeplitz squares the map" in text
+        assert "not mosaic_gpu: its kernels are for NVIDIA's Hopper GPUs" in text
+
+    def test_takes_the_devices_platform(self):
+        shapes = (1, 9, 9, 4), (3, 3, 1, 4)
+        assert explain(*shapes) == explain(*shapes, platform="cpu")
+
+    def test_options(self):
+        explanation = explain((1, 9, 9, 4), (3, 3, 1, 4), platform="cpu", stride=2)
+        assert explanation.choices.keys() == set(ROLES)
+
+    def test_precision(self):
+        shapes = (64, 56, 56, 128), (31, 31, 1, 128)
+        explanation = explain(*shapes, platform="cuda", precision="highest")
+        assert "less exactly than HIGHEST" in explanation.refusals["mosaic_gpu"]
+        assert "mosaic_gpu" not in explain(*shapes, platform="cuda").refusals
+
+    @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+    def test_highest_precision(self, platform):
+        """What errs in proportion to the largest value is left out, and why."""
+        shapes = (4, 56, 56, 128), (31, 31, 1, 128)
+        explanation = explain(*shapes, platform=platform, precision="highest")
+        assert {choice.name for choice in explanation.choices.values()} == {"xla"}
+        assert explanation.only_by_name.keys() == {"dft"}
+        assert "dft only if named: its rounding errors grow with the largest" in str(explanation)
+        with jax.default_matmul_precision("highest"):
+            assert explain(*shapes, platform=platform) == explanation
+            assert explain(*shapes, platform=platform, precision="high").only_by_name == {}
+        assert explain(*shapes, platform=platform).choices["forward"].name == "dft"
+
+    def test_integers(self):
+        with pytest.raises(TypeError, match="floating-point"):
+            explain((1, 9, 9, 4), (3, 3, 1, 4), "int32")
+
+    def test_unknown_platform(self):
+        with pytest.raises(ValueError, match="Unknown platform 'npu'; known: cpu, cuda"):
+            explain((1, 9, 9, 4), (3, 3, 1, 4), platform="npu")
+
+    def test_shapes_that_do_not_belong_together(self):
+        with pytest.raises(ValueError, match=r"must be \(KH, KW, 1, 4\)"):
+            explain((1, 9, 9, 4), (3, 3, 1, 5))
+
+
+class TestDemand:
+    @pytest.mark.parametrize(
+        ("name", "size", "message"),
+        [
+            ("cudnn", 9, "Unknown implementation 'cudnn'; known: xla, dft, shift, toeplitz"),
+            ("toeplitz", 30, "squares the map, and 900 positions.*These can: xla, dft, shift"),
+            ("mosaic_gpu", 30, r"Hopper GPUs \(compute capability 9.0\), not cpu"),
+        ],
+    )
+    def test_what_cannot_be(self, name, size, message):
+        x, kernel = jnp.ones((1, size, size, 2)), jnp.ones((9, 9, 1, 2))
+        with pytest.raises(ValueError, match=message):
+            depthwise_conv2d(x, kernel, implementation=name)
+
+
+def test_decided_for_the_platform_a_program_is_lowered_for():
+    """Traced on a CPU, lowered for a TPU."""
+    x, kernel = jnp.ones((4, 7, 7, 8)), jnp.ones((3, 3, 1, 8))
+    traced = jax.jit(lambda x, kernel: depthwise_conv2d(x, kernel)).trace(x, kernel)
+    assert "stablehlo.convolution" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
