@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from replk_jax.ops.broadcasting import add_bias
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.dispatch import (
     PLATFORMS,
@@ -36,9 +37,9 @@ def depthwise_conv2d(
     """Convolves every channel of `x` with its own two-dimensional kernel.
 
     The semantics are those of `jax.lax.conv_general_dilated` with
-    `feature_group_count=C` (a cross-correlation, as in every deep-learning
-    framework). 16-bit operands are summed in float32, except by "xla", which sums as XLA does
-    on the platform. It can be differentiated any number of times, in reverse and in forward
+    `feature_group_count=C` (a cross-correlation, as in every deep-learning framework). Sums of
+    16-bit operands are accumulated in float32, in the result and in all gradients; "xla" relies
+    on XLA for that. It can be differentiated any number of times, in reverse and in forward
     mode, with respect to `x`, `kernel` and `bias`; mapped with `vmap`; exported; and sharded
     over N and C without communication, but for the sum of the kernel's gradient over N.
 
@@ -116,7 +117,7 @@ def depthwise_conv2d(
             f"implementation={implementation!r} is built for one size of the map, and that of "
             f"{x.shape} is open; None, {PORTABLE!r} and 'xla' take it."
         )
-    return y if bias is None else y + bias.astype(dtype).reshape(1, 1, 1, channels)
+    return y if bias is None else add_bias(y, bias.astype(dtype))
 
 
 def explain(

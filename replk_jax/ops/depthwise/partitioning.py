@@ -7,6 +7,8 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from replk_jax.dtypes import accumulation_dtype
+
 # Images and channels are independent of one another: devices may hold any part of either. The
 # other dimensions are whole on every device.
 RULES = {
@@ -45,7 +47,10 @@ def divided(role: str, function: Callable) -> Callable:
 
         def summed(x, g):
             dk = function(x, g)
-            return dk if by_batch is None else jax.lax.psum(dk, by_batch)
+            if by_batch is None:
+                return dk
+            wide = dk.astype(accumulation_dtype(dk.dtype))
+            return jax.lax.psum(wide, by_batch).astype(dk.dtype)
 
         return mesh, summed, kernel_like, (map_like, map_like)
 

@@ -26,6 +26,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.depthwise import xla
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, PLATFORMS, UNDIVIDED, Case
@@ -148,7 +149,9 @@ def _map_over_batch(function, a: jax.Array, dim: int, kernel: jax.Array) -> tupl
 def _into_channels(a: jax.Array, dim: Any, count: int) -> jax.Array:
     """(..., C) with a mapped axis to (..., count C)."""
     if dim is None:
-        a = jnp.broadcast_to(a[..., None, :], (*a.shape[:-1], count, a.shape[-1]))
+        # The gradient is a sum over the members.
+        wide = a[..., None, :].astype(accumulation_dtype(a.dtype))
+        a = jnp.broadcast_to(wide, (*a.shape[:-1], count, a.shape[-1])).astype(a.dtype)
     else:
         a = jnp.moveaxis(a, dim, -2)
     return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
@@ -168,10 +171,15 @@ def _varying_alike(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Arra
 
     The derivative of this step is the sum of the kernel's gradients over the devices.
     """
+
+    def varying(operand: jax.Array, names: frozenset[str]) -> jax.Array:
+        wide = operand.astype(accumulation_dtype(operand.dtype))
+        return jax.lax.pcast(wide, tuple(names), to="varying").astype(operand.dtype)
+
     axes = [jax.typeof(operand).manual_axis_type.varying for operand in (x, kernel)]
     missing = axes[1] - axes[0], axes[0] - axes[1]
     return tuple(
-        jax.lax.pcast(operand, tuple(names), to="varying") if names else operand
+        varying(operand, names) if names else operand
         for operand, names in zip((x, kernel), missing, strict=True)
     )
 

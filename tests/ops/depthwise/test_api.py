@@ -1,5 +1,7 @@
 """The operator against a float64 sum written out in NumPy."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -245,3 +247,57 @@ def test_layer_takes_one_number_and_any_batch():
         np.testing.assert_allclose(
             layer.apply(variables, part), conv.apply(variables, part), rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("implementation", "shape"),
+    [
+        (None, (32, 64, 64, 2)),
+        ("xla", (32, 64, 64, 2)),
+        ("dft", (32, 64, 64, 2)),
+        ("shift", (32, 64, 64, 2)),
+        ("toeplitz", (1024, 12, 12, 2)),
+    ],
+)
+def test_sums_of_many_16_bit_terms(implementation, shape, dtype):
+    """Gradients of 2^17 terms and more, where a sum in 16 bits stops growing at a hundredth.
+
+    Results are rounded to the 16-bit type: y twice, before and after the bias is added. All terms
+    are positive.
+    """
+    rng = np.random.default_rng(0)
+    channels = shape[-1]
+    x, kernel, bias, g = (
+        jnp.asarray(rng.uniform(0.5 * size, 1.5 * size, each), dtype)
+        for each, size in [(shape, 0.1), ((3, 3, 1, channels), 1), ((channels,), 1), (shape, 0.01)]
+    )
+
+    @jax.jit
+    def run(g, *operands):
+        convolve = partial(depthwise_conv2d, implementation=implementation)
+        y, pull_back = jax.vjp(convolve, *operands)
+        return y, *pull_back(g)
+
+    actual = run(g, x, kernel, bias)
+    convolution = Convolution(shape[1:3], (3, 3), padding=((1, 1), (1, 1)))
+    x, kernel, bias, g = (np.asarray(each, np.float64) for each in (x, kernel, bias, g))
+    expected = (
+        definition.forward(x, kernel, convolution) + bias,
+        definition.input_gradient(g, kernel, convolution),
+        definition.kernel_gradient(x, g, convolution),
+        g.sum((0, 1, 2)),
+    )
+    unit = float(jnp.finfo(dtype).eps)
+    for name, a, b in zip(("y", "dx", "dk", "db"), actual, expected, strict=True):
+        assert a.dtype == dtype
+        tolerance = (unit if name == "y" else unit / 2) + 2e-4
+        np.testing.assert_allclose(np.float64(a), b, rtol=tolerance, err_msg=name)
+
+
+def test_the_gradient_of_what_vmap_shares_is_summed_in_float32():
+    """x is one of 1024 kernels' and gets the sum of their gradients."""
+    x, g = jnp.ones((1, 1, 1, 2), "bfloat16"), jnp.ones((1024, 1, 1, 1, 2), "bfloat16")
+    kernels = jnp.ones((1024, 1, 1, 1, 2), "bfloat16")
+    _, pull_back = jax.vjp(lambda x: jax.vmap(lambda k: depthwise_conv2d(x, k))(kernels), x)
+    np.testing.assert_array_equal(np.float64(pull_back(g)[0]), np.full((1, 1, 1, 2), 1024.0))
