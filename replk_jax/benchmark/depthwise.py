@@ -15,7 +15,8 @@ from replk_jax.benchmark.roofline import roofline_seconds
 from replk_jax.benchmark.timing import Contender, Program, Timing, compete
 from replk_jax.ops import explain
 from replk_jax.ops.depthwise import mosaic_gpu
-from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, ROLES, Explanation
+from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, Explanation
+from replk_jax.ops.depthwise.implementation import DIRECTIONS
 from replk_jax.ops.depthwise.mosaic_gpu.packing import pack
 from replk_jax.ops.depthwise.shapes import (
     DETECTION,
@@ -28,7 +29,7 @@ from replk_jax.ops.depthwise.shapes import (
 
 OURS = "replk_jax"
 PACKED = "mosaic_gpu packed"
-FORWARD, BOTH = DIRECTIONS = ("forward", "forward+backward")
+FORWARD, BOTH = PASSES = ("forward", "forward+backward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Row:
 
     Attributes:
       layer: what was computed.
-      direction: one of `DIRECTIONS`.
+      passes: one of `PASSES`.
       contender: `OURS`, which is the operator as called without naming an implementation; an
         implementation; "torch" and a layout; or `PACKED`, the kernel without changes of layout.
       chosen: for `OURS`, the implementations of the result and of its two gradients.
@@ -114,7 +115,7 @@ class Row:
     """
 
     layer: Layer
-    direction: str
+    passes: str
     contender: str
     chosen: tuple[str, ...] = ()
     timing: Timing | None = None
@@ -123,7 +124,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields on one level, fit for JSON."""
-        fields = {name: getattr(self, name) for name in ("direction", "contender", "chosen")}
+        fields = {name: getattr(self, name) for name in ("passes", "contender", "chosen")}
         timing = dataclasses.asdict(self.timing) if self.timing else {}
         last = {"roofline": self.roofline, "skipped": self.skipped}
         shape = dataclasses.asdict(self.layer.shape)
@@ -132,7 +133,7 @@ class Row:
     def __str__(self) -> str:
         shape = self.layer.shape
         head = (
-            f"{shape.name:17}{self.layer.batch:4}{shape.channels:5} {self.direction:17}"
+            f"{shape.name:17}{self.layer.batch:4}{shape.channels:5} {self.passes:17}"
             f"{self.contender:20}"
         )
         if self.timing is None:
@@ -202,49 +203,49 @@ class Benchmark:
         """All contenders on one layer, in turns."""
         explanation = layer.explain(self.dtype)
         contenders = {
-            (direction, name): each
-            for direction in DIRECTIONS
-            for name, each in self._contenders(layer, direction, operands, explanation).items()
+            (passes, name): each
+            for passes in PASSES
+            for name, each in self._contenders(layer, passes, operands, explanation).items()
         }
         skipped = {}
-        for direction, name in contenders:
-            expected = _expected_seconds(layer, direction, name, before)
-            if name in explanation.refusals:
-                skipped[direction, name] = explanation.refusals[name]
+        for passes, name in contenders:
+            expected = _expected_seconds(layer, passes, name, before)
+            if name in explanation.unsupported:
+                skipped[passes, name] = explanation.unsupported[name]
             elif name != OURS and expected > self.limit:
                 reason = f"{expected:.3g} s expected, more than {self.limit:g} s"
-                skipped[direction, name] = reason
+                skipped[passes, name] = reason
         able = {key: each for key, each in contenders.items() if key not in skipped}
         results = compete(able, self.seconds, least_runs=2)
         rows = []
-        for direction, name in contenders:
-            roles = ROLES if direction == BOTH else ROLES[:1]
-            chosen = tuple(explanation.choices[role].name for role in roles)
-            row = Row(layer, direction, name, chosen if name == OURS else ())
-            result = results.get((direction, name))
+        for passes, name in contenders:
+            directions = DIRECTIONS if passes == BOTH else DIRECTIONS[:1]
+            chosen = tuple(explanation.choices[direction].name for direction in directions)
+            row = Row(layer, passes, name, chosen if name == OURS else ())
+            result = results.get((passes, name))
             if result is None:
-                rows.append(dataclasses.replace(row, skipped=skipped[direction, name]))
+                rows.append(dataclasses.replace(row, skipped=skipped[passes, name]))
             elif isinstance(result, Exception):
                 rows.append(dataclasses.replace(row, skipped=f"failed, {_brief(result)}"))
             else:
-                least = self._roofline_seconds(layer, direction)
+                least = self._roofline_seconds(layer, passes)
                 fraction = None if least is None else least / result.median
                 rows.append(dataclasses.replace(row, timing=result, roofline=fraction))
         return rows
 
     def _contenders(
-        self, layer: Layer, direction: str, operands: list, explanation: Explanation
+        self, layer: Layer, passes: str, operands: list, explanation: Explanation
     ) -> dict[str, Contender]:
         """By name; those that will be skipped included."""
-        shape, backward = layer.shape, direction == BOTH
+        shape, backward = layer.shape, passes == BOTH
         platform = jax.devices()[0].platform
         contenders = {
             name or OURS: contender(operator(shape, backward, name), operands)
             for name in (None, *self.implementations)
         }
-        if not backward and "mosaic_gpu" not in explanation.refusals:
+        if not backward and "mosaic_gpu" not in explanation.unsupported:
             contenders[PACKED] = Contender(partial(_packed, shape, operands))
-        if self.peers and not torch_peers.refuses(platform):
+        if self.peers and not torch_peers.unsupported_reason(platform):
             for layout in torch_peers.LAYOUTS:
                 prepare = partial(
                     torch_peers.convolution_program,
@@ -259,12 +260,12 @@ class Benchmark:
                 contenders[f"torch {layout}"] = Contender(prepare)
         return contenders
 
-    def _roofline_seconds(self, layer: Layer, direction: str) -> float | None:
+    def _roofline_seconds(self, layer: Layer, passes: str) -> float | None:
         return roofline_seconds(
             layer.shape,
             layer.batch,
             self.dtype,
-            direction == BOTH,
+            passes == BOTH,
             jax.devices()[0].device_kind,
         )
 
@@ -276,10 +277,10 @@ def _packed(shape: Shape, operands: list) -> Program:
     return contender(convolve, packed).prepare()
 
 
-def _expected_seconds(layer: Layer, direction: str, name: str, before: list[Row]) -> float:
+def _expected_seconds(layer: Layer, passes: str, name: str, before: list[Row]) -> float:
     """What the same contender took for the layer nearest in size, in proportion; or else 0."""
     comparable = [
-        row for row in before if row.timing and (row.direction, row.contender) == (direction, name)
+        row for row in before if row.timing and (row.passes, row.contender) == (passes, name)
     ]
     if not comparable:
         return 0.0

@@ -18,7 +18,7 @@ _INFERENCE = ("inference", "inference-merged")
 _COMPILED = "+compile"  # behind the name of a network: by torch.compile
 
 
-def refuses(platform: str) -> str | None:
+def unsupported_reason(platform: str) -> str | None:
     """Why there is no peer for JAX's platform ("cpu", "gpu", ...), or None if there is."""
     _let_idle_threads_sleep()
     try:
@@ -41,7 +41,7 @@ def _let_idle_threads_sleep() -> None:
 
 def describe() -> str:
     """Version and settings, or why it is not there."""
-    if reason := refuses("cpu"):
+    if reason := unsupported_reason("cpu"):
         return reason
     import torch
 

@@ -221,6 +221,6 @@ def test_names_of_networks(peer, known):
 
 
 def test_descriptions():
-    assert torch_peers.refuses("cpu") is None
-    assert "finds no tpu" in torch_peers.refuses("tpu")
+    assert torch_peers.unsupported_reason("cpu") is None
+    assert "finds no tpu" in torch_peers.unsupported_reason("tpu")
     assert torch_peers.describe().startswith(f"torch {torch.__version__}, ")

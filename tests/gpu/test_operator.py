@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from replk_jax.ops.depthwise import shapes
-from replk_jax.ops.depthwise.dispatch import ROLES, Case
+from replk_jax.ops.depthwise.dispatch import Case
+from replk_jax.ops.depthwise.implementation import DIRECTIONS
 from replk_jax.ops.depthwise.primitives import convolve
 
 try:
@@ -65,10 +66,10 @@ def check(shape, batch, channels, dtype, implementation, tolerance):
         wide = [array.astype(jnp.float32) for array in arrays]
         expected = computed(*wide, shape.convolution, "xla")
     actual = computed(*arrays, shape.convolution, implementation)
-    for role, a, b in zip(ROLES, actual, expected, strict=True):
+    for direction, a, b in zip(DIRECTIONS, actual, expected, strict=True):
         assert a.dtype == arrays[0].dtype
         largest = float(jnp.abs(b).max())
-        np.testing.assert_allclose(np.float64(a), b, atol=tolerance * largest, err_msg=role)
+        np.testing.assert_allclose(np.float64(a), b, atol=tolerance * largest, err_msg=direction)
 
 
 @needs_hopper
@@ -104,7 +105,7 @@ def test_hopper_kernels_fill_the_machine():
 def test_forms_for_any_device(shape, implementation, dtype):
     """16-bit spectra are multiplied as tensorfloat32, of ten bits, and not summed in it."""
     case = Case(shape.convolution, 3, 4, jnp.dtype(dtype), "cuda")
-    if reason := case.refusals().get(implementation):
+    if reason := case.unsupported().get(implementation):
         pytest.skip(reason)
     tolerance = 3e-5 if dtype == "float32" else 8e-3
     check(shape, 3, 4, dtype, implementation, tolerance)

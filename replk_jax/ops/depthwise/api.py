@@ -11,14 +11,15 @@ from jax import lax
 from replk_jax.ops.broadcasting import add_bias
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.dispatch import (
+    OPEN_SIZE_CHOICES,
     PLATFORMS,
-    PORTABLE,
-    ROLES,
     Case,
     Explanation,
     platform_of,
 )
+from replk_jax.ops.depthwise.implementation import DIRECTIONS
 from replk_jax.ops.depthwise.primitives import convolve
+from replk_jax.ops.depthwise.xla import convolve_open_size
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 
@@ -101,21 +102,19 @@ def depthwise_conv2d(
     if all(isinstance(size, int) for size in x.shape[1:3]):
         how = _convolution(x.shape, kernel.shape, stride, padding, dilation, precision)
         y = convolve(x, kernel, how, implementation)
-    elif implementation in (None, PORTABLE, "xla"):
-        y = lax.conv_general_dilated(
+    elif implementation in OPEN_SIZE_CHOICES:
+        y = convolve_open_size(
             x,
             kernel,
-            _pair(stride, "stride"),
-            padding if isinstance(padding, str) else _explicit(padding),
-            rhs_dilation=_pair(dilation, "dilation"),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=channels,
+            stride=_pair(stride, "stride"),
+            padding=padding if isinstance(padding, str) else _explicit(padding),
+            dilation=_pair(dilation, "dilation"),
             precision=_precision(precision),
         )
     else:
         raise ValueError(
-            f"implementation={implementation!r} is built for one size of the map, and that of "
-            f"{x.shape} is open; None, {PORTABLE!r} and 'xla' take it."
+            f"implementation={implementation!r} is built for one size of the map, and height or "
+            f"width is open in {x.shape}; {', '.join(map(repr, OPEN_SIZE_CHOICES))} take it."
         )
     return y if bias is None else add_bias(y, bias.astype(dtype))
 
@@ -142,7 +141,7 @@ def explain(
 
     Returns:
       `choices`, by "forward", "input_gradient" and "kernel_gradient": each with a `name` and a
-      `reason`; `refusals`: by implementation, why it cannot compute this; and `only_by_name`: by
+      `reason`; `unsupported`: by implementation, why it cannot compute this; and `only_by_name`: by
       implementation, why it is not chosen unless the caller names it. Print it.
 
     Raises:
@@ -156,8 +155,8 @@ def explain(
         raise ValueError(f"Unknown platform {platform!r}; known: {', '.join(PLATFORMS)}.")
     convolution = _convolution(x_shape, kernel_shape, stride, padding, dilation, precision)
     case = Case(convolution, x_shape[0], x_shape[-1], _checked_dtype(dtype), platform)
-    choices = {role: case.fastest(role) for role in ROLES}
-    return Explanation(choices, case.refusals(), case.only_by_name())
+    choices = {direction: case.fastest(direction) for direction in DIRECTIONS}
+    return Explanation(choices, case.unsupported(), case.only_by_name())
 
 
 def _check_shapes(x: tuple, kernel: tuple) -> None:

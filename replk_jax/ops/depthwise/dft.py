@@ -25,6 +25,7 @@ this matters, `precision="highest"` makes `dispatch` choose another implementati
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +34,25 @@ from jax import lax
 
 from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.depthwise.convolution import Convolution
+from replk_jax.ops.depthwise.implementation import Estimate, Properties
+
+NAME = "dft"
+PROPERTIES = Properties(error_scales_with_largest=True)
 
 
-def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
+def unsupported_reason(
+    convolution: Convolution, batch: int | None, channels: int, dtype: Any
+) -> str | None:
     """Maps and results without elements."""
     if 0 in (*convolution.size, *convolution.output_size):
         return "the map or the result has no elements"
+    return None
+
+
+def estimate(convolution: Convolution) -> Estimate | None:
+    """Best for large kernels without stride and dilation."""
+    if max(convolution.kernel_size) >= 9 and convolution.is_dense:
+        return Estimate(1, "its matrix products do fewer operations")
     return None
 
 

@@ -1,12 +1,12 @@
 """Which implementation computes a given convolution, and why.
 
-Where the device has been measured, the choice is looked up: the nearest convolution of its
-table tells which is fastest. Where it has not, it follows from arithmetic and bandwidth.
+Where the device has been measured, the choice is looked up: the fastest at the nearest
+convolution of its table. Where it has not, it follows from the estimates of the implementations
+that are XLA's operations alone.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from types import ModuleType
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,30 +14,21 @@ import jax.numpy as jnp
 
 from replk_jax.ops.depthwise import dft, measurements, mosaic_gpu, shift, toeplitz, xla
 from replk_jax.ops.depthwise.convolution import Convolution
+from replk_jax.ops.depthwise.implementation import DIRECTIONS, Direction, Implementation, Properties
 
-IMPLEMENTATIONS: Mapping[str, ModuleType] = {
-    "xla": xla,
-    "dft": dft,
-    "shift": shift,
-    "toeplitz": toeplitz,
-    "mosaic_gpu": mosaic_gpu,
-}
-# Those that are kernels of our own, a custom call in the compiled program: the others are XLA's
-# operations alone, which any device and any later JAX runs.
-CUSTOM_CALLS = frozenset({"mosaic_gpu"})
-# Asks for the fastest without them.
+_IN_ORDER: tuple[Implementation, ...] = (xla, dft, shift, toeplitz, mosaic_gpu)
+IMPLEMENTATIONS: Mapping[str, Implementation] = {each.NAME: each for each in _IN_ORDER}
+# What the others are compared with.
+REFERENCE = xla.NAME
+# Asks for the fastest without custom calls: XLA's operations run on any device, and a program that
+# is exported with them on any later JAX.
 PORTABLE = "portable"
-# Those that XLA does not divide over a mesh by itself: it cannot look into kernels of our own, and
-# its own convolution's kernel gradient comes out wrong where the batch is divided over one of
-# two axes of a mesh (seen on CPUs with JAX 0.10.2 to 0.12.0).
-UNDIVIDED = frozenset({"xla", "mosaic_gpu"})
-# Those whose rounding errors are in proportion to the largest value of a channel, with the reason
-# not to choose them at the highest precision.
-SCALED_BY_LARGEST = {
-    "dft": "its rounding errors grow with the largest value of a channel, not with the terms of "
-    "each sum as precision 'highest' demands"
-}
-ROLES = ("forward", "input_gradient", "kernel_gradient")
+# What may be asked for where the height and width of the feature map are symbolic.
+OPEN_SIZE_CHOICES = (
+    None,
+    PORTABLE,
+    *(name for name, each in IMPLEMENTATIONS.items() if each.PROPERTIES.takes_open_sizes),
+)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -75,29 +66,62 @@ class Case:
         """N, or None."""
         return self.batch if isinstance(self.batch, int) else None
 
-    def refusals(self) -> dict[str, str]:
-        """Why the implementations that cannot compute this cannot."""
-        reasons = {}
-        for name, module in IMPLEMENTATIONS.items():
-            reason = module.refuses(self.convolution, self.known_batch, self.channels, self.dtype)
-            if name == "mosaic_gpu":
-                reason = _refused_platform(self.platform) or reason
-            if reason:
-                reasons[name] = reason
-        return reasons
+    @property
+    def table(self) -> measurements.Table | None:
+        """The measurements of the device that programs for the platform run on here."""
+        device = _device_kind(self.platform)
+        return measurements.table_of(device) if device else None
+
+    def unsupported(self) -> dict[str, str]:
+        """By implementation: why it cannot compute this."""
+        reasons = {name: self._unsupported(each) for name, each in IMPLEMENTATIONS.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    def _unsupported(self, implementation: Implementation) -> str | None:
+        gpu = implementation.PROPERTIES.required_gpu
+        reason = gpu and gpu.unsupported_reason(self.platform, _device(self.platform))
+        return reason or implementation.unsupported_reason(
+            self.convolution, self.known_batch, self.channels, self.dtype
+        )
 
     def only_by_name(self) -> dict[str, str]:
-        """Why implementations that could compute this are chosen only if the caller names them."""
-        return dict(SCALED_BY_LARGEST) if self.convolution.bounded_by_terms else {}
+        """By implementation that could compute this: why it is chosen only if it is named."""
+        unsupported, table = self.unsupported(), self.table
+        reasons = {
+            name: self._only_by_name(name, each.PROPERTIES, table)
+            for name, each in IMPLEMENTATIONS.items()
+            if name not in unsupported
+        }
+        return {name: reason for name, reason in reasons.items() if reason}
 
-    def choose(self, implementation: str | None, role: str) -> Choice:
-        """What computes one of `ROLES`, where the caller asks for `implementation`.
+    def _only_by_name(
+        self, name: str, properties: Properties, table: measurements.Table | None
+    ) -> str | None:
+        if table and name in table.unusable:
+            return (
+                f"it failed its comparison with {REFERENCE!r} on this device: "
+                + (table.unusable[name])
+            )
+        if properties.custom_calls and not (table and table.has_measured(name)):
+            return (
+                "kernels of this package run by default only where they have been measured; "
+                "python -m replk_jax bench depthwise --tune does that on the device at hand"
+            )
+        if properties.error_scales_with_largest and self.convolution.bounded_by_terms:
+            return (
+                "its rounding errors grow with the largest value of a channel, not with the terms "
+                "of each sum as precision 'highest' demands"
+            )
+        return None
+
+    def choose(self, implementation: str | None, direction: Direction) -> Choice:
+        """What computes one of `DIRECTIONS`, where the caller asks for `implementation`.
 
         Raises:
           ValueError: it is unknown or cannot compute this.
         """
         if implementation in (None, PORTABLE):
-            return self.fastest(role, portable=implementation == PORTABLE)
+            return self.fastest(direction, portable=implementation == PORTABLE)
         return self._demanded(implementation)
 
     def _demanded(self, name: str) -> Choice:
@@ -106,45 +130,38 @@ class Case:
             raise ValueError(
                 f"Unknown implementation {name!r}; known: {', '.join(IMPLEMENTATIONS)}, {PORTABLE}."
             )
-        refusals = self.refusals()
-        if name in refusals:
-            able = ", ".join(each for each in IMPLEMENTATIONS if each not in refusals)
+        unsupported = self.unsupported()
+        if name in unsupported:
+            able = ", ".join(each for each in IMPLEMENTATIONS if each not in unsupported)
             raise ValueError(
                 f"implementation={name!r} cannot compute this on {self.platform}: "
-                f"{refusals[name]}. These can: {able}; None chooses."
+                f"{unsupported[name]}. These can: {able}; None chooses."
             )
         return Choice(name, "it was asked for")
 
-    def fastest(self, role: str, *, portable: bool = False) -> Choice:
-        """The fastest implementation known for one of `ROLES`; if portable, no custom call."""
-        excluded = self.refusals().keys() | self.only_by_name().keys()
-        excluded |= CUSTOM_CALLS if portable else set()
-        able = [name for name in IMPLEMENTATIONS if name not in excluded]
-        device = _device_kind(self.platform)
-        table = measurements.table_of(device) if device else None
+    def fastest(self, direction: Direction, *, portable: bool = False) -> Choice:
+        """The fastest implementation known for one of `DIRECTIONS`; if portable, without custom
+        calls."""
+        excluded = self.unsupported().keys() | self.only_by_name().keys()
+        able = [
+            name
+            for name, each in IMPLEMENTATIONS.items()
+            if name not in excluded and not (portable and each.PROPERTIES.custom_calls)
+        ]
         case = self.convolution, self.known_batch, self.channels, self.dtype
-        for nearest in table.by_distance(role, *case) if table else ():
+        table = self.table
+        for nearest in table.by_distance(direction, *case) if table else ():
             if name := nearest.fastest(able):
                 reason = f"fastest that can, at the nearest measured convolution: {nearest}"
                 return Choice(name, reason)
-        return self._unmeasured(able)
+        return self._estimated(able)
 
-    def _unmeasured(self, able: list[str]) -> Choice:
-        """What arithmetic and bandwidth say of a device that is not in any table."""
-        height, width = self.convolution.size
-        taps = max(self.convolution.kernel_size)
-        if (
-            "mosaic_gpu" in able
-            and _is_hopper(self.platform)
-            and taps >= 9
-            and (self.known_batch or 0) >= 16
-        ):
-            return Choice("mosaic_gpu", "not measured; tensor cores, and a batch that fills them")
-        if "toeplitz" in able and taps >= 5 and max(height, width) <= 8:
-            return Choice("toeplitz", "not measured; one small matrix for every channel")
-        if "dft" in able and taps >= 9 and self.convolution.is_dense:
-            return Choice("dft", "not measured; its matrix products do fewer operations")
-        return Choice("xla", "not measured; limited by memory")
+    def _estimated(self, able: Iterable[str]) -> Choice:
+        """The best by the implementations' own estimates."""
+        estimates = {name: IMPLEMENTATIONS[name].estimate(self.convolution) for name in able}
+        known = {name: estimate for name, estimate in estimates.items() if estimate}
+        best = max(known, key=lambda name: known[name].rank)
+        return Choice(best, f"not measured; {known[best].reason}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,37 +169,22 @@ class Explanation:
     """What would run, and why nothing else.
 
     Attributes:
-      choices: by role: the result and its two gradients.
-      refusals: by implementation: why it cannot compute this at all.
-      only_by_name: by implementation: why it is chosen only with `implementation=NAME`.
+      choices: by direction, what computes it.
+      unsupported: by implementation, why it cannot compute this at all.
+      only_by_name: by implementation, why it is chosen only with `implementation=NAME`.
     """
 
     choices: dict[str, Choice]
-    refusals: dict[str, str]
+    unsupported: dict[str, str]
     only_by_name: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{role.replace('_', ' ')}: {self.choices[role]}" for role in ROLES]
-        lines += [f"not {name}: {why}" for name, why in self.refusals.items()]
+        lines = [
+            f"{direction.replace('_', ' ')}: {self.choices[direction]}" for direction in DIRECTIONS
+        ]
+        lines += [f"not {name}: {why}" for name, why in self.unsupported.items()]
         lines += [f"{name} only if named: {why}" for name, why in self.only_by_name.items()]
         return "\n".join(lines)
-
-
-def _refused_platform(platform: str) -> str | None:
-    if platform != "cuda":
-        return f"its kernels are for NVIDIA's Hopper GPUs (compute capability 9.0), not {platform}"
-    device = _device(platform)
-    if device is not None and device.compute_capability != "9.0":
-        return (
-            "its kernels are for Hopper GPUs (compute capability 9.0), and the "
-            f"{device.device_kind} has {device.compute_capability}"
-        )
-    return None
-
-
-def _is_hopper(platform: str) -> bool:
-    device = _device(platform)
-    return device is not None and device.compute_capability == "9.0"
 
 
 def _device_kind(platform: str) -> str | None:

@@ -1,8 +1,8 @@
 """What each implementation took for many convolutions on a device: the table behind the choice.
 
-Tables come with the package, one file a device, in `tables`. `python -m replk_jax bench
-depthwise --tune` measures the device at hand and writes a table of its own, which then goes
-before the package's.
+Tables come with the package, one file per device, in `tables`. `python -m replk_jax bench
+depthwise --tune` measures the device at hand and writes a table of its own, which takes precedence
+over the package's.
 """
 
 import dataclasses
@@ -19,23 +19,24 @@ import jax
 
 from replk_jax.files import json_text, replace_text
 from replk_jax.ops.depthwise.convolution import Convolution
+from replk_jax.ops.depthwise.implementation import Direction
 
 PACKAGED = Path(__file__).with_name("tables")
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One convolution, and the seconds that each implementation took for one of its roles.
+    """One convolution, and the seconds that each implementation took for one direction of it.
 
     Attributes:
-      role: "forward", "input_gradient" or "kernel_gradient".
+      direction: "forward", "input_gradient" or "kernel_gradient".
       dtype: of the arrays, "float32", "bfloat16", ...
       batch, channels: N and C.
       size, kernel_size, stride: as in `Convolution`; the padding is half the kernel.
       seconds: by implementation; those that could not compute it are absent.
     """
 
-    role: str
+    direction: Direction
     dtype: str
     batch: int
     channels: int
@@ -81,20 +82,27 @@ class Table:
       device: `jax.Device.device_kind`.
       setting: what else the figures depend on: processor, threads, versions, date.
       measurements: in any order.
+      unusable: by implementation that failed on this device or erred more than rounding explains,
+        what went wrong. Dispatch does not choose it.
     """
 
     device: str
     setting: dict[str, Any]
     measurements: tuple[Measurement, ...]
+    unusable: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def by_distance(self, role: str, *case) -> list[Measurement]:
-        """The measurements of a role, the nearest to a case first (`Measurement.distance`)."""
-        of_role = [each for each in self.measurements if each.role == role]
-        return sorted(of_role, key=lambda each: each.distance(*case))
+    def has_measured(self, name: str) -> bool:
+        """Whether there is a measurement of an implementation."""
+        return any(name in each.seconds for each in self.measurements)
+
+    def by_distance(self, direction: Direction, *case) -> list[Measurement]:
+        """The measurements of a direction, the nearest to a case first (`Measurement.distance`)."""
+        of_direction = [each for each in self.measurements if each.direction == direction]
+        return sorted(of_direction, key=lambda each: each.distance(*case))
 
 
 def own_path(device: str) -> Path:
-    """Where the user's own table of a device lies: in the folder that the environment variable
+    """The path of the user's own table of a device: in the folder that the environment variable
     REPLK_JAX_TABLES names, or in .cache/replk_jax under the home folder."""
     folder = os.environ.get("REPLK_JAX_TABLES") or os.path.expanduser("~/.cache/replk_jax")
     return Path(folder) / _file_name(device)
@@ -126,7 +134,8 @@ def write(table: Table, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join("  " + json_text(dataclasses.asdict(each)) for each in table.measurements)
-    head = json_text({"device": table.device, "setting": table.setting}, indent=1)
+    head = {"device": table.device, "setting": table.setting, "unusable": table.unusable}
+    head = json_text(head, indent=1)
     replace_text(path, head[:-2] + ',\n "measurements": [\n' + lines + "\n ]\n}\n")
 
 
@@ -136,9 +145,12 @@ def _read(path: Path, modified: int) -> Table:
         content = json.loads(path.read_text())
         measurements = []
         for entry in content["measurements"]:
+            if "role" in entry:  # the name of this field in tables of version 0.1
+                entry["direction"] = entry.pop("role")
             pairs = {key: tuple(entry[key]) for key in ("size", "kernel_size", "stride")}
             measurements.append(Measurement(**{**entry, **pairs}))
-        return Table(content["device"], content["setting"], tuple(measurements))
+        unusable = dict(content.get("unusable", {}))
+        return Table(content["device"], content["setting"], tuple(measurements), unusable)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a table of measurements ({error!r}). Delete it, or write it anew with "

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from replk_jax.dtypes import accumulation_dtype
+from replk_jax.ops.depthwise.implementation import Direction
 
 # Images and channels are independent of one another: devices may hold any part of either. The
 # other dimensions are whole on every device.
@@ -30,8 +31,8 @@ def parts(images: P, other: P) -> tuple:
     return by_batch, None, None, None
 
 
-def divided(role: str, function: Callable) -> Callable:
-    """`function(a, b)`, computing `role` ("forward", ...), as every device's work on its part.
+def divided(direction: Direction, function: Callable) -> Callable:
+    """`function(a, b)`, computing `direction` ("forward", ...), as every device's work on its part.
 
     Nothing is communicated but, in the kernel's gradient, its sum over parts of the batch.
     """
@@ -42,7 +43,7 @@ def divided(role: str, function: Callable) -> Callable:
         by_batch, *_, by_channels = parts(images, other)
         map_like = NamedSharding(mesh, P(by_batch, None, None, by_channels))
         kernel_like = NamedSharding(mesh, P(None, None, None, by_channels))
-        if role != "kernel_gradient":
+        if direction != "kernel_gradient":
             return mesh, function, map_like, (map_like, kernel_like)
 
         def summed(x, g):
@@ -54,7 +55,7 @@ def divided(role: str, function: Callable) -> Callable:
 
         return mesh, summed, kernel_like, (map_like, map_like)
 
-    over_mesh.def_partition(partition, sharding_rule=RULES[role])
+    over_mesh.def_partition(partition, sharding_rule=RULES[direction])
     return over_mesh
 
 

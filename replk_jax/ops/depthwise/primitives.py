@@ -20,16 +20,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax._src import dispatch
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from replk_jax.compat import lowering_devices_known, require_devices_during_lowering
 from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.depthwise import xla
 from replk_jax.ops.depthwise.convolution import Convolution
-from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, PLATFORMS, UNDIVIDED, Case
+from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, PLATFORMS, Case
+from replk_jax.ops.depthwise.implementation import Direction
 from replk_jax.ops.depthwise.partitioning import divided, parts
 
 
@@ -48,9 +49,9 @@ def convolve(
     return bind(*_varying_alike(x, kernel))
 
 
-def _primitive(role: str) -> Primitive:
+def _primitive(direction: Direction) -> Primitive:
     """The primitive that computes one partial derivative; differentiation comes after."""
-    primitive = Primitive(f"depthwise_conv2d_{role}")
+    primitive = Primitive(f"depthwise_conv2d_{direction}")
 
     @partial(jax.jit, static_argnames=("convolution", "implementation"))
     def compiled(a, b, *, convolution, implementation):
@@ -67,29 +68,27 @@ def _primitive(role: str) -> Primitive:
     def type_of_result(a, b, *, convolution, implementation):
         # That of XLA's convolution, with all that a type says: symbolic sizes, sharding, and
         # the mesh axes of `shard_map`.
-        reference = partial(getattr(xla, role), convolution=convolution)
+        reference = partial(getattr(xla, direction), convolution=convolution)
         return jax.make_jaxpr(reference)(a, b).out_avals[0]
 
     def compute(a, b, *, convolution, implementation, platform, devices_known):
         case = Case(convolution, a.shape[0], a.shape[3], a.dtype, platform)
-        choice = case.choose(implementation, role)
-        if devices_known and choice.name in UNDIVIDED:
+        chosen = IMPLEMENTATIONS[case.choose(implementation, direction).name]
+        if devices_known and not chosen.PROPERTIES.partitioned_by_xla:
             # A device's part is smaller, and another implementation may be the one for it.
             how = dict(convolution=convolution, implementation=implementation, platform=platform)
-            return divided(role, partial(compute, **how, devices_known=False))(a, b)
-        return getattr(IMPLEMENTATIONS[choice.name], role)(a, b, convolution)
+            return divided(direction, partial(compute, **how, devices_known=False))(a, b)
+        return getattr(chosen, direction)(a, b, convolution)
 
     def lower(ctx, a, b, *, platform, **how):
         # What is lowered for a machine that is not there, or to be exported, has no devices yet
         # over which it could be divided.
-        devices = getattr(ctx.module_context.axis_context, "device_assignment", ())
-        chosen = partial(compute, platform=platform, devices_known=devices is not None)
-        return mlir.lower_fun(chosen, multiple_results=False)(ctx, a, b, **how)
+        how |= dict(platform=platform, devices_known=lowering_devices_known(ctx))
+        return mlir.lower_fun(compute, multiple_results=False)(ctx, a, b, **how)
 
     for platform in PLATFORMS:
         mlir.register_lowering(primitive, partial(lower, platform=platform), platform=platform)
-    # JAX lowers without devices what does not say, by its own private list, that it needs them.
-    dispatch.prim_requires_devices_during_lowering.add(primitive)
+    require_devices_during_lowering(primitive)
     return primitive
 
 

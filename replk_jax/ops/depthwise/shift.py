@@ -4,18 +4,27 @@ XLA turns the sum into one vectorised loop over the result, which reads the map 
 derivatives under autodiff are not of that form, so each is written in it.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.depthwise.convolution import Convolution
+from replk_jax.ops.depthwise.implementation import Properties
 
 # Every tap is a term in the compiled program.
 MOST_TAPS = 100
 
 
-def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
+NAME = "shift"
+PROPERTIES = Properties()
+
+
+def unsupported_reason(
+    convolution: Convolution, batch: int | None, channels: int, dtype: Any
+) -> str | None:
     """Maps and results without elements, and kernels of very many taps."""
     if 0 in (*convolution.size, *convolution.output_size):
         return "the map or the result has no elements"
@@ -23,6 +32,10 @@ def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -
     if taps > MOST_TAPS:
         return f"shift compiles a term for every tap, and {taps} are more than {MOST_TAPS}"
     return None
+
+
+def estimate(convolution: Convolution) -> None:
+    """None: it is fast on CPUs, which have a table."""
 
 
 def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:

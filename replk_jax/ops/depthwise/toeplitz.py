@@ -4,22 +4,38 @@ A map of 7 x 7 is a vector of 49 values, and a kernel that covers it a matrix of
 all of it is used, so a batched matrix product does little in vain.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.depthwise.convolution import Convolution
+from replk_jax.ops.depthwise.implementation import Estimate, Properties
 
 # The matrix has as many elements for a channel as this squared.
 LARGEST_MAP = 144
 
 
-def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
+NAME = "toeplitz"
+PROPERTIES = Properties()
+
+
+def unsupported_reason(
+    convolution: Convolution, batch: int | None, channels: int, dtype: Any
+) -> str | None:
     """All but small maps."""
     largest = max(np.prod(convolution.size), np.prod(convolution.output_size))
     if largest > LARGEST_MAP:
         return f"toeplitz squares the map, and {largest} positions are more than {LARGEST_MAP}"
+    return None
+
+
+def estimate(convolution: Convolution) -> Estimate | None:
+    """Best for kernels that cover most of a small map."""
+    if max(convolution.kernel_size) >= 5 and max(convolution.size) <= 8:
+        return Estimate(2, "one small matrix for every channel")
     return None
 
 

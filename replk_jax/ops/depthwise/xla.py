@@ -1,26 +1,63 @@
-"""XLA's own depthwise convolution. It defines what is right; the others are measured by it."""
+"""XLA's own depthwise convolution: the reference implementation."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax import lax
 
-from replk_jax.ops.depthwise.convolution import Convolution
+from replk_jax.ops.depthwise.convolution import Convolution, Pair
+from replk_jax.ops.depthwise.implementation import Estimate, Properties
+
+NAME = "xla"
+# Its kernel gradient comes out wrong where the batch is divided over one of two axes of a mesh
+# (seen on CPUs with JAX 0.10.2 to 0.12.0).
+PROPERTIES = Properties(partitioned_by_xla=False, takes_open_sizes=True)
 
 
-def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -> None:
-    """Nothing."""
+def unsupported_reason(
+    convolution: Convolution, batch: int | None, channels: int, dtype: Any
+) -> str | None:
+    """None: it computes everything."""
+    return None
+
+
+def estimate(convolution: Convolution) -> Estimate:
+    """The last resort, and the best for small kernels."""
+    return Estimate(0, "limited by memory")
 
 
 def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
     """A group for every channel."""
+    return convolve_open_size(
+        x,
+        kernel,
+        stride=convolution.stride,
+        padding=convolution.padding,
+        dilation=convolution.dilation,
+        precision=convolution.precision,
+    )
+
+
+def convolve_open_size(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: Pair,
+    padding: str | Sequence[Pair],
+    dilation: Pair,
+    precision: lax.Precision | None,
+) -> jax.Array:
+    """`forward` for height and width that may be symbolic; the arguments are those of `lax`."""
     return lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=convolution.stride,
-        padding=convolution.padding,
-        rhs_dilation=convolution.dilation,
+        window_strides=stride,
+        padding=padding,
+        rhs_dilation=dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
-        precision=convolution.precision,
+        precision=precision,
     )
 
 

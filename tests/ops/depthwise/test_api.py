@@ -134,7 +134,7 @@ def test_bad_shapes(x, kernel, bias, error, message):
         depthwise_conv2d(np.zeros(x, np.float32), np.zeros(kernel, np.float32), bias)
 
 
-def test_integers_are_refused():
+def test_integers_are_an_error():
     with pytest.raises(TypeError, match="floating-point"):
         depthwise_conv2d(np.zeros((1, 4, 4, 3), np.int32), np.zeros((3, 3, 1, 3), np.int32))
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from replk_jax.ops.depthwise import shapes
 from replk_jax.ops.depthwise.convolution import Convolution
-from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, ROLES
+from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS
+from replk_jax.ops.depthwise.implementation import DIRECTIONS
 from replk_jax.ops.depthwise.primitives import convolve
 from tests.ops.depthwise import reference
 
@@ -79,7 +80,7 @@ def cases(largest_map, implementations=ANYWHERE):
         for name in implementations
         for shape in SHAPES
         if shape.size[0] <= largest_map
-        and not IMPLEMENTATIONS[name].refuses(shape.convolution, 1, 3, np.float32)
+        and not IMPLEMENTATIONS[name].unsupported_reason(shape.convolution, 1, 3, np.float32)
     ]
 
 
@@ -87,9 +88,9 @@ def assert_close(actual, reference, tolerance):
     """Errors are measured by the largest value, at least the operands' size of 1, since each
     value is a sum of many products of both signs: one that happens to be small, or to be zero,
     is not more accurate than the others."""
-    for role, a, b in zip(ROLES, actual, reference, strict=True):
+    for direction, a, b in zip(DIRECTIONS, actual, reference, strict=True):
         largest = np.abs(b).max(initial=1)
-        np.testing.assert_allclose(np.float64(a), b, atol=tolerance * largest, err_msg=role)
+        np.testing.assert_allclose(np.float64(a), b, atol=tolerance * largest, err_msg=direction)
 
 
 class TestImplementation:
@@ -162,7 +163,7 @@ def convolutions(draw):
 @settings(max_examples=8, deadline=None)
 @given(convolution=convolutions(), batch=st.integers(1, 3), channels=st.integers(1, 4))
 def test_any_geometry(implementation, convolution, batch, channels):
-    if IMPLEMENTATIONS[implementation].refuses(convolution, batch, channels, np.float32):
+    if IMPLEMENTATIONS[implementation].unsupported_reason(convolution, batch, channels, np.float32):
         return
     arrays = operands(convolution, batch, channels)
     actual = computed(*arrays, convolution, implementation)

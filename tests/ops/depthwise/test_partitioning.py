@@ -22,7 +22,7 @@ X, G, KERNEL = draw(16, 8, 7, 24, seed=0), draw(16, 8, 7, 24, seed=1), draw(5, 5
 OPERANDS = {"forward": (X, KERNEL), "input_gradient": (G, KERNEL), "kernel_gradient": (X, G)}
 
 
-@pytest.mark.parametrize("role", OPERANDS)
+@pytest.mark.parametrize("direction", OPERANDS)
 @pytest.mark.parametrize(
     ("images", "kernel"),
     [
@@ -35,26 +35,28 @@ OPERANDS = {"forward": (X, KERNEL), "input_gradient": (G, KERNEL), "kernel_gradi
     ],
     ids=str,
 )
-def test_every_device_computes_its_part(role, images, kernel):
+def test_every_device_computes_its_part(direction, images, kernel):
     mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
     shardings = NamedSharding(mesh, images), NamedSharding(mesh, kernel)
-    if role == "kernel_gradient":
+    if direction == "kernel_gradient":
         shardings = shardings[:1] * 2
 
     def operation(a, b):
-        return getattr(xla, role)(a, b, CONVOLUTION)
+        return getattr(xla, direction)(a, b, CONVOLUTION)
 
     compiled = (
-        jax.jit(divided(role, operation), in_shardings=shardings).lower(*OPERANDS[role]).compile()
+        jax.jit(divided(direction, operation), in_shardings=shardings)
+        .lower(*OPERANDS[direction])
+        .compile()
     )
-    actual = compiled(*jax.device_put(OPERANDS[role], shardings))
-    expected = operation(*OPERANDS[role])
+    actual = compiled(*jax.device_put(OPERANDS[direction], shardings))
+    expected = operation(*OPERANDS[direction])
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
     text = compiled.as_text()
     by_rows, by_batch = images == P(None, "data"), images[0] is not None
-    gathered = by_rows or (kernel == P(None, None, None, "data") and role != "kernel_gradient")
+    gathered = by_rows or (kernel == P(None, None, None, "data") and direction != "kernel_gradient")
     assert (" all-gather(" in text) == gathered
-    assert (" all-reduce(" in text) == (role == "kernel_gradient" and by_batch)
+    assert (" all-reduce(" in text) == (direction == "kernel_gradient" and by_batch)
     assert " all-to-all(" not in text
     assert " collective-permute(" not in text

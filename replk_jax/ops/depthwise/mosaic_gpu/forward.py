@@ -27,16 +27,16 @@ def forward(
     Args:
       x: (N, H, W, C), bfloat16, float16 or float32.
       kernel: (KH, KW, 1, C), of the same dtype.
-      convolution: one that `refuses` does not refuse.
+      convolution: one for which `unsupported_reason` gives none.
       plan: how to cut it, one of `plans`; None takes the one with the least estimated time.
       interpret: False compiles for the GPU; parameters of the interpreter run the kernel on
-        the CPU (`replk_jax.ops.depthwise.mosaic_gpu.compatibility.interpret_params`).
+        the CPU (`replk_jax.compat.mosaic_interpret_params`).
 
     Returns:
       (N, OH, OW, C) in the same dtype.
 
     Raises:
-      ValueError: with the reason that `refuses` gives.
+      ValueError: with the reason that `unsupported_reason` gives.
     """
     batch, _, _, channels = x.shape
     plan = plan or choose_plan(convolution, batch, channels, x.dtype)
@@ -64,8 +64,8 @@ def forward_packed(
       (C, OH, OW', N') in the same dtype. The columns behind the map are undefined.
 
     Raises:
-      ValueError: with the reason that `refuses` gives, or for a plan that does not fit or whose
-        batch tile does not divide the batch.
+      ValueError: with the reason that `unsupported_reason` gives, or for a plan that does not fit
+        or whose batch tile does not divide the batch.
     """
     # Pallas is imported with the first convolution: the package must work where it cannot be.
     from replk_jax.ops.depthwise.mosaic_gpu.row_toeplitz import row_toeplitz
@@ -105,7 +105,7 @@ def input_gradient(
       (N, H, W, C) in the same dtype.
 
     Raises:
-      ValueError: with the reason that `refuses` gives.
+      ValueError: with the reason that `unsupported_reason` gives.
     """
     flipped = kernel[::-1, ::-1]
     return forward(g, flipped, convolution.transposed(), plan=plan, interpret=interpret)

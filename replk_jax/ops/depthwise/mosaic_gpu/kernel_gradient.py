@@ -25,11 +25,11 @@ from jax import lax
 
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.mosaic_gpu.packing import pack, split
-from replk_jax.ops.depthwise.mosaic_gpu.plan import refuses_always, round_up
+from replk_jax.ops.depthwise.mosaic_gpu.plan import always_unsupported_reason, round_up
 from replk_jax.ops.depthwise.mosaic_gpu.tiling import Tiling, choose_tiling
 
 
-def refuses_kernel_gradient(
+def unsupported_gradient_reason(
     convolution: Convolution, batch: int | None, channels: int, dtype
 ) -> str | None:
     """Why the kernel cannot compute this gradient, or None if it can.
@@ -40,7 +40,7 @@ def refuses_kernel_gradient(
       channels: C.
       dtype: of all arrays.
     """
-    if reason := refuses_always(convolution, batch, channels, dtype):
+    if reason := always_unsupported_reason(convolution, batch, channels, dtype):
         return reason
     # Reading beyond the width of a map gives the zeros above and below it, except in a map of
     # one tile of 8 columns, whose index the copy drops.
@@ -68,7 +68,7 @@ def kernel_gradient(
     Args:
       x: the input, (N, H, W, C), bfloat16, float16 or float32.
       g: the gradient with respect to the output, (N, OH, OW, C), of the same dtype.
-      convolution: one that `refuses_kernel_gradient` does not refuse.
+      convolution: one for which `unsupported_gradient_reason` gives none.
       interpret: False compiles for the GPU; parameters of Pallas' GPU interpreter run the
         kernel on the CPU.
 
@@ -76,7 +76,7 @@ def kernel_gradient(
       (KH, KW, 1, C) in the same dtype.
 
     Raises:
-      ValueError: with the reason that `refuses_kernel_gradient` gives.
+      ValueError: with the reason that `unsupported_gradient_reason` gives.
     """
     multiple = min(64, max(16, 1 << (len(x) - 1).bit_length()))
     x, g = pack(x, multiple), pack(g, multiple)
@@ -97,14 +97,14 @@ def kernel_gradient_packed(
       (KH, KW, 1, C) in the same dtype.
 
     Raises:
-      ValueError: with the reason that `refuses_kernel_gradient` gives, or for shapes that do
+      ValueError: with the reason that `unsupported_gradient_reason` gives, or for shapes that do
         not belong together.
     """
     # Pallas is imported with the first gradient: the package must work where it cannot be.
     from replk_jax.ops.depthwise.mosaic_gpu.pair_products import pair_products
 
     channels, _, _, batch = x.shape
-    if reason := refuses_kernel_gradient(convolution, batch, channels, x.dtype):
+    if reason := unsupported_gradient_reason(convolution, batch, channels, x.dtype):
         raise ValueError(f"This gradient has no kernel: {reason}.")
     for name, array, (height, width) in (
         ("x", x, convolution.size),

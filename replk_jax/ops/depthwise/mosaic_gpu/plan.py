@@ -105,7 +105,7 @@ class Plan:
     """One way to cut a convolution.
 
     Attributes:
-      role: what the batch is to `wgmma`. "A": its N side, so the Toeplitz matrix is the left
+      arrangement: what the batch is to `wgmma`. "A": its N side, so the Toeplitz matrix is the left
         operand and 16 `rows` must be a multiple of 64; "B": its M side, always 64 images, and
         16 `rows` is the N side.
       rows: output rows of one accumulator.
@@ -115,7 +115,7 @@ class Plan:
       stages: input rows in flight.
     """
 
-    role: Literal["A", "B"]
+    arrangement: Literal["A", "B"]
     rows: int
     split: Literal["rows", "columns"]
     batch_tile: int
@@ -157,11 +157,14 @@ class Plan:
 
     def fits(self, convolution: Convolution, dtype) -> bool:
         """Whether `wgmma` has these products, and a block of threads room for them."""
-        rows_fit = self.rows % 4 == 0 if self.role == "A" else self.rows <= 16
+        rows_fit = self.rows % 4 == 0 if self.arrangement == "A" else self.rows <= 16
         return (
             rows_fit
             # Results of 16 bits can be stored transposed.
-            and (self.role == "A" or (self.batch_tile == 64 and jnp.dtype(dtype).itemsize == 2))
+            and (
+                self.arrangement == "A"
+                or (self.batch_tile == 64 and jnp.dtype(dtype).itemsize == 2)
+            )
             and self.accumulator_registers(convolution) <= ACCUMULATOR_REGISTERS
             and self.shared_memory(convolution, dtype) <= SHARED_MEMORY
         )
@@ -176,7 +179,11 @@ class Plan:
     def clocks(self, convolution: Convolution, batch: int, channels: int, dtype) -> float:
         """A rough estimate of the time that a launch takes on an H200."""
         window, itemsize = Window.of(convolution), jnp.dtype(dtype).itemsize
-        m, n = (BLOCK * self.rows, self.batch_tile) if self.role == "A" else (64, BLOCK * self.rows)
+        m, n = (
+            (BLOCK * self.rows, self.batch_tile)
+            if self.arrangement == "A"
+            else (64, BLOCK * self.rows)
+        )
         step = max(
             m * n * BLOCK / _PRODUCTS_PER_CLOCK,
             m // 64 * (64 + n) * BLOCK * 2 / _SHARED_BYTES_PER_CLOCK,
@@ -218,7 +225,9 @@ def _input_rows(convolution: Convolution, first: int, count: int) -> range:
     return range(max(0, first - top), min(height, first + count - 1 + taps - top))
 
 
-def refuses_always(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
+def always_unsupported_reason(
+    convolution: Convolution, batch: int | None, channels: int, dtype
+) -> str | None:
     """What neither this kernel nor that of the kernel's gradient can compute."""
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
@@ -234,7 +243,9 @@ def refuses_always(convolution: Convolution, batch: int | None, channels: int, d
     return None
 
 
-def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -> str | None:
+def unsupported_reason(
+    convolution: Convolution, batch: int | None, channels: int, dtype
+) -> str | None:
     """Why the kernel cannot compute this convolution, or None if it can.
 
     Args:
@@ -243,7 +254,7 @@ def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -
       channels: C.
       dtype: of all arrays.
     """
-    if reason := refuses_always(convolution, batch, channels, dtype):
+    if reason := always_unsupported_reason(convolution, batch, channels, dtype):
         return reason
     kernel, padding = convolution.kernel_size, convolution.padding
     if not 8 < max(convolution.size) <= 96:
@@ -260,8 +271,8 @@ def refuses(convolution: Convolution, batch: int | None, channels: int, dtype) -
 
 
 def check(convolution: Convolution, batch: int, channels: int, dtype) -> None:
-    """Raises a ValueError with the reason that `refuses` gives, if it gives one."""
-    if reason := refuses(convolution, batch, channels, dtype):
+    """Raises a ValueError with the reason that `unsupported_reason` gives, if it gives one."""
+    if reason := unsupported_reason(convolution, batch, channels, dtype):
         raise ValueError(f"The Hopper kernel cannot compute this: {reason}.")
 
 
@@ -271,12 +282,12 @@ def choose_plan(
     """The plan with the least estimated time.
 
     Args:
-      convolution, batch, channels, dtype: as in `refuses`.
+      convolution, batch, channels, dtype: as in `unsupported_reason`.
       packed: whether the images are packed already, so that the batch tile must divide the
         batch, a multiple of 16; otherwise packing fills the batch up.
 
     Raises:
-      ValueError: with the reason that `refuses` gives.
+      ValueError: with the reason that `unsupported_reason` gives.
     """
     check(convolution, batch, channels, dtype)
     able = plans(convolution, dtype)
@@ -292,8 +303,8 @@ def plans(convolution: Convolution, dtype) -> tuple[Plan, ...]:
     shapes += [("B", rows, 64) for rows in range(1, 17)]
     splits = ("rows", "columns") if convolution.output_size[1] > BLOCK else ("rows",)
     every = (
-        Plan(role, rows, split, tile, stages)
-        for role, rows, tile in shapes
+        Plan(arrangement, rows, split, tile, stages)
+        for arrangement, rows, tile in shapes
         for split in splits
         for stages in (8, 6, 4, 3, 2)
     )

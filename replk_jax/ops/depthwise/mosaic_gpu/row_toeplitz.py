@@ -188,7 +188,7 @@ class _Block:
 
     def consume(self, consumer):
         m, n = BLOCK * self.plan.rows, self.plan.batch_tile
-        shape = (m, n) if self.plan.role == "A" else (n, m)
+        shape = (m, n) if self.plan.arrangement == "A" else (n, m)
         sums = [plgpu.ACC(shape, jnp.float32)] * len(self.blocks(consumer))
         plgpu.barrier_wait(self.ready)
 
@@ -255,7 +255,7 @@ class _Block:
             for bank_part, x_part in products:
                 bank = self.bank_smem.at[bank_part, rows, pl.ds(start, stop - start)]
                 x = self.x_smem.at[x_part, stage, pl.ds(window.offset(block), stop - start)]
-                if plan.role == "A":
+                if plan.arrangement == "A":
                     plgpu.wgmma(total, bank, x)
                 else:
                     plgpu.wgmma(total, x.transpose((1, 0)), bank.transpose((1, 0)))
@@ -266,7 +266,7 @@ class _Block:
         tile = self.out_smem.at[consumer]
         values = values.astype(tile.dtype)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        if self.plan.role == "A":
+        if self.plan.arrangement == "A":
             tile[...] = values
         else:
             tile.transpose((1, 0))[...] = plgpu.layout_cast(values, plgpu.Layout.WGMMA_TRANSPOSED)

@@ -9,13 +9,13 @@ import pytest
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from replk_jax.compat import (
+    mosaic_interpret_params,
+    mosaic_races_found,
+    reset_mosaic_interpreter,
+)
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.mosaic_gpu import forward, forward_packed, input_gradient
-from replk_jax.ops.depthwise.mosaic_gpu.compatibility import (
-    interpret_params,
-    races_found,
-    reset_interpreter,
-)
 from replk_jax.ops.depthwise.mosaic_gpu.packing import pack, unpack
 from replk_jax.ops.depthwise.mosaic_gpu.plan import Plan, plans
 from tests.ops.depthwise.mosaic_gpu.cases import GRID, JAX, REPLKNET, assert_close, needs_0_11, same
@@ -45,22 +45,24 @@ def reference(x, kernel, convolution):
 def interpreted(function, *arguments, **options):
     """The result of a kernel on the interpreter, which must find no race in it."""
     try:
-        result = function(*arguments, **options, interpret=interpret_params())
+        result = function(*arguments, **options, interpret=mosaic_interpret_params())
         result.block_until_ready()
-        assert not races_found()
+        assert not mosaic_races_found()
     finally:
-        reset_interpreter()
+        reset_mosaic_interpreter()
     return result
 
 
 A, B = (
-    lambda rows, split, tile, stages, role=role: Plan(role, rows, split, tile, stages)
-    for role in "AB"
+    lambda rows, split, tile, stages, arrangement=arrangement: Plan(
+        arrangement, rows, split, tile, stages
+    )
+    for arrangement in "AB"
 )
 VALID = Convolution((26, 30), (7, 12))
 LOPSIDED = Convolution((11, 21), (9, 8), padding=((1, 8), (7, 2)))
 CASES = [
-    # Role A: every split, margin, batch tile and remainder of rows and columns.
+    # Arrangement A: every split, margin, batch tile and remainder of rows and columns.
     pytest.param(same(12, 13), 16, jnp.bfloat16, A(4, "rows", 16, 3)),
     pytest.param(same(14, 27), 16, jnp.float16, A(8, "rows", 16, 2)),
     pytest.param(same(20, 7), 32, jnp.bfloat16, A(4, "columns", 32, 2)),
@@ -76,7 +78,7 @@ CASES = [
     pytest.param(same(56, 31), 16, jnp.float32, A(4, "rows", 16, 4), marks=exhaustive),
     pytest.param(same(56, (51, 5)), 16, jnp.bfloat16, A(4, "rows", 16, 6), marks=exhaustive),
     pytest.param(same(56, (5, 51)), 16, jnp.bfloat16, A(4, "rows", 16, 6), marks=exhaustive),
-    # Role B: any number of rows.
+    # Arrangement B: any number of rows.
     pytest.param(same(12, 13), 64, jnp.bfloat16, B(3, "rows", 64, 3), marks=needs_0_11),
     pytest.param(same((9, 20), 7), 70, jnp.float16, B(1, "columns", 64, 2), marks=needs_0_11),
     pytest.param(LOPSIDED, 64, jnp.bfloat16, B(5, "columns", 64, 3), marks=needs_0_11),
@@ -89,7 +91,7 @@ def name(value):
     if isinstance(value, Convolution):
         return "x".join(map(str, value.size)) + "*" + "x".join(map(str, value.kernel_size))
     if isinstance(value, Plan):
-        return f"{value.role}{value.rows}-{value.split}-{value.batch_tile}"
+        return f"{value.arrangement}{value.rows}-{value.split}-{value.batch_tile}"
     return getattr(value, "__name__", None)
 
 
@@ -181,13 +183,15 @@ def test_the_interpreter_sees_what_is_missing(monkeypatch, primitive, dropped):
 
     monkeypatch.setattr(plgpu, primitive, without)
     try:
-        y = forward(x, kernel, convolution, plan=A(4, "rows", 16, 3), interpret=interpret_params())
+        y = forward(
+            x, kernel, convolution, plan=A(4, "rows", 16, 3), interpret=mosaic_interpret_params()
+        )
         y.block_until_ready()
-        fault = "race" if races_found() else "none"
+        fault = "race" if mosaic_races_found() else "none"
     except jax.errors.JaxRuntimeError as error:
         fault = str(error)
     finally:
-        reset_interpreter()
+        reset_mosaic_interpreter()
     assert count
     assert any(words in fault for words in FAULTS), fault
 
@@ -202,22 +206,23 @@ def lower(convolution, batch, channels, dtype, plan):
 QUICK = {(56, 31, 64), (96, 31, 128), (14, 27, 16)}  # size, taps and batch
 PRODUCTION = [
     pytest.param(
-        *shape, batch, dtype, role, marks=[] if (*shape[:2], batch) in QUICK else exhaustive
+        *shape, batch, dtype, arrangement, marks=[] if (*shape[:2], batch) in QUICK else exhaustive
     )
     for shape in [*REPLKNET, *GRID, (56, (51, 5), 128), (56, (5, 51), 128)]
     for batch in (16, 64, 128)
     for dtype in ("bfloat16", "float16", "float32")
-    for role in "AB"
-    if (role == "A" or (batch >= 64 and dtype != "float32")) and (dtype != "float16" or batch == 64)
+    for arrangement in "AB"
+    if (arrangement == "A" or (batch >= 64 and dtype != "float32"))
+    and (dtype != "float16" or batch == 64)
 ]
 
 
-@pytest.mark.parametrize(("size", "taps", "channels", "batch", "dtype", "role"), PRODUCTION)
-def test_lowers_for_cuda(size, taps, channels, batch, dtype, role):
+@pytest.mark.parametrize(("size", "taps", "channels", "batch", "dtype", "arrangement"), PRODUCTION)
+def test_lowers_for_cuda(size, taps, channels, batch, dtype, arrangement):
     """The interpreter does not know which tiles, swizzles and operands the hardware has."""
     convolution = same(size, taps)
     plan = min(
-        (plan for plan in plans(convolution, jnp.dtype(dtype)) if plan.role == role),
+        (plan for plan in plans(convolution, jnp.dtype(dtype)) if plan.arrangement == arrangement),
         key=lambda plan: plan.clocks(convolution, batch, channels, dtype),
     )
     assert "mosaic_gpu" in lower(convolution, batch, channels, dtype, plan)

@@ -10,17 +10,17 @@ import pytest
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from replk_jax.ops.depthwise.convolution import Convolution
-from replk_jax.ops.depthwise.mosaic_gpu.compatibility import (
-    interpret_params,
-    races_found,
-    reset_interpreter,
+from replk_jax.compat import (
+    mosaic_interpret_params,
+    mosaic_races_found,
+    reset_mosaic_interpreter,
 )
+from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.mosaic_gpu.kernel_gradient import (
     _diagonal_sums,
     kernel_gradient,
     kernel_gradient_packed,
-    refuses_kernel_gradient,
+    unsupported_gradient_reason,
 )
 from replk_jax.ops.depthwise.mosaic_gpu.packing import pack, unpack
 from replk_jax.ops.depthwise.mosaic_gpu.plan import SHARED_MEMORY
@@ -91,11 +91,11 @@ def tracked_wgmma(monkeypatch):
 def interpreted(function, *arguments):
     """The result of a kernel on the interpreter, and whether it found a race."""
     try:
-        result = function(*arguments, interpret=interpret_params())
+        result = function(*arguments, interpret=mosaic_interpret_params())
         result.block_until_ready()
-        return result, races_found()
+        return result, mosaic_races_found()
     finally:
-        reset_interpreter()
+        reset_mosaic_interpreter()
 
 
 CASES = [
@@ -310,7 +310,7 @@ def assert_lowers(convolution, batch, channels, dtype):
 
 
 SMALL = same(16, 7)
-REFUSED = [
+UNSUPPORTED = [
     (SMALL, 16, 1, jnp.float64, "not float64"),
     (dataclasses.replace(SMALL, precision=lax.Precision.HIGHEST), 16, 1, jnp.float32, "HIGHEST"),
     (dataclasses.replace(SMALL, stride=(2, 2)), 16, 1, jnp.bfloat16, "stride 1"),
@@ -324,16 +324,16 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("convolution", "batch", "channels", "dtype", "reason"), REFUSED)
-def test_refuses(convolution, batch, channels, dtype, reason):
-    assert reason in refuses_kernel_gradient(convolution, batch, channels, dtype)
+@pytest.mark.parametrize(("convolution", "batch", "channels", "dtype", "reason"), UNSUPPORTED)
+def test_unsupported(convolution, batch, channels, dtype, reason):
+    assert reason in unsupported_gradient_reason(convolution, batch, channels, dtype)
 
 
-def test_does_not_refuse():
+def test_supported():
     """RepLKNet's layers and the benchmark's, in every type."""
     for size, taps, channels in REPLKNET + GRID:
         for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
-            assert refuses_kernel_gradient(same(size, taps), 64, channels, dtype) is None
+            assert unsupported_gradient_reason(same(size, taps), 64, channels, dtype) is None
 
 
 def test_errors():

@@ -1,4 +1,4 @@
-"""How a convolution is cut, and what the kernels refuse."""
+"""How a convolution is cut, and what the kernels do not support."""
 
 import dataclasses
 import subprocess
@@ -94,9 +94,9 @@ def test_batches_that_are_no_multiple_of_the_large_tiles():
         ),
     ],
 )  # fmt: skip
-def test_refusals(changes, batch, dtype, message):
+def test_unsupported(changes, batch, dtype, message):
     convolution = dataclasses.replace(LARGE, **changes)
-    reason = mosaic_gpu.refuses(convolution, batch, 128, dtype)
+    reason = mosaic_gpu.unsupported_reason(convolution, batch, 128, dtype)
     if message is None:
         assert reason is None
     else:
@@ -107,20 +107,22 @@ def test_refusals(changes, batch, dtype, message):
                 choose_plan(convolution, batch, 128, dtype)
 
 
-def test_the_gradients_may_be_refused_where_the_result_is_not():
+def test_the_gradients_may_be_unsupported_where_the_result_is_not():
     """A map of 60 with a kernel of 55 leaves 6 x 6: too small to be convolved back."""
     convolution = Convolution((60, 60), (55, 55))
     assert choose_plan(convolution, 64, 8, jnp.bfloat16)
-    assert "9 to 96 pixels, not of (6, 6)" in mosaic_gpu.refuses(convolution, 64, 8, jnp.bfloat16)
+    assert "9 to 96 pixels, not of (6, 6)" in mosaic_gpu.unsupported_reason(
+        convolution, 64, 8, jnp.bfloat16
+    )
 
 
 @pytest.mark.parametrize("taps", [(51, 5), (5, 51), (31, 31), (30, 8)])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_other_kernels_are_not_refused(taps, dtype):
-    assert mosaic_gpu.refuses(same(56, taps), 64, 128, dtype) is None
+def test_other_kernels_are_supported(taps, dtype):
+    assert mosaic_gpu.unsupported_reason(same(56, taps), 64, 128, dtype) is None
 
 
-def test_refusing_needs_no_backend_and_no_pallas():
+def test_the_reason_needs_no_backend_and_no_pallas():
     """So that the package can be imported, and asked, where there is no Mosaic GPU."""
     program = """
 import sys
@@ -130,7 +132,7 @@ from jax._src import xla_bridge
 import replk_jax
 from replk_jax.ops.depthwise import mosaic_gpu
 from tests.ops.depthwise.mosaic_gpu.cases import same
-assert mosaic_gpu.refuses(same(56, 31), 64, 128, jnp.bfloat16) is None
+assert mosaic_gpu.unsupported_reason(same(56, 31), 64, 128, jnp.bfloat16) is None
 assert not xla_bridge._backends
 """
     subprocess.run([sys.executable, "-c", program], check=True)
