@@ -1,4 +1,4 @@
-"""The depthwise convolution alone, beside XLA's and PyTorch's, on the layers of networks."""
+"""The depthwise convolution alone, compared with XLA's and PyTorch's, on layers of networks."""
 
 import dataclasses
 import math
@@ -41,7 +41,8 @@ class Layer:
 
     @property
     def products(self) -> int:
-        """Multiplications, those with padding included: the time of direct methods goes with it."""
+        """Multiplications, those with padding included. The time of direct methods is in
+        proportion to them."""
         outputs = math.prod(self.shape.convolution.output_size)
         return self.batch * outputs * self.shape.channels * math.prod(self.shape.kernel_size)
 
@@ -66,8 +67,8 @@ def _layers(shapes: Iterable[Shape], batch: int) -> list[Layer]:
 
 
 def _paper() -> list[Layer]:
-    """RepLKNet's layers, the paper's Table 1, and a detector's: what tells most comes first, and
-    the small before the large, so that the time of the large can be foreseen."""
+    """RepLKNet's layers, the paper's Table 1, and a detector's. The most informative come first,
+    and the small before the large, so that the time of the large can be foreseen."""
     large = [shape for shape in TABLE_1 if max(shape.kernel_size) == 31]
     others = [shape for shape in reversed(TABLE_1) if shape not in large]
     replknet = [*reversed(REPLKNET_224), *reversed(REPLKNET_384)]
@@ -108,7 +109,7 @@ class Row:
       passes: one of `PASSES`.
       contender: `OURS`, which is the operator as called without naming an implementation; an
         implementation; "torch" and a layout; or `PACKED`, the kernel without changes of layout.
-      chosen: for `OURS`, the implementations of the result and of its two gradients.
+      chosen: for `OURS`, the implementations of each direction.
       timing: None where nothing was measured.
       roofline: the roofline's time over the median; None for a device that it is not known of.
       skipped: why nothing was measured.
@@ -162,7 +163,7 @@ class Benchmark:
 
     Attributes:
       dtype: of all arrays, "float32", "bfloat16" or "float16".
-      implementations: of the operator, measured beside its own choice.
+      implementations: of the operator, measured in addition to its own choice.
       peers: whether PyTorch is measured too, where it is installed.
       seconds: to repeat each program for; at least two runs are timed.
       limit: seconds of one call. Another contender than `OURS` that is expected to take longer

@@ -36,7 +36,7 @@ NEAR = 2.5
 
 
 def grid(platform: str) -> list[Layer]:
-    """The convolutions to measure, those that tell most first.
+    """The convolutions to measure, the most informative first.
 
     The layers of RepLKNet-31B; kernels and maps between them; then other batches.
     """

@@ -49,12 +49,12 @@ def depthwise_conv2d(
     `implementation="portable"`, or a `DisabledSafetyCheck` for their custom call.
 
     The rounding errors of "dft" are in proportion to the largest value of a channel of an image
-    (in the kernel's gradient: of a channel), about 3e-7 of it in float32: beside a pixel of 1e4,
+    (in the kernel's gradient: of a channel), about 3e-7 of it in float32: with one pixel of 1e4,
     results of the size of 1 are off by some 3e-3. Those of the others are in proportion to the
     terms of each result. `precision="highest"` promises the latter.
 
-    A value that is not finite spoils at least the results that it belongs to. With an
-    implementation other than "xla" and "shift" it may spoil more of the same channel of the
+    A value that is not finite contaminates at least the results whose sums it is in. With an
+    implementation other than "xla" and "shift" it may contaminate more of the same channel of the
     same image (all of it with "dft" and "toeplitz"), since zeros are multiplied with it.
 
     Args:
@@ -77,11 +77,12 @@ def depthwise_conv2d(
         `implementation` names it. For large kernels that is slow where "xla" is what is left;
         `jax.default_matmul_precision("float32")` has products in float32 without that bound.
       implementation: None takes the fastest that is known for the platform the program is
-        compiled for, as `explain` tells; or a name: "xla" (XLA's own convolution), "dft"
+        compiled for, as `explain` reports; or a name: "xla" (XLA's own convolution), "dft"
         (matrix products with Fourier matrices), "shift" (a sum over the taps), "toeplitz" (a
         matrix product for every channel of a small map), "mosaic_gpu" (kernels for NVIDIA's
-        Hopper GPUs). "portable" takes the fastest of those that are XLA's operations alone: all
-        but "mosaic_gpu".
+        Hopper GPUs, which None takes only where a table of the device shows them to be faster).
+        "portable" takes the fastest of those that are XLA's operations alone: all but
+        "mosaic_gpu".
 
     Returns:
       (N, H', W', C) in the dtype that `x`, `kernel` and `bias` promote to.

@@ -145,7 +145,7 @@ def _transforms(convolution: Convolution, dtype) -> tuple[_Transform, _Transform
     """The transforms at the positions of the input, of the kernel's taps and of the output.
 
     Output position y meets tap k at input position x = y + k. Frequencies a = (2 a' + 1) pi / n
-    cannot tell x from y + k + n, so n exceeds every difference that occurs.
+    do not distinguish x from y + k + n, so n exceeds every difference that occurs.
     """
     bases = []
     for axis in (0, 1):

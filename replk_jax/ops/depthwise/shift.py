@@ -143,7 +143,7 @@ def _bordered_window(x: jax.Array, u: int, v: int, convolution: Convolution) -> 
 
 
 def _reached(convolution: Convolution, axis: int, tap: int) -> tuple[range, int, int]:
-    """The outputs for which a tap lies within the map, and the first input position of these
+    """The outputs for which a tap is within the map, and the first input position of these
     and that behind the last."""
     step, size = convolution.stride[axis], convolution.size[axis]
     offset = tap * convolution.dilation[axis] - convolution.padding[axis][0]

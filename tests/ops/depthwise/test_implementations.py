@@ -223,13 +223,13 @@ def test_what_a_value_that_is_not_finite_spoils(implementation, bad):
     x, kernel, g = operands(convolution, 2, 3)
     x[0, 4, 5, 1] = bad
     y, _, dk = computed(x, kernel, g, convolution, implementation)
-    spoilt = ~np.isfinite(y)
-    own = np.zeros_like(spoilt)
+    contaminated = ~np.isfinite(y)
+    own = np.zeros_like(contaminated)
     own[0, 3:6, 4:7, 1] = True
-    assert spoilt[own].all()
+    assert contaminated[own].all()
     if implementation in ("xla", "shift"):
-        np.testing.assert_array_equal(spoilt, own)
-    assert not spoilt[1].any()
-    assert not spoilt[..., [0, 2]].any()
+        np.testing.assert_array_equal(contaminated, own)
+    assert not contaminated[1].any()
+    assert not contaminated[..., [0, 2]].any()
     assert not np.isfinite(dk[..., 1]).any()
     assert np.isfinite(np.asarray(dk)[..., [0, 2]]).all()

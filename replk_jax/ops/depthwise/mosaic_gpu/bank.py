@@ -16,7 +16,7 @@ def toeplitz_bank(kernel: jax.Array, convolution: Convolution, rows: int) -> jax
 
         bank[c, 16 s + j, j'] = k[u, j' - reach - j + q]    (0 outside the kernel)
 
-    and the matrices of the rows lie in slots s = KH - 1 - u + (rows - 1), the last row first,
+    and the matrices of the rows are in slots s = KH - 1 - u + (rows - 1), the last row first,
     between rows - 1 slots of zeros on either side. What one input row gives to `rows`
     consecutive output rows is then a window of 16 `rows` consecutive rows of the bank.
 

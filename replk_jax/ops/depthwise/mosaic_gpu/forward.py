@@ -20,9 +20,9 @@ def forward(
 
     16-bit types are multiplied exactly and summed in float32. float32 is split into two bfloat16
     parts, of whose four products the smallest is left out: the error is about 5e-6 of the
-    result's root mean square. An infinite or NaN pixel spoils more of its channel of its image
-    than the kernel reaches, since the matrix products multiply it with zeros too: whole blocks
-    of 16 columns and of the plan's rows.
+    result's root mean square. An infinite or NaN pixel contaminates more of its channel of its
+    image than the kernel reaches, since the matrix products multiply it with zeros too: whole
+    blocks of 16 columns and of the plan's rows.
 
     Args:
       x: (N, H, W, C), bfloat16, float16 or float32.

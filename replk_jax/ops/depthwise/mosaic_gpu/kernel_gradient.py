@@ -5,8 +5,8 @@ For every channel the gradient is a sum over the batch of shifted products,
     dk[u, v] = sum g[n, i, j] x[n, i + u - p, j + v - q]        over n, i and j.
 
 The sum over the batch is a matrix product of a row of g and a row of x. It holds the products of
-all pairs of columns, those of a kernel column v on one diagonal. Pairs of rows that lie equally
-far apart belong to the same kernel row, and pairs of columns that lie equally far apart to the
+all pairs of columns, those of a kernel column v on one diagonal. Pairs of rows that are equally
+far apart belong to the same kernel row, and pairs of columns that are equally far apart to the
 same kernel column, so many of these matrix products add up in place:
 
     Q[s, r, j, a] = sum g[n, R t + r, B b + j] x[n, R t + s - p, B b + a - lead]   over n, t and b

@@ -2,7 +2,7 @@
 
 One block of threads serves one channel and a group of shifts. Its producer copies tiles of g,
 and the rows of x that meet them, to shared memory; two consumers multiply, each for its own half
-of the shifts. Consecutive tiles of g meet overlapping ranges of rows of x, which therefore lie in
+of the shifts. Consecutive tiles of g meet overlapping ranges of rows of x, which therefore are in
 a ring.
 """
 
@@ -109,7 +109,7 @@ def _block(
     outside = jnp.int32(-1)
 
     def ring_column(row, column):
-        """Where a column of a row of the ring lies."""
+        """The position of a column of a row in the ring."""
         return pl.multiple_of(gap + row * (width + gap) + column, 8)
 
     def copy_row(source, row, column, size, batch_tile, target, barrier):

@@ -95,7 +95,7 @@ class Window:
 
     @property
     def margins(self) -> tuple[int, ...]:
-        """The first columns, in shared memory, of the margins of 8 zeros beside the map."""
+        """The first columns, in shared memory, of the margins of 8 zeros next to the map."""
         left, right = 0, self.left_margin + self.width
         return (left,) * bool(self.left_margin) + (right,) * (right < self.columns)
 

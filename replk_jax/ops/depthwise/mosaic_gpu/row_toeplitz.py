@@ -1,6 +1,6 @@
 """The row-Toeplitz convolution on Hopper's tensor cores, as a Mosaic GPU kernel.
 
-One block of threads convolves one channel of `batch_tile` images. Its Toeplitz bank lies in
+One block of threads convolves one channel of `batch_tile` images. Its Toeplitz bank is in
 shared memory; one warpgroup, the producer, copies input rows into a ring of stages, and two
 consumers multiply each row with the window of the bank that belongs to their output rows. The
 window slides by one slot per input row; nothing is rebuilt.
@@ -98,7 +98,7 @@ def _shared(shape, dtype, swizzle):
 class _Block:
     """What one block of threads does.
 
-    All warpgroups count the input rows they have seen; row number t lies in stage
+    All warpgroups count the input rows they have seen; row number t is in stage
     t mod `plan.stages`.
     """
 

@@ -101,7 +101,7 @@ def choose_tiling(convolution: Convolution, batch: int) -> Tiling | None:
     width = round_up(convolution.size[1], 8)
     output_width = round_up(convolution.output_size[1], 8)
 
-    # Whole rows need no zeros beside the map. Small tiles leave out products of columns that
+    # Whole rows need no zeros next to the map. Small tiles leave out products of columns that
     # are further apart than the kernel is wide.
     lead = round_up(left, 8)
     shapes = [(4, 16, lead, round_up(16 - 1 + kernel_width - left + lead, 8))]

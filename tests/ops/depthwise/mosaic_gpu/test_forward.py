@@ -115,14 +115,14 @@ def test_input_gradient(convolution):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_a_value_that_is_not_finite_spoils(bad):
-    """The blocks of the same image and channel that what it belongs to lies in."""
+    """The blocks of the same image and channel that contain what it belongs to."""
     convolution = same((12, 40), 7)
     x, kernel = draw(convolution, 16, 2, jnp.bfloat16)
     x = x.at[3, 10, 20, 1].set(bad)  # is read by the results 7:12, 17:24
     y = interpreted(forward, x, kernel, convolution, plan=A(4, "rows", 16, 3))
-    spoilt = np.zeros(y.shape, bool)
-    spoilt[3, 4:12, :32, 1] = True
-    np.testing.assert_array_equal(~np.isfinite(np.float32(y)), spoilt)
+    contaminated = np.zeros(y.shape, bool)
+    contaminated[3, 4:12, :32, 1] = True
+    np.testing.assert_array_equal(~np.isfinite(np.float32(y)), contaminated)
 
 
 def test_packed_layout():
