@@ -243,6 +243,7 @@ def tiny_layers(monkeypatch):
     layers = [depthwise.Layer(Shape("6/3", (6, 6), (3, 3), 2), 1)]
     monkeypatch.setitem(depthwise.SUITES, "cpu", layers)
     monkeypatch.setattr(tune, "grid", lambda platform: layers)
+    monkeypatch.setattr(tune, "layers_to_verify", lambda platform: [])
 
 
 def test_bench_depthwise(tmp_path, capsys, monkeypatch, tiny_layers):

@@ -67,8 +67,8 @@ def tune(
     Before that, all are compared with the reference implementation. Those that err are recorded
     in the table as unusable and are not measured.
 
-    The table is written after every convolution, so that it is of use when this is stopped. What
-    the device's present table holds, and is not measured anew, stays in it.
+    The table is written after that and after every convolution, so that it is of use when this is
+    stopped. What the device's present table holds, and is not measured anew, stays in it.
 
     Args:
       path: of the table.
@@ -91,13 +91,15 @@ def tune(
     present = table_of(device.device_kind)
     measurements = {_case(each): each for each in present.measurements} if present else {}
     verified = layers_to_verify(device.platform) if verified is None else verified
-    unusable = find_faults(verified, dtypes)
+    # In every dtype: the nearest measurement may be of another one than a call has.
+    unusable = find_faults(verified)
     for name, fault in unusable.items():
         yield f"{name} is unusable on this device: {fault}"
 
     def table() -> Table:
         return Table(device.device_kind, setting, tuple(measurements.values()), unusable)
 
+    write(table(), path)
     end = time.monotonic() + 60 * minutes
     cases = [(layer, dtype) for layer in layers for dtype in dtypes]
     for done, (layer, dtype) in enumerate(cases):

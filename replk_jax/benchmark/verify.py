@@ -1,7 +1,7 @@
 """Compares every implementation with the reference implementation on the device at hand."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,9 @@ def layers_to_verify(platform: str) -> list[Layer]:
     return [Layer(shape, batch) for batch in batches for shape in shapes]
 
 
-def find_faults(layers: Iterable[Layer], dtypes: Iterable[str]) -> dict[str, str]:
+def find_faults(
+    layers: Iterable[Layer], dtypes: Iterable[str] = tuple(TOLERANCE)
+) -> dict[str, str]:
     """Runs all implementations in all directions and compares them with `REFERENCE`.
 
     The reference is computed from the same rounded operands, in float32.
@@ -61,8 +63,7 @@ def find_faults(layers: Iterable[Layer], dtypes: Iterable[str]) -> dict[str, str
 def _reference(shape: Shape, operands: Operands) -> list[jax.Array]:
     """y, dx and dk in float32."""
     exact = dataclasses.replace(shape.convolution, precision=lax.Precision.HIGHEST)
-    wide = tuple(operand.astype(jnp.float32) for operand in operands)
-    return _run(REFERENCE, exact, wide)
+    return _run(REFERENCE, exact, [operand.astype(jnp.float32) for operand in operands])
 
 
 def _fault(shape: Shape, name: str, operands: Operands, expected: list[jax.Array]) -> str | None:
@@ -81,7 +82,7 @@ def _fault(shape: Shape, name: str, operands: Operands, expected: list[jax.Array
     return None
 
 
-def _run(name: str, convolution: Convolution, operands: Operands) -> list[jax.Array]:
+def _run(name: str, convolution: Convolution, operands: Sequence[jax.Array]) -> list[jax.Array]:
     """What an implementation computes in each of `DIRECTIONS`."""
     functions = [direction_function(each, convolution, name) for each in DIRECTIONS]
     return jax.jit(lambda *operands: [function(*operands) for function in functions])(*operands)

@@ -23,7 +23,7 @@ def test_writes_a_table_that_chooses(tmp_path, monkeypatch):
     monkeypatch.setenv("REPLK_JAX_TABLES", str(tmp_path))
     monkeypatch.setattr(measurements, "PACKAGED", tmp_path / "none")
     path = measurements.own_path("cpu")
-    lines = list(tune(path, ("float32",), layers=LAYERS, verified=LAYERS, minutes=1, seconds=0.001))
+    lines = list(tune(path, ("float32",), layers=LAYERS, verified=[], minutes=1, seconds=0.001))
     table = measurements.table_of("cpu")
     assert (table.device, table.setting["device"]) == ("cpu", "cpu")
     assert [(each.direction, each.kernel_size) for each in table.measurements] == [
@@ -65,6 +65,20 @@ def test_every_type_is_measured(tmp_path):
 def test_says_what_time_was_not_left_for(tmp_path):
     lines = list(tune(tmp_path / "t.json", ("float32",), layers=LAYERS, verified=[], minutes=-1))
     assert lines == ["-1 minutes are over: 2 convolutions are left out"]
+
+
+def test_every_type_is_verified(tmp_path, monkeypatch):
+    """Whatever is measured: measurements of one are used for another where there are no nearer."""
+    exact = shift.forward
+
+    def wrong_in_float16(x, kernel, convolution):
+        return exact(x, kernel, convolution) * (2 if x.dtype == jnp.float16 else 1)
+
+    monkeypatch.setattr(shift, "forward", wrong_in_float16)
+    path = tmp_path / "t.json"
+    (fault, _) = tune(path, ("float32",), layers=LAYERS, verified=LAYERS[:1], minutes=-1)
+    assert fault.startswith("shift is unusable on this device: forward: largest error")
+    assert '"shift": "forward: largest error' in path.read_text()
 
 
 def test_says_what_failed(tmp_path, monkeypatch):

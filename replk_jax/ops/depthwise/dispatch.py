@@ -98,10 +98,8 @@ class Case:
         self, name: str, properties: Properties, table: measurements.Table | None
     ) -> str | None:
         if table and name in table.unusable:
-            return (
-                f"it failed its comparison with {REFERENCE!r} on this device: "
-                + (table.unusable[name])
-            )
+            fault = table.unusable[name]
+            return f"it failed its comparison with {REFERENCE!r} on this device: {fault}"
         if properties.custom_calls and not (table and table.has_measured(name)):
             return (
                 "kernels of this package run by default only where they have been measured; "

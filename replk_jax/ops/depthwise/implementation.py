@@ -84,8 +84,15 @@ class Implementation(Protocol):
     (KH, KW, 1, C) and g (N, OH, OW, C). Sums are accumulated in at least float32.
     """
 
-    NAME: str
-    PROPERTIES: Properties
+    @property
+    def NAME(self) -> str:
+        """By which users ask for it."""
+        ...
+
+    @property
+    def PROPERTIES(self) -> Properties:
+        """What dispatch must know about it."""
+        ...
 
     def unsupported_reason(
         self, convolution: Convolution, batch: int | None, channels: int, dtype: Any
