@@ -24,7 +24,7 @@ import jax.export
 import jax.numpy as jnp
 from flax import traverse_util
 
-from replk_jax.ops.dispatch import PLATFORMS, PORTABLE
+from replk_jax.ops.depthwise.dispatch import PLATFORMS, PORTABLE
 from replk_jax.ops.in_lax import in_lax
 from replk_jax.preprocessing import Preprocessing, normalize
 from replk_jax.reparam import for_inference

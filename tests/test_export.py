@@ -16,6 +16,8 @@ import replk_jax
 from replk_jax import Preprocessing, SavedNetwork, cli, export_model, save
 from replk_jax.export import plain_function
 from replk_jax.models import registry
+from replk_jax.ops.depthwise import dispatch
+from replk_jax.ops.depthwise.measurements import Measurement, Table, own_path, write
 from replk_jax.preprocessing import normalize
 from tests.helpers import TINY, random_images, random_variables
 from tests.miniatures import miniature, repvgg_variants
@@ -144,9 +146,13 @@ class TestNoCustomCall:
         assert custom_calls(program) <= {"shape_assertion"}
 
     @pytest.fixture
-    def hopper(self, monkeypatch):
-        """A machine with a GPU for whose programs the kernels are chosen."""
-        monkeypatch.setattr("replk_jax.ops.dispatch._is_hopper", lambda platform: True)
+    def hopper(self, monkeypatch, tmp_path):
+        """A machine with a GPU whose table says that the kernels are fastest."""
+        monkeypatch.setenv("REPLK_JAX_TABLES", str(tmp_path))
+        monkeypatch.setattr(dispatch, "_device_kind", lambda platform: "a GPU")
+        seconds = {"mosaic_gpu": 1.0, "dft": 2.0}
+        entry = Measurement("forward", "bfloat16", 16, 8, (16, 16), (13, 13), (1, 1), seconds)
+        write(Table("a GPU", {}, (entry,)), own_path("a GPU"))
 
     @pytest.mark.parametrize("asked", [False, True])
     def test_where_the_kernels_would_be_chosen(self, hopper, asked):

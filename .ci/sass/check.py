@@ -29,16 +29,19 @@ import jax
 import jax.numpy as jnp
 from jaxlib.mlir import ir
 
-from replk_jax.ops import shapes
-from replk_jax.ops.convolution import Convolution
-from replk_jax.ops.mosaic_gpu.forward import forward
-from replk_jax.ops.mosaic_gpu.kernel_gradient import kernel_gradient, refuses_kernel_gradient
-from replk_jax.ops.mosaic_gpu.plan import refuses
+from replk_jax.ops.depthwise import shapes
+from replk_jax.ops.depthwise.convolution import Convolution
+from replk_jax.ops.depthwise.mosaic_gpu.forward import forward
+from replk_jax.ops.depthwise.mosaic_gpu.kernel_gradient import (
+    kernel_gradient,
+    unsupported_gradient_reason,
+)
+from replk_jax.ops.depthwise.mosaic_gpu.plan import unsupported_reason
 
 # Each with what says why it cannot compute a case. The input gradient is the forward kernel.
 OPERATORS = {
-    "forward": (forward, refuses),
-    "kernel_gradient": (kernel_gradient, refuses_kernel_gradient),
+    "forward": (forward, unsupported_reason),
+    "kernel_gradient": (kernel_gradient, unsupported_gradient_reason),
 }
 
 SHARED_MEMORY = 227 * 1024
@@ -68,9 +71,11 @@ class Kernel:
         return Convolution((self.size,) * 2, (self.taps,) * 2, padding=(sides, sides))
 
     @property
-    def refusal(self) -> str | None:
-        _, refuses = OPERATORS[self.operator]
-        return refuses(self.convolution, self.batch, self.channels, jnp.dtype(self.dtype))
+    def unsupported(self) -> str | None:
+        _, unsupported_reason = OPERATORS[self.operator]
+        return unsupported_reason(
+            self.convolution, self.batch, self.channels, jnp.dtype(self.dtype)
+        )
 
     def lower(self):
         """The operator's StableHLO module for CUDA."""
@@ -212,15 +217,15 @@ def report(kernel: Kernel, stub: Path) -> Report:
 
 def check(kernels) -> int:
     """Prints a line for each kernel, then all faults, and returns how many kernels have one."""
-    compiled = [kernel for kernel in kernels if kernel.refusal is None]
+    compiled = [kernel for kernel in kernels if kernel.unsupported is None]
     faulty = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         build_stub(Path(folder))
         print(f"{'':52} registers  shared memory  spilled  remarks")
         reports = pool.map(lambda kernel: report(kernel, Path(folder)), compiled)
         for kernel in kernels:
-            if kernel.refusal:
-                print(f"{kernel!s:52} refused: {kernel.refusal}")
+            if kernel.unsupported:
+                print(f"{kernel!s:52} unsupported: {kernel.unsupported}")
                 continue
             result = next(reports)
             if result.faults:

@@ -1,4 +1,4 @@
-"""The depthwise convolution alone, beside XLA's and PyTorch's, on the layers of networks."""
+"""The depthwise convolution alone, compared with XLA's and PyTorch's, on layers of networks."""
 
 import dataclasses
 import math
@@ -13,14 +13,23 @@ from replk_jax.benchmark import torch_peers
 from replk_jax.benchmark.depthwise_programs import calls_of, contender, draw_operands, operator
 from replk_jax.benchmark.roofline import roofline_seconds
 from replk_jax.benchmark.timing import Contender, Program, Timing, compete
-from replk_jax.ops import explain, mosaic_gpu
-from replk_jax.ops.dispatch import IMPLEMENTATIONS, ROLES, Explanation
-from replk_jax.ops.mosaic_gpu.packing import pack
-from replk_jax.ops.shapes import DETECTION, REPLKNET_224, REPLKNET_384, SMALL, TABLE_1, Shape
+from replk_jax.ops import explain
+from replk_jax.ops.depthwise import mosaic_gpu
+from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, Explanation
+from replk_jax.ops.depthwise.implementation import DIRECTIONS
+from replk_jax.ops.depthwise.mosaic_gpu.packing import pack
+from replk_jax.ops.depthwise.shapes import (
+    DETECTION,
+    REPLKNET_224,
+    REPLKNET_384,
+    SMALL,
+    TABLE_1,
+    Shape,
+)
 
 OURS = "replk_jax"
 PACKED = "mosaic_gpu packed"
-FORWARD, BOTH = DIRECTIONS = ("forward", "forward+backward")
+FORWARD, BOTH = PASSES = ("forward", "forward+backward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +41,8 @@ class Layer:
 
     @property
     def products(self) -> int:
-        """Multiplications, those with padding included: the time of direct methods goes with it."""
+        """Multiplications, those with padding included. The time of direct methods is in
+        proportion to them."""
         outputs = math.prod(self.shape.convolution.output_size)
         return self.batch * outputs * self.shape.channels * math.prod(self.shape.kernel_size)
 
@@ -57,8 +67,8 @@ def _layers(shapes: Iterable[Shape], batch: int) -> list[Layer]:
 
 
 def _paper() -> list[Layer]:
-    """RepLKNet's layers, the paper's Table 1, and a detector's: what tells most comes first, and
-    the small before the large, so that the time of the large can be foreseen."""
+    """RepLKNet's layers, the paper's Table 1, and a detector's. The most informative come first,
+    and the small before the large, so that the time of the large can be foreseen."""
     large = [shape for shape in TABLE_1 if max(shape.kernel_size) == 31]
     others = [shape for shape in reversed(TABLE_1) if shape not in large]
     replknet = [*reversed(REPLKNET_224), *reversed(REPLKNET_384)]
@@ -96,17 +106,17 @@ class Row:
 
     Attributes:
       layer: what was computed.
-      direction: one of `DIRECTIONS`.
+      passes: one of `PASSES`.
       contender: `OURS`, which is the operator as called without naming an implementation; an
         implementation; "torch" and a layout; or `PACKED`, the kernel without changes of layout.
-      chosen: for `OURS`, the implementations of the result and of its two gradients.
+      chosen: for `OURS`, the implementations of each direction.
       timing: None where nothing was measured.
       roofline: the roofline's time over the median; None for a device that it is not known of.
       skipped: why nothing was measured.
     """
 
     layer: Layer
-    direction: str
+    passes: str
     contender: str
     chosen: tuple[str, ...] = ()
     timing: Timing | None = None
@@ -115,7 +125,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields on one level, fit for JSON."""
-        fields = {name: getattr(self, name) for name in ("direction", "contender", "chosen")}
+        fields = {name: getattr(self, name) for name in ("passes", "contender", "chosen")}
         timing = dataclasses.asdict(self.timing) if self.timing else {}
         last = {"roofline": self.roofline, "skipped": self.skipped}
         shape = dataclasses.asdict(self.layer.shape)
@@ -124,7 +134,7 @@ class Row:
     def __str__(self) -> str:
         shape = self.layer.shape
         head = (
-            f"{shape.name:17}{self.layer.batch:4}{shape.channels:5} {self.direction:17}"
+            f"{shape.name:17}{self.layer.batch:4}{shape.channels:5} {self.passes:17}"
             f"{self.contender:20}"
         )
         if self.timing is None:
@@ -153,7 +163,7 @@ class Benchmark:
 
     Attributes:
       dtype: of all arrays, "float32", "bfloat16" or "float16".
-      implementations: of the operator, measured beside its own choice.
+      implementations: of the operator, measured in addition to its own choice.
       peers: whether PyTorch is measured too, where it is installed.
       seconds: to repeat each program for; at least two runs are timed.
       limit: seconds of one call. Another contender than `OURS` that is expected to take longer
@@ -194,49 +204,49 @@ class Benchmark:
         """All contenders on one layer, in turns."""
         explanation = layer.explain(self.dtype)
         contenders = {
-            (direction, name): each
-            for direction in DIRECTIONS
-            for name, each in self._contenders(layer, direction, operands, explanation).items()
+            (passes, name): each
+            for passes in PASSES
+            for name, each in self._contenders(layer, passes, operands, explanation).items()
         }
         skipped = {}
-        for direction, name in contenders:
-            expected = _expected_seconds(layer, direction, name, before)
-            if name in explanation.refusals:
-                skipped[direction, name] = explanation.refusals[name]
+        for passes, name in contenders:
+            expected = _expected_seconds(layer, passes, name, before)
+            if name in explanation.unsupported:
+                skipped[passes, name] = explanation.unsupported[name]
             elif name != OURS and expected > self.limit:
                 reason = f"{expected:.3g} s expected, more than {self.limit:g} s"
-                skipped[direction, name] = reason
+                skipped[passes, name] = reason
         able = {key: each for key, each in contenders.items() if key not in skipped}
         results = compete(able, self.seconds, least_runs=2)
         rows = []
-        for direction, name in contenders:
-            roles = ROLES if direction == BOTH else ROLES[:1]
-            chosen = tuple(explanation.choices[role].name for role in roles)
-            row = Row(layer, direction, name, chosen if name == OURS else ())
-            result = results.get((direction, name))
+        for passes, name in contenders:
+            directions = DIRECTIONS if passes == BOTH else DIRECTIONS[:1]
+            chosen = tuple(explanation.choices[direction].name for direction in directions)
+            row = Row(layer, passes, name, chosen if name == OURS else ())
+            result = results.get((passes, name))
             if result is None:
-                rows.append(dataclasses.replace(row, skipped=skipped[direction, name]))
+                rows.append(dataclasses.replace(row, skipped=skipped[passes, name]))
             elif isinstance(result, Exception):
                 rows.append(dataclasses.replace(row, skipped=f"failed, {_brief(result)}"))
             else:
-                least = self._roofline_seconds(layer, direction)
+                least = self._roofline_seconds(layer, passes)
                 fraction = None if least is None else least / result.median
                 rows.append(dataclasses.replace(row, timing=result, roofline=fraction))
         return rows
 
     def _contenders(
-        self, layer: Layer, direction: str, operands: list, explanation: Explanation
+        self, layer: Layer, passes: str, operands: list, explanation: Explanation
     ) -> dict[str, Contender]:
         """By name; those that will be skipped included."""
-        shape, backward = layer.shape, direction == BOTH
+        shape, backward = layer.shape, passes == BOTH
         platform = jax.devices()[0].platform
         contenders = {
             name or OURS: contender(operator(shape, backward, name), operands)
             for name in (None, *self.implementations)
         }
-        if not backward and "mosaic_gpu" not in explanation.refusals:
+        if not backward and "mosaic_gpu" not in explanation.unsupported:
             contenders[PACKED] = Contender(partial(_packed, shape, operands))
-        if self.peers and not torch_peers.refuses(platform):
+        if self.peers and not torch_peers.unsupported_reason(platform):
             for layout in torch_peers.LAYOUTS:
                 prepare = partial(
                     torch_peers.convolution_program,
@@ -251,12 +261,12 @@ class Benchmark:
                 contenders[f"torch {layout}"] = Contender(prepare)
         return contenders
 
-    def _roofline_seconds(self, layer: Layer, direction: str) -> float | None:
+    def _roofline_seconds(self, layer: Layer, passes: str) -> float | None:
         return roofline_seconds(
             layer.shape,
             layer.batch,
             self.dtype,
-            direction == BOTH,
+            passes == BOTH,
             jax.devices()[0].device_kind,
         )
 
@@ -268,10 +278,10 @@ def _packed(shape: Shape, operands: list) -> Program:
     return contender(convolve, packed).prepare()
 
 
-def _expected_seconds(layer: Layer, direction: str, name: str, before: list[Row]) -> float:
+def _expected_seconds(layer: Layer, passes: str, name: str, before: list[Row]) -> float:
     """What the same contender took for the layer nearest in size, in proportion; or else 0."""
     comparable = [
-        row for row in before if row.timing and (row.direction, row.contender) == (direction, name)
+        row for row in before if row.timing and (row.passes, row.contender) == (passes, name)
     ]
     if not comparable:
         return 0.0

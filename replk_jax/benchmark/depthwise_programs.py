@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from replk_jax.benchmark.compiling import compile_program
 from replk_jax.benchmark.timing import Contender, Program
 from replk_jax.ops import depthwise_conv2d
-from replk_jax.ops.dispatch import IMPLEMENTATIONS
-from replk_jax.ops.shapes import Shape
+from replk_jax.ops.depthwise.convolution import Convolution
+from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS
+from replk_jax.ops.depthwise.implementation import Direction
+from replk_jax.ops.depthwise.shapes import Shape
 
 Operands = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -66,16 +68,18 @@ def operator(shape: Shape, backward: bool, implementation: str | None) -> Callab
     return forward_and_backward if backward else forward
 
 
-def role_function(role: str, shape: Shape, implementation: str) -> Callable[..., Any]:
-    """(x, kernel, cotangent) to what one of `dispatch.ROLES` computes."""
-    compute = getattr(IMPLEMENTATIONS[implementation], role)
+def direction_function(
+    direction: Direction, convolution: Convolution, implementation: str
+) -> Callable[..., jax.Array]:
+    """(x, kernel, cotangent) to the result of an implementation in one direction."""
+    compute = getattr(IMPLEMENTATIONS[implementation], direction)
 
     def run(x, kernel, cotangent):
-        if role == "forward":
-            return compute(x, kernel, shape.convolution)
-        if role == "input_gradient":
-            return compute(cotangent, kernel, shape.convolution)
-        return compute(x, cotangent, shape.convolution)
+        if direction == "forward":
+            return compute(x, kernel, convolution)
+        if direction == "input_gradient":
+            return compute(cotangent, kernel, convolution)
+        return compute(x, cotangent, convolution)
 
     return run
 

@@ -43,7 +43,7 @@ def format_environment(environment: dict[str, Any]) -> str:
 
 
 def _processor() -> str:
-    """The model's name where Linux tells it, or else what Python knows."""
+    """The model's name where Linux reports it, or else what Python knows."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text().splitlines():
@@ -65,11 +65,11 @@ def _driver() -> str | None:
 def _commit() -> str | None:
     """Of the checkout that this file is of, with "-dirty" behind it where files are changed.
 
-    A copy without history may be told with the variable REPLK_JAX_COMMIT. None where nothing is
+    For a copy without history, the variable REPLK_JAX_COMMIT gives it. None where nothing is
     known, as of a package that was installed.
     """
-    if told := os.environ.get("REPLK_JAX_COMMIT"):
-        return told
+    if given := os.environ.get("REPLK_JAX_COMMIT"):
+        return given
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

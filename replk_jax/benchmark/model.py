@@ -63,7 +63,7 @@ def benchmark_model(
         torch_peers.check_network(peer, model.architecture)
     variables, images = draw_inputs(model, batch_size, image_size)
     platform = jax.devices()[0].platform
-    absent = torch_peers.refuses(platform) if peers else None
+    absent = torch_peers.unsupported_reason(platform) if peers else None
 
     def contenders(mode: str) -> dict[tuple[str, str], Contender]:
         ours = {OURS: model}

@@ -1,7 +1,7 @@
 """The least time that a depthwise convolution can take on a device."""
 
-from replk_jax.ops.convolution import Convolution
-from replk_jax.ops.shapes import Shape
+from replk_jax.ops.depthwise.convolution import Convolution
+from replk_jax.ops.depthwise.shapes import Shape
 
 # Operations and bytes a second, by `jax.Device.device_kind`: a large bfloat16 matrix product and
 # a copy as measured, and the CUDA cores' float32 as NVIDIA states it: no bound for a form that

@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from replk_jax.benchmark.depthwise import BOTH, DIRECTIONS, FORWARD, OURS, PACKED, Layer, Row
+from replk_jax.benchmark.depthwise import BOTH, FORWARD, OURS, PACKED, PASSES, Layer, Row
 from replk_jax.benchmark.roofline import roofline_seconds
-from replk_jax.ops.shapes import (
+from replk_jax.ops.depthwise.shapes import (
     REPLKNET_31B_DEPTHS,
     REPLKNET_224,
     SMALL,
@@ -23,20 +23,20 @@ TABLE_1_BATCH, TABLE_1_LAYERS = 64, 24
 
 
 class _Times:
-    """Seconds by shape, batch, direction and contender; KeyError where nothing was measured."""
+    """Seconds by shape, batch, passes and contender; KeyError where nothing was measured."""
 
     def __init__(self, rows: Iterable[Row], statistic: str):
         self._timings = {
-            (row.layer, row.direction, row.contender): row.timing for row in rows if row.timing
+            (row.layer, row.passes, row.contender): row.timing for row in rows if row.timing
         }
         self._statistic = statistic
 
-    def of(self, shape: Shape, batch: int, direction: str, *contenders: str) -> float:
+    def of(self, shape: Shape, batch: int, passes: str, *contenders: str) -> float:
         """The fastest of the contenders that were measured."""
         layer = Layer(shape, batch)
-        measured = [name for name in contenders if (layer, direction, name) in self._timings]
+        measured = [name for name in contenders if (layer, passes, name) in self._timings]
         return min(
-            getattr(self._timings[layer, direction, name], self._statistic)
+            getattr(self._timings[layer, passes, name], self._statistic)
             for name in measured or contenders
         )
 
@@ -44,27 +44,27 @@ class _Times:
         self,
         shapes: Sequence[Shape],
         batch: int,
-        direction: str,
+        passes: str,
         contender: str,
         weights: Sequence[int],
     ) -> float:
         return sum(
-            weight * self.of(shape, batch, direction, contender)
+            weight * self.of(shape, batch, passes, contender)
             for weight, shape in zip(weights, shapes, strict=True)
         )
 
-    def compile_seconds(self, shape: Shape, batch: int, direction: str) -> float:
-        return self._timings[Layer(shape, batch), direction, OURS].compile_seconds
+    def compile_seconds(self, shape: Shape, batch: int, passes: str) -> float:
+        return self._timings[Layer(shape, batch), passes, OURS].compile_seconds
 
 
 def _over_torch(
-    shapes: Sequence[Shape], direction: str, weights: Sequence[int]
+    shapes: Sequence[Shape], passes: str, weights: Sequence[int]
 ) -> Callable[[_Times], float]:
     """Our total at a batch of 4 over PyTorch's."""
 
     def value(times):
         ours, torch = (
-            times.total(shapes, 4, direction, contender, weights) for contender in (OURS, TORCH)
+            times.total(shapes, 4, passes, contender, weights) for contender in (OURS, TORCH)
         )
         return ours / torch
 
@@ -72,13 +72,13 @@ def _over_torch(
 
 
 def _least_gain(
-    shapes: Sequence[Shape], batch: int, direction: str, *others: str
+    shapes: Sequence[Shape], batch: int, passes: str, *others: str
 ) -> Callable[[_Times], float]:
     """The time of the fastest of other contenders over ours, for the shape where it is least."""
 
     def value(times):
         return min(
-            times.of(shape, batch, direction, *others) / times.of(shape, batch, direction, OURS)
+            times.of(shape, batch, passes, *others) / times.of(shape, batch, passes, OURS)
             for shape in shapes
         )
 
@@ -192,12 +192,12 @@ def _h200() -> list[Target]:
     peers = "xla", TORCH, "torch NCHW"
     found += [
         Target(
-            f"Table 1, {shape.name}, {direction}: the best of cuDNN's and PyTorch's time over ours",
-            _least_gain([shape], 64, direction, *peers),
+            f"Table 1, {shape.name}, {passes}: the best of cuDNN's and PyTorch's time over ours",
+            _least_gain([shape], 64, passes, *peers),
             bound=bound,
             at_least=True,
         )
-        for direction, bound in ((FORWARD, 20.0), (BOTH, 15.0))
+        for passes, bound in ((FORWARD, 20.0), (BOTH, 15.0))
         for shape in TABLE_1
         if max(shape.kernel_size) == 31
     ]
@@ -237,34 +237,34 @@ def _slower_than_another(rows: Sequence[Row]) -> Iterator[str]:
         rivals = [
             row
             for row in rows
-            if (row.layer, row.direction) == (ours.layer, ours.direction)
+            if (row.layer, row.passes) == (ours.layer, ours.passes)
             and row.timing
             and row.contender != PACKED
         ]
         best = min(rivals, key=lambda row: row.timing.median)
         ratio = ours.timing.median / best.timing.median
         if ratio > TOLERANCE:
-            yield f"{ours.layer}, {ours.direction}: {ratio:.2f} times the time of {best.contender}"
+            yield f"{ours.layer}, {ours.passes}: {ratio:.2f} times the time of {best.contender}"
 
 
 def _table_1(rows: Sequence[Row]) -> Iterator[str]:
     """The paper's Table 1: milliseconds for its 24 layers."""
     times = {
-        (row.layer, row.direction, row.contender): row.timing.median for row in rows if row.timing
+        (row.layer, row.passes, row.contender): row.timing.median for row in rows if row.timing
     }
     contenders = dict.fromkeys(row.contender for row in rows)
     lines = []
-    for direction, size, contender in itertools.product(
-        DIRECTIONS, dict.fromkeys(shape.size for shape in TABLE_1), contenders
+    for passes, size, contender in itertools.product(
+        PASSES, dict.fromkeys(shape.size for shape in TABLE_1), contenders
     ):
         shapes = [shape for shape in TABLE_1 if shape.size == size]
-        keys = [(Layer(shape, TABLE_1_BATCH), direction, contender) for shape in shapes]
+        keys = [(Layer(shape, TABLE_1_BATCH), passes, contender) for shape in shapes]
         if any(key in times for key in keys):
             cells = [
                 f"{1e3 * TABLE_1_LAYERS * times[key]:10.2f}" if key in times else f"{'-':>10}"
                 for key in keys
             ]
-            lines.append(f"{direction:17}{size[0]:4} {contender:20}{''.join(cells)}")
+            lines.append(f"{passes:17}{size[0]:4} {contender:20}{''.join(cells)}")
     if lines:
         kernels = "".join(f"{kernel:10}" for kernel in TABLE_1_KERNELS)
         yield f"Table 1 of the paper, ms for {TABLE_1_LAYERS} layers at batch {TABLE_1_BATCH}"

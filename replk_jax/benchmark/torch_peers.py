@@ -11,14 +11,14 @@ from typing import Any
 from replk_jax.benchmark.network_programs import DROP_PATH_RATE, MODES
 from replk_jax.benchmark.timing import Program
 from replk_jax.models.replknet import RepLKNetArchitecture
-from replk_jax.ops.shapes import Shape
+from replk_jax.ops.depthwise.shapes import Shape
 
 LAYOUTS = ("NCHW", "channels_last")
 _INFERENCE = ("inference", "inference-merged")
 _COMPILED = "+compile"  # behind the name of a network: by torch.compile
 
 
-def refuses(platform: str) -> str | None:
+def unsupported_reason(platform: str) -> str | None:
     """Why there is no peer for JAX's platform ("cpu", "gpu", ...), or None if there is."""
     _let_idle_threads_sleep()
     try:
@@ -41,7 +41,7 @@ def _let_idle_threads_sleep() -> None:
 
 def describe() -> str:
     """Version and settings, or why it is not there."""
-    if reason := refuses("cpu"):
+    if reason := unsupported_reason("cpu"):
         return reason
     import torch
 

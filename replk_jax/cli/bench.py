@@ -26,8 +26,8 @@ from replk_jax.benchmark.tune import tune
 from replk_jax.cli.arguments import check_file, write_json
 from replk_jax.command_line import positive, seconds, user_path
 from replk_jax.models import create_model
-from replk_jax.ops import measurements
-from replk_jax.ops.dispatch import IMPLEMENTATIONS
+from replk_jax.ops.depthwise import measurements
+from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS
 
 
 def add_parser(verbs) -> None:
@@ -130,7 +130,7 @@ def _add_depthwise(layer: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=IMPLEMENTATIONS,
         default=("xla", "dft"),
-        help="measured beside the operator's own choice (xla dft)",
+        help="measured in addition to the operator's own choice (xla dft)",
     )
     layer.add_argument(
         "--peers",
@@ -156,7 +156,8 @@ def _add_depthwise(layer: argparse.ArgumentParser) -> None:
     layer.add_argument(
         "--tune",
         action="store_true",
-        help="measure which implementation is fastest for what, and choose by that from now on",
+        help="verify the implementations, measure which is fastest for what, and choose by that "
+        "from now on",
     )
     layer.add_argument(
         "--table", type=user_path, metavar="FILE", help="write what --tune measures there instead"

@@ -13,7 +13,7 @@ from replk_jax.cli.text import printable
 from replk_jax.command_line import positive, user_path
 from replk_jax.export import export_model
 from replk_jax.files import json_text, replacing
-from replk_jax.ops.dispatch import PLATFORMS
+from replk_jax.ops.depthwise.dispatch import PLATFORMS
 from replk_jax.saved import SavedNetwork, load
 
 _DTYPES = ("float32", "bfloat16", "float16")

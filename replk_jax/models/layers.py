@@ -5,7 +5,7 @@ defaults in padding, initialisation and batch-norm statistics.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops import DepthwiseConv2D
+from replk_jax.ops.broadcasting import add_bias
 from replk_jax.reparam.algebra import BATCH_NORM_EPSILON
 
 BATCH_NORM_MOMENTUM = 0.9  # share of the old statistic that stays; PyTorch's default, there 0.1
@@ -97,6 +98,68 @@ class BatchNorm(ReparameterizableModule):
         return y.astype(self.dtype)
 
 
+class Conv2D(nn.Module):
+    """A 2-D convolution with the parameters of `flax.linen.Conv`.
+
+    Parameters: `kernel` (KH, KW, I / groups, O) and, with `use_bias`, `bias` (O,). Unlike
+    `nn.Conv`, it accumulates the gradient of the bias in at least float32 if `dtype` is a 16-bit
+    type.
+
+    Attributes:
+      features: O.
+      kernel_size: (KH, KW).
+      strides, kernel_dilation: of both axes.
+      padding: zeros on every side, or (before, after) for the rows and for the columns.
+      groups: of channels that are convolved each for themselves.
+      use_bias: whether to add a learned bias.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+      kernel_init, bias_init: initialisers.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: int = 1
+    padding: int | Sequence[tuple[int, int]] = 0
+    kernel_dilation: int = 1
+    groups: int = 1
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to (N, H', W', O)."""
+        shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        return add_bias(y, bias.astype(self.dtype))
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        padding = self.padding
+        if isinstance(padding, int):
+            padding = [(padding, padding)] * 2
+        unpadded = not any(map(any, padding))
+        if (*self.kernel_size, self.strides, self.groups) == (1, 1, 1, 1) and unpadded:
+            # The gradient of a dot product is a dot product. XLA's convolution for that gradient
+            # takes three times as long on CPUs.
+            return jax.lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.strides, self.strides),
+            padding=padding,
+            rhs_dilation=(self.kernel_dilation, self.kernel_dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+
+
 class ConvNorm(ReparameterizableModule, kw_only=True):
     """A convolution without bias followed by batch norm; merged, a convolution with bias.
 
@@ -144,12 +207,8 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
         if self.depthwise:
             x = DepthwiseConv2D(**settings, implementation=self.implementation)(x)
             x = checkpoint_name(x, _DEPTHWISE)
-        elif rows == columns == self.stride == groups == 1:
-            # A convolution to the parameters and to what counts operations. As a dot product its
-            # gradient is one as well; XLA's convolution for it takes three times as long on CPUs.
-            x = nn.Conv(self.features, **settings, conv_general_dilated=pointwise)(x)
         else:
-            x = nn.Conv(self.features, **settings, feature_group_count=groups)(x)
+            x = Conv2D(self.features, **settings, groups=groups)(x)
         return x if self.deploy else BatchNorm(**self.structure(), name="bn")(x, train)
 
 
@@ -174,26 +233,21 @@ def convolution(
       groups: of channels that are convolved each for themselves.
       dilation: of both axes.
       padding: of every side; None for dilation (K // 2).
-      **fields: others of `flax.linen.Conv`, `name` among them.
+      **fields: others of `Conv2D`, `name` among them.
     """
     fan_in = kernel_size**2 * x.shape[-1] // groups
-    return nn.Conv(
+    return Conv2D(
         features,
         (kernel_size, kernel_size),
         padding=dilation * (kernel_size // 2) if padding is None else padding,
         kernel_dilation=dilation,
-        feature_group_count=groups,
+        groups=groups,
         kernel_init=pytorch_init(fan_in),
         bias_init=pytorch_init(fan_in),
         dtype=parent.dtype,
         param_dtype=parent.param_dtype,
         **fields,
     )(x)
-
-
-def pointwise(x: jax.Array, kernel: jax.Array, *_, precision=None, **__) -> jax.Array:
-    """A 1 x 1 convolution of (N, H, W, I) and (1, 1, I, O), called as lax's is."""
-    return jax.lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())), precision=precision)
 
 
 class DropPath(nn.Module):

@@ -169,12 +169,16 @@ class PointwiseThenAverage(ReparameterizableModule, kw_only=True):
 
 
 def _average_pool(x: jax.Array, size: int, stride: int, dilation: int) -> jax.Array:
-    """The mean over windows of size x size pixels, `dilation` apart; without padding."""
+    """The mean over windows of size x size pixels, `dilation` apart; without padding.
+
+    Accumulated in at least float32.
+    """
+    wide = _wide(x)
     dimensions, strides, dilations = ((1, n, n, 1) for n in (size, stride, dilation))
     sums = jax.lax.reduce_window(
-        x, np.zeros((), x.dtype), jax.lax.add, dimensions, strides, "VALID", None, dilations
+        wide, np.zeros((), wide.dtype), jax.lax.add, dimensions, strides, "VALID", None, dilations
     )
-    return sums / size**2
+    return (sums / size**2).astype(x.dtype)
 
 
 def norm_and_pad(norm: BatchNorm, x: jax.Array, margin: int, train: bool) -> jax.Array:

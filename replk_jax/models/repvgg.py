@@ -33,6 +33,7 @@ from replk_jax.models.reparam_convs import (
     DiverseBranchBlock,
     ResidualKernelConv,
 )
+from replk_jax.ops.broadcasting import scale_maps
 
 # What the layers may be while they train. With the top-1 accuracy that the paper's section 4.2
 # reports of B0 on ImageNet after 120 epochs, where it could be checked.
@@ -213,7 +214,7 @@ class SqueezeExcite(ReparameterizableModule):
         mean = jnp.mean(x.astype(accumulation_dtype(x.dtype)), (1, 2), keepdims=True)
         hidden = nn.relu(convolution(self, mean, channels // self.reduction, 1, name="down"))
         weights = nn.sigmoid(convolution(self, hidden, channels, 1, name="up"))
-        return x.astype(self.dtype) * weights
+        return scale_maps(x.astype(self.dtype), weights)
 
 
 class RepVGGBlock(ReparameterizableModule, kw_only=True):

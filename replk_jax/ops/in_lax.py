@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from jax.extend.core import Jaxpr, Literal
 
-from replk_jax.ops import xla
+from replk_jax.ops.depthwise import xla
+from replk_jax.ops.depthwise.primitives import forward_p
 from replk_jax.ops.materialize import materialize_p
-from replk_jax.ops.primitives import forward_p
 
 # What each primitive computes. Gradients have no need of one: what is converted is deployed.
 _IN_LAX = {

@@ -7,18 +7,23 @@ import pytest
 from replk_jax.benchmark import torch_peers
 from replk_jax.benchmark.depthwise import (
     BOTH,
-    DIRECTIONS,
     FORWARD,
     OURS,
+    PASSES,
     SUITES,
     Benchmark,
     Layer,
     layers_of,
 )
-from replk_jax.benchmark.depthwise_programs import contender, draw_operands, operator, role_function
-from replk_jax.ops.dispatch import ROLES
-from replk_jax.ops.shapes import DETECTION, REPLKNET_224, REPLKNET_384, TABLE_1, Shape
-from tests.ops import reference
+from replk_jax.benchmark.depthwise_programs import (
+    contender,
+    direction_function,
+    draw_operands,
+    operator,
+)
+from replk_jax.ops.depthwise.implementation import DIRECTIONS
+from replk_jax.ops.depthwise.shapes import DETECTION, REPLKNET_224, REPLKNET_384, TABLE_1, Shape
+from tests.ops.depthwise import reference
 
 SMALL = Layer(Shape("14/5", (14, 14), (5, 5), 3), 2)
 LARGER = Layer(Shape("16/7", (16, 16), (7, 7), 3), 2)
@@ -31,8 +36,8 @@ def rows_of(layers, **settings):
 def test_rows():
     rows = rows_of([SMALL], implementations=("xla", "toeplitz"), peers=False)
     names = [OURS, "xla", "toeplitz"]
-    assert [(row.direction, row.contender) for row in rows] == [
-        (direction, name) for direction in DIRECTIONS for name in names
+    assert [(row.passes, row.contender) for row in rows] == [
+        (passes, name) for passes in PASSES for name in names
     ]
     for row in rows:
         if row.contender == "toeplitz":
@@ -65,7 +70,7 @@ def test_a_failure_is_a_row(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("out of luck\nand of words")
 
-    monkeypatch.setattr(torch_peers, "refuses", lambda platform: None)
+    monkeypatch.setattr(torch_peers, "unsupported_reason", lambda platform: None)
     monkeypatch.setattr(torch_peers, "convolution_program", fail)
     rows = rows_of([SMALL], implementations=())
     assert all(row.timing for row in rows if row.contender == OURS)
@@ -116,13 +121,13 @@ def test_programs_compute_the_convolution(operands):
     close(jax.jit(operator(SMALL.shape, False, "dft"))(*operands[0]), y)
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_roles(role, operands):
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_directions(direction, operands):
     _, expected_dx, expected_dk = operator(SMALL.shape, True, "xla")(*operands[0])
     expected = {"input_gradient": expected_dx, "kernel_gradient": expected_dk}.get(
-        role, operator(SMALL.shape, False, "xla")(*operands[0])
+        direction, operator(SMALL.shape, False, "xla")(*operands[0])
     )
-    close(role_function(role, SMALL.shape, "shift")(*operands[0]), expected)
+    close(direction_function(direction, SMALL.shape.convolution, "shift")(*operands[0]), expected)
 
 
 def test_text_fits_the_header():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from replk_jax.benchmark.roofline import least_bytes, roofline_seconds, useful_flops
-from replk_jax.ops.shapes import REPLKNET_224, UNUSUAL, Shape
+from replk_jax.ops.depthwise.shapes import REPLKNET_224, UNUSUAL, Shape
 
 
 @pytest.mark.parametrize("shape", UNUSUAL, ids=lambda shape: shape.name)

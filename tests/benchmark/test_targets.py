@@ -4,16 +4,16 @@ import itertools
 
 import pytest
 
-from replk_jax.benchmark.depthwise import BOTH, DIRECTIONS, FORWARD, OURS, PACKED, Layer, Row
+from replk_jax.benchmark.depthwise import BOTH, FORWARD, OURS, PACKED, PASSES, Layer, Row
 from replk_jax.benchmark.targets import TORCH, conclusions
 from replk_jax.benchmark.timing import Timing
-from replk_jax.ops.shapes import REPLKNET_224, SMALL, TABLE_1, TABLE_1_KERNELS, Shape
+from replk_jax.ops.depthwise.shapes import REPLKNET_224, SMALL, TABLE_1, TABLE_1_KERNELS, Shape
 
 
-def row(shape, batch, direction, contender, seconds):
+def row(shape, batch, passes, contender, seconds):
     fastest = 0.25 * seconds if contender == "xla" else 0.5 * seconds
     timing = Timing(seconds, fastest, 3, 0.25)
-    return Row(Layer(shape, batch), direction, contender, timing=timing)
+    return Row(Layer(shape, batch), passes, contender, timing=timing)
 
 
 def conclude(rows, device="cpu", dtype="float32", layers=None):
@@ -30,10 +30,10 @@ def line(lines, start):
 def cpu_rows():
     """PyTorch takes a second for everything, XLA a minute; we take one for 14/27, else two."""
     rows = []
-    for shape, direction in itertools.product([*REPLKNET_224, *SMALL], DIRECTIONS):
-        rows.append(row(shape, 4, direction, OURS, 1.0 if shape.name == "14/27" else 2.0))
-        rows.append(row(shape, 4, direction, TORCH, 1.0))
-        rows.append(row(shape, 4, direction, "xla", 60.0))
+    for shape, passes in itertools.product([*REPLKNET_224, *SMALL], PASSES):
+        rows.append(row(shape, 4, passes, OURS, 1.0 if shape.name == "14/27" else 2.0))
+        rows.append(row(shape, 4, passes, TORCH, 1.0))
+        rows.append(row(shape, 4, passes, "xla", 60.0))
     return rows
 
 

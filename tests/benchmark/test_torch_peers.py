@@ -12,9 +12,9 @@ import replk_jax
 from replk_jax.benchmark import torch_peers
 from replk_jax.benchmark.network_programs import DROP_PATH_RATE, MODES
 from replk_jax.models.variables import abstract_variables
-from replk_jax.ops.shapes import REPLKNET_224, SMALL, UNUSUAL
+from replk_jax.ops.depthwise.shapes import REPLKNET_224, SMALL, UNUSUAL
 from tests.helpers import TINY
-from tests.ops import reference
+from tests.ops.depthwise import reference
 
 torch = pytest.importorskip("torch", reason="PyTorch, an optional peer, is not installed")
 from replk_jax.benchmark import torch_replknet  # noqa: E402
@@ -221,6 +221,6 @@ def test_names_of_networks(peer, known):
 
 
 def test_descriptions():
-    assert torch_peers.refuses("cpu") is None
-    assert "finds no tpu" in torch_peers.refuses("tpu")
+    assert torch_peers.unsupported_reason("cpu") is None
+    assert "finds no tpu" in torch_peers.unsupported_reason("tpu")
     assert torch_peers.describe().startswith(f"torch {torch.__version__}, ")

@@ -1,7 +1,7 @@
 """The depthwise convolution on a GPU: the Hopper kernels, and the forms for any device.
 
 Needs jax, numpy and pytest. The reference is cuDNN's convolution of the same rounded operands in
-float32; interpreter tests of the kernels against other references are in tests/ops/mosaic_gpu.
+float32. The kernels' tests in interpret mode are in tests/ops/depthwise/mosaic_gpu.
 """
 
 from functools import partial
@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from replk_jax.ops import shapes
-from replk_jax.ops.dispatch import ROLES, Case
-from replk_jax.ops.primitives import convolve
+from replk_jax.ops.depthwise import shapes
+from replk_jax.ops.depthwise.dispatch import Case
+from replk_jax.ops.depthwise.implementation import DIRECTIONS
+from replk_jax.ops.depthwise.primitives import convolve
 
 try:
     GPU = jax.devices("gpu")[0]
@@ -65,10 +66,10 @@ def check(shape, batch, channels, dtype, implementation, tolerance):
         wide = [array.astype(jnp.float32) for array in arrays]
         expected = computed(*wide, shape.convolution, "xla")
     actual = computed(*arrays, shape.convolution, implementation)
-    for role, a, b in zip(ROLES, actual, expected, strict=True):
+    for direction, a, b in zip(DIRECTIONS, actual, expected, strict=True):
         assert a.dtype == arrays[0].dtype
         largest = float(jnp.abs(b).max())
-        np.testing.assert_allclose(np.float64(a), b, atol=tolerance * largest, err_msg=role)
+        np.testing.assert_allclose(np.float64(a), b, atol=tolerance * largest, err_msg=direction)
 
 
 @needs_hopper
@@ -104,7 +105,7 @@ def test_hopper_kernels_fill_the_machine():
 def test_forms_for_any_device(shape, implementation, dtype):
     """16-bit spectra are multiplied as tensorfloat32, of ten bits, and not summed in it."""
     case = Case(shape.convolution, 3, 4, jnp.dtype(dtype), "cuda")
-    if reason := case.refusals().get(implementation):
+    if reason := case.unsupported().get(implementation):
         pytest.skip(reason)
     tolerance = 3e-5 if dtype == "float32" else 8e-3
     check(shape, 3, 4, dtype, implementation, tolerance)

@@ -1,0 +1,47 @@
+"""Channel-wise arithmetic whose gradients are accumulated in float32.
+
+The gradient of a vector that is broadcast over a feature map is a sum over the map. JAX takes it
+in the dtype of the operation, and XLA accumulates it there on CPUs: in bfloat16 the sum stops
+growing after a few hundred terms. These functions compute in at least float32, so that the
+gradients are summed in it, and round their results. XLA fuses the conversions.
+"""
+
+from functools import partial
+
+import jax
+
+from replk_jax.dtypes import accumulation_dtype
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x + bias, where the gradient of `bias` is accumulated in at least float32.
+
+    Args:
+      x: (..., C), floating point.
+      bias: (C,), of the same dtype.
+
+    Returns:
+      (..., C) in the same dtype.
+    """
+    wide = accumulation_dtype(x.dtype)
+    bias = bias.astype(wide).reshape((1,) * (x.ndim - 1) + bias.shape)
+    return (x.astype(wide) + bias).astype(x.dtype)
+
+
+# Rematerialized: without it, the backward pass would keep the operands in float32.
+@partial(jax.checkpoint, prevent_cse=False)
+def scale_maps(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x times a factor for every channel of every image.
+
+    The gradient of `scale` is accumulated in at least float32. Only the operands are kept for the
+    backward pass.
+
+    Args:
+      x: (N, H, W, C), floating point.
+      scale: (N, 1, 1, C), of the same dtype.
+
+    Returns:
+      (N, H, W, C) in the same dtype.
+    """
+    wide = accumulation_dtype(x.dtype)
+    return (x.astype(wide) * scale.astype(wide)).astype(x.dtype)

@@ -1,0 +1,113 @@
+"""XLA's own depthwise convolution: the reference implementation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+
+from replk_jax.ops.depthwise.convolution import Convolution, Pair
+from replk_jax.ops.depthwise.implementation import Estimate, Properties
+
+NAME = "xla"
+# Its kernel gradient comes out wrong where the batch is divided over one of two axes of a mesh
+# (seen on CPUs with JAX 0.10.2 to 0.12.0).
+PROPERTIES = Properties(partitioned_by_xla=False, takes_open_sizes=True)
+
+
+def unsupported_reason(
+    convolution: Convolution, batch: int | None, channels: int, dtype: Any
+) -> str | None:
+    """None: it computes everything."""
+    return None
+
+
+def estimate(convolution: Convolution) -> Estimate:
+    """The last resort, and the best for small kernels."""
+    return Estimate(0, "limited by memory")
+
+
+def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
+    """A group for every channel."""
+    return convolve_open_size(
+        x,
+        kernel,
+        stride=convolution.stride,
+        padding=convolution.padding,
+        dilation=convolution.dilation,
+        precision=convolution.precision,
+    )
+
+
+def convolve_open_size(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: Pair,
+    padding: str | Sequence[Pair],
+    dilation: Pair,
+    precision: lax.Precision | None,
+) -> jax.Array:
+    """`forward` for height and width that may be symbolic; the arguments are those of `lax`."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=stride,
+        padding=padding,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+        precision=precision,
+    )
+
+
+def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
+    """g, spread out by the stride, convolved with the flipped kernel."""
+    padding = [
+        (reach - before, size - spread + before)
+        for size, reach, spread, before in _extents(convolution, g)
+    ]
+    return lax.conv_general_dilated(
+        g,
+        kernel[::-1, ::-1],
+        window_strides=(1, 1),
+        padding=padding,
+        lhs_dilation=convolution.stride,
+        rhs_dilation=convolution.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=g.shape[-1],
+        precision=convolution.precision,
+    )
+
+
+def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax.Array:
+    """x convolved with g, the images in the place of input features: a sum over the batch."""
+    padding = [
+        (before, reach + spread - size - before)
+        for size, reach, spread, before in _extents(convolution, g)
+    ]
+    dk = lax.conv_general_dilated(
+        x,
+        g,
+        window_strides=convolution.dilation,
+        padding=padding,
+        rhs_dilation=convolution.stride,
+        dimension_numbers=("CHWN", "IHWO", "NHWC"),
+        batch_group_count=g.shape[-1],
+        precision=convolution.precision,
+    )
+    return dk.reshape(*convolution.kernel_size, 1, -1)
+
+
+def _extents(convolution: Convolution, g: jax.Array) -> list[tuple[int, int, int, int]]:
+    """For rows and columns: the map's size, that of the kernel less one with its taps spread by
+    the dilation, that of g spread by the stride, and the zeros before the map."""
+    return [
+        (
+            convolution.size[axis],
+            (convolution.kernel_size[axis] - 1) * convolution.dilation[axis],
+            (g.shape[1 + axis] - 1) * convolution.stride[axis] + 1,
+            convolution.padding[axis][0],
+        )
+        for axis in (0, 1)
+    ]
