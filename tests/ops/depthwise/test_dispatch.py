@@ -354,7 +354,7 @@ class TestExplain:
             explanation = explain(*shapes, platform="cuda")
         assert explanation.only_by_name == {}
         assert explanation.choices["forward"].name == "dft"
-        assert "mosaic_gpu" in explanation.refusals
+        assert "mosaic_gpu" in explanation.unsupported
 
     def test_integers(self):
         with pytest.raises(TypeError, match="floating-point"):
