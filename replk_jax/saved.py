@@ -29,11 +29,11 @@ from replk_jax.models.variables import abstract_variables, differences, in_lines
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.torch_import.byte_file import FileError, naming
 from replk_jax.torch_import.convert import by_official_name
+from replk_jax.torch_import.entries import Selection
 from replk_jax.torch_import.load import fit, load_contents
 from replk_jax.torch_import.metadata import find_metadata
 from replk_jax.torch_import.reader import is_pytorch_folder, metadata, read
 from replk_jax.torch_import.tensors import brief
-from replk_jax.torch_import.weights import Selection
 from replk_jax.torch_import.writer import write_safetensors
 
 _AVERAGE = "ema"  # the item of a training run's checkpoint with the average of all variables

@@ -15,10 +15,10 @@ from replk_jax.command_line import user_path
 from replk_jax.models.description import architecture_in_words, joined
 from replk_jax.preprocessing import Preprocessing
 from replk_jax.saved import SavedNetwork, pointing_to_checkpoint, read_description
+from replk_jax.torch_import.entries import Selection
 from replk_jax.torch_import.load import recognize
 from replk_jax.torch_import.reader import read, source_files
 from replk_jax.torch_import.tensors import Placeholder, StoredTensor, brief
-from replk_jax.torch_import.weights import Selection
 
 _LONGEST_NAME = 80
 _WIDEST_COLUMN = 24

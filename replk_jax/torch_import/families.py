@@ -1,14 +1,13 @@
 """The families of networks that are published for PyTorch: a module each."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import flax.linen as nn
 
 from replk_jax.models.network import Network
 from replk_jax.torch_import import mobilenet_v2, replknet, repvgg, resnet
-from replk_jax.torch_import.tensors import brief
 
 
 class Family(Protocol):
@@ -104,21 +103,6 @@ def family_of(model: nn.Module) -> Family:
         if isinstance(model, family.NETWORK):
             return family
     raise ValueError(f"There are no PyTorch files of a {type(model).__name__}; {known_families()}.")
-
-
-def family_of_keys(keys: Iterable[str]) -> Family:
-    """The family that the names of tensors, without a prefix, belong to, in any naming.
-
-    Raises:
-      ValueError: none of them.
-    """
-    keys = list(keys)
-    for family in FAMILIES:
-        if any(map(family.KEYS.match, keys)):
-            return family
-    raise ValueError(
-        f"these are not the weights of a network known here, {known_families()}: {brief(keys)}"
-    )
 
 
 def known_families() -> str:

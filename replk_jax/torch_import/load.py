@@ -21,11 +21,12 @@ from replk_jax.torch_import.convert import (
     places_of,
     to_state_dict,
 )
+from replk_jax.torch_import.entries import ANY, Selection
 from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure, structure_of
 from replk_jax.torch_import.tensors import brief
-from replk_jax.torch_import.weights import Selection, Weights, find_weights
+from replk_jax.torch_import.weights import Weights, find_weights
 from replk_jax.torch_import.writer import write_safetensors, write_torch
 
 PathLike = str | os.PathLike
@@ -299,7 +300,7 @@ def save_torch(
         raise ValueError(f"{path}: the name must end in .pth, .pt, .bin or .safetensors.")
 
 
-def recognize(contents: Any, selection: Selection = Selection()) -> Recognized:  # noqa: B008
+def recognize(contents: Any, selection: Selection = ANY) -> Recognized:
     """`infer_architecture` of what `read` gave; its errors do not name the file.
 
     Raises:

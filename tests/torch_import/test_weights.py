@@ -8,9 +8,10 @@ import pytest
 
 from replk_jax import RepVGGArchitecture, create_model
 from replk_jax.torch_import.convert import to_state_dict
+from replk_jax.torch_import.entries import Selection
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.tensors import Placeholder
-from replk_jax.torch_import.weights import Selection, find_weights
+from replk_jax.torch_import.weights import find_weights
 from replk_jax.torch_import.writer import write_torch
 from tests.helpers import random_variables
 from tests.torch_import.archives import state_dict, tensor, write_archive

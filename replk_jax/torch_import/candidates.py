@@ -1,0 +1,182 @@
+"""The networks in a dictionary of tensors, recognised by the names of a family's tensors."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from replk_jax.torch_import.entries import Selection, is_tensor, mapping_of
+from replk_jax.torch_import.families import FAMILIES, Family
+from replk_jax.torch_import.names import CLASSIFIER
+from replk_jax.torch_import.tensors import StoredTensor
+
+# Names of entries and prefixes of an exponential moving average (EMA) of the weights.
+_EMA = re.compile(
+    r"(?:^|[._/-])(?i:ema|swa|avg|averaged?|polyak|shadow)(?:$|[._/-])|(?:^|[._/])ema(?=[A-Z])"
+    r"|(?<=[a-z])E(?:MA|ma)(?![a-z])"
+)
+
+
+# Modules that wrap another one, of torch.compile, DistributedDataParallel, FSDP, activation
+# checkpointing and DeepSpeed. No family has parts of these names.
+_WRAPPER_MODULE = re.compile(
+    r"(?<![^.])(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module"
+    r"|_checkpoint_wrapped_module)\."
+)
+_BACKBONE = "backbone."
+# What the families call their classifiers, whose weights have two dimensions.
+_CLASSIFIERS = ("head", "head.fc", "linear", "classifier.1", "classifier", "fc")
+# The number of steps that went into an average; PyTorch and mmengine save it with the weights.
+_STEP_COUNTERS = ("n_averaged", "steps")
+_PROFILER_COUNTERS = ("total_ops", "total_params")  # of the package thop
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A network among the contents of a file.
+
+    Attributes:
+      entry: path of the dictionary that its tensors are in.
+      prefix: of its tensors' names, without wrapper modules.
+      family: of the network.
+      values: everything in the dictionary that has the prefix and no longer one of another
+        candidate, by name with the prefix and without wrapper modules.
+      others: everything else in the dictionary, but for other candidates' values.
+      original_prefix: with wrapper modules, as the file has it.
+    """
+
+    entry: tuple[str, ...]
+    prefix: str
+    family: Family
+    values: Mapping[str, Any]
+    others: Mapping[str, Any]
+    original_prefix: str
+
+    @cached_property
+    def place(self) -> str:
+        place = "".join(f"[{key!r}]" for key in self.entry) or "at the top"
+        return place + (f", after {self.original_prefix!r}" if self.original_prefix else "")
+
+    @cached_property
+    def tensors(self) -> dict[str, Any]:
+        """What the candidate holds, by names without the prefix, and the classifier beside it."""
+        tensors = {name.removeprefix(self.prefix): v for name, v in self.values.items()}
+        classifier = self._classifier()
+        twice = classifier.keys() & tensors.keys()
+        twice |= {name for name in tensors if _BACKBONE + name in tensors}
+        if twice:
+            name = min(twice)
+            raise ValueError(
+                f"some tensors are there with and without {_BACKBONE!r}, such as {name!r}: choose "
+                f"by prefix={_BACKBONE!r}, or by rename."
+            )
+        return tensors | classifier
+
+    @cached_property
+    def ignored(self) -> tuple[str, ...]:
+        """Names of the tensors in the same dictionary that are not the network's."""
+        before = self.prefix.removesuffix(_BACKBONE)
+        used = {before + name for name in self._classifier()}
+        return tuple(
+            name
+            for name, value in self.others.items()
+            if is_tensor(value) and name not in used and not is_step_counter(name)
+        )
+
+    def _classifier(self) -> dict[str, Any]:
+        """That of mmpretrain's naming, which is next to the backbone, not in it."""
+        if not self.prefix.endswith(_BACKBONE):
+            return {}
+        before = self.prefix.removesuffix(_BACKBONE)
+        beside = {
+            name.removeprefix(before): value
+            for name, value in self.others.items()
+            if name.startswith(before)
+        }
+        weights = (beside.get(f"{name}.weight") for name in _CLASSIFIERS)
+        if not any(isinstance(w, StoredTensor) and len(w.shape) == 2 for w in weights):
+            return {}
+        return {name: value for name, value in beside.items() if CLASSIFIER.match(name)}
+
+
+def candidates_in(
+    path: tuple[str, ...], entry: Mapping[str, Any], selection: Selection
+) -> Iterator[Candidate]:
+    """The networks in one dictionary, from whose names the selection's prefix has been removed."""
+    names = _without_wrapper_modules(entry)
+    families: dict[str, Family] = {}
+    for name in names:
+        for family in FAMILIES:
+            if match := _KEYS[family].match(name):
+                families.setdefault(match[1], family)
+    # A name belongs to the longest prefix that it has.
+    prefixes = sorted(families, key=len, reverse=True)
+    owners = {name: next((p for p in prefixes if name.startswith(p)), None) for name in names}
+    others = {name: entry[names[name]] for name, owner in owners.items() if owner is None}
+    exact = selection.prefix is not None and "" in families
+    for prefix in [""] if exact else families:
+        own = [name for name, owner in owners.items() if owner == prefix]
+        yield Candidate(
+            entry=path,
+            prefix=prefix,
+            family=families[prefix],
+            values={name: entry[names[name]] for name in own},
+            others=others,
+            original_prefix=(selection.prefix or "") + _prefix_in_file(own, names, prefix),
+        )
+
+
+# The prefix, as short as possible, and after it what only names of the family begin with.
+_KEYS = {
+    family: re.compile(rf"((?:.*?\.)?)(?:{family.KEYS.pattern})", re.DOTALL) for family in FAMILIES
+}
+
+
+def _without_wrapper_modules(names: Iterable[str]) -> dict[str, str]:
+    """From names without the wrapper modules in them to those in the file.
+
+    A name that would come to be there twice keeps its wrapper modules.
+    """
+    names = list(names)
+    plain = {name: name for name in names if not _WRAPPER_MODULE.search(name)}
+    for name in names:
+        short = _WRAPPER_MODULE.sub("", name)
+        plain[name if plain.get(short, name) != name else short] = name
+    return plain
+
+
+def _prefix_in_file(own: Iterable[str], names: Mapping[str, str], prefix: str) -> str:
+    """What precedes the names of a network's tensors, with the wrapper modules before it."""
+    for name in own:
+        rest = name.removeprefix(prefix)
+        if names[name].endswith(rest):  # no wrapper module within the network
+            return names[name].removesuffix(rest)
+    return prefix
+
+
+def is_ema(candidate: Candidate, contents: Any) -> bool:
+    top = candidate.entry[0] if candidate.entry else None
+    swapped = _entry_of_raw_weights(contents)
+    if swapped and top in ("state_dict", swapped):
+        return top == "state_dict"
+    return bool(_EMA.search("/".join((*candidate.entry, candidate.prefix))))
+
+
+def _entry_of_raw_weights(contents: Any) -> str | None:
+    """Of a file that has the EMA under "state_dict": the entry of the weights themselves.
+
+    mmengine's EMAHook swaps the two before it saves (`ema_state_dict` holds the raw weights), and
+    so does Lightning's WeightAveraging.
+    """
+    contents = mapping_of(contents) or {}
+    meta = mapping_of(contents.get("meta")) or {}
+    if "mmengine_version" in meta or "message_hub" in contents:
+        return "ema_state_dict" if "ema_state_dict" in contents else None
+    if "averaging_state" in contents and "current_model_state" in contents:
+        return "current_model_state"
+    return None
+
+
+def is_step_counter(name: str) -> bool:
+    return name.rpartition(".")[2] in (*_STEP_COUNTERS, *_PROFILER_COUNTERS)
