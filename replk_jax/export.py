@@ -22,8 +22,8 @@ import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
-from flax import traverse_util
 
+from replk_jax.models.variables import diverged_tensors
 from replk_jax.ops.depthwise.dispatch import PLATFORMS, PORTABLE
 from replk_jax.ops.in_lax import in_lax
 from replk_jax.preprocessing import Preprocessing, normalize
@@ -154,8 +154,7 @@ def _require_finite(variables: Mapping[str, Any]) -> None:
 
     So would be what the program returns, and who runs it cannot look at the weights.
     """
-    flat = traverse_util.flatten_dict(variables, sep="/")
-    if bad := [path for path, value in flat.items() if not jnp.isfinite(value).all()]:
+    if bad := diverged_tensors(variables):
         raise ValueError(
             f"{len(bad)} of the merged weights are NaN or infinite, the first in {bad[0]}. The "
             "network may be of a run that diverged, or a variance of a batch norm be negative."

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from replk_jax.cli.divergence import diverged_tensors
+from replk_jax.models.variables import diverged_tensors
 
 
 def test_what_no_sound_network_has():

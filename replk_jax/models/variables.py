@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 
 def abstract_variables(model: nn.Module, image_size: tuple[int, int] = (32, 32)) -> dict[str, Any]:
@@ -44,3 +45,25 @@ def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
         elif given[name].shape != leaf.shape:
             faults.append(f"wrong shape: {name} is {given[name].shape}, the model has {leaf.shape}")
     return faults + [f"not in the model: {name}" for name in given if name not in expected]
+
+
+def diverged_tensors(variables: Mapping[str, Any]) -> list[str]:
+    """The paths of tensors that no sound network has, such as "batch_stats/norm/var".
+
+    Args:
+      variables: of a network, arrays of any dtype.
+
+    Returns:
+      In the order of their paths, those that hold NaN or infinite values, and variances of batch
+      norms below 0.
+    """
+    return [
+        "/".join(key.key for key in path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+        if _has_diverged(np.asarray(leaf), path[-1].key)
+    ]
+
+
+def _has_diverged(values: np.ndarray, name: str) -> bool:
+    is_negative = name == "var" and (values < 0).any()
+    return bool(is_negative or not np.isfinite(values).all())

@@ -156,6 +156,7 @@ def _prefix_in_file(own: Iterable[str], names: Mapping[str, str], prefix: str) -
 
 
 def is_ema(candidate: Candidate, contents: Any) -> bool:
+    """Whether a network among the contents is an EMA of another one, by the names around it."""
     top = candidate.entry[0] if candidate.entry else None
     swapped = _entry_of_raw_weights(contents)
     if swapped and top in ("state_dict", swapped):
@@ -179,4 +180,5 @@ def _entry_of_raw_weights(contents: Any) -> str | None:
 
 
 def is_step_counter(name: str) -> bool:
+    """Whether a tensor counts steps or operations, and is no weight."""
     return name.rpartition(".")[2] in (*_STEP_COUNTERS, *_PROFILER_COUNTERS)

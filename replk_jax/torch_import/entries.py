@@ -58,17 +58,16 @@ def selected_entries(
       ValueError: nothing has the key or prefix.
     """
     if (mapping_of(contents) is None and not isinstance(contents, list | tuple)) or not contents:
-        raise ValueError(
-            f"there is no state dict but {describe(contents)}. In PyTorch: "
-            "torch.save(model.state_dict(), path)."
-        )
+        raise ValueError(no_state_dict(contents))
     path: tuple[str, ...] = ()
     if selection.key is not None:
         path, contents = _at(contents, selection.key)
     entries = dict(_entries(contents, path, everywhere))
     if selection.prefix is not None:
         entries = {
-            path: kept for path, entry in entries.items() if (kept := _after(entry, selection))
+            path: kept
+            for path, entry in entries.items()
+            if (kept := _after(entry, selection.prefix))
         }
         if not entries:
             raise ValueError(f"no tensor has a name that begins with {selection.prefix!r}.")
@@ -86,13 +85,12 @@ def _at(contents: Any, key: str) -> tuple[tuple[str, ...], Any]:
         if key.startswith(f"{name}/"):
             path, inner = _at(value, key.removeprefix(f"{name}/"))
             return (name, *path), inner
-    there = f"there are {brief(list(by_name))}" if by_name else f"it is {describe(contents)}"
+    there = f"there are {brief(list(by_name))}" if by_name else f"it is {_describe(contents)}"
     raise ValueError(f"there is no entry {key!r}; {there}.")
 
 
-def _after(entry: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
-    """What has the prefix that is asked for, without it."""
-    prefix = selection.prefix or ""
+def _after(entry: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What has the prefix in an entry, without it."""
     return {
         name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)
     }
@@ -138,6 +136,7 @@ def mapping_of(value: Any) -> Mapping[Any, Any] | None:
 
 
 def is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor, also one whose values are not in the file as an array."""
     return isinstance(value, StoredTensor | UnreadableTensor)
 
 
@@ -152,7 +151,15 @@ def pickled_modules(
             yield from pickled_modules(inner, (*path, str(name)))
 
 
-def describe(contents: Any) -> str:
+def no_state_dict(contents: Any) -> str:
+    """What is said of contents without a state dict."""
+    return (
+        f"there is no state dict but {_describe(contents)}. In PyTorch: "
+        "torch.save(model.state_dict(), path)."
+    )
+
+
+def _describe(contents: Any) -> str:
     if contents == {}:
         return "an empty dictionary"
     items = items_of(contents)

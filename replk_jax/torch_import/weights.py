@@ -17,8 +17,8 @@ from replk_jax.torch_import.candidates import Candidate, candidates_in, is_ema, 
 from replk_jax.torch_import.entries import (
     ANY,
     Selection,
-    describe,
     is_tensor,
+    no_state_dict,
     pickled_modules,
     selected_entries,
 )
@@ -141,7 +141,11 @@ def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:
 # By a name among the tensors that PyTorch saves in the place of a weight, from which it computes
 # the weight in each call: what has been done to the weight, and how to undo it.
 _REWRITTEN = (
-    (re.compile(r"(.+)_mask"), "pruned", "torch.nn.utils.prune.remove(module, 'weight')"),
+    (
+        re.compile(r"(.+\.(?:weight|bias))_mask"),
+        "pruned",
+        "torch.nn.utils.prune.remove(module, 'weight')",
+    ),
     (
         re.compile(r"(.+\.weight)_g"),
         "weight-normalised",
@@ -201,10 +205,7 @@ def _nothing_found(contents: Any, entries: Mapping[tuple[str, ...], Mapping[str,
         )
     names = [name for entry in entries.values() for name in entry]
     if not names:
-        return (
-            f"there is no state dict but {describe(contents)}. In PyTorch: "
-            "torch.save(model.state_dict(), path)."
-        )
+        return no_state_dict(contents)
     for entry in entries.values():
         if reason := _unreadable_reason(entry) or _rewritten_reason(entry):
             return reason
