@@ -36,7 +36,7 @@ test-jax-latest:
 # conversion to ONNX. Those of the implementations in plain JAX are left out.
 test-operators: $(VENV)/latest.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu and not exhaustive" \
-	  tests/ops --ignore tests/ops/depthwise/test_implementations.py tests/test_export.py::test_onnx \
+	  tests/ops --ignore tests/ops/depthwise/test_implementations.py tests/export/test_program.py::test_onnx \
 	  tests/benchmark/test_profile.py
 
 kernels-sass:

@@ -9,7 +9,7 @@ No command for this run was published. The recipe follows a colon; without one i
 
 - `paper`: what appendix A of the paper (arXiv:2203.06717) states: 30 epochs at 320, learning rate
   1e-4, stage-wise decay 0.4. The paper does not say how it groups parameters by stage;
-  `train.optimizer.stage_of` is a choice of this package. For all else the paper names BEiT's
+  `train.engine.optimizer.stage_of` is a choice of this package. For all else the paper names BEiT's
   recipe, without figures. These are from the command for BEiT-L after ImageNet-22K in
   microsoft/unilm, not from the paper: batch 512, 5 epochs of warm-up, final learning rate 1e-6,
   weight decay 1e-8, stochastic depth 0.4, label smoothing, RandAugment and random erasing, no mixup

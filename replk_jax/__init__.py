@@ -1,9 +1,11 @@
 """Large-kernel convolutional networks and structural re-parameterization in JAX."""
 
-from replk_jax.accounting import Summary, summary
-from replk_jax.classifier import Classifier, Prediction
+import warnings as _warnings
+
+from replk_jax.checkpoint import Checkpoint, load, save
 from replk_jax.export import export_model
-from replk_jax.features import FeatureExtractor
+from replk_jax.inference.classifier import Classifier, Prediction
+from replk_jax.inference.features import FeatureExtractor
 from replk_jax.models import (
     MobileNetV2,
     MobileNetV2Architecture,
@@ -16,15 +18,14 @@ from replk_jax.models import (
     create_model,
     list_models,
 )
+from replk_jax.models.summary import Summary, summary
 from replk_jax.ops import DepthwiseConv2D, depthwise_conv2d
-from replk_jax.preprocessing import Preprocessing
 from replk_jax.reparam import (
     Equivalence,
     check_equivalence,
     merge_branches,
     reparameterize,
 )
-from replk_jax.saved import SavedNetwork, load, save
 from replk_jax.torch_import import (
     Recognized,
     convert_state_dict,
@@ -32,10 +33,12 @@ from replk_jax.torch_import import (
     load_torch,
     save_torch,
 )
+from replk_jax.vision.preprocessing import Preprocessing
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoint",
     "Classifier",
     "DepthwiseConv2D",
     "Equivalence",
@@ -51,7 +54,6 @@ __all__ = [
     "RepVGGArchitecture",
     "ResNet",
     "ResNetArchitecture",
-    "SavedNetwork",
     "Summary",
     "check_equivalence",
     "convert_state_dict",
@@ -68,3 +70,12 @@ __all__ = [
     "save_torch",
     "summary",
 ]
+
+
+def __getattr__(name: str) -> type:
+    if name == "SavedNetwork":
+        _warnings.warn(
+            "replk_jax.SavedNetwork is now replk_jax.Checkpoint.", DeprecationWarning, stacklevel=2
+        )
+        return Checkpoint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

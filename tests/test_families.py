@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import replk_jax
-from replk_jax import Classifier, FeatureExtractor, Preprocessing, SavedNetwork, load, save
-from replk_jax.cli import main
+from replk_jax import Checkpoint, Classifier, FeatureExtractor, Preprocessing, load, save
+from replk_jax.checkpoint import load_into
+from replk_jax.cli.main import main
 from replk_jax.models import registry
-from replk_jax.preprocessing import normalize
-from replk_jax.saved import load_into
+from replk_jax.vision.preprocessing import normalize
 from tests.helpers import random_variables
 from tests.miniatures import miniature, repvgg_variants
-from tests.test_images import picture
+from tests.vision.test_images import picture
 
 PREPROCESSING = Preprocessing(32, crop_fraction=0.875, interpolation="bilinear")
 NETWORKS = {
@@ -32,7 +32,7 @@ NETWORKS = {
 def network(name):
     architecture, fields = NETWORKS[name]
     model = replk_jax.create_model(architecture, num_classes=4, **fields)
-    return SavedNetwork(model, random_variables(model), PREPROCESSING)
+    return Checkpoint(model, random_variables(model), PREPROCESSING)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

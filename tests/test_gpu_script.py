@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from replk_jax.benchmark.torch_peers import check_network
-from replk_jax.cli import make_parser
+from replk_jax.cli.main import make_parser
 from replk_jax.models import create_model
 
 SCRIPT = Path(__file__).resolve().parents[1] / ".ci" / "gpu"

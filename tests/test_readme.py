@@ -12,16 +12,15 @@ import pytest
 from PIL import Image
 
 from replk_jax import (
-    cli,
     create_model,
     list_models,
     load_torch,
-    released,
     reparameterize,
     save_torch,
     summary,
 )
-from replk_jax.models import registry
+from replk_jax.cli.main import main, make_parser
+from replk_jax.models import pretrained, registry
 from replk_jax.reparam.table import BLOCKS
 from tests.helpers import TINY, random_variables
 
@@ -97,7 +96,7 @@ def test_published_weights(tiny, tmp_path, monkeypatch, capsys):
         Image.fromarray(np.full((300, 260, 3), len(name), np.uint8)).save(name)
 
     for command in re.findall(r"^    python -m replk_jax (.*)$", section(PUBLISHED), re.MULTILINE):
-        cli.main(shlex.split(command))
+        main(shlex.split(command))
     output = capsys.readouterr().out
     assert "83.48 % top-1" in output
     assert "dog.jpg" in output
@@ -124,7 +123,7 @@ VERBS = re.findall(r"^    python -m replk_jax (.*?)(?:  +#.*)?$", TEXT, re.MULTI
 @pytest.mark.parametrize("command", VERBS)
 def test_verbs_exist(command):
     """They are understood; what they do has tests of its own."""
-    assert cli.make_parser().parse_args(shlex.split(command)).run
+    assert make_parser().parse_args(shlex.split(command)).run
 
 
 FIGURES = re.compile(r"<!-- figures: .*?<!-- end -->", re.DOTALL)
@@ -151,5 +150,5 @@ def test_figures():
         counts = summary(create_model(name), int(size))
         assert parameters == f"{counts.merged.parameters:,}"
         assert multiply_adds == f"{counts.paper_flops:,}"
-        accuracy = released.published_accuracy(name)
+        accuracy = pretrained.published_accuracy(name)
         assert (accuracy.top1, accuracy.image_size) == (float(top1), int(size))

@@ -25,14 +25,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from replk_jax.benchmark.environment import describe_environment
-from replk_jax.files import replace_json
-from train import command_line
-from train import config as configuration
+from replk_jax.io.files import replace_json
 from train.data import pipeline
 from train.data.pillow_reference import PillowTransform
 from train.data.pipeline import Example, Source
 from train.data.sources import FolderSource
 from train.data.transforms import TrainTransform, make_train_transform
+from train.engine import config as configuration
+from train.engine import config_flags as command_line
 from train.errors import RunError, stopping
 
 _IMAGES = flags.DEFINE_integer("images", 512, "how many images to make", lower_bound=1)

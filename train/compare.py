@@ -21,10 +21,11 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from replk_jax.command_line import clean_exit, user_path
-from replk_jax.text import escape_unencodable_output
-from train.console import score_title
+from replk_jax.cli.argument_types import user_path
+from replk_jax.cli.clean_exit import clean_exit
+from replk_jax.io.text import escape_unencodable_output
 from train.errors import RunError, stopping
+from train.reporting.console import score_title
 
 # Fields, or sections of them, that name places or say how a run is carried out.
 _NO_DIFFERENCE = (

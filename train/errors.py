@@ -8,9 +8,9 @@ from typing import NoReturn
 
 import jax
 
-from replk_jax.command_line import is_output_error
-from replk_jax.errors import error_text
-from replk_jax.text import encodable, escaped_lines
+from replk_jax.cli.clean_exit import is_output_error
+from replk_jax.io.errors import error_text
+from replk_jax.io.text import encodable, escaped_lines
 
 
 class RunError(Exception):

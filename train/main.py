@@ -15,13 +15,14 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from replk_jax.command_line import INTERRUPTED
-from train import classification, command_line
-from train.command_line import CONFIG, flag_path
+from replk_jax.cli.clean_exit import INTERRUPTED
+from train.engine import config_flags as command_line
+from train.engine.config_flags import CONFIG, flag_path
+from train.engine.evaluate import evaluate_checkpoint
+from train.engine.interruption import EXIT_STATUS, Interrupted
+from train.engine.loop import run
 from train.errors import RunError, stop, stopping
-from train.evaluate import evaluate_checkpoint
-from train.interruption import EXIT_STATUS, Interrupted
-from train.loop import run
+from train.tasks import classification
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and the curve")
 

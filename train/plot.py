@@ -10,45 +10,18 @@ has reported is left out.
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
-from matplotlib.lines import Line2D
 
-from replk_jax.command_line import clean_exit, user_path
-from replk_jax.files import replacing
-from replk_jax.text import escape_unencodable_output, escaped
-from train.console import score_title
+from replk_jax.cli.argument_types import user_path
+from replk_jax.cli.clean_exit import clean_exit
+from replk_jax.io.text import escape_unencodable_output, escaped
 from train.errors import RunError, stopping
-from train.metric_writers import read_metrics
+from train.reporting.curve import draw, read_run
 
-# Title of each panel, and its lines: a metric and what it is called there. Between the loss and
-# the others is a panel for each score of an evaluation.
-Panels = dict[str, dict[str, str]]
-_LOSS = {
-    "train/loss": "training",
-    "eval/loss": "evaluation",
-    "eval_ema/loss": "moving average",
-}
-_NO_SCORES = {"loss", "examples"}
-_COURSE: Panels = {
-    "learning rate": {"learning_rate": "learning rate"},
-    "norms": {"train/grad_norm": "gradient", "train/param_norm": "parameters"},
-    "images a second": {"images_per_second": "images a second"},
-    "data wait, utilisation": {
-        "data_wait": "time waiting for data",
-        "mfu": "model FLOP utilisation",
-    },
-}
-_LOGARITHMIC = {"norms"}
-_STYLES = ("-", "--", ":")
-_COLUMNS = 4
 _NAME = "curve.png"
-
-Line = dict[str, float]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,119 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _require_finite(workdirs)
 
 
-def draw(workdirs: Sequence[Path], output: Path) -> None:
-    """Draws what `metrics.jsonl` in the folders of runs holds.
-
-    Args:
-      workdirs: the folders; of several, each has a colour.
-      output: the picture; its suffix says of what kind.
-
-    Raises:
-      RunError: a folder that is not there, or has no metrics.
-      OSError: the picture cannot be written.
-    """
-    picture = figure({name: _read(workdir) for name, workdir in _names(workdirs).items()})
-    with replacing(output) as file:
-        picture.savefig(file, format=output.suffix.lstrip("."), dpi=120)
-
-
-def figure(runs: Mapping[str, Sequence[Line]]) -> Figure:
-    """The panels of which some run has metrics, with the lines of all runs.
-
-    Args:
-      runs: by name, from `read_metrics`.
-    """
-    panels = _panels(line for lines in runs.values() for line in lines)
-    columns, rows = min(len(panels), _COLUMNS), math.ceil(len(panels) / _COLUMNS)
-    figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
-    for place, (title, names) in enumerate(panels.items(), 1):
-        axis = figure.add_subplot(rows, columns, place)
-        _draw_panel(axis, runs.values(), names)
-        axis.set_title(title)
-        axis.set_yscale("log" if title in _LOGARITHMIC else "linear")
-    if len(runs) > 1:
-        colours = [Line2D([], [], color=_colour(number)) for number in range(len(runs))]
-        legend = figure.legend(colours, runs, loc="outside lower center", ncols=columns)
-        _take_literally(legend)
-    return figure
-
-
-def _names(workdirs: Sequence[Path]) -> dict[str, Path]:
-    """What the legend calls the folders: their names, or their paths if two have one name."""
-    names = {escaped(workdir.resolve().name): workdir for workdir in workdirs}
-    if len(names) == len(workdirs):
-        return names
-    return {escaped(str(workdir)): workdir for workdir in workdirs}
-
-
-def _read(workdir: Path) -> Sequence[Line]:
-    path = workdir / "metrics.jsonl"
-    if not workdir.is_dir():
-        raise RunError(f"There is no folder {workdir}.")
-    lines = read_metrics(path) if path.is_file() else []
-    if not _panels(lines):
-        raise RunError(f"{workdir} has no metrics yet, in {path.name}: is it the folder of a run?")
-    return lines
-
-
 def _require_finite(workdirs: Iterable[Path]) -> None:
     for workdir in workdirs:
-        for line in _read(workdir):
+        for line in read_run(workdir):
             for name, value in line.items():
                 if not math.isfinite(value):
                     raise RunError(
                         f"{workdir}: {name} is NaN or infinite at step {line['step']}, and left "
                         "out of the picture where it is so."
                     )
-
-
-def _panels(lines: Iterable[Line]) -> Panels:
-    """Those of which something is reported; of the scores in the order in which they first are."""
-    reported = dict.fromkeys(name for line in lines for name in line)
-    evaluations = (name.partition("/") for name in reported)
-    scores = dict.fromkeys(
-        score
-        for kind, _, score in evaluations
-        if kind in ("eval", "eval_ema") and score not in _NO_SCORES
-    )
-    of_scores = {
-        score_title(score): {
-            f"eval/{score}": "evaluation",
-            f"eval_ema/{score}": "moving average",
-        }
-        for score in scores
-    }
-    panels = {"loss": _LOSS, **of_scores, **_COURSE}
-    return {name: lines for name, lines in panels.items() if reported.keys() & lines.keys()}
-
-
-def _draw_panel(axis: Axes, runs: Iterable[Sequence[Line]], names: dict[str, str]) -> None:
-    for number, lines in enumerate(runs):
-        for name, style in zip(names, _STYLES, strict=False):
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            if points:
-                (curve,) = axis.plot(
-                    *zip(*points, strict=True), style, color=_colour(number), label=name
-                )
-                curve.set_marker("." if len(points) == 1 else "")  # it makes no line
-    there = {line.get_label(): line.get_linestyle() for line in axis.get_lines()}
-    if there and len(names) > 1:
-        axis.legend(
-            [Line2D([], [], color="black", linestyle=style) for style in there.values()],
-            [names[name] for name in there],
-        )
-    axis.set_xlabel("step")
-    axis.grid(alpha=0.3)
-
-
-def _take_literally(legend: Legend) -> None:
-    """A dollar in the name of a folder begins no formula."""
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def _colour(number: int) -> str:
-    return f"C{number}"
 
 
 def _parser() -> argparse.ArgumentParser:

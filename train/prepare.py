@@ -24,9 +24,10 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from replk_jax.command_line import clean_exit, positive
-from replk_jax.images import read_image
-from replk_jax.text import escape_unencodable_output, escaped_lines, storable
+from replk_jax.cli.argument_types import positive
+from replk_jax.cli.clean_exit import clean_exit
+from replk_jax.io.text import escape_unencodable_output, escaped_lines, storable
+from replk_jax.vision.images import read_image
 from train.data.ilsvrc import Contents, train_images, validation_images
 from train.data.records import Item, write_dataset
 from train.data.sources import FolderSource

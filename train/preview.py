@@ -14,12 +14,13 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from replk_jax import imagenet
-from replk_jax.text import escaped
-from train import classification, command_line
-from train import config as configuration
+from replk_jax.io.text import escaped
+from replk_jax.vision import imagenet
+from train.engine import config as configuration
+from train.engine import config_flags as command_line
+from train.engine.step import random_keys
 from train.errors import RunError, stopping
-from train.step import random_keys
+from train.tasks import classification
 
 _OUTPUT = flags.DEFINE_string("output", "preview.png", "PNG file to write")
 _COUNT = flags.DEFINE_integer("count", 32, "how many images to show", lower_bound=1)
@@ -86,8 +87,8 @@ def first_inputs(config: ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray
     batch = next(iter(task.training.batches(0)))
     rows = {name: array[:: config.accumulation] for name, array in batch.items()}
 
-    of_augmentation, _ = random_keys(config.seed, step=0, micro_batch=0)
-    inputs = jax.jit(task.objective.prepare)(of_augmentation, rows)
+    augmentation_key, _ = random_keys(config.seed, step=0, micro_batch=0)
+    inputs = jax.jit(task.objective.prepare)(augmentation_key, rows)
     images, targets = (np.asarray(array[:count], np.float32) for array in inputs)
     return images, targets, list(task.class_names)
 

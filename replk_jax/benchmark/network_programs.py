@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from replk_jax.accounting import planned_memory
 from replk_jax.benchmark.compiling import compile_program
 from replk_jax.benchmark.timing import Program
+from replk_jax.models.summary import planned_memory
 from replk_jax.models.variables import abstract_variables
 from replk_jax.reparam import reparameterize
 

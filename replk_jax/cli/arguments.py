@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from replk_jax import released
-from replk_jax.files import replace_json
-from replk_jax.preprocessing import Preprocessing
+from replk_jax.io.files import replace_json
+from replk_jax.models import pretrained
+from replk_jax.vision.preprocessing import Preprocessing
 
 
 def add_reading(verb: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def add_force(verb: argparse.ArgumentParser) -> None:
 
 def _preprocessing(name: str) -> Preprocessing:
     try:
-        return released.lookup(name).preprocessing
+        return pretrained.lookup(name).preprocessing
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -23,8 +23,8 @@ from replk_jax.benchmark.model import (
 from replk_jax.benchmark.network_programs import MODES, draw_inputs
 from replk_jax.benchmark.profile import expect_no_trace, format_profile, profile_network
 from replk_jax.benchmark.tune import tune
+from replk_jax.cli.argument_types import positive, seconds, user_path
 from replk_jax.cli.arguments import check_file, write_json
-from replk_jax.command_line import positive, seconds, user_path
 from replk_jax.models import create_model
 from replk_jax.ops.depthwise import measurements
 from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS

@@ -8,13 +8,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from replk_jax.checkpoint import Checkpoint, load, save
+from replk_jax.cli.argument_types import user_path
 from replk_jax.cli.arguments import add_force, add_reading, check_output, reading
 from replk_jax.cli.divergence import warn_if_diverged
 from replk_jax.cli.text import printable
-from replk_jax.command_line import user_path
+from replk_jax.io.errors import naming
 from replk_jax.reparam import check_equivalence, reparameterize
-from replk_jax.saved import SavedNetwork, load, save
-from replk_jax.torch_import.byte_file import naming
 from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.load import TORCH_ENDINGS, save_torch
 
@@ -101,7 +101,7 @@ def _is_for_torch(path: Path) -> bool:
     return ending in TORCH_ENDINGS
 
 
-def _compare_structures(network: SavedNetwork) -> None:
+def _compare_structures(network: Checkpoint) -> None:
     """Says how far the merged structure is from the training-time one.
 
     Raises:
@@ -126,7 +126,7 @@ def _compare_structures(network: SavedNetwork) -> None:
         )
 
 
-def _reparameterized(network: SavedNetwork) -> SavedNetwork:
+def _reparameterized(network: Checkpoint) -> Checkpoint:
     merged = jax.jit(reparameterize)(network.variables)
     model = network.model.clone(deploy=True)
     return dataclasses.replace(network, model=model, variables=merged)

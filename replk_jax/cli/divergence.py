@@ -2,11 +2,11 @@
 
 import warnings
 
+from replk_jax.checkpoint import Checkpoint
 from replk_jax.models.variables import diverged_tensors
-from replk_jax.saved import SavedNetwork
 
 
-def warn_if_diverged(network: SavedNetwork) -> None:
+def warn_if_diverged(network: Checkpoint) -> None:
     """Warns of tensors that hold NaN or infinite values, or negative running variances."""
     diverged = diverged_tensors(network.variables)
     if diverged:

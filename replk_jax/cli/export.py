@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from replk_jax.checkpoint import Checkpoint, load
+from replk_jax.cli.argument_types import positive, user_path
 from replk_jax.cli.arguments import add_force, add_reading, check_output, reading
 from replk_jax.cli.divergence import warn_if_diverged
 from replk_jax.cli.text import printable
-from replk_jax.command_line import positive, user_path
 from replk_jax.export import export_model
-from replk_jax.files import json_text, replacing
+from replk_jax.io.files import json_text, replacing
 from replk_jax.ops.depthwise.dispatch import PLATFORMS
-from replk_jax.saved import SavedNetwork, load
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -94,7 +94,7 @@ def _export(arguments: argparse.Namespace) -> None:
     print(printable(f"{written}; {description_path}: its description"))
 
 
-def _sized(network: SavedNetwork, size: int | None) -> SavedNetwork:
+def _sized(network: Checkpoint, size: int | None) -> Checkpoint:
     """The network with the preprocessing for images of this size, if one is given."""
     if size is None or network.preprocessing is None:
         return network
@@ -102,7 +102,7 @@ def _sized(network: SavedNetwork, size: int | None) -> SavedNetwork:
     return dataclasses.replace(network, preprocessing=preprocessing)
 
 
-def _description(program: jax.export.Exported, network: SavedNetwork) -> str:
+def _description(program: jax.export.Exported, network: Checkpoint) -> str:
     """What the program takes and returns and where it runs, and the network that it is, as JSON."""
     (images,) = program.in_avals
     interface = {

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from replk_jax.cli import images
+from replk_jax.cli.argument_types import user_path
 from replk_jax.cli.arguments import add_force, check_output, reading
 from replk_jax.cli.text import printable
-from replk_jax.command_line import user_path
-from replk_jax.features import FeatureExtractor
-from replk_jax.files import replacing
+from replk_jax.inference.features import FeatureExtractor
+from replk_jax.io.files import replacing
 
 
 def add_parser(verbs) -> None:

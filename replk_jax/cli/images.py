@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from replk_jax.cli.argument_types import positive, user_path
 from replk_jax.cli.arguments import add_reading
 from replk_jax.cli.text import printable
-from replk_jax.command_line import positive, user_path
-from replk_jax.image_program import ImageProgram, finite_outputs, prepare_ahead
-from replk_jax.images import ImageError, ImageLike, find_images
-from replk_jax.preprocessing import Preprocessing
+from replk_jax.inference.image_program import ImageProgram, finite_outputs, prepare_ahead
+from replk_jax.vision.images import ImageError, ImageLike, find_images
+from replk_jax.vision.preprocessing import Preprocessing
 
 FAILURES = (
     "An image that cannot be read, or for which the network gives NaN or infinite values, is named "

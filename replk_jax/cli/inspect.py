@@ -8,17 +8,20 @@ from typing import Any
 
 import flax.linen as nn
 
-from replk_jax import released, saved
+from replk_jax import checkpoint
+from replk_jax.checkpoint import Checkpoint, pointing_to_checkpoint, read_description
+from replk_jax.cli.argument_types import user_path
 from replk_jax.cli.arguments import add_selection, selection
 from replk_jax.cli.text import printable, shortened
-from replk_jax.command_line import user_path
+from replk_jax.io.tensors import StoredTensor
+from replk_jax.io.text import brief
+from replk_jax.models import pretrained
 from replk_jax.models.description import architecture_in_words, joined
-from replk_jax.preprocessing import Preprocessing
-from replk_jax.saved import SavedNetwork, pointing_to_checkpoint, read_description
 from replk_jax.torch_import.entries import Selection
 from replk_jax.torch_import.load import recognize
+from replk_jax.torch_import.placeholders import Placeholder
 from replk_jax.torch_import.reader import read, source_files
-from replk_jax.torch_import.tensors import Placeholder, StoredTensor, brief
+from replk_jax.vision.preprocessing import Preprocessing
 
 _LONGEST_NAME = 80
 _WIDEST_COLUMN = 24
@@ -42,7 +45,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{path} holds one set of weights, no moving average (EMA) beside it.")
     elif arguments.key or arguments.prefix:
         raise ValueError(f"{path} was saved by this package: --key and --prefix do not apply.")
-    elif not saved.is_own_folder(path):
+    elif not checkpoint.is_own_folder(path):
         _print(_of_own_file(path, network, arguments.tensors))
     elif arguments.tensors:
         raise ValueError(f"--tensors lists what a file holds, and {path} is a folder.")
@@ -86,18 +89,18 @@ def _of_torch_file(path: Path, selected: Selection, tensors: bool) -> Iterator[s
         yield from _tensors(contents)
 
 
-def _of_own_file(path: Path, network: SavedNetwork, tensors: bool) -> Iterator[str]:
+def _of_own_file(path: Path, network: Checkpoint, tensors: bool) -> Iterator[str]:
     contents = read(path)
     size = sum(file.stat().st_size for file in source_files(path))
     yield f"{path}, a network in replk_jax's format, of {size:,} bytes"
     yield f"  {_summary(contents)}"
     yield from _description(network)
-    yield from _faults(saved.faults(contents, network))
+    yield from _faults(checkpoint.faults(contents, network))
     if tensors:
         yield from _tensors(contents)
 
 
-def _of_folder(path: Path, network: SavedNetwork) -> Iterator[str]:
+def _of_folder(path: Path, network: Checkpoint) -> Iterator[str]:
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     yield f"{path}, a checkpoint in Orbax's format, of {size:,} bytes"
     yield from _description(network)
@@ -107,7 +110,7 @@ def _of_folder(path: Path, network: SavedNetwork) -> Iterator[str]:
 # --- Networks ----------------------------------------------------------------------------
 
 
-def _description(network: SavedNetwork) -> Iterator[str]:
+def _description(network: Checkpoint) -> Iterator[str]:
     """What a network of this package says of itself."""
     model, names = network.model, network.class_names
     kind = f"{model.num_classes} classes" if model.num_classes else "no classifier"
@@ -125,14 +128,14 @@ def _description(network: SavedNetwork) -> Iterator[str]:
 
 def _around(path: Path, contents: Any, model: nn.Module) -> Iterator[str]:
     """What a PyTorch checkpoint, the files next to it and its name say besides the weights."""
-    known = saved.torch_description(path, contents, model)
+    known = checkpoint.torch_description(path, contents, model)
     if known.unrecorded:
         yield f"its configuration has a backbone with {known.unrecorded}"
     yield from _images(known.preprocessing, model, known.preprocessing_source)
     if known.class_names:
         names = printable(list(known.class_names))
         yield f"names of the classes, from {known.class_names_source}: {names}"
-    entry = released.recognize(path, model)
+    entry = pretrained.recognize(path, model)
     if entry and entry.top1 is not None:
         top5 = "" if entry.top5 is None else f", {entry.top5} % top-5"
         yield f"published by this name: {entry.top1} % top-1{top5} on ImageNet-1K"
@@ -141,7 +144,7 @@ def _around(path: Path, contents: Any, model: nn.Module) -> Iterator[str]:
 def _images(
     known: Preprocessing | None, model: nn.Module, source: str | None = None
 ) -> Iterator[str]:
-    preprocessing = known or released.usual_preprocessing(model)
+    preprocessing = known or pretrained.default_preprocessing(model)
     if preprocessing is None:
         yield "images: not known how they are prepared"
         return

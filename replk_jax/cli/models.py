@@ -2,10 +2,9 @@
 
 import argparse
 
-from replk_jax import released
-from replk_jax.accounting import summary
-from replk_jax.command_line import positive
-from replk_jax.models import create_model, list_models
+from replk_jax.cli.argument_types import positive
+from replk_jax.models import create_model, list_models, pretrained
+from replk_jax.models.summary import summary
 
 _EXPLANATION = """\
 Multiply-adds (MACs) of the merged convolutions for one image, as the papers count them. Top-1 is
@@ -25,12 +24,12 @@ def add_parser(verbs) -> None:
 def _models(arguments: argparse.Namespace) -> None:
     if arguments.name:
         model = create_model(arguments.name)
-        size = arguments.image_size or _usual_size(released.published_accuracy(arguments.name))
+        size = arguments.image_size or _usual_size(pretrained.published_accuracy(arguments.name))
         print(summary(model, size))
         return
     print(f"{'':30}{'parameters':>13}{'merged':>13}{'MACs':>17}{'image':>7}  top-1")
     for name in list_models():
-        published = released.published_accuracy(name)
+        published = pretrained.published_accuracy(name)
         size = arguments.image_size or _usual_size(published)
         counts = summary(create_model(name), size)
         print(
@@ -41,11 +40,11 @@ def _models(arguments: argparse.Namespace) -> None:
     print(_EXPLANATION)
 
 
-def _usual_size(published: released.Accuracy | None) -> int:
+def _usual_size(published: pretrained.Accuracy | None) -> int:
     return published.image_size if published else 224
 
 
-def _accuracy(published: released.Accuracy | None, size: int) -> str:
+def _accuracy(published: pretrained.Accuracy | None, size: int) -> str:
     if published is None or published.image_size != size:
         return ""
     return f"{published.top1:7.2f}{'' if published.released else ' *'}"

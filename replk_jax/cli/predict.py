@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from replk_jax.classifier import Classifier, Prediction
 from replk_jax.cli import images
+from replk_jax.cli.argument_types import positive, user_path
 from replk_jax.cli.arguments import reading
 from replk_jax.cli.text import printable
-from replk_jax.command_line import positive, user_path
-from replk_jax.files import json_text
-from replk_jax.text import encodable
+from replk_jax.inference.classifier import Classifier, Prediction
+from replk_jax.io.files import json_text
+from replk_jax.io.text import encodable
 
 
 def add_parser(verbs) -> None:

@@ -4,9 +4,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from replk_jax.errors import error_text
-from replk_jax.text import escaped
-from replk_jax.torch_import.tensors import brief
+from replk_jax.io.errors import error_text
+from replk_jax.io.text import brief, escaped
 
 
 def printable(value: Any, most: int = 1000) -> str:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops import DepthwiseConv2D
 from replk_jax.ops.broadcasting import add_bias
+from replk_jax.ops.dtypes import accumulation_dtype
 from replk_jax.reparam.algebra import BATCH_NORM_EPSILON
 
 BATCH_NORM_MOMENTUM = 0.9  # share of the old statistic that stays; PyTorch's default, there 0.1
@@ -37,7 +37,7 @@ class ReparameterizableModule(nn.Module):
     implementation: str | None = None
 
     @nn.nowrap
-    def structure(self) -> dict[str, Any]:
+    def common_kwargs(self) -> dict[str, Any]:
         """The fields above, to hand on to a submodule."""
         names = ("deploy", "dtype", "param_dtype", "implementation")
         return {name: getattr(self, name) for name in names}
@@ -209,7 +209,7 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
             x = checkpoint_name(x, _DEPTHWISE)
         else:
             x = Conv2D(self.features, **settings, groups=groups)(x)
-        return x if self.deploy else BatchNorm(**self.structure(), name="bn")(x, train)
+        return x if self.deploy else BatchNorm(**self.common_kwargs(), name="bn")(x, train)
 
 
 def convolution(

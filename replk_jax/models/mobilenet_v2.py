@@ -108,7 +108,7 @@ class InvertedResidual(ReparameterizableModule, kw_only=True):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), features)."""
         channels = x.shape[-1]
-        conv_norm = partial(ConvNorm, **self.structure())
+        conv_norm = partial(ConvNorm, **self.common_kwargs())
         y, j = x, 0
         if self.expansion != 1:
             expand = conv_norm(features=self.expansion * channels, name="conv_0")
@@ -126,7 +126,7 @@ class InvertedResidual(ReparameterizableModule, kw_only=True):
             kernel_size=self.kernel_size,
             stride=self.stride,
             dilation=self.dilation,
-            **self.structure(),
+            **self.common_kwargs(),
             name=name,
         )
         if self.small_kernel is not None and self.small_kernel < self.kernel_size:
@@ -183,7 +183,7 @@ class MobileNetV2(Network, kw_only=True):
         self.check_call(x, features)
 
         def conv_norm_relu6(maps, name, width, **settings):
-            conv_norm = ConvNorm(features=width, **settings, **self.structure(), name=name)
+            conv_norm = ConvNorm(features=width, **settings, **self.common_kwargs(), name=name)
             return nn.relu6(conv_norm(maps, train))
 
         x = conv_norm_relu6(x, "conv1", arch.stem_channels, kernel_size=3, stride=_STEM_STRIDE)
@@ -200,7 +200,7 @@ class MobileNetV2(Network, kw_only=True):
                     dilation=arch.dilation * sampling.entry_dilation,
                     # Not where dilation replaces a stride: that would be another function.
                     shortcut=arch.shortcuts and not sampling.reduces,
-                    **self.structure(),
+                    **self.common_kwargs(),
                     name=f"layer{s + 1}_{i}",
                 )(x, train)
             outputs.append(x)

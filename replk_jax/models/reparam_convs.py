@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from replk_jax.dtypes import accumulation_dtype
 from replk_jax.models.layers import (
     BatchNorm,
     ConvNorm,
@@ -20,6 +19,7 @@ from replk_jax.models.layers import (
     convolution,
     pytorch_init,
 )
+from replk_jax.ops.dtypes import accumulation_dtype
 from replk_jax.reparam.algebra import affine_of_norm, dirac_kernel, identity_kernel
 
 
@@ -43,7 +43,7 @@ class ConvBlock(ReparameterizableModule, kw_only=True):
     def common_kwargs(self) -> dict[str, Any]:
         """The fields that the branches share."""
         names = ("features", "stride", "groups", "dilation")
-        return {name: getattr(self, name) for name in names} | self.structure()
+        return {name: getattr(self, name) for name in names} | self.common_kwargs()
 
     def merged(self, x: jax.Array) -> jax.Array:
         """The merged structure: a convolution with bias."""
@@ -137,12 +137,12 @@ class PointwiseThenConv(ReparameterizableModule, kw_only=True):
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = ResidualKernelConv(groups=self.groups, **dtypes, name="idconv1")(x)
-        norm = BatchNorm(**self.structure(), name="bn1")
+        norm = BatchNorm(**self.common_kwargs(), name="bn1")
         x = norm_and_pad(norm, x, self.dilation * (self.kernel_size // 2), train)
         fields = dict(strides=self.stride, groups=self.groups, dilation=self.dilation)
         fields |= dict(padding=0, use_bias=False, name="conv2")
         x = convolution(self, x, self.features, self.kernel_size, **fields)
-        return BatchNorm(**self.structure(), name="bn2")(x, train)
+        return BatchNorm(**self.common_kwargs(), name="bn2")(x, train)
 
 
 class PointwiseThenAverage(ReparameterizableModule, kw_only=True):
@@ -162,10 +162,10 @@ class PointwiseThenAverage(ReparameterizableModule, kw_only=True):
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
         fields = dict(groups=self.groups, use_bias=False, name="conv")
         x = convolution(self, x, self.features, 1, **fields)
-        norm = BatchNorm(**self.structure(), name="bn")
+        norm = BatchNorm(**self.common_kwargs(), name="bn")
         x = norm_and_pad(norm, x, self.dilation * (self.kernel_size // 2), train)
         x = _average_pool(x, self.kernel_size, self.stride, self.dilation)
-        return BatchNorm(**self.structure(), name="avgbn")(x, train)
+        return BatchNorm(**self.common_kwargs(), name="avgbn")(x, train)
 
 
 def _average_pool(x: jax.Array, size: int, stride: int, dilation: int) -> jax.Array:

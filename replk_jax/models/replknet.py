@@ -146,7 +146,7 @@ class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
                 implementation=self.implementation,
                 name="lkb_reparam",
             )(x)
-        settings = dict(stride=self.stride, dilation=self.dilation, **self.structure())
+        settings = dict(stride=self.stride, dilation=self.dilation, **self.common_kwargs())
         branch = partial(ConvNorm, features=x.shape[-1], depthwise=True, **settings)
         y = branch(kernel_size=self.kernel_size, name="lkb_origin")(x, train)
         if self.small_kernel is not None:
@@ -172,17 +172,17 @@ class RepLKBlock(ReparameterizableModule, kw_only=True):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, C) to (N, H, W, C)."""
         channels = x.shape[-1]
-        pointwise = partial(ConvNorm, **self.structure())
+        pointwise = partial(ConvNorm, **self.common_kwargs())
         y = x
         if not self.deploy:  # merged, this batch norm is part of pw1
-            y = BatchNorm(**self.structure(), name="prelkb_bn")(y, train)
+            y = BatchNorm(**self.common_kwargs(), name="prelkb_bn")(y, train)
         y = nn.relu(pointwise(features=int(channels * self.dw_ratio), name="pw1")(y, train))
         y = ReparamLargeKernelConv(
             kernel_size=self.kernel_size,
             small_kernel=self.small_kernel,
             dilated_branches=self.dilated_branches,
             dilation=self.dilation,
-            **self.structure(),
+            **self.common_kwargs(),
             name="large_kernel",
         )(y, train)
         y = pointwise(features=channels, name="pw2")(nn.relu(y), train)
@@ -199,10 +199,10 @@ class ConvFFN(ReparameterizableModule, kw_only=True):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, C) to (N, H, W, C)."""
         channels = x.shape[-1]
-        pointwise = partial(ConvNorm, **self.structure())
+        pointwise = partial(ConvNorm, **self.common_kwargs())
         y = x
         if not self.deploy:  # merged, this batch norm is part of pw1
-            y = BatchNorm(**self.structure(), name="preffn_bn")(y, train)
+            y = BatchNorm(**self.common_kwargs(), name="preffn_bn")(y, train)
         y = pointwise(features=int(channels * self.ffn_ratio), name="pw1")(y, train)
         y = nn.gelu(y, approximate=False)
         y = pointwise(features=channels, name="pw2")(y, train)
@@ -248,18 +248,18 @@ class Stage(ReparameterizableModule, kw_only=True):
                 dw_ratio=self.dw_ratio,
                 dilation=self.dilation,
                 drop_path_rate=rate,
-                **self.structure(),
+                **self.common_kwargs(),
                 name=f"blocks_{2 * pair}",
             )(x, train)
             x = ffn_block(
                 ffn_ratio=self.ffn_ratio,
                 drop_path_rate=rate,
-                **self.structure(),
+                **self.common_kwargs(),
                 name=f"blocks_{2 * pair + 1}",
             )(x, train)
         if not self.norm_output:
             return x, x
-        return x, BatchNorm(**self.structure(), name="norm")(x, train)
+        return x, BatchNorm(**self.common_kwargs(), name="norm")(x, train)
 
 
 class RepLKNet(Network, kw_only=True):
@@ -312,7 +312,7 @@ class RepLKNet(Network, kw_only=True):
         """
         arch = self.architecture
         self.check_call(x, features)
-        conv_norm = partial(ConvNorm, **self.structure())
+        conv_norm = partial(ConvNorm, **self.common_kwargs())
         drop_path_rates = arch.drop_path_rates(self.drop_path_rate)
         strides = [1] + [2] * (len(arch.layers) - 1)
         samplings = sample_stages(strides, _STEM_STRIDE, self.output_stride)
@@ -351,7 +351,7 @@ class RepLKNet(Network, kw_only=True):
                 drop_path_rates=drop_path_rates[s],
                 norm_output=s in normed,
                 remat=self.remat,
-                **self.structure(),
+                **self.common_kwargs(),
                 name=f"stages_{s}",
             )(x, train)
             outputs.append(output)
@@ -361,7 +361,7 @@ class RepLKNet(Network, kw_only=True):
 
         # Merged, this batch norm is part of the classifier.
         if not (self.deploy and self.num_classes is not None):
-            x = BatchNorm(**self.structure(), name="norm")(x, train)
+            x = BatchNorm(**self.common_kwargs(), name="norm")(x, train)
         return self.classify(GlobalAveragePool()(x), features)
 
     @nn.nowrap

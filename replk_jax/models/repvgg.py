@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from replk_jax.dtypes import accumulation_dtype
 from replk_jax.models.architecture import keep_whole_numbers, whole_numbers
 from replk_jax.models.dilation import sample_stages
 from replk_jax.models.layers import (
@@ -34,6 +33,7 @@ from replk_jax.models.reparam_convs import (
     ResidualKernelConv,
 )
 from replk_jax.ops.broadcasting import scale_maps
+from replk_jax.ops.dtypes import accumulation_dtype
 
 # What the layers may be while they train. With the top-1 accuracy that the paper's section 4.2
 # reports of B0 on ImageNet after 120 epochs, where it could be checked.
@@ -242,7 +242,7 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
             y = convolution(self, x, layer.features, 3, **fields, name="rbr_reparam")
         else:
             y = self.training_structure(x, train)
-        return SqueezeExcite(**self.structure(), name="se")(y) if self.squeeze_excite else y
+        return SqueezeExcite(**self.common_kwargs(), name="se")(y) if self.squeeze_excite else y
 
     def training_structure(self, x: jax.Array, train: bool) -> jax.Array:
         """The sum of the branches, or what the variant has in its place."""
@@ -256,7 +256,7 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
                     block=self.block,
                     groups=self.layer.groups,
                     dilation=self.layer.dilation,
-                    **self.structure(),
+                    **self.common_kwargs(),
                     name="rbr_dense",
                 )(x, train)
             case "acb":
@@ -274,7 +274,7 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
         if self.block in _WITH_1X1:
             branches.append(ConvNorm(**self.settings(), name=f"rbr_1x1{suffix}"))
         if self.block in _WITH_IDENTITY and self.layer.keeps_shape:
-            branches.append(BatchNorm(**self.structure(), name=f"rbr_identity{suffix}"))
+            branches.append(BatchNorm(**self.common_kwargs(), name=f"rbr_identity{suffix}"))
         maps = [branch(x, train) for branch in branches]
         return sum(map(nn.relu, maps) if relu else maps)
 
@@ -289,7 +289,7 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
         y = BareConv(**self.settings(), kernel_size=3, name=self.dense_name())(x)
         y += BareConv(**self.settings(), kernel_size=1, name="rbr_1x1")(x)
         y = y + x if self.layer.keeps_shape else y
-        return BatchNorm(**self.structure(), name="post_bn")(y, train)
+        return BatchNorm(**self.common_kwargs(), name="post_bn")(y, train)
 
     @nn.nowrap
     def dense_name(self) -> str:
@@ -299,7 +299,7 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
     @nn.nowrap
     def settings(self) -> dict[str, Any]:
         """What the convolutions of the block have in common."""
-        return self.layer.conv_kwargs() | self.structure()
+        return self.layer.conv_kwargs() | self.common_kwargs()
 
 
 class BareConv(ReparameterizableModule, kw_only=True):
@@ -345,7 +345,7 @@ class IdentityKernelConvNorm(ReparameterizableModule, kw_only=True):
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         fields = dict(kernel_size=3, groups=self.groups, dilation=self.dilation, name="conv")
         x = layer(**fields, **dtypes)(x)
-        return BatchNorm(**self.structure(), name="bn")(x, train)
+        return BatchNorm(**self.common_kwargs(), name="bn")(x, train)
 
 
 class ResidualPair(ReparameterizableModule, kw_only=True):
@@ -365,12 +365,12 @@ class ResidualPair(ReparameterizableModule, kw_only=True):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
         first, second = self.layers
-        conv3x3 = partial(ConvNorm, kernel_size=3, **self.structure())
+        conv3x3 = partial(ConvNorm, kernel_size=3, **self.common_kwargs())
         y = nn.relu(conv3x3(**first.conv_kwargs(), name="conv1")(x, train))
         y = conv3x3(**second.conv_kwargs(), name="conv2")(y, train)
         if not first.keeps_shape:
             fields = dict(features=second.features, stride=first.stride, name="downsample")
-            x = ConvNorm(**fields, **self.structure())(x, train)
+            x = ConvNorm(**fields, **self.common_kwargs())(x, train)
         return y + x
 
 
@@ -417,7 +417,7 @@ class RepVGG(Network, kw_only=True):
         for s, layers in enumerate(self.architecture.stages(self.output_stride)):
             for i, block in enumerate(self.blocks(layers)):
                 name = f"stage{s}_{i}" if s else "stage0"
-                x = nn.relu(block(**self.structure(), name=name)(x, train))
+                x = nn.relu(block(**self.common_kwargs(), name=name)(x, train))
             if s:
                 outputs.append(x)
                 self.sow_stage(s - 1, x)

@@ -95,7 +95,7 @@ class ResidualBlock(ReparameterizableModule, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), expansion features)."""
-        conv_norm = partial(ConvNorm, **self.structure())
+        conv_norm = partial(ConvNorm, **self.common_kwargs())
         y, width = self.residual(conv_norm, x, train), self.expansion * self.features
         if self.sampling.reduces or x.shape[-1] != width:
             downsample = conv_norm(features=width, stride=self.sampling.stride, name="downsample")
@@ -182,7 +182,7 @@ class ResNet(Network, kw_only=True):
         arch = self.architecture
         self.check_call(x, features)
         stem = ConvNorm(
-            features=arch.channels[0], kernel_size=7, stride=2, **self.structure(), name="conv1"
+            features=arch.channels[0], kernel_size=7, stride=2, **self.common_kwargs(), name="conv1"
         )
         x = nn.relu(stem(x, train))
         # jax2onnx replaces nn.max_pool by a function that takes the window by name only, and drops
@@ -199,7 +199,7 @@ class ResNet(Network, kw_only=True):
                     features=arch.channels[s],
                     sampling=sampling,
                     stride_in_1x1=arch.stride_in_1x1,
-                    **self.structure(),
+                    **self.common_kwargs(),
                     name=f"layer{s + 1}_{i}",
                 )(x, train)
             outputs.append(x)

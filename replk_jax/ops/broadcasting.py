@@ -10,7 +10,7 @@ from functools import partial
 
 import jax
 
-from replk_jax.dtypes import accumulation_dtype
+from replk_jax.ops.dtypes import accumulation_dtype
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:

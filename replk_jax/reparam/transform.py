@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from replk_jax.dtypes import accumulation_dtype
+from replk_jax.ops.dtypes import accumulation_dtype
 from replk_jax.reparam.algebra import Affine, Linear, affine_of_norm
 from replk_jax.reparam.block import Form, arrays
 from replk_jax.reparam.table import find_block

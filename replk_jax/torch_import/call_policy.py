@@ -14,8 +14,8 @@ import builtins
 import enum
 from typing import Any
 
+from replk_jax.torch_import.placeholders import Placeholder
 from replk_jax.torch_import.stdlib_classes import ENUMERATIONS, EXCEPTIONS
-from replk_jax.torch_import.tensors import Placeholder
 
 
 class Call(enum.Enum):

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+from replk_jax.io.tensors import StoredTensor
 from replk_jax.torch_import.entries import Selection, is_tensor, mapping_of
 from replk_jax.torch_import.families import FAMILIES, Family
 from replk_jax.torch_import.names import CLASSIFIER
-from replk_jax.torch_import.tensors import StoredTensor
 
 # Names of entries and prefixes of an exponential moving average (EMA) of the weights.
 _EMA = re.compile(

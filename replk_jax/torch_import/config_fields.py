@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from replk_jax.torch_import.tensors import brief
+from replk_jax.io.text import brief
 
 
 def whole_number(fields: Mapping[str, Any], name: str) -> int:

@@ -5,7 +5,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from replk_jax.torch_import.tensors import Placeholder, StoredTensor, UnreadableTensor, brief
+from replk_jax.io.tensors import StoredTensor
+from replk_jax.io.text import brief
+from replk_jax.torch_import.placeholders import Placeholder, UnreadableTensor
 
 _MOST_LEVELS = 8  # of dictionaries around a state dict
 # Entries whose tensors may be named as weights are, but are not weights: they are searched last.

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
+from replk_jax.io.text import brief
 from replk_jax.torch_import.other_formats import explain_folder, explain_other_weights
 from replk_jax.torch_import.shards import check_whole, index_of
-from replk_jax.torch_import.tensors import brief
 
 # In the order in which they are looked for.
 _WEIGHTS = (

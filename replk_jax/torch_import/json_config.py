@@ -7,7 +7,6 @@ from typing import Any
 
 from PIL import Image
 
-from replk_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from replk_jax.torch_import.config_fields import (
     class_labels,
     crop_fraction,
@@ -17,6 +16,7 @@ from replk_jax.torch_import.config_fields import (
     whole_number,
     whole_numbers,
 )
+from replk_jax.vision.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 # Image processors of transformers that take a whole number for the shorter side. Others take it
 # for both sides, or scale it.

@@ -10,11 +10,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from replk_jax.io.errors import naming
+from replk_jax.io.safetensors import write_safetensors
+from replk_jax.io.text import brief
 from replk_jax.models import registry
 from replk_jax.models.description import architecture_in_words
 from replk_jax.models.layers import pytorch_init
 from replk_jax.torch_import import names
-from replk_jax.torch_import.byte_file import naming
 from replk_jax.torch_import.convert import (
     convert_state_dict,
     faults,
@@ -25,9 +27,8 @@ from replk_jax.torch_import.entries import ANY, Selection
 from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure, structure_of
-from replk_jax.torch_import.tensors import brief
 from replk_jax.torch_import.weights import Weights, find_weights
-from replk_jax.torch_import.writer import write_safetensors, write_torch
+from replk_jax.torch_import.writer import write_torch
 
 PathLike = str | os.PathLike
 

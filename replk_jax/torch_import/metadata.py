@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from replk_jax import released
-from replk_jax.models import registry
+from replk_jax.io.text import brief
+from replk_jax.models import pretrained, registry
 from replk_jax.models.network import Network
-from replk_jax.preprocessing import Preprocessing
 from replk_jax.torch_import.config_fields import crop_fraction, number, whole_number
 from replk_jax.torch_import.json_config import (
     timm_class_names,
@@ -32,7 +31,8 @@ from replk_jax.torch_import.mm_config import (
     parse_config,
     resizes_with_opencv,
 )
-from replk_jax.torch_import.tensors import Placeholder, brief
+from replk_jax.torch_import.placeholders import Placeholder
+from replk_jax.vision.preprocessing import Preprocessing
 
 _LARGEST_JSON = 1 << 24  # bytes; a config.json with the names of 21,841 classes has 2 MB
 
@@ -92,7 +92,7 @@ def find_metadata(path: str | os.PathLike, contents: Any, model: Network) -> Met
     path = Path(path)
     search = _Search(model)
     search.in_checkpoint(contents if isinstance(contents, Mapping) else {})
-    named = released.recognize(path, model)
+    named = pretrained.recognize(path, model)
     if named and not _has_json_by_name(path):
         search.keep(_RELEASED, "preprocessing", named.preprocessing)
     search.in_json(path)

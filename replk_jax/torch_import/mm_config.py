@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from replk_jax.models.network import Network
-from replk_jax.preprocessing import Preprocessing
 from replk_jax.torch_import.config_fields import (
     class_labels,
     crop_fraction,
@@ -17,6 +16,7 @@ from replk_jax.torch_import.config_fields import (
     whole_number,
     whole_numbers,
 )
+from replk_jax.vision.preprocessing import Preprocessing
 
 _LONGEST_CONFIG = 1 << 20  # characters
 _GEOMETRIC = re.compile("Resize|Crop|Pad|Flip|Scale|Rotate|Aug")  # in types of pipeline steps

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from replk_jax.torch_import.tensors import brief
+from replk_jax.io.text import brief
 
 Path = tuple[str, ...]
 

@@ -14,9 +14,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NoReturn
 
+from replk_jax.io.tensors import StoredTensor
+from replk_jax.io.text import brief
 from replk_jax.torch_import.call_policy import Call, classify_call
+from replk_jax.torch_import.placeholders import Placeholder
 from replk_jax.torch_import.pruning import prune
-from replk_jax.torch_import.tensors import Placeholder, StoredTensor, brief
 
 # From the arguments that a file gives, or None where they are not what the function takes.
 Function = Callable[[tuple[Any, ...]], Any]

@@ -8,7 +8,7 @@ weights beside them. References that a walk could not follow are replaced by pla
 import itertools
 from typing import Any
 
-from replk_jax.torch_import.tensors import Placeholder
+from replk_jax.torch_import.placeholders import Placeholder
 
 MOST_LEVELS = 100
 

@@ -11,14 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from replk_jax.torch_import.byte_file import ByteFile, FileError, naming
+from replk_jax.io.byte_file import ByteFile
+from replk_jax.io.errors import FileError, naming
+from replk_jax.io.safetensors import is_safetensors, read_metadata, read_safetensors
 from replk_jax.torch_import.folders import find_file, is_pytorch_folder
 from replk_jax.torch_import.other_formats import (
     START_BYTES,
     explain_file,
     is_part_of_distributed,
 )
-from replk_jax.torch_import.safetensors import is_safetensors, read_metadata, read_safetensors
 from replk_jax.torch_import.shards import read_index, read_shards
 from replk_jax.torch_import.torch_files import read_legacy, read_zip
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from replk_jax.io.text import brief
 from replk_jax.models.description import MOST_LAYERS
 from replk_jax.torch_import.names import CLASSIFIER
-from replk_jax.torch_import.tensors import brief
 
 
 class Shapes:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from replk_jax.torch_import.byte_file import ByteFile
-from replk_jax.torch_import.safetensors import parse_table
-from replk_jax.torch_import.tensors import brief
+from replk_jax.io.byte_file import ByteFile
+from replk_jax.io.safetensors import parse_table
+from replk_jax.io.text import brief
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)")
 _MOST_INDEX_BYTES = 1 << 22

@@ -13,18 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from replk_jax.io.byte_file import ByteFile
+from replk_jax.io.tensors import ELEMENT_TYPES, Storage, StoredTensor
+from replk_jax.io.text import brief
 from replk_jax.torch_import import unreadable
-from replk_jax.torch_import.byte_file import ByteFile
 from replk_jax.torch_import.other_formats import explain_archive
 from replk_jax.torch_import.pickle_machine import Function, Unpickler
-from replk_jax.torch_import.tensors import (
-    ELEMENT_TYPES,
-    Placeholder,
-    Storage,
-    StoredTensor,
-    UnreadableTensor,
-    brief,
-)
+from replk_jax.torch_import.placeholders import Placeholder, UnreadableTensor
 from replk_jax.torch_import.zip_archive import Member, open_member, read_members
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from replk_jax.torch_import.tensors import Placeholder, UnreadableTensor
+from replk_jax.torch_import.placeholders import Placeholder, UnreadableTensor
 
 _QUANTIZED = ("quantized", "Save the float weights, from before the model was quantized.")
 _SHARDED = (

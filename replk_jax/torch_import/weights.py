@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from replk_jax.io.tensors import StoredTensor, check_total_size
+from replk_jax.io.text import brief
 from replk_jax.torch_import import other_networks
 from replk_jax.torch_import.candidates import Candidate, candidates_in, is_ema, is_step_counter
 from replk_jax.torch_import.entries import (
@@ -23,12 +25,7 @@ from replk_jax.torch_import.entries import (
     selected_entries,
 )
 from replk_jax.torch_import.families import Family, known_families
-from replk_jax.torch_import.tensors import (
-    StoredTensor,
-    UnreadableTensor,
-    brief,
-    check_total_size,
-)
+from replk_jax.torch_import.placeholders import UnreadableTensor
 
 _MOST_LISTED = 6  # candidates in an error message
 

@@ -1,8 +1,7 @@
-"""Writes the files that the reader reads: a state dict for PyTorch, or .safetensors."""
+"""Writes state dicts that PyTorch reads."""
 
 import dataclasses
 import io
-import json
 import math
 import os
 import pickle
@@ -13,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from replk_jax.files import replacing
-from replk_jax.torch_import.safetensors import METADATA, SIZE_BYTES
-from replk_jax.torch_import.tensors import ELEMENT_TYPES, Placeholder, contiguous_strides
+from replk_jax.io.files import replacing
+from replk_jax.io.tensors import ELEMENT_TYPES, contiguous_strides, dtype_name, element_bytes
+from replk_jax.torch_import.placeholders import Placeholder
 
 _STORAGES = {type_.dtype.name: type_.storage for type_ in ELEMENT_TYPES}
-_CODES = {type_.dtype.name: type_.safetensors for type_ in ELEMENT_TYPES}
 
 _ALIGNMENT = 64  # of each storage in a zip archive, so that it can be mapped into memory
 _PADDING_ID = 0x4246  # of the extra field that PyTorch pads with as well
@@ -41,70 +39,13 @@ def write_torch(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -
       ValueError: a dtype that PyTorch has no storage for, with the name of the tensor.
       OSError: the file cannot be written.
     """
-    types = [_look_up(_STORAGES, name, value) for name, value in state_dict.items()]
+    types = [dtype_name(_STORAGES, name, value) for name, value in state_dict.items()]
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         _write_member(archive, "data.pkl", _pickle(state_dict, types))
         _write_member(archive, "byteorder", b"little")
         for key, (name, value) in enumerate(state_dict.items()):
-            _write_member(archive, f"data/{key}", _to_bytes(name, value))
+            _write_member(archive, f"data/{key}", element_bytes(name, value))
         _write_member(archive, "version", b"3\n")
-
-
-def write_safetensors(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> None:
-    """Writes a .safetensors file, as `write_torch` writes its own.
-
-    Tensors of larger elements come first, so that all are aligned; else their order is kept.
-
-    Args:
-      path: of the file, in a folder that is there.
-      arrays: as in `write_torch`.
-      metadata: strings by strings, to be stored beside the tensors.
-
-    Raises:
-      ValueError: a dtype that the format does not have, or metadata that are not strings.
-      OSError: the file cannot be written.
-    """
-    if not all(isinstance(text, str) for text in (*metadata, *metadata.values())):
-        raise ValueError(f"The metadata of {os.fspath(path)} must be strings by strings.")
-    if METADATA in arrays:
-        raise ValueError(f"A tensor cannot be named {METADATA!r} in a .safetensors file.")
-    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
-    ordered = sorted(arrays.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize)
-    end = 0
-    for name, value in ordered:
-        begin, end = end, end + math.prod(value.shape) * np.dtype(value.dtype).itemsize
-        header[name] = {
-            "dtype": _look_up(_CODES, name, value),
-            "shape": list(value.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % SIZE_BYTES)
-    with replacing(path) as file:
-        file.write(len(text).to_bytes(SIZE_BYTES, "little") + text)
-        for name, value in ordered:
-            file.write(_to_bytes(name, value))
-
-
-def _look_up(names: Mapping[str, str | None], tensor: str, value: Any) -> str:
-    """What the format calls the dtype of a tensor."""
-    dtype = np.dtype(value.dtype)
-    if names.get(dtype.name) is None:
-        known = ", ".join(name for name in names if names[name])
-        raise ValueError(f"{tensor} is {dtype}, which this format does not have; it has {known}.")
-    return names[dtype.name]
-
-
-def _to_bytes(name: str, value: Any) -> memoryview:
-    """The elements in C order, little-endian."""
-    array = np.asarray(value, order="C")
-    if (array.shape, array.dtype) != (tuple(value.shape), np.dtype(value.dtype)):
-        raise ValueError(f"{name} is not of the shape and dtype that it says it is.")
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("<"))
-    return memoryview(array.reshape(-1).view(np.uint8))
 
 
 def _write_member(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:

@@ -5,8 +5,8 @@ import struct
 import zipfile
 from typing import BinaryIO
 
-from replk_jax.torch_import.byte_file import ByteFile
-from replk_jax.torch_import.tensors import brief
+from replk_jax.io.byte_file import ByteFile
+from replk_jax.io.text import brief
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 1

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 import replk_jax
-from replk_jax.export import plain_function
+from replk_jax.export.program import plain_function
 from replk_jax.models.resnet import ResNetArchitecture
 from replk_jax.models.variables import abstract_variables
 from tests.helpers import assert_equal_in_float64, random_images, random_variables

@@ -34,10 +34,12 @@ class OwnNetwork(ReparameterizableModule):
     def __call__(self, x, train=False):
         x = nn.Conv(8, (4, 4), strides=4, name="patches")(x)
         x = nn.LayerNorm(name="layer_norm")(x)
-        x = AsymmetricConvBlock(features=8, kernel_size=5, **self.structure(), name="acb")(x, train)
-        x = nn.relu(BatchNorm(**self.structure(), name="lone_norm")(x, train))
-        x = DiverseBranchBlock(features=12, stride=2, **self.structure(), name="dbb")(x, train)
-        x = TwoKernels(**self.structure(), name="own")(nn.relu(x), train)
+        x = AsymmetricConvBlock(features=8, kernel_size=5, **self.common_kwargs(), name="acb")(
+            x, train
+        )
+        x = nn.relu(BatchNorm(**self.common_kwargs(), name="lone_norm")(x, train))
+        x = DiverseBranchBlock(features=12, stride=2, **self.common_kwargs(), name="dbb")(x, train)
+        x = TwoKernels(**self.common_kwargs(), name="own")(nn.relu(x), train)
         return nn.Dense(3, name="classifier")(x.mean((1, 2)))
 
 

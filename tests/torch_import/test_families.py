@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 import replk_jax
-from replk_jax import saved as saved_network
+from replk_jax import checkpoint
 from replk_jax.models.mobilenet_v2 import MobileNetV2Architecture
 from replk_jax.models.replknet import RepLKNetArchitecture
 from replk_jax.models.repvgg import RepVGGArchitecture
@@ -757,11 +757,9 @@ class TestNeverPublished:
 
     def test_gone_on_from(self, architecture, tmp_path):
         model, variables = tiny(architecture)
-        saved_network.save(
-            tmp_path / "own.safetensors", saved_network.SavedNetwork(model, variables)
-        )
+        checkpoint.save(tmp_path / "own.safetensors", checkpoint.Checkpoint(model, variables))
         with pytest.warns(UserWarning, match="one of 7 classes is drawn at random"):
-            network = saved_network.load_into(
+            network = checkpoint.load_into(
                 model.clone(num_classes=7), tmp_path / "own.safetensors", reset_head=True
             )
         loaded, wanted = dict_of(network.variables), dict_of(variables)
@@ -771,11 +769,9 @@ class TestNeverPublished:
 
     def test_not_when_it_is_merged(self, architecture, tmp_path):
         model, variables = tiny(architecture, deploy=True)
-        saved_network.save(
-            tmp_path / "own.safetensors", saved_network.SavedNetwork(model, variables)
-        )
+        checkpoint.save(tmp_path / "own.safetensors", checkpoint.Checkpoint(model, variables))
         with pytest.raises(ValueError, match="it is re-parameterized"):
-            saved_network.load_into(model.clone(deploy=False), tmp_path / "own.safetensors")
+            checkpoint.load_into(model.clone(deploy=False), tmp_path / "own.safetensors")
 
 
 class TestTimm:

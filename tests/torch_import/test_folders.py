@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from replk_jax import saved
+from replk_jax import checkpoint
+from replk_jax.io.safetensors import write_safetensors
 from replk_jax.torch_import.reader import FileError, is_pytorch_folder, read, source_files
-from replk_jax.torch_import.writer import write_safetensors, write_torch
+from replk_jax.torch_import.writer import write_torch
 
 ZERO_TO_FP32 = r"zero_to_fp32\.py \. pytorch_model\.bin"
 
@@ -99,7 +100,7 @@ def fill(folder, names):
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
-@pytest.mark.parametrize("load", [read, saved.load])
+@pytest.mark.parametrize("load", [read, checkpoint.load])
 def test_folders_without_weights(kind, load, tmp_path):
     names, message = FOLDERS[kind]
     fill(tmp_path, names)
@@ -115,19 +116,19 @@ def test_folders_of_something_else(names, tmp_path):
     with pytest.raises(FileError, match=r"a folder without a checkpoint\. Expected in it: model"):
         read(tmp_path)
     with pytest.raises(ValueError, match="nor weights of PyTorch" if names else "it is empty"):
-        saved.load(tmp_path)
+        checkpoint.load(tmp_path)
 
 
 def test_a_run_of_this_package(tmp_path):
     """Its checkpoints are named, whatever else is in its folder."""
     fill(tmp_path, ["checkpoints/30/description/metadata", "config.json"])
     with pytest.raises(ValueError, match=r"Name one of its checkpoints, .*30\.$"):
-        saved.load(tmp_path)
+        checkpoint.load(tmp_path)
 
 
 def test_folders_that_must_not_be_read_are_left_out(tmp_path, monkeypatch):
     fill(tmp_path, ["lost+found/a.pth", "checkpoint-1/model.safetensors"])
-    listdir = saved.os.listdir
+    listdir = checkpoint.os.listdir
 
     def restricted(path):
         if str(path).endswith("lost+found"):

@@ -23,15 +23,17 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from replk_jax import saved
+from replk_jax import checkpoint
+from replk_jax.io.safetensors import write_safetensors
+from replk_jax.io.tensors import StoredTensor
 from replk_jax.models import RepLKNetArchitecture, create_model
 from replk_jax.models.variables import abstract_variables
-from replk_jax.preprocessing import Preprocessing
 from replk_jax.torch_import import infer_architecture, load_torch
 from replk_jax.torch_import.convert import to_state_dict
+from replk_jax.torch_import.placeholders import Placeholder
 from replk_jax.torch_import.reader import FileError, metadata, read
-from replk_jax.torch_import.tensors import Placeholder, StoredTensor
-from replk_jax.torch_import.writer import write_safetensors, write_torch
+from replk_jax.torch_import.writer import write_torch
+from replk_jax.vision.preprocessing import Preprocessing
 from tests import golden
 from tests.torch_import.archives import write_archive, write_with_header
 
@@ -312,7 +314,7 @@ def loads(load, path):
 def is_network(path):
     """Whether its architecture is recognized, and whether it is loaded."""
     loaded = loads(load_torch, path)
-    assert loads(saved.load, path) == loaded
+    assert loads(checkpoint.load, path) == loaded
     return loads(infer_architecture, path), loaded
 
 
@@ -443,14 +445,14 @@ class TestOwnFiles:
         return path
 
     def description(self):
-        return saved.SavedNetwork(MODEL, {}, Preprocessing(32), ("a", "b", "c")).description()
+        return checkpoint.Checkpoint(MODEL, {}, Preprocessing(32), ("a", "b", "c")).description()
 
     def test_sound(self, tmp_path):
-        assert loads(saved.load, self.write(tmp_path / "f", json.dumps(self.description())))
+        assert loads(checkpoint.load, self.write(tmp_path / "f", json.dumps(self.description())))
 
     @pytest.mark.parametrize("text", ODD_VALUES, ids=range(len(ODD_VALUES)))
     def test_no_description(self, text, tmp_path):
-        assert not loads(saved.load, self.write(tmp_path / "f", text))
+        assert not loads(checkpoint.load, self.write(tmp_path / "f", text))
 
     @pytest.mark.parametrize("place", ["model", "architecture", "preprocessing", "others"])
     def test_odd_values(self, place, tmp_path):
@@ -467,7 +469,7 @@ class TestOwnFiles:
             entries[key] = "HERE"
             for text in ("null", "[-1]", *rng.sample(ODD_VALUES, 2)):
                 described = json.dumps(description).replace('"HERE"', text)
-                outcomes[loads(saved.load, self.write(tmp_path / "f", described))] += 1
+                outcomes[loads(checkpoint.load, self.write(tmp_path / "f", described))] += 1
             entries[key] = value
         assert outcomes[False] > len(entries), outcomes
 
@@ -478,4 +480,4 @@ class TestOwnFiles:
         size = 8 + int.from_bytes(data[:8], "little")
         for _ in range(60):
             write_with_header(tmp_path / "f", mutate(data[8:size], rng), data[size:])
-            loads(saved.load, tmp_path / "f")
+            loads(checkpoint.load, tmp_path / "f")

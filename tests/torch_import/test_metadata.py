@@ -7,7 +7,7 @@ import pytest
 
 from replk_jax import Preprocessing, ResNetArchitecture, create_model
 from replk_jax.torch_import.metadata import Metadata, find_metadata
-from replk_jax.torch_import.tensors import Placeholder
+from replk_jax.torch_import.placeholders import Placeholder
 
 # As timm's repositories on the Hugging Face hub have it.
 TIMM = {

@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
+from replk_jax.torch_import.placeholders import Placeholder
 from replk_jax.torch_import.pruning import MOST_LEVELS, prune
 from replk_jax.torch_import.reader import read
-from replk_jax.torch_import.tensors import Placeholder
 from tests.torch_import.archives import tensor, write_archive
 
 MANY = 10**6

@@ -27,15 +27,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from replk_jax.io.safetensors import write_safetensors
+from replk_jax.io.tensors import StoredTensor, check_total_size
 from replk_jax.torch_import.pickle_machine import Unpickler
+from replk_jax.torch_import.placeholders import Placeholder, UnreadableTensor
 from replk_jax.torch_import.reader import FileError, metadata, read
-from replk_jax.torch_import.tensors import (
-    Placeholder,
-    StoredTensor,
-    UnreadableTensor,
-    check_total_size,
-)
-from replk_jax.torch_import.writer import write_safetensors, write_torch
+from replk_jax.torch_import.writer import write_torch
 from tests import golden
 from tests.torch_import.archives import state_dict, tensor, write_archive, write_with_header
 

@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from replk_jax.io.safetensors import write_safetensors
 from replk_jax.torch_import.reader import FileError, metadata, read, source_files
-from replk_jax.torch_import.writer import write_safetensors, write_torch
+from replk_jax.torch_import.writer import write_torch
 from tests.torch_import.archives import write_archive
 
 TENSORS = {f"layer{i}.weight": np.full((2, 3), i, np.float32) for i in range(5)}

@@ -6,8 +6,8 @@ import warnings
 import numpy as np
 import pytest
 
+from replk_jax.torch_import.placeholders import Placeholder, UnreadableTensor
 from replk_jax.torch_import.reader import read
-from replk_jax.torch_import.tensors import Placeholder, UnreadableTensor
 from replk_jax.torch_import.weights import find_weights
 from tests.torch_import.archives import state_dict, tensor, write_archive
 

@@ -9,8 +9,8 @@ import pytest
 from replk_jax import RepVGGArchitecture, create_model
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.entries import Selection
+from replk_jax.torch_import.placeholders import Placeholder
 from replk_jax.torch_import.reader import read
-from replk_jax.torch_import.tensors import Placeholder
 from replk_jax.torch_import.weights import find_weights
 from replk_jax.torch_import.writer import write_torch
 from tests.helpers import random_variables

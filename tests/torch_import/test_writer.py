@@ -10,9 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from replk_jax.io.safetensors import write_safetensors
 from replk_jax.torch_import import writer
 from replk_jax.torch_import.reader import metadata, read
-from replk_jax.torch_import.writer import write_safetensors, write_torch
+from replk_jax.torch_import.writer import write_torch
 
 TORCH_DTYPES = (
     np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.int64, np.int32, np.int16, np.int8,

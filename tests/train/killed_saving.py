@@ -13,8 +13,8 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.train.test_checkpoints import assert_equal, state
-from train.checkpoints import Checkpoints
+from tests.train.engine.test_checkpoints import assert_equal, state
+from train.engine.checkpoints import Checkpoints
 
 
 def save_for_ever(folder: Path, told: int) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tests.train.test_checkpoints import flip, full_disk, state
-from train import parallel
-from train.checkpoints import Checkpoints
+from tests.train.engine.test_checkpoints import flip, full_disk, state
+from train.engine import parallel
+from train.engine.checkpoints import Checkpoints
+from train.engine.interruption import Interruption
+from train.engine.workdir import locked
 from train.errors import RunError
-from train.interruption import Interruption
-from train.workdir import locked
 
 met = {}
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from replk_jax.images import ImageError
+from replk_jax.vision.images import ImageError
 from train.data import pipeline
 
 

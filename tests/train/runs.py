@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tests.train.conftest import QUICK
-from train.metric_writers import read_metrics
+from train.reporting.metric_writers import read_metrics
 
 STEPS = 4 * 46  # 1,498 digits in batches of 32
 

@@ -13,9 +13,9 @@ from configs import common, digits, guideline3, mobilenet_v2, replknet_kernels
 from replk_jax.models.registry import FAMILIES, name_of
 from replk_jax.models.repvgg import BLOCKS
 from replk_jax.models.variables import abstract_variables
-from train import config as configuration
+from train.engine import config as configuration
+from train.engine.optimizer import warmup_cosine
 from train.errors import RunError
-from train.optimizer import warmup_cosine
 
 PLAIN = ["31b", "31b_384", "common", "digits", "finetune", "photographs", "xl_pretraining"]
 ROWS = {

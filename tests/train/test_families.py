@@ -10,10 +10,10 @@ from replk_jax.models.registry import FAMILIES
 from replk_jax.models.repvgg import BLOCKS
 from tests.helpers import data_mesh
 from tests.train import tiny
-from train import parallel
-from train.optimizer import make_optimizer
-from train.regularization import make_penalty
-from train.step import init_state, make_train_step
+from train.engine import parallel
+from train.engine.optimizer import make_optimizer
+from train.engine.regularization import make_penalty
+from train.engine.step import init_state, make_train_step
 
 STEPS = 16
 

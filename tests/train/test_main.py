@@ -18,16 +18,16 @@ from PIL import Image
 
 from configs import finetune
 from replk_jax import check_equivalence, load, save, save_torch
-from replk_jax.preprocessing import Preprocessing
-from replk_jax.saved import read_description
+from replk_jax.checkpoint import read_description
+from replk_jax.vision.preprocessing import Preprocessing
 from tests.train import tiny
 from tests.train.conftest import QUICK
 from tests.train.runs import STEPS, ends, losses, newest, start_two
-from train import classification
-from train.checkpoints import Checkpoints
+from train.engine.checkpoints import Checkpoints
+from train.engine.loop import run
+from train.engine.step import TrainState
 from train.errors import RunError
-from train.loop import run
-from train.step import TrainState
+from train.tasks import classification
 
 
 def test_a_run(undisturbed):
@@ -295,7 +295,7 @@ def test_mistakes_are_told_in_a_line(data_dir, tmp_path):
     common = [f"--workdir={tmp_path}", f"--config.data.data_dir={data_dir}"]
     commands = [[f"--config={config}", *common, override] for config, override, _ in MISTAKES]
     runs = subprocess.run(
-        [sys.executable, "-m", "tests.train.in_turn"],
+        [sys.executable, "-m", "tests.train.one_at_a_time"],
         input=json.dumps(commands),
         capture_output=True,
         text=True,

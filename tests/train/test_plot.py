@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from train.errors import RunError
-from train.metric_writers import read_metrics
-from train.plot import draw, figure, main
+from train.plot import main
+from train.reporting.curve import draw, figure
+from train.reporting.metric_writers import read_metrics
 
 LINES = [
     {"step": 10, "train/loss": 3.0, "train/grad_norm": 1.0, "learning_rate": 0.1, "mfu": 0.4},

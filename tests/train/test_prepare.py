@@ -22,11 +22,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
-from train import classification
 from train.data import ilsvrc, records
 from train.data.sources import open_source
 from train.errors import RunError
 from train.prepare import main, prepare_folder, prepare_imagenet
+from train.tasks import classification
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYNSETS = ilsvrc.Contents().synsets[:3]

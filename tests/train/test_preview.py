@@ -16,10 +16,12 @@ from PIL import Image
 from tests.helpers import data_mesh
 from tests.train import tiny
 from tests.train.conftest import QUICK, REPOSITORY
-from train import classification, parallel, preview
-from train.augmentation import make_augmentation
+from train import preview
+from train.data.augmentation import make_augmentation
+from train.engine import parallel
+from train.engine.step import Objective, TrainState, make_train_step
 from train.errors import RunError
-from train.step import Objective, TrainState, make_train_step
+from train.tasks import classification
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -3,9 +3,9 @@
 from ml_collections import ConfigDict
 
 from configs import digits
-from train.augmentation import Augmentation
-from train.classification import cross_entropy
-from train.step import Objective
+from train.data.augmentation import Augmentation
+from train.engine.step import Objective
+from train.tasks.classification import cross_entropy
 
 # One stage: compiled in half the time of two.
 NETWORK = {"kernel_sizes": (5,), "layers": (1,), "channels": (16,), "small_kernel": 3}

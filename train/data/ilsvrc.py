@@ -17,7 +17,7 @@ from typing import BinaryIO
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from replk_jax.text import storable
+from replk_jax.io.text import storable
 from train.data.names import Names
 from train.data.records import Item
 from train.errors import RunError

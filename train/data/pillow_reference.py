@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from replk_jax.images import to_array
+from replk_jax.vision.images import to_array
 from train.data.randaugment import Operation
 from train.data.transforms import TrainTransform, with_pixels
 

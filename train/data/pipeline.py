@@ -19,10 +19,10 @@ import jax
 import numpy as np
 from grain.multiprocessing import SharedMemoryArray
 
-from replk_jax.images import ImageError
-from replk_jax.text import escaped
+from replk_jax.io.text import escaped
+from replk_jax.vision.images import ImageError
+from train.engine.interruption import obey_main_process
 from train.errors import RunError
-from train.interruption import obey_main_process
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]

@@ -26,13 +26,13 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
-from replk_jax.files import replace_text, replacing
-from replk_jax.images import ImageError, image_error
-from train.console import say
+from replk_jax.io.files import replace_text, replacing
+from replk_jax.vision.images import ImageError, image_error
 from train.data.unreadable import UnreadableList
+from train.engine.interruption import obey_main_process
+from train.engine.workdir import lock
 from train.errors import RunError
-from train.interruption import obey_main_process
-from train.workdir import lock
+from train.reporting.console import say
 
 # Makes of the bytes of an image and what messages call it the bytes to store.
 Encode = Callable[[bytes, str], bytes]
@@ -45,7 +45,7 @@ class Item(NamedTuple):
     """An image to store.
 
     Attributes:
-      name: that no other image of the split has; encodes as UTF-8 (see `replk_jax.text.storable`).
+      name: that no other image of the split has; encodes as UTF-8 (see `io.text.storable`).
       label: of its class.
       path: of the file that it is in.
       start, size: of its bytes there; -1 for all to the end.

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-from replk_jax.images import IMAGE_SUFFIXES, describe_left_out, image_error, image_names
-from replk_jax.text import storable
-from train.console import warn
+from replk_jax.io.text import storable
+from replk_jax.vision.images import IMAGE_SUFFIXES, describe_left_out, image_error, image_names
 from train.data.digits import Digits
 from train.data.names import Names
 from train.data.photographs import Photographs
 from train.data.pipeline import Example, Source
 from train.errors import RunError, expect_utf8
+from train.reporting.console import warn
 
 # Builders of this project.
 _EMBEDDED = {"digits": Digits, "photographs": Photographs}
@@ -71,7 +71,7 @@ def open_source(data: Mapping[str, Any], split: str) -> LabelledImages:
 class FolderSource:
     """Images in `root/split/<class>/`; classes are numbered in the order of their names.
 
-    Which files are images is decided as in `replk_jax.images.image_names`, and one warning says how
+    Images are the files that `vision.images.image_names` finds, and one warning says how
     many others there are. Hidden class folders are left out. A class folder may be a link, folders
     in it may not. Names of classes are the names of their folders, with escapes for what a line of
     UTF-8 text cannot hold.

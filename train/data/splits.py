@@ -6,10 +6,10 @@ from typing import Any
 import grain
 from ml_collections import ConfigDict
 
-from train.console import warn
 from train.data import pipeline
 from train.data.unreadable import Report, reported
 from train.errors import RunError
+from train.reporting.console import warn
 
 
 class _Split:

@@ -15,8 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from replk_jax.images import read_image, to_array
-from replk_jax.preprocessing import Preprocessing
+from replk_jax.vision.images import read_image, to_array
+from replk_jax.vision.preprocessing import Preprocessing
 from train.data.operations import VALUE_OPERATIONS
 from train.data.randaugment import Operation, RandAugment
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from replk_jax.text import escaped
+from replk_jax.io.text import escaped
 from train.data.pipeline import Batch
 from train.errors import RunError
 

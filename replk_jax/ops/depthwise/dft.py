@@ -32,9 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.implementation import Estimate, Properties
+from replk_jax.ops.dtypes import accumulation_dtype
 
 NAME = "dft"
 PROPERTIES = Properties(error_scales_with_largest=True)

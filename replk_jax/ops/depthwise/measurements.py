@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from replk_jax.files import json_text, replace_text
+from replk_jax.io.files import json_text, replace_text
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.implementation import Direction
 

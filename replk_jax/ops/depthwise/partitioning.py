@@ -7,8 +7,8 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.depthwise.implementation import Direction
+from replk_jax.ops.dtypes import accumulation_dtype
 
 # Images and channels are independent of one another: devices may hold any part of either. The
 # other dimensions are whole on every device.

@@ -26,12 +26,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from replk_jax.compat import lowering_devices_known, require_devices_during_lowering
-from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.depthwise import xla
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, PLATFORMS, Case
 from replk_jax.ops.depthwise.implementation import Direction
 from replk_jax.ops.depthwise.partitioning import divided, parts
+from replk_jax.ops.dtypes import accumulation_dtype
 
 
 def convolve(

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.implementation import Properties
+from replk_jax.ops.dtypes import accumulation_dtype
 
 # Every tap is a term in the compiled program.
 MOST_TAPS = 100

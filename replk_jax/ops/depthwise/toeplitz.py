@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from replk_jax.dtypes import accumulation_dtype
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.implementation import Estimate, Properties
+from replk_jax.ops.dtypes import accumulation_dtype
 
 # The matrix has as many elements for a channel as this squared.
 LARGEST_MAP = 144

@@ -1,0 +1,128 @@
+"""Features of images: what a network makes of them before it names them."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from replk_jax.checkpoint import load
+from replk_jax.inference.image_program import ImageProgram, Images
+from replk_jax.io.errors import naming
+from replk_jax.vision.preprocessing import Preprocessing
+
+
+class FeatureExtractor(ImageProgram):
+    """Global features of images, and those of every stage.
+
+        extractor = replk_jax.FeatureExtractor.from_file("RepLKNet-31B_ImageNet-22K.pth")
+        features = extractor(["cat.jpg", "dog.jpg"])["features"]  # (2, 1024)
+
+    Args:
+      model: a classifier, the same without its head, or a backbone.
+      variables: of the model.
+      preprocessing: of its images.
+      maps: whether the stages give their whole maps or the averages of them.
+      batch_size: the most images at once.
+
+    Raises:
+      ValueError: a merged RepLKNet with its classifier, which the norm that ends the features has
+        become part of; no preprocessing, or one for another number of channels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Mapping[str, Any],
+        preprocessing: Preprocessing | None,
+        *,
+        maps: bool = False,
+        batch_size: int = 32,
+    ):
+        if model.num_classes is not None and model.out_indices is None:
+            model, variables = _without_head(model, variables)
+
+        def compute(merged: nn.Module, variables: Mapping[str, Any], images: jax.Array):
+            return _features(merged, variables, images, maps)
+
+        super().__init__(model, variables, preprocessing, batch_size, compute)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike,
+        *,
+        preprocessing: Preprocessing | None = None,
+        prefer_ema: bool = False,
+        key: str | None = None,
+        prefix: str | None = None,
+        maps: bool = False,
+        batch_size: int = 32,
+    ) -> "FeatureExtractor":
+        """Reads a network with its preprocessing.
+
+        Args:
+          path: what `load` takes: a PyTorch checkpoint, or what this package or a training run
+            saved.
+          preprocessing: in place of that of the file.
+          prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
+          key, prefix: which weights of a PyTorch checkpoint; as in `load_torch`.
+          maps, batch_size: as above.
+
+        Raises:
+          ValueError, OSError: a file that cannot be read, or holds a merged classifier.
+        """
+        network = load(
+            path, prefer_ema=prefer_ema, preprocessing=preprocessing, key=key, prefix=prefix
+        )
+        with naming(path):
+            return cls(
+                network.model,
+                network.variables,
+                network.resolve_preprocessing(),
+                maps=maps,
+                batch_size=batch_size,
+            )
+
+    def __call__(self, images: Images) -> dict[str, np.ndarray]:
+        """The features of images.
+
+        Args:
+          images: one, which counts as a list of one, or several: paths, images of Pillow, bytes
+            of files, or uint8 arrays (H, W, C); or an array (N, H, W, C).
+
+        Returns:
+          Float32 arrays: "features", what would enter the classifier, (N, C),
+          which a backbone has not; "stage_0" and so on, (N, C), or with `maps` (N, H, W, C),
+          with the stage's norm where it has one.
+
+        Raises:
+          ImageError: an image that cannot be read.
+        """
+        return self.run_all(images)
+
+
+def _without_head(model: nn.Module, variables: Mapping[str, Any]):
+    """The model and its variables without the classifier."""
+    if model.deploy and model.norm_joins_head:
+        raise ValueError(
+            "The merged classifier holds the norm that ends the features. Take the training-time "
+            "weights, or re-parameterize them without params/head for num_classes=None."
+        )
+    params = {k: part for k, part in variables["params"].items() if k != model.head_name}
+    return model.clone(num_classes=None), {**variables, "params": params}
+
+
+def _features(
+    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, maps: bool
+) -> dict[str, jax.Array]:
+    output, state = model.apply(variables, images, mutable=["intermediates"])
+    features = {} if model.out_indices is not None else {"features": output}
+    for s in range(len(model.architecture.layers)):
+        (emitted,) = state["intermediates"][f"stage_{s}"]
+        emitted = emitted.astype(jnp.float32)
+        features[f"stage_{s}"] = emitted if maps else emitted.mean((1, 2))
+    return features

@@ -1,0 +1,152 @@
+"""A compiled function of images, run over any number of them in batches of few shapes."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+import numpy as np
+from PIL import Image
+
+from replk_jax.reparam import for_inference
+from replk_jax.vision.images import ImageLike
+from replk_jax.vision.preprocessing import Preprocessing, normalize
+
+Images = ImageLike | Sequence[ImageLike]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class ImageProgram:
+    """What a re-parameterized network computes of images, with their preprocessing.
+
+    Args:
+      model: the network, in either structure.
+      variables: of the model.
+      preprocessing: of the images.
+      batch_size: the most images at once. Fewer are filled up to a power of two, so that only
+        so many shapes are compiled.
+      compute: (model, its variables, normalised images) -> a tree of arrays whose first axis is
+        the images'; the model is re-parameterized, if it can be.
+
+    Raises:
+      ValueError: no preprocessing, one for another number of channels, or no batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Mapping[str, Any],
+        preprocessing: Preprocessing | None,
+        batch_size: int,
+        compute: Callable[[nn.Module, Mapping[str, Any], jax.Array], Any],
+    ):
+        channels = model.architecture.in_channels
+        if preprocessing is None:
+            raise ValueError(
+                "It is not known how the network's images are prepared; give a Preprocessing."
+            )
+        if preprocessing.channels != channels:
+            raise ValueError(
+                f"The network takes images of {channels} channels; the preprocessing is for "
+                f"{preprocessing.channels}."
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        model, variables = for_inference(model, variables)
+
+        def program(variables: Mapping[str, Any], pixels: jax.Array) -> Any:
+            images = normalize(pixels, preprocessing.mean, preprocessing.std)
+            return compute(model, variables, images)
+
+        self.preprocessing = preprocessing
+        self.batch_size = batch_size
+        self._variables = jax.device_put(variables)
+        self._program = jax.jit(program)
+
+    def run(self, pixels: np.ndarray) -> Any:
+        """Computes one batch of images that are resized and cropped already.
+
+        Args:
+          pixels: uint8 (N, S, S, C), as from `preprocessing.pixels`; N is at most `batch_size`.
+
+        Returns:
+          A tree of NumPy arrays (N, ...).
+
+        Raises:
+          ValueError: more than one batch.
+        """
+        count = len(pixels)
+        if count > self.batch_size:
+            raise ValueError(f"A batch has at most {self.batch_size} images; got {count}.")
+        filled = min(self.batch_size, 1 << (count - 1).bit_length())
+        padding = [(0, filled - count), (0, 0), (0, 0), (0, 0)]
+        outputs = jax.device_get(self._program(self._variables, np.pad(pixels, padding)))
+        return jax.tree.map(lambda output: output[:count], outputs)
+
+    def run_all(self, images: Images) -> Any:
+        """Prepares and computes any number of images.
+
+        Args:
+          images: one, or several: paths, images of Pillow, bytes of files, or uint8 arrays
+            (see `read_image`); or an array (N, H, W, C).
+
+        Returns:
+          A tree of NumPy arrays (N, ...), in the order of the images.
+
+        Raises:
+          ImageError: an image that cannot be read.
+        """
+        prepared = prepare_ahead(self.preprocessing.pixels, _several(images), self.batch_size)
+        parts = [self.run(np.stack(pixels)) for pixels in prepared]
+        if not parts:
+            size, channels = self.preprocessing.image_size, self.preprocessing.channels
+            parts = [self.run(np.empty((0, size, size, channels), np.uint8))]
+        return jax.tree.map(lambda *outputs: np.concatenate(outputs), *parts)
+
+
+def finite_outputs(outputs: Any) -> np.ndarray:
+    """For each image, whether all that the network gives for it is finite.
+
+    Args:
+      outputs: a tree of arrays (N, ...), as from `ImageProgram.run`.
+
+    Returns:
+      bool (N,).
+    """
+    leaves = jax.tree.leaves(outputs)
+    return np.all([np.isfinite(leaf).all(tuple(range(1, leaf.ndim))) for leaf in leaves], axis=0)
+
+
+def prepare_ahead(
+    prepare: Callable[[Item], Result], items: Sequence[Item], batch_size: int
+) -> Iterator[list[Result]]:
+    """Applies a function in threads; while one batch of results is used, the next is made.
+
+    Args:
+      prepare: maps an item to a result.
+      items: what to prepare.
+      batch_size: length of each list but the last.
+    """
+    with ThreadPoolExecutor() as threads:
+        ahead = []
+        for start in range(0, len(items), batch_size):
+            ready = ahead
+            ahead = [threads.submit(prepare, item) for item in items[start : start + batch_size]]
+            if ready:
+                yield [future.result() for future in ready]
+        if ahead:
+            yield [future.result() for future in ahead]
+
+
+def _several(images: Images) -> Sequence[ImageLike]:
+    """One image as a list of one."""
+    if isinstance(images, (str, os.PathLike, bytes, Image.Image)):
+        return [images]
+    if hasattr(images, "ndim"):
+        array = np.asarray(images)
+        return array if array.ndim == 4 else [array]
+    return list(images)

@@ -1,0 +1,1 @@
+"""Images: read, prepared for a network, and the classes of ImageNet."""

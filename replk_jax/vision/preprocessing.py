@@ -1,0 +1,192 @@
+"""From an image to what a network takes: the preprocessing that a checkpoint is evaluated with."""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from PIL import Image
+
+from replk_jax.io.text import escaped
+from replk_jax.vision.images import ImageError, ImageLike, image_name, read_image, to_array
+
+Array = TypeVar("Array", np.ndarray, jax.Array)
+
+# Of ImageNet's training images, for values in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Resizing, cropping and normalisation of the images that a network is evaluated on.
+
+        preprocessing = Preprocessing(image_size=224)
+        images = np.stack([preprocessing(path) for path in paths])  # float32 (N, 224, 224, 3)
+
+    The pixels equal those of Pillow's antialiased resizing to the bit, with sizes and offsets
+    rounded as torchvision's `Resize` and `CenterCrop` do: that is how the authors evaluate
+    (DingXiaoH/RepLKNet-pytorch, datasets.py).
+
+    Attributes:
+      image_size: side S of the square that the network sees, in pixels.
+      crop_fraction: S over the shorter side of the resized image, whose centre is cropped;
+        at most 1. None warps the whole image to the square.
+      interpolation: a filter of Pillow, such as "bicubic" or "bilinear".
+      mean, std: for values in [0, 1], one for each channel: 3, or 1 for grey images.
+
+    Raises:
+      ValueError: a field that makes no sense.
+    """
+
+    image_size: int = 224
+    crop_fraction: float | None = 0.875
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self):
+        for field, (coerce, wanted) in _FIELDS.items():
+            value = getattr(self, field)
+            try:
+                object.__setattr__(self, field, coerce(value))
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ValueError(
+                    f"{field} of a preprocessing must be {wanted}; got {value!r}."
+                ) from error
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                "mean and std of a preprocessing must have a value for each channel; got "
+                f"{self.mean} and {self.std}."
+            )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
+        """The reverse of `as_dict`.
+
+        Raises:
+          ValueError: fields that are missing or unknown, or that make no sense.
+        """
+        if not isinstance(fields, Mapping) or set(fields) != set(_FIELDS):
+            given = sorted(map(str, fields)) if isinstance(fields, Mapping) else repr(fields)
+            raise ValueError(f"A preprocessing has the fields {sorted(_FIELDS)}; got {given}.")
+        return cls(**fields)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        fields = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+    @property
+    def channels(self) -> int:
+        """Of the images: 3, or 1 for grey ones."""
+        return len(self.mean)
+
+    def __call__(self, image: ImageLike) -> np.ndarray:
+        """Maps an image, as `read_image` takes it, to float32 (S, S, C), normalised.
+
+        Raises:
+          ImageError: an image that cannot be read, or is far too long.
+        """
+        return normalize(self.pixels(image), self.mean, self.std)
+
+    def pixels(self, image: ImageLike, name: str | None = None) -> np.ndarray:
+        """The same before normalisation, uint8 (S, S, C): a quarter of the bytes to move.
+
+        Args:
+          image: as `read_image` takes it.
+          name: what errors call it.
+
+        Raises:
+          ImageError: an image that cannot be read, or is far too long.
+        """
+        whole = read_image(image, self.channels, name)
+        width, height = self._resized_size(whole)
+        if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+            raise ImageError(
+                f"Cannot resize the image {escaped(name or image_name(image))}, {whole.width} x "
+                f"{whole.height} pixels: it would come to {width} x {height}. Crop it first."
+            )
+        resized = whole.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        size = self.image_size
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        return to_array(resized.crop((left, top, left + size, top + size)))
+
+    def _resized_size(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height that an image is resized to, before the crop."""
+        if self.crop_fraction is None:
+            return self.image_size, self.image_size
+        shorter = int(self.image_size / self.crop_fraction)
+        # The longer side is cut to whole pixels, not rounded.
+        width, height = (shorter * side // min(image.size) for side in image.size)
+        return width, height
+
+
+def normalize(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """Maps uint8 (..., C) to float32 of about zero mean and unit variance in each channel."""
+    per_channel = (1,) * (pixels.ndim - 1) + (-1,)
+    mean, std = (np.asarray(values, np.float32).reshape(per_channel) for values in (mean, std))
+    return (pixels.astype(np.float32) / 255 - mean) / std
+
+
+_LARGEST_SIZE = 1 << 14  # an image of so many pixels a side takes a gigabyte
+
+
+def _size(value: Any) -> int:
+    size = operator.index(value)
+    if isinstance(value, bool) or not 1 <= size <= _LARGEST_SIZE:
+        raise ValueError
+    return size
+
+
+def _crop_fraction(value: Any) -> float | None:
+    if value is None:
+        return None
+    (fraction,) = _numbers([value])
+    if not 0 < fraction <= 1:
+        raise ValueError
+    return fraction
+
+
+def _interpolation(value: Any) -> str:
+    if value not in _INTERPOLATIONS:
+        raise ValueError
+    return value
+
+
+def _mean(value: Any) -> tuple[float, ...]:
+    numbers = _numbers(value)
+    if len(numbers) not in (1, 3):
+        raise ValueError
+    return numbers
+
+
+def _std(value: Any) -> tuple[float, ...]:
+    numbers = _mean(value)
+    if min(numbers) <= 0:
+        raise ValueError
+    return numbers
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    if isinstance(values, str) or any(isinstance(value, (str, bool)) for value in values):
+        raise TypeError
+    numbers = tuple(float(value) for value in values)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError
+    return numbers
+
+
+_INTERPOLATIONS = [filter.name.lower() for filter in Image.Resampling]
+
+# What brings each field into form, and what it must be in words.
+_FIELDS = {
+    "image_size": (_size, f"a whole number from 1 to {_LARGEST_SIZE}"),
+    "crop_fraction": (_crop_fraction, "more than 0 and at most 1, or None"),
+    "interpolation": (_interpolation, f"one of {', '.join(_INTERPOLATIONS)}"),
+    "mean": (_mean, "1 or 3 numbers"),
+    "std": (_std, "1 or 3 positive numbers"),
+}

@@ -1,0 +1,275 @@
+"""python -m replk_jax"""
+
+import json
+import sys
+
+import jax
+import pytest
+
+from replk_jax.benchmark import depthwise, tune
+from replk_jax.benchmark import model as benchmark
+from replk_jax.benchmark.network_programs import MODES, network_program
+from replk_jax.cli.main import main
+from replk_jax.models import list_models, registry
+from replk_jax.ops.depthwise import measurements
+from replk_jax.ops.depthwise.shapes import Shape
+from tests.helpers import ONE_STAGE
+from tests.miniatures import miniature
+
+
+def test_models_are_listed(capsys, monkeypatch):
+    names = ["replknet_31b", "repvgg_d2se", "repvgg_b1", "mobilenet_v2"]
+    names += ["mobilenet_v2_13_no_shortcuts"]
+    assert set(names) < set(list_models())
+    monkeypatch.setattr("replk_jax.cli.models.list_models", lambda: names)
+    main(["models"])
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["replknet_31b"] == ["79,864,168", "79,388,776", "15,352,501,248", "224", "83.48"]
+    assert lines["repvgg_d2se"][3:] == ["320", "83.55"]
+    assert lines["repvgg_b1"] == ["57,415,016", "51,829,480", "11,813,437,440", "224", "78.37"]
+    assert lines["mobilenet_v2"][0] == "3,504,872"
+    assert lines["mobilenet_v2_13_no_shortcuts"][3:] == ["224", "53.98", "*"]
+
+
+def test_models_counts_one_at_its_own_size(capsys):
+    main(["models", "repvgg_d2se"])
+    assert "RepVGG on 320x320 images" in capsys.readouterr().out
+
+
+def test_models_knows_the_names_of_others(capsys):
+    main(["models", "ResNet18"])
+    assert "11,689,512" in capsys.readouterr().out
+
+
+def test_models_counts_one(capsys):
+    main(["models", "replknet_31b", "--image-size", "384"])
+    out = capsys.readouterr().out
+    for figure in ("79,864,168", "45,117,554,688", "45,952,303,104", "96x96x128"):
+        assert figure in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["models", "replknet_31"], "Did you mean"),
+        (["models", "replknet_3", "--image-size", "0"], "at least 1"),
+        (["bench", "model", "--model", "repvgg_b3", "resnet"], "Unknown model 'resnet'"),
+        (["bench", "model", "--modes", "sleep"], "invalid choice"),
+        (["bench", "model", "--peer", "tf"], "Unknown peer 'tf'; known: torch, timm:NAME"),
+        (["bench", "model", "--json", "nowhere/x.json"], "no folder nowhere"),
+        (["bench", "profile", "--json", "nowhere/x.json"], "no folder nowhere"),
+        (["bench", "profile", "--model", "resnet"], "Unknown model 'resnet'"),
+        (["bench", "depthwise", "--json", "nowhere/x.json"], "no folder nowhere"),
+        (["bench", "depthwise", "--suite", "abacus"], "invalid choice"),
+        (["bench", "depthwise", "--table", "x.json"], "it needs --tune"),
+        (["bench", "depthwise", "--tune", "--batch-size", "2"], "no --batch-size"),
+        (["bench", "model", "--json", "."], ". is a folder; name a file"),
+        (["bench", "profile", "--json", "."], ". is a folder; name a file"),
+        (["bench", "depthwise", "--json", "."], ". is a folder; name a file"),
+        (["bench", "depthwise", "--tune", "--table", "."], ". is a folder; name a file"),
+        (["bench", "model", "--seconds", "inf"], "more than 0 and finite"),
+        (["inspect", ""], "it is empty"),
+        (["inspect", "nowhere.pth"], "error: nowhere.pth: No such file or directory"),
+        (["convert", "~no_such_user/x.pth", "y.pth"], "~no_such_user/x.pth"),
+        (["export", "x.pth", "."], ". is a folder; name a file"),
+        ([], "required"),
+    ],
+)
+def test_mistakes_end_with_one_line(argv, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_bench_model(tmp_path, capsys, monkeypatch):
+    """All modes of a tiny model; what is measured is not looked at."""
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
+    path = tmp_path / "report.json"
+    settings = ["--image-size", "32", "--batch-size", "2", "--seconds", "0.01"]
+    main(["bench", "model", "--model", "tiny", *settings, "--json", str(path)])
+    report = json.loads(path.read_text())
+    (measured,) = report["models"]
+    assert [t["mode"] for t in measured["timings"]] == [
+        "inference", "inference-merged", "gradients", "training",
+    ]  # fmt: skip
+    for timing in measured["timings"]:
+        assert timing["runs"] >= 3
+        assert timing["images_per_second"] == pytest.approx(2 / timing["median"])
+    memory = {t["mode"]: t["memory_bytes"] for t in measured["timings"]}
+    assert 0 < memory["inference-merged"] <= memory["inference"] < memory["training"]
+    assert report["environment"]["jax"]
+    out = capsys.readouterr().out
+    assert "times as fast" in out
+    assert "compile s" in out
+
+
+def test_bench_model_with_peers(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch", reason="PyTorch, an optional peer, is not installed")
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    path = tmp_path / "report.json"
+    settings = ["--image-size", "32", "--batch-size", "2", "--seconds", "0.01"]
+    modes = ["--modes", "inference-merged", "gradients", "--peer", "torch", "timm:resnet50"]
+    main(["bench", "model", "--model", "tiny", *settings, *modes, "--json", str(path)])
+    (measured,) = json.loads(path.read_text())["models"]
+    timings = measured["timings"]
+    assert [t["contender"] for t in timings] == 2 * ["replk_jax", "torch", "timm:resnet50"]
+    assert [bool(t["failure"]) for t in timings] == 2 * [False, False, True]
+    out = capsys.readouterr().out
+    assert "times as fast as torch" in out
+    assert "not measured: ModuleNotFoundError" in out
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_bench_several_models(capsys, monkeypatch):
+    """Of every family; a table tells what re-parameterization brings."""
+    names = ["replknet_3", "repvgg_a0", "mobilenet_v2", "resnet_101"]
+    for name in names:
+        architecture = miniature(registry.ARCHITECTURES[name])
+        monkeypatch.setitem(registry.ARCHITECTURES, name, architecture)
+    settings = ["--image-size", "32", "--seconds", "0.01"]
+    main(["bench", "model", "--model", *names, *settings, "--modes", *MODES[:2]])
+    out = capsys.readouterr().out
+    assert "In batches of 1:\n| model |" in out
+    lines = out.splitlines()
+    assert [line.split("`")[1] for line in lines if line.startswith("| `")] == names
+    with pytest.raises(SystemExit):
+        main(["bench", "model", "--model", "repvgg_a0", "--peer", "torch"])
+    assert "compare others with timm:NAME" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_bench_model_in_several_ways(tmp_path, capsys, monkeypatch):
+    """In two batch sizes, beside the same with another implementation of the operator."""
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
+    asked = []
+
+    def program(mode, network, variables, images):
+        asked.append((mode, network.implementation, images.shape[0]))
+        return network_program(mode, network, variables, images)
+
+    monkeypatch.setattr(benchmark, "network_program", program)
+    path = tmp_path / "report.json"
+    settings = ["--image-size", "32", "--batch-size", "2", "1", "--seconds", "0.01"]
+    ways = ["--modes", "inference", "--implementations", "xla", "shift"]
+    main(["bench", "model", "--model", "tiny", *settings, *ways, "--json", str(path)])
+    assert asked == [("inference", how, n) for n in (2, 1) for how in (None, "xla", "shift")]
+    reports = json.loads(path.read_text())["models"]
+    assert [report["batch_size"] for report in reports] == [2, 1]
+    for report in reports:
+        contenders = [timing["contender"] for timing in report["timings"]]
+        assert contenders == ["replk_jax", "replk_jax with xla", "replk_jax with shift"]
+        assert all(timing["runs"] >= 3 for timing in report["timings"])
+    assert "times as fast as replk_jax with xla" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_bench_model_without_memory_for_all(tmp_path, capsys, monkeypatch):
+    """What could be measured is told and written; the exit status says that it is not all."""
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
+
+    def program(mode, network, variables, images):
+        if images.shape[0] == 4 and network.implementation is None:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
+        return network_program(mode, network, variables, images)
+
+    monkeypatch.setattr(benchmark, "network_program", program)
+    path = tmp_path / "report.json"
+    settings = ["--image-size", "32", "--batch-size", "4", "1", "--seconds", "0.01"]
+    ways = ["--modes", *MODES[:2], "--implementations", "xla", "--model", "tiny", "repvgg_a0"]
+    small = miniature(registry.ARCHITECTURES["repvgg_a0"])
+    monkeypatch.setitem(registry.ARCHITECTURES, "repvgg_a0", small)
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "model", *settings, *ways, "--json", str(path)])
+    lines = str(caught.value.code).splitlines()
+    assert lines[0] == "error: not all could be measured."
+    assert lines[1].startswith("tiny, batch 4, inference: JaxRuntimeError: RESOURCE_EXHAUSTED")
+    measured = {
+        (report["model"], report["batch_size"], timing["mode"], timing["contender"])
+        for report in json.loads(path.read_text())["models"]
+        for timing in report["timings"]
+        if not timing["failure"]
+    }
+    assert measured == {
+        (model, batch, mode, contender)
+        for model in ("tiny", "repvgg_a0")
+        for batch in (4, 1)
+        for mode in MODES[:2]
+        for contender in ("replk_jax", "replk_jax with xla")
+        if (batch, contender) != (4, "replk_jax")
+    }
+    out = capsys.readouterr().out
+    assert "not measured: JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory\n" in out
+    assert "In batches of 4:" in out
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_bench_profile(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
+    path, traces = tmp_path / "report.json", tmp_path / "traces"
+    files = ["--json", str(path), "--trace", str(traces)]
+    settings = ["--image-size", "32", "--batch-size", "2", "--calls", "2", "--lines", "3"]
+    main(["bench", "profile", "--model", "tiny", *settings, *files])
+    report = json.loads(path.read_text())
+    assert (report["model"], report["batch_size"]) == ("tiny", 2)
+    assert [profile["mode"] for profile in report["profiles"]] == ["inference-merged", "training"]
+    for profile in report["profiles"]:
+        layers = {cost["layer"] for cost in profile["costs"]}
+        assert "stages_0/blocks_0/pw1/conv" in layers
+    assert sorted(folder.name for folder in traces.iterdir()) == ["inference-merged", "training"]
+    out = capsys.readouterr().out
+    assert out.count("  layer\n") == out.count("  operation\n") == 2
+    assert "tiny, training, batch 2: A call takes" in out
+    with pytest.raises(SystemExit):
+        main(["bench", "profile", "--model", "tiny", *settings, "--trace", str(traces)])
+    assert "inference-merged has a trace already; name another folder" in capsys.readouterr().err
+
+
+def test_bench_model_without_torch(capsys, monkeypatch):
+    """It says so, and goes on."""
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    settings = ["--image-size", "32", "--seconds", "0.01", "--modes", "inference"]
+    main(["bench", "model", "--model", "tiny", *settings, "--peer", "torch"])
+    out = capsys.readouterr().out
+    assert "No peer was measured. PyTorch cannot be imported" in out
+    assert "images/s" in out
+
+
+@pytest.fixture
+def tiny_layers(monkeypatch):
+    layers = [depthwise.Layer(Shape("6/3", (6, 6), (3, 3), 2), 1)]
+    monkeypatch.setitem(depthwise.SUITES, "cpu", layers)
+    monkeypatch.setattr(tune, "grid", lambda platform: layers)
+    monkeypatch.setattr(tune, "layers_to_verify", lambda platform: [])
+
+
+def test_bench_depthwise(tmp_path, capsys, monkeypatch, tiny_layers):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = tmp_path / "report.json"
+    settings = ["--seconds", "0.001", "--batch-size", "2", "--implementations", "toeplitz"]
+    main(["bench", "depthwise", *settings, "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert (report["suite"], report["dtype"]) == ("cpu", "float32")
+    assert "PyTorch cannot be imported" in report["environment"]["torch"]
+    rows = [(row["name"], row["batch"], row["contender"]) for row in report["rows"]]
+    assert rows == 2 * [("6/3", 2, "replk_jax"), ("6/3", 2, "toeplitz")]
+    assert all(row["median"] > 0 for row in report["rows"])
+    out = capsys.readouterr().out
+    assert "PyTorch cannot be imported" in out
+    assert out.count("\n6/3 ") == 4
+    assert "Slower than another contender" in out
+
+
+def test_bench_depthwise_tune(tmp_path, capsys, monkeypatch, tiny_layers):
+    """Without a path, the table goes where the operator looks for it."""
+    monkeypatch.setenv("REPLK_JAX_TABLES", str(tmp_path))
+    monkeypatch.setattr(measurements, "PACKAGED", tmp_path / "none")
+    main(["bench", "depthwise", "--tune", "--seconds", "0.001"])
+    assert f"From now on {tmp_path / 'cpu.json'} holds" in capsys.readouterr().out
+    assert len(measurements.table_of("cpu").measurements) == 3
+    path = tmp_path / "other.json"
+    main(["bench", "depthwise", "--tune", "--seconds", "0.001", "--table", str(path)])
+    assert path.is_file()

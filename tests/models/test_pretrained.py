@@ -1,0 +1,238 @@
+"""The released checkpoints."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from replk_jax import create_model, list_models
+from replk_jax.cli.inspect import _around
+from replk_jax.models import pretrained
+from replk_jax.vision.preprocessing import IMAGENET_MEAN, Preprocessing
+from tests.vision.test_images import picture
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "size", "crop", "mean", "top1", "top5"),
+    [
+        ("RepLKNet-31B_ImageNet-1K_224.pth", "31b", 224, 0.875, IMAGENET_MEAN, 83.48, 96.57),
+        ("RepLKNet-31B_ImageNet-1K_384.pth", "31b", 384, None, IMAGENET_MEAN, 84.84, 97.34),
+        ("RepLKNet-31B_ImageNet-22K-to-1K_224.pth", "31b", 224, 0.875, IMAGENET_MEAN, 85.2, 97.56),
+        ("RepLKNet-31B_ImageNet-22K-to-1K_384.pth", "31b", 384, None, IMAGENET_MEAN, 85.99, 97.75),
+        ("RepLKNet-31L_ImageNet-22K-to-1K_384.pth", "31l", 384, None, IMAGENET_MEAN, 86.63, 98.0),
+        ("RepLKNet-XL_MegData73M_ImageNet1K.pth", "xl", 320, 0.875, HALF, 87.57, 98.39),
+        ("RepLKNet-31B_ImageNet-22K.pth", "31b", 224, 0.875, IMAGENET_MEAN, None, None),
+        ("RepLKNet-31L_ImageNet-22K.pth", "31l", 224, 0.875, IMAGENET_MEAN, None, None),
+        ("RepLKNet-XL_MegData73M_pretrain.pth", "xl", 320, 0.875, HALF, None, None),
+    ],
+)
+def test_what_was_published(path, model, size, crop, mean, top1, top5):
+    found = pretrained.find(path)
+    assert found.model == f"replknet_{model}"
+    assert (found.top1, found.top5) == (top1, top5)
+    std = HALF if mean == HALF else (0.229, 0.224, 0.225)
+    assert found.preprocessing == Preprocessing(size, crop, "bicubic", mean, std)
+
+
+REPVGG = "repvgg-{}_3rdparty_4xb64-{}_in1k_20210909-{}.pth"
+LONGER = "autoaug-lbs-mixup-coslr-200e"
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "resized", "size", "top1", "top5"),
+    [
+        ("RepVGG-A0-train.pth", "repvgg_a0", 256, 224, 72.41, 90.50),
+        ("RepVGG-A1-train.pth", "repvgg_a1", 256, 224, 74.47, 91.85),
+        ("RepVGG-A2-train.pth", "repvgg_a2", 256, 224, 76.48, 93.01),
+        ("RepVGG-B0-train.pth", "repvgg_b0", 256, 224, 75.14, 92.42),
+        ("RepVGG-B1-train.pth", "repvgg_b1", 256, 224, 78.37, 94.11),
+        ("RepVGG-B1g2-train.pth", "repvgg_b1g2", 256, 224, 77.79, 93.88),
+        ("RepVGG-B1g4-train.pth", "repvgg_b1g4", 256, 224, 77.58, 93.84),
+        ("RepVGG-B2-train.pth", "repvgg_b2", 256, 224, 78.78, 94.42),
+        ("RepVGG-B2g4-train.pth", "repvgg_b2g4", 256, 224, 78.50, None),
+        ("RepVGG-B2g4-200epochs-train.pth", "repvgg_b2g4", 256, 224, 79.38, 94.68),
+        ("RepVGG-B3-200epochs-train.pth", "repvgg_b3", 256, 224, 80.52, 95.26),
+        ("RepVGG-B3g4-200epochs-train.pth", "repvgg_b3g4", 256, 224, 80.22, 95.10),
+        ("RepVGG-D2se-200epochs-train.pth", "repvgg_d2se", 320, 320, 83.55, None),
+        (REPVGG.format("A0", "coslr-120e", "883ab98c"), "repvgg_a0", 256, 224, 72.41, 90.50),
+        (REPVGG.format("B3g4", LONGER, "4e54846a"), "repvgg_b3g4", 256, 224, 80.22, 95.10),
+        (REPVGG.format("D2se", LONGER, "cf3139b7"), "repvgg_d2se", 256, 224, 81.81, 95.94),
+        ("repvgg-A0_8xb32_in1k_20221213-60ae8e23.pth", "repvgg_a0", 256, 224, 72.37, 90.56),
+        ("repvgg-B3_8xb32_in1k_20221213-927a329a.pth", "repvgg_b3", 256, 224, 80.58, 95.33),
+        ("mobilenet_v2-b0353104.pth", "mobilenet_v2", 256, 224, 71.878, 90.286),
+        ("mobilenet_v2-7ebf99e0.pth", "mobilenet_v2", 232, 224, 72.154, 90.822),
+        (
+            "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth",
+            "mobilenet_v2", 256, 224, 71.86, 90.42,
+        ),
+        ("resnet18-f37072fd.pth", "resnet_18", 256, 224, 69.758, 89.078),
+        ("resnet34-b627a593.pth", "resnet_34", 256, 224, 73.314, 91.420),
+        ("resnet50-0676ba61.pth", "resnet_50", 256, 224, 76.130, 92.862),
+        ("resnet50-11ad3fa6.pth", "resnet_50", 232, 224, 80.858, 95.434),
+        ("resnet101-63fe2227.pth", "resnet_101", 256, 224, 77.374, 93.546),
+        ("resnet101-cd907fc2.pth", "resnet_101", 232, 224, 81.886, 95.780),
+        ("resnet152-394f9c45.pth", "resnet_152", 256, 224, 78.312, 94.046),
+        ("resnet152-f82ba261 (1).pth", "resnet_152", 232, 224, 82.284, 96.002),
+    ],
+)  # fmt: skip
+def test_what_was_published_of_other_families(path, model, resized, size, top1, top5):
+    """The pixels are those of Pillow's bilinear filter, to the bit."""
+    found = pretrained.find(path)
+    assert (found.model, found.num_classes) == (model, 1000)
+    assert (found.top1, found.top5) == (top1, top5)
+    assert found.preprocessing.mean == IMAGENET_MEAN
+    assert found.preprocessing.std == (0.229, 0.224, 0.225)
+    image = Image.fromarray(picture(400, 333))
+    width = 400 * resized // 333
+    whole = np.asarray(image.resize((width, resized), Image.Resampling.BILINEAR))
+    top, left = round((resized - size) / 2), round((width - size) / 2)
+    expected = whole[top : top + size, left : left + size]
+    np.testing.assert_array_equal(found.preprocessing.pixels(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/data/RepLKNet-31B_ImageNet-1K_224.pth", "RepLKNet-31B_ImageNet-1K_224"),
+        (Path("replknet-31b_imagenet-1k_224.safetensors"), "RepLKNet-31B_ImageNet-1K_224"),
+        ("RepLKNet-31B_ImageNet-22K (1).pth", "RepLKNet-31B_ImageNet-22K"),
+        ("RepLKNet-31B_ImageNet-1K_224_20221024-debd6715.pth", "RepLKNet-31B_ImageNet-1K_224"),
+        ("RepLKNet-31B_ImageNet-1K_384-3d05883f.pt", "RepLKNet-31B_ImageNet-1K_384"),
+        (
+            "replknet-31B_in21k-pre_3rdparty_in1k-384px_20221118-76c92b24.pth",
+            "RepLKNet-31B_ImageNet-22K-to-1K_384",
+        ),
+        (
+            "replknet-XL_meg73m-pre_3rdparty_in1k-320px_20221118-88259b1d.bin",
+            "RepLKNet-XL_MegData73M_ImageNet1K",
+        ),
+    ],
+)
+def test_names_are_known_by_any_ending_and_with_a_hash(path, name):
+    assert pretrained.find(path).file_names[0] == name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "RepLKNet-31B_ImageNet-1K.pth",
+        "RepLKNet-31B_ImageNet-1K_UperNet_Cityscapes.pth",
+        "my_RepLKNet-31B_ImageNet-1K_224.pth",
+        "RepVGG-B2g2-train.pth",
+        "mobilenet_v2.pth",
+        "resnet101-12345678.pth",
+        "model.safetensors",
+        "",
+    ],
+)
+def test_other_names_are_not(path):
+    assert pretrained.find(path) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "published"),
+    [
+        ("RepVGG-D2se-200epochs-train.pth", "repvgg_d2se", "83.55 % top-1 on ImageNet-1K"),
+        ("RepVGG-A0-train.pth", "repvgg_a0", "72.41 % top-1, 90.5 % top-5 on ImageNet-1K"),
+    ],
+)
+def test_what_inspect_says_of_it(path, model, published):
+    *_, last = _around(Path(path), {}, create_model(model))
+    assert last == f"published by this name: {published}"
+
+
+def test_every_entry_is_of_a_model_and_no_name_is_used_twice():
+    for entry in pretrained.PRETRAINED:
+        create_model(entry.model)
+        assert len(entry.preprocessing.mean) == 3
+    names = [name.lower() for entry in pretrained.PRETRAINED for name in entry.file_names]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "fields", "known"),
+    [
+        ("RepLKNet-31B_ImageNet-1K_384.pth", "31b", {}, True),
+        ("RepLKNet-31B_ImageNet-1K_384.pth", "31b", {"num_classes": None}, True),
+        ("RepLKNet-31B_ImageNet-1K_384.pth", "31b", {"num_classes": 10}, False),
+        ("RepLKNet-31B_ImageNet-1K_384.pth", "xl", {}, False),
+        ("RepLKNet-31B_ImageNet-1K_384.pth", "31b", {"channels": (8, 16, 24, 32)}, False),
+        ("RepLKNet-XL_MegData73M_pretrain.pth", "xl", {"num_classes": 7}, True),
+        ("model.pth", "31b", {}, False),
+    ],
+)
+def test_recognised_by_name_architecture_and_classes(path, model, fields, known):
+    found = pretrained.recognize(path, create_model(f"replknet_{model}", **fields))
+    assert (found is not None) == known
+    if known:
+        assert path.startswith(found.file_names[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "size", "crop", "mean", "interpolation"),
+    [
+        ("replknet_31b", {}, 224, 0.875, IMAGENET_MEAN, "bicubic"),
+        ("replknet_31l", {}, 384, None, IMAGENET_MEAN, "bicubic"),
+        ("replknet_31l", {"num_classes": 21841}, 224, 0.875, IMAGENET_MEAN, "bicubic"),
+        ("replknet_31l", {"num_classes": 7}, 384, None, IMAGENET_MEAN, "bicubic"),
+        ("replknet_xl", {"num_classes": None}, 320, 0.875, HALF, "bicubic"),
+        ("replknet_13", {}, 224, 0.875, IMAGENET_MEAN, "bicubic"),
+        ("replknet_31b", {"channels": (8, 16, 24, 32)}, 224, 0.875, IMAGENET_MEAN, "bicubic"),
+        ("replknet_13", {"num_classes": None}, 224, 0.875, IMAGENET_MEAN, "bicubic"),
+        ("repvgg_d2se", {}, 320, 1, IMAGENET_MEAN, "bilinear"),
+        ("repvgg_b2g2", {}, 224, 0.875, IMAGENET_MEAN, "bilinear"),
+        ("mobilenet_v2", {}, 224, 0.875, IMAGENET_MEAN, "bilinear"),
+        ("mobilenet_v2_13", {}, 224, 0.875, IMAGENET_MEAN, "bilinear"),
+        ("resnet_152", {"layers": (1, 1, 1, 1)}, 224, 0.875, IMAGENET_MEAN, "bilinear"),
+    ],
+)
+def test_what_is_usual(model, fields, size, crop, mean, interpolation):
+    usual = pretrained.default_preprocessing(create_model(model, **fields))
+    assert (usual.image_size, usual.crop_fraction) == (size, crop)
+    assert (usual.mean, usual.interpolation) == (mean, interpolation)
+
+
+@pytest.mark.parametrize("model", ["replknet_31b", "resnet_101"])
+def test_nothing_is_made_up_for_other_channels(model):
+    grey = create_model(model, in_channels=1)
+    assert pretrained.default_preprocessing(grey) is None
+
+
+def test_published_accuracies():
+    """Every registered model has one but those that came without; none is said twice."""
+    without = {"repvgg_b2g2", "repvgg_b3g2"}
+    found = {name: pretrained.published_accuracy(name) for name in list_models()}
+    assert {name for name, accuracy in found.items() if accuracy is None} == without
+    assert found["replknet_31l"] == (86.63, 384, True)
+    assert found["repvgg_d2se"] == (83.55, 320, True)
+    assert found["mobilenet_v2_13_reparam"] == (73.24, 224, False)
+    assert found["mobilenet_v2_dilated_4"] == (57.23, 224, False)
+    assert found["mobilenet_v2_dilated_6"] == (51.21, 224, False)
+    assert pretrained.published_accuracy("ResNet50") == found["resnet_50"] == (76.130, 224, True)
+    assert not set(pretrained.UNRELEASED) & {entry.model for entry in pretrained.PRETRAINED}
+    assert set(pretrained.UNRELEASED) <= set(list_models())
+
+
+def test_looked_up_by_file_or_model():
+    """A model stands for its checkpoints if all see images alike."""
+    v2 = pretrained.lookup("resnet50-11ad3fa6.pth")
+    assert v2.preprocessing.crop_fraction == 224 / 232
+    assert pretrained.lookup("resnet18.tv_in1k").file_names == ("resnet18-f37072fd",)
+    assert pretrained.lookup("RepVGG-B1").top1 == 78.37
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet50", "name one of resnet50-0676ba61, resnet50-11ad3fa6"),
+        ("replknet-31b", "name one of RepLKNet-31B_ImageNet-1K_224, "),
+        ("replknet_13", "no released checkpoint is of replknet_13"),
+        ("vgg16", "no released checkpoint or model is called 'vgg16'"),
+    ],
+)
+def test_looked_up_in_vain(name, message):
+    with pytest.raises(ValueError, match=message):
+        pretrained.lookup(name)

@@ -1,0 +1,260 @@
+"""The training step, on one device and on eight."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import replk_jax
+from configs import common
+from tests import golden
+from tests.helpers import data_mesh
+from tests.models.test_replknet_golden import load
+from tests.train import tiny
+from train.engine import parallel
+from train.engine.optimizer import make_optimizer, warmup_cosine
+from train.engine.step import TrainState, init_state, make_train_step
+from train.errors import RunError
+
+RECIPE = common.get_config().optimizer  # AdamW's
+# One stage has every kind of layer but a transition.
+NETWORK = replk_jax.RepLKNetArchitecture((7,), (1,), (8,), small_kernel=3)
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def batches(count, batch_size=16):
+    """Images whose brightness is their label, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        labels = rng.integers(0, 4, batch_size)
+        images = rng.integers(0, 100, (batch_size, 16, 16, 3)) + 40 * labels[:, None, None, None]
+        yield {"image": images.astype(np.uint8), "label": labels.astype(np.int32)}
+
+
+def losses(devices, steps=8, seed=0, fsdp=1, accumulation=1, **augmentation):
+    """The losses, the state after the last step, and the statistics after the first."""
+    model = replk_jax.create_model(NETWORK, num_classes=4, drop_path_rate=0.1)
+    mesh = data_mesh(devices, fsdp)
+    optimizer = make_optimizer(RECIPE, warmup_cosine(2e-3, 1e-5, 2, 8))
+    state = init_state(model, optimizer, (16, 16), seed, mesh, average=True)
+    step = make_train_step(
+        model, optimizer, tiny.objective(MEAN, STD, label_smoothing=0.1, **augmentation),
+        seed=seed, mesh=mesh, accumulation=accumulation, ema_decay=0.9,
+    )  # fmt: skip
+    curve, first = [], None
+    for batch in parallel.global_batches(batches(steps), mesh):
+        assert len(batch["image"].sharding.device_set) == devices
+        state, metrics = step(state, batch)
+        curve.append(float(metrics["loss"]))
+        if first is None:
+            first = jax.tree.map(np.array, state.batch_stats)
+    assert int(state.step) == steps
+    return curve, state, first
+
+
+EVERYTHING = dict(erasing_probability=0.5, mixup_alpha=0.8, cutmix_alpha=1.0, accumulation=2)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(
+    ("fsdp", "settings"),
+    [
+        pytest.param(1, {}, id="whole", marks=pytest.mark.exhaustive),
+        pytest.param(4, EVERYTHING, id="parts"),
+    ],
+)
+def test_eight_devices_follow_the_curve_of_one(fsdp, settings, monkeypatch):
+    """Whether parameters are whole on each, or in parts on four: batch norm sees the global batch,
+    or micro-batch, and randomness the numbers of its rows. So only the order of sums differs, 2e-7
+    as measured, and ten to fifty times that is allowed."""
+    monkeypatch.setattr(parallel, "_SMALLEST_SHARDED", 64)  # the network is small
+    one, state_of_one, first_of_one = losses(1, **settings)
+    eight, state_of_eight, first_of_eight = losses(8, fsdp=fsdp, **settings)
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+    # Statistics before Adam, whose steps are of one size however small the gradient, has moved.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        first_of_one, first_of_eight,
+    )  # fmt: skip
+    share = held_by_a_device(state_of_eight) / held_by_a_device(state_of_one)
+    assert share == 1 if fsdp == 1 else 0.25 < share < 0.5
+
+
+def held_by_a_device(state):
+    """Numbers of the state."""
+    return sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@golden.requires_golden
+def test_three_steps_of_the_official_training():
+    """The losses of PyTorch's AdamW with the official parameter groups.
+
+    The batch there is made of multiples of 1/16, which uint8 images become again by the mean
+    and deviation given here. Layer-wise decay scales each update, which AdamW's are linear in.
+    """
+    case = golden.small_cases()["replk_13_7_5"]
+    expected = golden.arrays("small/replk_13_7_5.npz")
+    recipe = case["steps"]
+    model, variables = load("replk_13_7_5")
+
+    def decay(path, leaf):
+        names = [key.key for key in path]
+        depth = 13
+        if names[0].startswith("stem"):
+            depth = 0
+        elif names[0].startswith("transitions"):
+            depth = (1, 2, 11)[int(names[0].split("_")[1])]
+        elif names[0].startswith("stages"):
+            stage, block = int(names[0].split("_")[1]), int(names[1].split("_")[1])
+            depth = (1, 2, 3 + block // 4, 12)[stage]
+        return recipe["layer_decay"] ** (13 - depth)
+
+    scales = jax.tree_util.tree_map_with_path(decay, variables["params"])
+    optimizer = optax.chain(
+        make_optimizer(
+            {**RECIPE, "weight_decay": recipe["weight_decay"]}, lambda step: recipe["lr"]
+        ),
+        optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, scales)),
+    )
+    mesh = data_mesh(1)
+    state = TrainState(
+        jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"])
+    )
+    step = make_train_step(
+        model, optimizer, tiny.objective((128 / 255,) * 3, (16 / 255,) * 3, num_classes=10),
+        seed=0, mesh=mesh,
+    )  # fmt: skip
+    sixteenths = golden.nhwc(expected["train.x"]) * 16
+    assert np.abs(sixteenths).max() < 128
+    np.testing.assert_array_equal(sixteenths, np.round(sixteenths))
+    batch = {
+        "image": (sixteenths + 128).astype(np.uint8),
+        "label": expected["train.labels"].astype(np.int32),
+    }
+    losses = []
+    for _ in range(recipe["steps"] + 1):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    # Three times what the reference itself, in float32, is from float64.
+    noise = 3 * case["noise"]["steps.losses_f32_minus_f64"]
+    np.testing.assert_allclose(losses, expected["steps.losses"], rtol=0, atol=noise)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_runs_are_reproducible_to_the_bit():
+    (one, first, _), (two, second, _) = losses(1), losses(1)
+    assert one == two
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert losses(1, seed=1)[0] != one
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_loss_and_statistics_of_one_step():
+    """Cross entropy with smoothed labels and the norms, computed apart."""
+    model = replk_jax.create_model(NETWORK, num_classes=4)
+    mesh = data_mesh(1)
+    optimizer = make_optimizer(RECIPE, lambda step: 1e-3)
+    state = init_state(model, optimizer, (16, 16), 0, mesh)
+    before = jax.tree.map(np.array, state)
+    step = make_train_step(
+        model, optimizer, tiny.objective(MEAN, STD, label_smoothing=0.2), seed=0, mesh=mesh
+    )
+    batch = next(batches(1))
+    state, metrics = step(state, batch)
+
+    images = ((batch["image"] / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+
+    @jax.jit
+    def loss(params):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": before.batch_stats},
+            images, train=True, mutable=["batch_stats"],
+        )  # fmt: skip
+        log_p = jax.nn.log_softmax(logits)
+        hard = -jnp.take_along_axis(log_p, batch["label"][:, None], 1).mean()
+        return 0.8 * hard - 0.2 * log_p.mean(), updates["batch_stats"]
+
+    (expected, stats), grads = jax.value_and_grad(loss, has_aux=True)(before.params)
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    norm = np.sqrt(sum(np.sum(np.square(p)) for p in jax.tree.leaves(before.params)))
+    np.testing.assert_allclose(metrics["param_norm"], norm, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        state.batch_stats, stats,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_accumulation_and_moving_average_by_hand():
+    """Three micro-batches of every third row: gradients are averaged, statistics follow on one
+    another; and the average of parameters and statistics is that of the states."""
+    model = replk_jax.create_model(NETWORK, num_classes=4)
+    mesh, rate, decay = data_mesh(1), 0.05, 0.8
+    optimizer = optax.sgd(rate)
+    state = init_state(model, optimizer, (16, 16), 0, mesh, average=True)
+    before = jax.tree.map(np.array, state)
+    step = make_train_step(
+        model,
+        optimizer,
+        tiny.objective(MEAN, STD),
+        seed=0,
+        mesh=mesh,
+        accumulation=3,
+        ema_decay=decay,
+    )
+    batch = next(batches(1, batch_size=12))
+    state, metrics = step(state, batch)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params, batch_stats, images, labels):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images, train=True, mutable=["batch_stats"],
+        )  # fmt: skip
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), updates["batch_stats"]
+
+    images = ((batch["image"] / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+    stats, losses, gradients = before.batch_stats, [], []
+    for m in range(3):
+        (value, stats), grads = loss(before.params, stats, images[m::3], batch["label"][m::3])
+        losses.append(value)
+        gradients.append(grads)
+    params = jax.tree.map(lambda p, *g: p - rate * np.mean(g, axis=0), before.params, *gradients)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+    after = {"params": params, "batch_stats": stats}
+    averages = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, before.variables, after)
+    for actual, expected in ((state.variables, after), (state.ema, averages)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected
+        )
+
+
+def test_what_is_spread_over_devices():
+    mesh = data_mesh(8, fsdp=4)
+    shapes = {"kernel": (3, 3, 128, 256), "depthwise": (31, 31, 1, 128), "bias": (256,),
+              "indivisible": (131, 131), "head": (256, 1000)}  # fmt: skip
+    tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    assert {name: tuple(s.spec) for name, s in parallel.state_sharding(mesh, tree).items()} == {
+        "kernel": (None, None, None, "fsdp"),
+        "depthwise": (None, None, None, "fsdp"),
+        "bias": (),
+        "indivisible": (),
+        "head": (None, "fsdp"),
+    }
+    assert all(not s.spec for s in parallel.state_sharding(data_mesh(8), tree).values())
+
+
+def test_batches_and_rows_that_the_devices_do_not_make():
+    with pytest.raises(RunError, match=r"batch of 12 .* 8 devices"):
+        parallel.device_mesh(16, 12)
+    with pytest.raises(RunError, match=r"mesh\.fsdp = 3 does not divide the 8 devices"):
+        parallel.device_mesh(16, fsdp=3)
+    assert parallel.device_mesh(16, 8, fsdp=2).shape == {"data": 4, "fsdp": 2}

@@ -1,0 +1,194 @@
+"""Runs that are killed, asked to stop, refused, short of room, damaged and moved elsewhere."""
+
+import shutil
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from tests.train import tiny
+from tests.train.conftest import QUICK
+from tests.train.engine.test_checkpoints import flip
+from tests.train.runs import (
+    STEPS,
+    arrays,
+    assert_same_curve,
+    ends,
+    evaluations,
+    losses,
+    newest,
+    result,
+    start_two,
+)
+from train.engine.evaluate import evaluate_checkpoint
+from train.engine.interruption import EXIT_STATUS, Interrupted, Interruption
+from train.engine.loop import run
+from train.tasks import classification
+
+
+def wait_until(condition, *processes):
+    """While they work."""
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.slow
+def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path):
+    """SIGKILL while it saves; a second run in its folder, which is refused; SIGTERM while it
+    trains; then to the end, and all is the same to the bit."""
+    checkpoints = tmp_path / "checkpoints"
+    process = start(tmp_path)
+    wait_until(lambda: newest(checkpoints) >= 10 and list(checkpoints.glob("*partial*")), process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+    before = newest(checkpoints)
+    assert 0 < before < STEPS
+    process = start(tmp_path)
+    wait_until(lambda: newest(checkpoints) > before, process)
+    process.send_signal(signal.SIGSTOP)  # it shall not be at its end before the other is refused
+    status, _, err = train(tmp_path)
+    assert status == 1
+    assert (
+        f"Another program works in {tmp_path}: process {process.pid} on {socket.gethostname()}"
+        in err
+    )
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    [(status, out, err)] = ends([process])
+    assert status == EXIT_STATUS, err
+    left_at = newest(checkpoints)
+    assert f"Going on from {checkpoints / str(before)}" in out
+    assert f"left after step {left_at}. The same command resumes from there." in out
+    assert before < left_at < STEPS
+
+    status, out, err = train(tmp_path)
+    assert status == 0, err
+    assert f"Going on from {checkpoints / str(left_at)}" in out
+    actual, expected = (
+        arrays(workdir / "checkpoints" / str(STEPS)) for workdir in (tmp_path, undisturbed[0])
+    )
+    assert len(actual) == len(expected) > 100
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert result(tmp_path) == result(undisturbed[0])
+    assert evaluations(tmp_path) == evaluations(undisturbed[0])
+    # Where it left, what was not yet reported was, so that two reports share five steps.
+    curve, expected_curve = (
+        {step: loss for step, loss in losses(workdir).items() if not left_at <= step < left_at + 5}
+        for workdir in (tmp_path, undisturbed[0])
+    )
+    assert curve == expected_curve
+
+
+@pytest.mark.slow
+def test_two_processes(undisturbed, start, train, data_dir, tmp_path):
+    """They follow the curve of one, leave together when one of them is asked, go on to the end as
+    one would, and find what one finds in the evaluation."""
+    workdir = tmp_path / "two"
+    one_epoch = ("--config.epochs=1",) * 2  # the warm-up is that of four
+    processes = start_two(start, workdir, one_epoch)
+    wait_until(lambda: losses(workdir), *processes)
+    processes[1].send_signal(signal.SIGTERM)
+    (status, out, err), (other_status, other_out, other_err) = ends(processes)
+    assert (status, other_status) == (EXIT_STATUS, EXIT_STATUS), err + other_err
+    left_at = newest(workdir / "checkpoints")
+    for said in (out, other_out):
+        assert f"left after step {left_at}." in said
+    assert_same_curve(
+        *(
+            {step: loss for step, loss in losses(folder).items() if step < min(left_at, 23)}
+            for folder in (workdir, undisturbed[0])
+        )
+    )
+
+    shutil.copytree(workdir, alone := tmp_path / "alone")
+    (status, out, err), (_, other_out, _) = ends(start_two(start, workdir, one_epoch))
+    assert status == 0, err
+    assert f"Going on from {workdir / 'checkpoints' / str(left_at)}" in out
+    assert "re-parameterized" in out
+    assert "re-parameterized" not in other_out
+    assert "loss" not in other_out
+    # One process goes on from the same checkpoint, and evaluates the end of the two.
+    status, _, err = train(alone, one_epoch[0], **QUICK)
+    assert status == 0, err
+    assert_same_curve(losses(workdir), losses(alone))
+    config = tiny.get_config()
+    config.mode, config.data.data_dir = "eval", str(data_dir)
+    config.init_from = str(workdir / "checkpoints" / "46")
+    evaluated = result(workdir)
+    expected = evaluate_checkpoint(config, None, classification.evaluation)
+    for structure in ("training", "merged"):
+        assert evaluated[structure] == pytest.approx(expected[structure], rel=1e-5)
+    assert evaluated["training"]["examples"] == 299
+
+
+@pytest.mark.exhaustive
+def test_the_same_end_on_eight_devices(undisturbed, train, tmp_path):
+    """From a checkpoint of a single device, because the last one is damaged."""
+    elsewhere = tmp_path / "eight"
+    shutil.copytree(undisturbed[0], elsewhere)
+    damaged = elsewhere / "checkpoints" / str(STEPS)
+    flip(max(damaged.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size))
+    status, out, err = train(
+        elsewhere, "--config.mesh.fsdp=4", "--config.eval_batch_size=32", devices=8, **QUICK
+    )
+    assert status == 0, err
+    assert f"{damaged} is damaged" in err
+    assert "Going on from" in out
+    assert damaged.with_name(f"{STEPS}.damaged").is_dir()
+    assert_same_curve(losses(elsewhere), losses(undisturbed[0]))
+    for name in ("training", "merged"):
+        one, other = result(elsewhere)[name], result(undisturbed[0])[name]
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-4)
+
+
+def test_a_full_disk(start, tmp_path):
+    """No file may grow beyond 20 kB: saving fails as on a full disk. A run that is told to goes on
+    to its end without checkpoints; tests of `Checkpoints` have the run that stops."""
+    resource = pytest.importorskip("resource")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        process = start(
+            tmp_path,
+            f"--config.epochs={4 / 46}",
+            "--config.optimizer.warmup_epochs=0",
+            "--config.checkpoints.every_steps=1",
+            "--config.checkpoints.on_failure=go_on",
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1000",  # nothing torn goes there
+            **QUICK,
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    [(status, out, err)] = ends([process])
+    assert status == 0, err
+    assert err.count("The run goes on without it") == 4
+    assert "re-parameterized" in out
+    assert "/checkpoints" not in out  # the closing words know of none
+    assert result(tmp_path)["training"]["examples"] == 299
+    assert newest(tmp_path / "checkpoints") == 0
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_an_evaluation_for_which_there_was_no_time(data_dir, tmp_path, monkeypatch):
+    """Asked to stop at a step that has one, the run saves and leaves; it is made up for."""
+    config = tiny.get_config()
+    config.data.data_dir = str(data_dir)
+    config.epochs = 2 / 46
+    config.optimizer.warmup_epochs = 0.0
+    monkeypatch.setattr(Interruption, "requested", lambda self, step: step == 2)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path, classification.task)
+    assert evaluations(tmp_path) == []
+    for _ in range(2):  # the first makes it, the second finds it made
+        final = run(config, tmp_path, classification.task)
+        [scores] = evaluations(tmp_path)
+        assert scores["step"] == 2
+        np.testing.assert_allclose(scores["eval/loss"], final["training"]["loss"], rtol=1e-5)

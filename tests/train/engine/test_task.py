@@ -1,0 +1,155 @@
+"""A run knows nothing of classes: one about maps goes its whole way."""
+
+import dataclasses
+import io
+import json
+
+import grain
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+import replk_jax
+from replk_jax.checkpoint import load
+from replk_jax.vision.preprocessing import Preprocessing, normalize
+from tests.train import tiny
+from train import compare
+from train.data.sources import open_source
+from train.data.splits import EvaluationSplit, TrainingSplit
+from train.engine.evaluate import evaluate_checkpoint
+from train.engine.evaluation import Measure
+from train.engine.loop import run
+from train.engine.step import Objective
+from train.engine.task import Task
+from train.reporting.metric_writers import read_metrics
+
+MEAN, STD = (0.305,), (0.376,)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithoutLabels:
+    """Images of a set, and where in them there is ink, one in four by four pixels."""
+
+    images: object
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        example = self.images[index]
+        pixels = np.asarray(Image.open(io.BytesIO(example["image"])).convert("L").resize((16, 16)))
+        ink = pixels.reshape(4, 4, 4, 4).mean((1, 3)) > 64
+        return {"pixels": pixels[:, :, None], "ink": ink}
+
+
+class Mirrored(grain.transforms.RandomMap):
+    def random_map(self, example, rng):
+        step = -1 if rng.random() < 0.5 else 1
+        return {name: array[:, ::step].copy() for name, array in example.items()}
+
+
+class Unchanged(grain.transforms.Map):
+    def map(self, example):
+        return example
+
+
+def inputs(batch):
+    return normalize(batch["pixels"], MEAN, STD)
+
+
+def losses(maps, ink):
+    """The first channel of the network's map (N, 4, 4, C) says where there is ink."""
+    return optax.sigmoid_binary_cross_entropy(maps[0][..., 0], ink)
+
+
+def overlap():
+    """How much of the ink is found, and of what is found is ink."""
+
+    def statistics(maps, batch):
+        counts = batch["mask"][:, None, None]
+        found = maps[0][..., 0] > 0
+        return {
+            "both": (found & batch["ink"] & counts).sum(),
+            "either": ((found | batch["ink"]) & counts).sum(),
+            "loss": jnp.where(counts, losses(maps, batch["ink"]), 0).sum(),
+        }
+
+    def scores(sums, examples):
+        loss = float(sums["loss"] / examples / 16)
+        return {"iou": float(sums["both"] / sums["either"]), "loss": loss}
+
+    return Measure(inputs, statistics, scores, best_by="iou")
+
+
+def task(config):
+    train, test = (WithoutLabels(open_source(config.data, split)) for split in ("train", "test"))
+    return Task(
+        model=replk_jax.create_model(
+            replk_jax.RepLKNetArchitecture((5,), (1,), (16,), small_kernel=3, in_channels=1),
+            out_indices=(0,),
+        ),
+        image_size=(16, 16),
+        objective=Objective(
+            lambda key, batch: (inputs(batch), batch["ink"]),
+            lambda maps, ink: losses(maps, ink).mean(),
+        ),
+        training=TrainingSplit(train, Mirrored(), config),
+        measure=overlap(),
+        evaluation=EvaluationSplit(test, Unchanged(), config),
+        preprocessing=Preprocessing(16, crop_fraction=None, mean=MEAN, std=STD),
+        class_names=None,
+    )
+
+
+def evaluation(config, network, preprocessing):
+    test = WithoutLabels(open_source(config.data, "test"))
+    return overlap(), EvaluationSplit(test, Unchanged(), config)
+
+
+def iou_of_places(config):
+    """Of a guess that knows where ink usually is, and does not look at the image."""
+    train, test = (WithoutLabels(open_source(config.data, split)) for split in ("train", "test"))
+    usual = np.mean([train[index]["ink"] for index in range(len(train))], axis=0) > 0.5
+    ink = np.array([test[index]["ink"] for index in range(len(test))])
+    return (usual & ink).sum() / (usual | ink).sum()
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_another_task(data_dir, tmp_path, capsys):
+    config = tiny.get_config()
+    config.data.data_dir = str(data_dir)
+    config.epochs = 1.0
+    config.eval_every_epochs = 0.5
+    result = run(config, tmp_path, task)
+    assert result["best_by"] == "iou"
+    for network in (result, result["ema"]):
+        assert network["training"].keys() == {"iou", "loss", "examples"}
+        assert network["training"]["examples"] == 299
+        assert network["training"]["iou"] > iou_of_places(config) + 0.05
+        assert network["merged"] == pytest.approx(network["training"], rel=1e-3)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    out = capsys.readouterr().out
+    assert f"iou {result['training']['iou']:.4g} of 299 images" in out
+
+    evaluations = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "eval/iou" in line]
+    assert [line["step"] for line in evaluations] == [23, 46]
+    assert evaluations[-1]["eval/iou"] == pytest.approx(result["training"]["iou"], rel=1e-3)
+    # The best is the one with the higher score, of the network or of its average.
+    best = max(evaluations, key=lambda line: max(line["eval/iou"], line["eval_ema/iou"]))
+    assert f"best checkpoint   {tmp_path / 'checkpoints' / str(best['step'])}" in out
+    assert (tmp_path / "curve.png").stat().st_size > 0
+    head, _, row = compare.table([compare.read_run(tmp_path)]).splitlines()
+    assert "| EMA iou |" in head
+    assert f"| {100 * result['training']['iou']:.2f} |" in row
+
+    config.mode = "eval"
+    config.init_from = str(tmp_path / "checkpoints" / "46")
+    again = evaluate_checkpoint(config, tmp_path, evaluation)
+    for structure in ("training", "merged"):
+        assert again[structure] == pytest.approx(result[structure])
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == again
+    network = load(config.init_from)
+    assert network.class_names is None
+    assert network.preprocessing.image_size == 16

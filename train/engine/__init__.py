@@ -1,0 +1,1 @@
+"""The run: its loop, step, evaluation and checkpoints. It knows no task."""
