@@ -42,11 +42,15 @@ _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 # Of a pickle: the longest string or bytes within it. Training logs have long texts and arrays.
 _MOST_AT_ONCE = 1 << 28
 
+# What a file holds. Deeper there are also set, frozenset, int, float, bool, None, str, bytes,
+# `StoredTensor`, `UnreadableTensor` and `Placeholder`.
+Contents = dict[Any, Any] | list[Any] | tuple[Any, ...]
+
 # From a key, the number of elements and their type to the storage.
 _FindStorage = Callable[[str, int, np.dtype], Storage]
 
 
-def read_zip(file: ByteFile) -> Any:
+def read_zip(file: ByteFile) -> Contents:
     """What a file of the zip format holds.
 
     Raises:
@@ -77,7 +81,7 @@ def read_zip(file: ByteFile) -> Any:
     return _TorchObjects(find).read(Unpickler(pickle))
 
 
-def read_legacy(file: ByteFile) -> Any:
+def read_legacy(file: ByteFile) -> Contents:
     """What a file of the older format holds.
 
     Raises:
@@ -178,7 +182,7 @@ class _TorchObjects:
             ("torch._tensor", "_rebuild_from_type_v2"): self._tensor_of_class,
         }
 
-    def read(self, pickles: Unpickler) -> dict | list | tuple:
+    def read(self, pickles: Unpickler) -> Contents:
         contents = pickles.load(self._functions, self._storage)
         if not isinstance(contents, dict | list | tuple):
             raise ValueError(_no_container(contents))
