@@ -16,8 +16,8 @@ from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.writer import write_torch
 from tests import golden
+from tests.checkpoint.test_checkpoint import PREPROCESSING, network
 from tests.helpers import ONE_STAGE, TINY, random_variables
-from tests.test_checkpoint import PREPROCESSING, network
 from tests.torch_import.archives import (
     add_entries,
     state_dict,
