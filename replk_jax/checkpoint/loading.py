@@ -29,7 +29,7 @@ def load(
         a folder of Hugging Face's.
       prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
       preprocessing: of the images, in place of what is known. Of a PyTorch checkpoint it is known
-        if the file or a JSON file next to it says it, or if it has the name of a published one.
+        if the file or a JSON file next to it says it, or if it has the name of a released one.
       key, prefix, rename: which weights of a PyTorch checkpoint; as in `load_torch`.
 
     Raises:

@@ -57,7 +57,7 @@ class Checkpoint:
             raise ValueError("The preprocessing is not known: give one.")
         warn_user(
             "The preprocessing is not known: the file does not record it, and does not have the "
-            f"name of a published checkpoint. Assumed: {default}."
+            f"name of a released checkpoint. Assumed: {default}."
         )
         return default
 

@@ -11,7 +11,7 @@ from replk_jax.vision.preprocessing import Preprocessing
 
 
 def add_reading(verb: argparse.ArgumentParser) -> None:
-    """What to take from a file of weights, and what to add that its name does not tell."""
+    """Which weights to take from a file, and a preprocessing that the file does not record."""
     verb.add_argument(
         "--like",
         type=_preprocessing,

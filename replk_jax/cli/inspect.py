@@ -29,7 +29,7 @@ _WIDEST_COLUMN = 24
 
 
 def add_parser(verbs) -> None:
-    inspect = verbs.add_parser("inspect", help="tell what is in a checkpoint, running none of it")
+    inspect = verbs.add_parser("inspect", help="show what is in a checkpoint, running none of it")
     inspect.add_argument(
         "file", type=user_path, help="a PyTorch file, or what convert or train wrote"
     )
@@ -157,12 +157,12 @@ def _images(
         f"mean {preprocessing.mean}, std {preprocessing.std}{f'; from {source}' if source else ''}"
     )
     if known is None:
-        yield "which is a guess: the file does not say it, nor has it the name of a released one"
+        yield "which is a guess, since neither the file nor its name says it"
 
 
 def _faults(faults: Sequence[str]) -> Iterator[str]:
     if faults:
-        yield f"which loading refuses, since its tensors do not fit; faults: {len(faults):,}"
+        yield f"it cannot be loaded, since its tensors do not fit; faults: {len(faults):,}"
         yield from _indented(shortened(faults))
 
 

@@ -52,7 +52,7 @@ _OF_FOLDER = re.compile(
 _NOT_OF_SIZE = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "output_stride"}
 
 _META, _ARGS = "its meta entry", "its args entry"
-_RELEASED = "the name of a released checkpoint"
+_FILE_NAME = "the name of a released checkpoint"
 _OPENCV = f"{_META} (there OpenCV resized the images, which Pillow's filters do not equal)"
 
 
@@ -95,10 +95,10 @@ def find_metadata(path: str | os.PathLike, contents: Contents, model: Network) -
     search.in_checkpoint(contents if isinstance(contents, Mapping) else {})
     named = pretrained.recognize(path, model)
     if named and not _has_json_by_name(path):
-        search.keep(_RELEASED, "preprocessing", named.preprocessing)
+        search.keep(_FILE_NAME, "preprocessing", named.preprocessing)
     search.in_json(path)
     if named:
-        search.keep(_RELEASED, "preprocessing", named.preprocessing)
+        search.keep(_FILE_NAME, "preprocessing", named.preprocessing)
     return search.found
 
 

@@ -58,7 +58,7 @@ class Recognized:
             f"{self.name or type(model).__name__}, {kind}, {self.structure.value}",
             f"  {architecture_in_words(model)}",
             f"  names: {self.naming}; weights: {self.place}{', an EMA' if self.is_ema else ''}",
-            f"  assumed, since a file does not tell it: {self.assumed}",
+            f"  assumed, since a file does not record it: {self.assumed}",
         ]
         if self.ignored:
             count, names = len(self.ignored), brief(self.ignored)
@@ -77,8 +77,8 @@ def infer_architecture(
     """Identifies the network of a file by the names and shapes of its tensors.
 
     RepLKNet, RepVGG, MobileNet V2 and ResNet of any widths, depths and kernels, not only those of
-    registered models. What shapes cannot tell gets a default: no stochastic depth, the strides and
-    shortcuts that were published, and a backbone emits all its stages.
+    registered models. What shapes do not determine has a default: no stochastic depth, the strides
+    and shortcuts that were published, and a backbone returns all its stages.
 
     Args:
       path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain or timm naming.
