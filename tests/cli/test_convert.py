@@ -15,8 +15,8 @@ from replk_jax.torch_import import infer_architecture, load_torch, save_torch
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure
 from tests import golden
+from tests.checkpoint.test_checkpoint import PREPROCESSING, network
 from tests.helpers import random_variables
-from tests.test_checkpoint import PREPROCESSING, network
 
 
 @pytest.fixture
