@@ -176,7 +176,7 @@ class StoredTensor:
         if not self.size:
             return np.empty(self.shape, self.dtype)
         data = np.empty(self.span, np.uint8)
-        self._storage.read_into(self._offset, memoryview(data))
+        self._storage.read_into(self._offset, data.data)
         if self._storage.big_endian:
             _swap_bytes(data, self.dtype)
         return np.asarray(np.ndarray(self.shape, self.dtype, data, 0, self._strides), order="C")
@@ -215,10 +215,11 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 def dtype_name(names: Mapping[str, str | None], tensor: str, value: Any) -> str:
     """What the format calls the dtype of a tensor."""
     dtype = np.dtype(value.dtype)
-    if names.get(dtype.name) is None:
+    found = names.get(dtype.name)
+    if found is None:
         known = ", ".join(name for name in names if names[name])
         raise ValueError(f"{tensor} is {dtype}, which this format does not have; it has {known}.")
-    return names[dtype.name]
+    return found
 
 
 def element_bytes(name: str, value: Any) -> memoryview:
@@ -228,7 +229,7 @@ def element_bytes(name: str, value: Any) -> memoryview:
         raise ValueError(f"{name} is not of the shape and dtype that it says it is.")
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _check_lengths(lengths: tuple[int, ...]) -> None:

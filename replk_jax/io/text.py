@@ -76,10 +76,10 @@ class BriefRepr(reprlib.Repr):
     def repr_bytes(self, value: bytes, level: int) -> str:
         return repr(value[: self.maxstring]) + ("..." if len(value) > self.maxstring else "")
 
-    def repr_instance(self, value: Any, level: int) -> str:
-        if hasattr(value, "brief_repr"):
-            return value.brief_repr(self, level)
-        return super().repr_instance(value, level)
+    def repr_instance(self, x: Any, level: int) -> str:
+        if hasattr(x, "brief_repr"):
+            return x.brief_repr(self, level)
+        return super().repr_instance(x, level)
 
 
 brief = BriefRepr().repr
