@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from replk_jax.vision.preprocessing import normalize
+from replk_jax.vision.base_preprocessing import normalize
 from train.errors import RunError
 
 ERASED_SHARE = (0.02, 1 / 3)  # of an image's area

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from replk_jax.checkpoint import Checkpoint
 from replk_jax.vision import imagenet
-from replk_jax.vision.preprocessing import Preprocessing, normalize
+from replk_jax.vision.base_preprocessing import normalize
+from replk_jax.vision.preprocessing import Preprocessing
 from train.data.augmentation import Augmentation, count_groups
 from train.data.randaugment import RandAugment
 from train.data.sources import LabelledImages, open_source, prepare
