@@ -40,7 +40,8 @@ class ConvBlock(ReparameterizableModule, kw_only=True):
     groups: int = 1
     dilation: int = 1
 
-    def common_kwargs(self) -> dict[str, Any]:
+    @nn.nowrap
+    def branch_kwargs(self) -> dict[str, Any]:
         """The fields that the branches share."""
         names = ("features", "stride", "groups", "dilation")
         return {name: getattr(self, name) for name in names} | self.common_kwargs()
@@ -83,7 +84,7 @@ class AsymmetricConvBlock(ConvBlock, kw_only=True):
         self.check(x)
         if self.deploy:
             return self.merged(x)
-        branch = partial(ConvNorm, **self.common_kwargs())
+        branch = partial(ConvNorm, **self.branch_kwargs())
         k = self.kernel_size
         return (
             branch(kernel_size=(k, k), name="square")(x, train)
@@ -111,7 +112,7 @@ class DiverseBranchBlock(ConvBlock, kw_only=True):
         self.check(x)
         if self.deploy:
             return self.merged(x)
-        k, fields = self.kernel_size, self.common_kwargs()
+        k, fields = self.kernel_size, self.branch_kwargs()
         return (
             ConvNorm(**fields, kernel_size=k, name="dbb_origin")(x, train)
             + ConvNorm(**fields, name="dbb_1x1")(x, train)
