@@ -27,6 +27,7 @@ from replk_jax.io.safetensors import write_safetensors
 from replk_jax.io.text import brief
 from replk_jax.models import pretrained, registry
 from replk_jax.models.description import describe, from_description
+from replk_jax.models.network import Network
 from replk_jax.models.variables import abstract_variables, differences, in_lines
 from replk_jax.torch_import.convert import by_official_name
 from replk_jax.torch_import.entries import Selection
@@ -54,7 +55,7 @@ class Checkpoint:
         and the model does not have; None where there is no such difference.
     """
 
-    model: nn.Module
+    model: Network
     variables: Mapping[str, Any]
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
@@ -65,7 +66,7 @@ class Checkpoint:
     @property
     def name(self) -> str | None:
         """Under which the model is registered, if it is."""
-        return registry.name_of(self.model.architecture)
+        return registry.name_of(self.model)
 
     def resolve_preprocessing(self) -> Preprocessing:
         """The preprocessing; where it is not known, with a warning, that of networks like it.
@@ -376,7 +377,7 @@ def _older_variables(model: nn.Module) -> dict[str, Any]:
     it does not return.
     """
     if getattr(model, "norm_intermediate_features", False) and model.out_indices is not None:
-        model = model.clone(out_indices=tuple(range(len(model.architecture.layers))))
+        model = model.clone(out_indices=tuple(range(len(model.stage_channels))))
     return abstract_variables(model)
 
 

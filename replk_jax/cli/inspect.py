@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-
 from replk_jax import checkpoint
 from replk_jax.checkpoint import Checkpoint, pointing_to_checkpoint, read_description
 from replk_jax.cli.argument_types import user_path
@@ -16,7 +14,9 @@ from replk_jax.cli.text import printable, shortened
 from replk_jax.io.tensors import StoredTensor
 from replk_jax.io.text import brief
 from replk_jax.models import pretrained
+from replk_jax.models.backbone import Backbone
 from replk_jax.models.description import architecture_in_words, joined
+from replk_jax.models.network import Network
 from replk_jax.torch_import.entries import Selection
 from replk_jax.torch_import.load import recognize
 from replk_jax.torch_import.placeholders import Placeholder
@@ -117,16 +117,22 @@ def _description(network: Checkpoint) -> Iterator[str]:
     structure = "re-parameterized" if model.deploy else "training-time"
     yield f"{network.name or type(model).__name__}, {kind}, {structure}"
     yield f"  {architecture_in_words(model)}"
-    if getattr(model, "output_stride", None) is not None:
-        yield f"  dilated for an output stride of {model.output_stride}"
-    if model.out_indices is not None:
-        yield f"  a backbone that gives the stages {joined(model.out_indices)}"
+    if isinstance(model, Backbone):
+        yield from _indented(_use(model))
     if names:
         yield f"  names of the classes: {printable(list(names))}"
     yield from _indented(_images(network.preprocessing, model))
 
 
-def _around(path: Path, contents: Any, model: nn.Module) -> Iterator[str]:
+def _use(model: Backbone) -> Iterator[str]:
+    """How it differs from a classifier of its architecture."""
+    if model.output_stride is not None:
+        yield f"dilated for an output stride of {model.output_stride}"
+    if model.out_indices is not None:
+        yield f"a backbone that gives the stages {joined(model.out_indices)}"
+
+
+def _around(path: Path, contents: Any, model: Network) -> Iterator[str]:
     """What a PyTorch checkpoint, the files next to it and its name say besides the weights."""
     known = checkpoint.torch_description(path, contents, model)
     if known.unrecorded:
@@ -142,7 +148,7 @@ def _around(path: Path, contents: Any, model: nn.Module) -> Iterator[str]:
 
 
 def _images(
-    known: Preprocessing | None, model: nn.Module, source: str | None = None
+    known: Preprocessing | None, model: Network, source: str | None = None
 ) -> Iterator[str]:
     preprocessing = known or pretrained.default_preprocessing(model)
     if preprocessing is None:

@@ -26,7 +26,7 @@ from replk_jax.torch_import.convert import (
 from replk_jax.torch_import.entries import ANY, Selection
 from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.reader import read
-from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.structures import Structure
 from replk_jax.torch_import.weights import Weights, find_weights
 from replk_jax.torch_import.writer import write_torch
 
@@ -319,9 +319,9 @@ def recognize(contents: Any, selection: Selection = ANY) -> Recognized:
         model = family.infer_model(without)  # the classifier is among the faults
     return Recognized(
         model=model,
-        name=registry.name_of(model.architecture),
+        name=registry.name_of(model),
         naming=naming,
-        structure=structure_of(weights),
+        structure=family.STRUCTURES.structure_of(weights),
         place=found.place,
         ignored=found.ignored,
         faults=tuple(faults(weights, model)),
@@ -424,8 +424,9 @@ def _fit_input(
     Raises:
       ValueError: they are for another number, and `adapt` is not set.
     """
-    fitted, wanted = dict(weights), model.architecture.in_channels
-    for key, (_, leaf) in places_of(model, structure_of(weights)).items():
+    fitted, wanted = dict(weights), model.in_channels
+    structure = family_of(model).STRUCTURES.structure_of(weights)
+    for key, (_, leaf) in places_of(model, structure).items():
         shape = names.torch_shape(leaf.shape)
         held = weights[key].shape if key in weights else ()
         same_but_inputs = len(held) == 4 and (held[0], *held[2:]) == (shape[0], *shape[2:])

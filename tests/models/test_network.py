@@ -17,8 +17,8 @@ from tests.miniatures import miniature, repvgg_variants
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 FAMILIES = {
-    family.__name__: miniature(next(a for a in registry.ARCHITECTURES.values() if type(a) is kind))
-    for kind, family in registry.FAMILIES.items()
+    family.network.__name__: miniature(next(iter(family.architectures.values())))
+    for family in registry.FAMILIES
 }
 
 

@@ -45,7 +45,7 @@ def evaluate_checkpoint(
     network = parallel.on_all_processes(lambda: _load(config))
     preprocessing = network.preprocessing
     if preprocessing is None or config.data.eval_as_configured:
-        channels = network.model.architecture.in_channels
+        channels = network.model.in_channels
         preprocessing = configuration.build_preprocessing(config.data, channels)
     measure, split = make_evaluation(config, network, preprocessing)
     evaluator = Evaluator(network.model, measure, mesh)

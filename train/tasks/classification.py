@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from replk_jax.checkpoint import Checkpoint
+from replk_jax.models.backbone import Backbone
 from replk_jax.vision.preprocessing import Preprocessing, normalize
 from train.data.augmentation import Augmentation, make_augmentation
 from train.data.sources import LabelledImages, open_source, prepare
@@ -33,7 +34,7 @@ def task(config: ConfigDict) -> Task:
     """
     data = config.data
     model = configuration.build_model(config)
-    channels = model.architecture.in_channels
+    channels = model.in_channels
     preprocessing = configuration.build_preprocessing(data, channels)
     transform = make_train_transform(data, channels)
 
@@ -73,7 +74,7 @@ def evaluation(
     Raises:
       RunError: no classifier, one of other classes, or data that are not there.
     """
-    if not network.model.num_classes or network.model.out_indices is not None:
+    if not (isinstance(network.model, Backbone) and network.model.has_classifier):
         raise RunError(f"{config.init_from} is of a network without classifier.")
 
     def split() -> EvaluationSplit:
