@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 import replk_jax
 from replk_jax.io.files import json_text, replace_text
+from replk_jax.models.backbone import Backbone
 from replk_jax.models.layers import REMAT_POLICIES
-from replk_jax.models.network import Network
+from replk_jax.models.registry import FAMILIES, family_of
 from replk_jax.vision.preprocessing import Preprocessing
 from train.data.transforms import RESIZING
 from train.engine.optimizer import DECAY_OF, LAYER_DECAY_BY
@@ -52,7 +53,7 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def build_model(config: ConfigDict) -> Network:
+def build_model(config: ConfigDict) -> Backbone:
     """The model that `config.model` describes; its `num_classes` follows from the data.
 
     Raises:
@@ -60,7 +61,7 @@ def build_model(config: ConfigDict) -> Network:
     """
     model = config.model
     try:
-        section = family_section(type(replk_jax.create_model(model.name)))
+        section = family_of(model.name).name
         shared = {name: model[name] for name in ("in_channels", "output_stride", "remat")}
         fields = {**shared, **model[section]}
         fields = {name: value for name, value in fields.items() if value is not None}
@@ -103,11 +104,6 @@ def build_preprocessing(data: ConfigDict, channels: int) -> Preprocessing:
         raise RunError(f"config.data: {error}") from error
 
 
-def family_section(family: type[Network]) -> str:
-    """The section of `config.model` for a family: it is called as the file of the family is."""
-    return family.__module__.rpartition(".")[2]
-
-
 def remember(config: ConfigDict, workdir: Path) -> list[str]:
     """Keeps the configuration in `config.json`; returns what has changed since the last start."""
     path = workdir / "config.json"
@@ -143,6 +139,7 @@ def _range(value: tuple[float, float], top: float) -> bool:
 
 
 # Fields, the condition on each, and the condition in words.
+_RATES = [f"model.{family.name}.{rate}" for family in FAMILIES for rate in family.network.rates]
 _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     (
         "batch_size accumulation eval_batch_size log_every_steps checkpoints.every_steps "
@@ -165,8 +162,9 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ),
     ("seed", lambda value: 0 <= value < 2**32, "0 or more and less than 2**32"),
     (
-        "label_smoothing ema_decay optimizer.b1 optimizer.b2 optimizer.momentum "
-        "model.replknet.drop_path_rate model.mobilenet_v2.dropout_rate",
+        " ".join(
+            ("label_smoothing ema_decay optimizer.b1 optimizer.b2 optimizer.momentum", *_RATES)
+        ),
         lambda value: 0 <= value < 1,
         "0 or more and less than 1",
     ),
