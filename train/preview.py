@@ -79,8 +79,8 @@ def first_inputs(config: ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray
     in_micro_batch = config.batch_size // config.accumulation
     if count > in_micro_batch:
         raise RunError(f"--count={count} is more than the {in_micro_batch} of a (micro-)batch.")
-    per_draw = config.augmentation.images_per_draw
-    needed = min(in_micro_batch, math.ceil(count / per_draw) * per_draw)
+    group_size = config.augmentation.mixup_group_size
+    needed = min(in_micro_batch, math.ceil(count / group_size) * group_size)
     few = config.copy_and_resolve_references()
     few.batch_size = needed * config.accumulation
     task = classification.task(few)
