@@ -10,7 +10,7 @@ from train.errors import RunError
 def get_config() -> ConfigDict:
     return ConfigDict(
         {
-            # What the network learns: a module of train/tasks/.
+            # What the network is trained for: a name of train.tasks.TASKS.
             "task": "classification",
             # "train"; or "eval", which evaluates the network in `init_from`.
             "mode": "train",
@@ -86,6 +86,8 @@ def get_config() -> ConfigDict:
                 "folder": config_dict.placeholder(str),
                 "train_split": "train",
                 "eval_split": "validation",
+                # More splits to evaluate on; the best checkpoint is chosen by eval_split.
+                "more_eval_splits": (),
                 "image_size": 224,
                 "crop_scale": (0.08, 1.0),  # share of the area that a training crop covers
                 "crop_ratio": (3 / 4, 4 / 3),  # width of a training crop over its height

@@ -37,8 +37,7 @@ class Freezing:
     batch_norm: bool = False
 
     def __post_init__(self):
-        most = len(self.network.stage_channels)
-        if self.stages > most:
+        if self.stages >= 0 and self.stages > (most := len(self.network.stage_channels)):
             raise RunError(
                 f"config.freeze.stages = {self.stages} is more than the {most} stages of the "
                 "network."
