@@ -74,7 +74,8 @@ def check_fields(config: ConfigDict, rules: Iterable[Rule]) -> None:
 def one_of(names: Iterable[str]) -> tuple[Callable[[Any], bool], str]:
     """Condition and words of a rule for values that are among these names."""
     names = tuple(names)
-    return names.__contains__, f"one of {', '.join(names)}"
+    words = " or ".join(names) if len(names) == 2 else f"one of {', '.join(names)}"
+    return names.__contains__, words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,7 +334,7 @@ RUN_RULES = (
     Rule(
         "steps eval_every_steps data.reading.threads",
         lambda value: value is None or value >= 1,
-        "None, or at least 1",
+        "at least 1, or None",
     ),
     Rule(
         "optimizer.peak_lr optimizer.eps optimizer.power optimizer.head_lr_factor",
@@ -343,7 +344,7 @@ RUN_RULES = (
     Rule(
         "epochs eval_every_epochs optimizer.clip_norm",
         lambda value: value is None or _is_positive(value),
-        "None, or positive and finite",
+        "positive and finite, or None",
     ),
     Rule(
         "optimizer.final_lr optimizer.weight_decay data.reading.workers",
@@ -353,7 +354,7 @@ RUN_RULES = (
     Rule(
         "optimizer.warmup_epochs optimizer.warmup_steps",
         lambda value: value is None or 0 <= value < math.inf,
-        "None, or 0 or more",
+        "0 or more, or None",
     ),
     Rule("seed", lambda value: 0 <= value < 2**32, "0 or more and less than 2**32"),
     Rule(

@@ -71,7 +71,7 @@ RULES = (
     Rule(
         "data.eval_crop_fraction",
         lambda value: value is None or 0 < value <= 1,
-        "None, or more than 0 and at most 1",
+        "more than 0 and at most 1, or None",
     ),
     Rule("data.crop_scale", lambda value: _is_range(value, 1), "two shares in order, (0.08, 1.0)"),
     Rule("data.crop_ratio", lambda value: _is_range(value, math.inf), "two ratios in order"),
