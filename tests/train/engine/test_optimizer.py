@@ -11,18 +11,18 @@ from flax.traverse_util import flatten_dict
 import replk_jax
 from configs import common, mobilenet_v2, repvgg_imagenet
 from replk_jax.models.variables import abstract_variables
-from tests import golden
+from tests import reference_data
 from train.engine.optimizer import decayed, layer_scales, make_optimizer, warmup_cosine
 from train.errors import RunError
 
 RECIPE = common.get_config().optimizer  # AdamW's
 
 
-@golden.requires_golden
+@reference_data.required
 @pytest.mark.parametrize("name", ["lr with warm-up epochs", "lr with warm-up steps", "no warm-up"])
 def test_schedule_is_the_official_one(name):
     """Every value; 1e-6 of the peak is float32's rounding."""
-    case = json.loads((golden.ROOT / "training/cosine_schedules.json").read_text())[name]
+    case = json.loads((reference_data.ROOT / "training/cosine_schedules.json").read_text())[name]
     arguments, expected = case["arguments"], np.array(case["values"])
     per_epoch = arguments["niter_per_ep"]
     warmup = arguments.get("warmup_steps", arguments.get("warmup_epochs", 0) * per_epoch)
@@ -104,29 +104,31 @@ def paths_of(official_names, scales=()):
     """Where these parameters are in the tree; of `scales`, the ends of names, the batch norms'."""
     paths = set()
     for name in official_names:
-        *modules, last = golden.flax_path(name)
+        *modules, last = reference_data.flax_path(name)
         weight = "scale" if name.endswith(scales) else "kernel"
         paths.add((*modules, weight if last == "weight" else last))
     return paths
 
 
-@golden.requires_golden
+@reference_data.required
 def test_the_same_parameters_decay_as_in_the_official_groups():
-    groups = json.loads((golden.ROOT / "training/param_groups_31b_no_layer_decay.json").read_text())
+    groups = json.loads(
+        (reference_data.ROOT / "training/param_groups_31b_no_layer_decay.json").read_text()
+    )
     expected = {name for group in groups for name in group["params"] if group["weight_decay"] > 0}
     assert moved_by_decay(replk_jax.create_model("replknet_31b"), RECIPE) == paths_of(expected)
 
 
-@golden.requires_golden
+@reference_data.required
 @pytest.mark.parametrize(("name", "decay"), [("31b", 0.7), ("xl", 0.8)])
 def test_learning_rates_by_layer_are_the_official_ones(name, decay):
     """Of every parameter; and what decays does so whatever its learning rate."""
-    path = golden.ROOT / f"training/param_groups_{name}_layer_decay_{decay}.json"
+    path = reference_data.ROOT / f"training/param_groups_{name}_layer_decay_{decay}.json"
     groups = json.loads(path.read_text())
     expected = {key: group["lr_scale"] for group in groups for key in group["params"]}
     params = abstract_variables(replk_jax.create_model(f"replknet_{name}"))["params"]
     scales = layer_scales(params, decay)
-    actual = golden.by_official_name({"params": scales})
+    actual = reference_data.by_official_name({"params": scales})
     assert actual.keys() == expected.keys()
     for key, scale in expected.items():
         assert float(actual[key]) == pytest.approx(scale, rel=1e-12), key
@@ -165,7 +167,7 @@ STAGES = [
 def test_learning_rates_by_stage(name):
     """Of every parameter, against a table by name: 1 for the head, 0.4 ** 5 for the stem."""
     params = abstract_variables(replk_jax.create_model(f"replknet_{name}"))["params"]
-    scales = golden.by_official_name({"params": layer_scales(params, 0.4, "stage")})
+    scales = reference_data.by_official_name({"params": layer_scales(params, 0.4, "stage")})
     counts = [0] * len(STAGES)
     for key, scale in scales.items():
         (group,) = (i for i, starts in enumerate(STAGES) if key.startswith(starts))
@@ -228,9 +230,9 @@ def test_layer_decay_is_replknets(name, by):
         jax.eval_shape(optimizer.init, params)
 
 
-@golden.requires_golden
+@reference_data.required
 def test_the_same_parameters_of_repvgg_decay_as_in_the_official_groups():
-    path = golden.ROOT / "training/repvgg_a0_weight_decay_groups.json"
+    path = reference_data.ROOT / "training/repvgg_a0_weight_decay_groups.json"
     names = json.loads(path.read_text())["with_weight_decay"]
     expected = paths_of(names, scales=("rbr_identity.weight",))
     recipe = repvgg_imagenet.get_config().optimizer

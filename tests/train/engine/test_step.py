@@ -10,7 +10,7 @@ import pytest
 
 import replk_jax
 from configs import common
-from tests import golden
+from tests import reference_data
 from tests.helpers import data_mesh
 from tests.models.test_replknet_golden import load
 from tests.train import tiny
@@ -89,15 +89,15 @@ def held_by_a_device(state):
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@golden.requires_golden
+@reference_data.required
 def test_three_steps_of_the_official_training():
     """The losses of PyTorch's AdamW with the official parameter groups.
 
     The batch there is made of multiples of 1/16, which uint8 images become again by the mean
     and deviation given here. Layer-wise decay scales each update, which AdamW's are linear in.
     """
-    case = golden.small_cases()["replk_13_7_5"]
-    expected = golden.arrays("small/replk_13_7_5.npz")
+    case = reference_data.small_cases()["replk_13_7_5"]
+    expected = reference_data.arrays("small/replk_13_7_5.npz")
     recipe = case["steps"]
     model, variables = load("replk_13_7_5")
 
@@ -128,7 +128,7 @@ def test_three_steps_of_the_official_training():
         model, optimizer, tiny.objective((128 / 255,) * 3, (16 / 255,) * 3, num_classes=10),
         seed=0, mesh=mesh,
     )  # fmt: skip
-    sixteenths = golden.nhwc(expected["train.x"]) * 16
+    sixteenths = reference_data.nhwc(expected["train.x"]) * 16
     assert np.abs(sixteenths).max() < 128
     np.testing.assert_array_equal(sixteenths, np.round(sixteenths))
     batch = {
