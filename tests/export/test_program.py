@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import replk_jax
-from replk_jax import Checkpoint, Preprocessing, cli, export_model, save
+from replk_jax import Checkpoint, Preprocessing, export_model, save
+from replk_jax.cli import main as cli
 from replk_jax.export.program import plain_function
 from replk_jax.models import registry
 from replk_jax.ops.depthwise import dispatch
@@ -21,6 +22,8 @@ from replk_jax.ops.depthwise.measurements import Measurement, Table, own_path, w
 from replk_jax.vision.preprocessing import normalize
 from tests.helpers import TINY, random_images, random_variables
 from tests.miniatures import miniature, repvgg_variants
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 SIZE = 32
 PREPROCESSING = Preprocessing(SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))

@@ -10,6 +10,8 @@ from replk_jax.checkpoint import Checkpoint, save
 from tests.helpers import TINY, random_variables
 from tests.vision.test_images import picture
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 PREPROCESSING = Preprocessing(32, 0.8)
 
 # Merging kernels and batch norms changes values of about 1 by float32's rounding.

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from tests.models.test_replknet_golden import load
 from tests.train import tiny
 from train.engine import parallel
 from train.engine.optimizer import make_optimizer, warmup_cosine
-from train.engine.step import TrainState, init_state, make_train_step
+from train.engine.step import TrainState, abstract_state, init_state, make_train_step
 from train.errors import RunError
 
 RECIPE = common.get_config().optimizer  # AdamW's
@@ -86,6 +87,22 @@ def test_eight_devices_follow_the_curve_of_one(fsdp, settings, monkeypatch):
 def held_by_a_device(state):
     """Numbers of the state."""
     return sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.usefixtures("strict_promotion")
+def test_promotes_no_dtype():
+    """But for optax's AdamW, which raises a float to the power of an integer, and for random
+    erasing and mixing."""
+    model = replk_jax.create_model(NETWORK, num_classes=4, drop_path_rate=0.1)
+    optimizer, mesh = optax.sgd(0.1, momentum=0.9), data_mesh(1)
+    state = abstract_state(model, optimizer, (16, 16), mesh, average=True)
+    step = make_train_step(
+        model, optimizer, tiny.objective(MEAN, STD, label_smoothing=0.1),
+        seed=0, mesh=mesh, accumulation=2, ema_decay=0.9,
+    )  # fmt: skip
+    after, metrics = jax.eval_shape(step, state, next(batches(1)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert {metric.dtype for metric in metrics.values()} == {np.dtype(np.float32)}
 
 
 @pytest.mark.usefixtures("quick_compilation")
