@@ -46,9 +46,7 @@ class ImageProgram:
     ):
         channels = model.architecture.in_channels
         if preprocessing is None:
-            raise ValueError(
-                "It is not known how the network's images are prepared; give a Preprocessing."
-            )
+            raise ValueError("The preprocessing is not known: give a Preprocessing.")
         if preprocessing.channels != channels:
             raise ValueError(
                 f"The network takes images of {channels} channels; the preprocessing is for "

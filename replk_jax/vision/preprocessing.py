@@ -128,8 +128,8 @@ class Preprocessing:
 def normalize(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
     """Maps uint8 (..., C) to float32 of about zero mean and unit variance in each channel."""
     per_channel = (1,) * (pixels.ndim - 1) + (-1,)
-    mean, std = (np.asarray(values, np.float32).reshape(per_channel) for values in (mean, std))
-    return (pixels.astype(np.float32) / 255 - mean) / std
+    means, stds = (np.asarray(values, np.float32).reshape(per_channel) for values in (mean, std))
+    return (pixels.astype(np.float32) / 255 - means) / stds
 
 
 _LARGEST_SIZE = 1 << 14  # an image of so many pixels a side takes a gigabyte
