@@ -96,7 +96,7 @@ def test_promotes_no_dtype():
     erasing and mixing."""
     model = replk_jax.create_model(NETWORK, num_classes=4, drop_path_rate=0.1)
     optimizer, mesh = optax.sgd(0.1, momentum=0.9), data_mesh(1)
-    state = abstract_state(model, optimizer, (16, 16), mesh, average=True)
+    state = abstract_state(model, optimizer, (16, 16), mesh, ema=True)
     step = make_train_step(
         model, optimizer, tiny.loss(MEAN, STD, label_smoothing=0.1),
         seed=0, mesh=mesh, accumulation=2, ema_decay=0.9,
