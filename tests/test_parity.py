@@ -107,7 +107,7 @@ def test_merged(family):
     """The merged network's logits, as above; its kernels are sums of products, of a few
     roundings."""
     model, variables = load(family)
-    deploy, merged = model.clone(deploy=True), replk_jax.reparameterize(variables)
+    deploy, merged = model.clone(deploy=True), jax.jit(replk_jax.reparameterize)(variables)
     logits = jax.jit(deploy.apply)(merged, nhwc(arrays(family)["x1"]))
     assert_close(logits, arrays(family)["x1.merged_logits"], 1e-5, "logits")
     if family == "replknet":  # the official code merges the branches and keeps other norms

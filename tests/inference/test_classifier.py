@@ -123,7 +123,7 @@ def test_few_shapes_are_compiled(monkeypatch):
 def test_a_merged_network_is_taken_as_it_is(classifier):
     model, variables = network()
     merged = Classifier(
-        model.clone(deploy=True), replk_jax.reparameterize(variables), PREPROCESSING
+        model.clone(deploy=True), jax.jit(replk_jax.reparameterize)(variables), PREPROCESSING
     )
     images = [picture(40, 40, seed=seed) for seed in range(3)]
     np.testing.assert_allclose(merged.logits(images), classifier.logits(images), **TOLERANCE)

@@ -115,7 +115,7 @@ def test_eval_outputs_and_every_map(name):
     for part, actual in maps["x1"].items():
         assert_close(actual, reference_data.nhwc(expected[f"x1.feature.{part}"]), 1e-5, part)
 
-    merged = replk_jax.reparameterize(variables)
+    merged = jax.jit(replk_jax.reparameterize)(variables)
     _, official_merged = load(name, "deploy")
     assert jax.tree.structure(merged) == jax.tree.structure(official_merged)
     deploy = jax.jit(model.clone(deploy=True).apply)
@@ -201,7 +201,7 @@ def test_full_size(name):
     x = reference_data.nhwc(rule.make_input(case["input_shape"], case["seed"]))
 
     logits, maps = run(model, variables, x)
-    merged = replk_jax.reparameterize(variables)
+    merged = jax.jit(replk_jax.reparameterize)(variables)
     deploy_logits = jax.jit(model.clone(deploy=True).apply)(merged, x)
     for form, actual in (("logits_train", logits), ("logits_deploy", deploy_logits)):
         np.testing.assert_allclose(actual, expected[form], rtol=0, atol=1e-4, err_msg=form)

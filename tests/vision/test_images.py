@@ -258,8 +258,8 @@ def test_other_programs_are_not_started(tmp_path, monkeypatch):
         with pytest.raises(ImageError, match="it is no image, or none of JPEG, PNG"):
             read_image(source)
     assert not started
-    with pytest.raises(OSError, match="started"):
-        Image.open(path).load()
+    with Image.open(path) as image, pytest.raises(OSError, match="started"):
+        image.load()
 
 
 @pytest.mark.parametrize("format", ["ICO", "PCX", "TGA", "SGI", "PDF", "ICNS", "MSP"])
