@@ -38,8 +38,6 @@ from replk_jax.vision.preprocessing import Preprocessing
 from tests import reference_data
 from tests.torch_import.archives import write_archive, write_with_header
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 CHECKPOINTS = reference_data.ROOT / "checkpoints"
 SECONDS_EACH = 2  # of processor time; a hang is much longer, a busy machine makes it no longer
 SECONDS_TO_LOAD = 5  # JAX builds the network
