@@ -15,8 +15,8 @@ from replk_jax.torch_import import infer_architecture, load_torch, save_torch
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure
 from tests import golden
+from tests.checkpoint.test_checkpoint import PREPROCESSING, network
 from tests.helpers import random_variables
-from tests.test_checkpoint import PREPROCESSING, network
 
 
 @pytest.fixture
@@ -128,14 +128,14 @@ def test_preprocessing(torch_file, tmp_path, capsys):
     assert "no --like" in refusal(capsys, torch_file, tmp_path / "like.pth", *like)
     assert "no released checkpoint" in refusal(capsys, torch_file, tmp_path / "x", "--like", "VGG")
     close = refusal(capsys, torch_file, tmp_path / "x", "--like", "RepLKNet-31B_ImageNet1K")
-    assert "Did you mean RepLKNet-31B_" in close
-    assert "RepLKNet-31B_ImageNet-1K_224" in close
+    assert "Did you mean replknet_31b." in close
+    assert "replknet_31b.in1k" in close
     far = refusal(capsys, torch_file, tmp_path / "x", "--like", "nosuch")
     assert "called 'nosuch'. python -m replk_jax models lists the models." in far
     without = refusal(capsys, torch_file, tmp_path / "x", "--like", "replknet_3")
     assert "no released checkpoint is of replknet_3: name a model or file" in without
     several = refusal(capsys, torch_file, tmp_path / "x", "--like", "replknet-31b")
-    assert "name one of RepLKNet-31B_ImageNet-1K_224" in several
+    assert "name one of replknet_31b.in1k, " in several
     run(torch_file, tmp_path / "model.safetensors", "--like", "RepLKNet-XL")
     assert load(tmp_path / "model.safetensors").preprocessing == told
 

@@ -16,8 +16,8 @@ from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.writer import write_torch
 from tests import golden
+from tests.checkpoint.test_checkpoint import PREPROCESSING, network
 from tests.helpers import ONE_STAGE, TINY, random_variables
-from tests.test_checkpoint import PREPROCESSING, network
 from tests.torch_import.archives import (
     add_entries,
     state_dict,
@@ -93,7 +93,7 @@ class TestGolden:
 
     def test_faults(self, show):
         shown = show(CHECKPOINTS / "wrong_keys.pth")
-        assert "loading refuses, since its tensors do not fit; faults: 3" in shown
+        assert "it cannot be loaded, since its tensors do not fit; faults: 3" in shown
         for fault in (
             "  missing: stages.2.blocks.0.large_kernel.small_conv.bn.running_var",
             "  wrong shape: stages.0.blocks.0.pw1.conv.weight is (8, 7, 1, 1)",
@@ -155,7 +155,7 @@ class TestOtherLibraries:
         assert "images: 64 x 64, warped, bilinear" in shown
         assert "; from preprocessor_config.json" in shown
         assert "names of the classes, from config.json: ['ant', 'bee']" in shown
-        assert "assumed, since a file does not tell it: an output stride of 32" in shown
+        assert "assumed, since a file does not record it: an output stride of 32" in shown
         assert "a moving average (EMA) of the weights is saved with them: --ema" in shown
         assert "weights: at the top, after 'ema.', an EMA" in show(path, "--ema")
         assert "weights: at the top, after 'ema.'" in show(path, "--prefix", "ema.")
@@ -239,7 +239,7 @@ class TestOwn:
         write_safetensors(path, {"a": np.ones(2)}, {"replk_jax": description})
         shown = show(path)
         assert "  1 tensors, 2 values, float64\n" in shown
-        assert "loading refuses, since its tensors do not fit; faults: " in shown
+        assert "it cannot be loaded, since its tensors do not fit; faults: " in shown
         assert "\n  missing: params/head/kernel (12, 4)\n" in shown
         assert "... and " in shown
 

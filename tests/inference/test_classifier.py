@@ -155,7 +155,7 @@ def test_grey_images():
     [
         ({"num_classes": None}, (PREPROCESSING,), "no classifier"),
         ({"out_indices": (0, 1)}, (PREPROCESSING,), "no classifier"),
-        ({}, (None,), "not known how"),
+        ({}, (None,), "The preprocessing is not known"),
         (
             {},
             (Preprocessing(32, mean=(0.5,), std=(0.5,)),),

@@ -24,6 +24,7 @@ import pytest
 from flax import traverse_util
 
 from replk_jax import checkpoint
+from replk_jax.io.errors import FileError
 from replk_jax.io.safetensors import write_safetensors
 from replk_jax.io.tensors import StoredTensor
 from replk_jax.models import RepLKNetArchitecture, create_model
@@ -31,7 +32,7 @@ from replk_jax.models.variables import abstract_variables
 from replk_jax.torch_import import infer_architecture, load_torch
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.placeholders import Placeholder
-from replk_jax.torch_import.reader import FileError, metadata, read
+from replk_jax.torch_import.reader import WeightsFile
 from replk_jax.torch_import.writer import write_torch
 from replk_jax.vision.preprocessing import Preprocessing
 from tests import golden
@@ -77,8 +78,9 @@ def try_to_read(path, files=()):
     begin = time.process_time()
     _events = []
     try:
-        metadata(path)
-        walk(read(path))
+        file = WeightsFile(path)
+        walk(file.metadata)
+        walk(file.contents)
         refusal = None
     except FileError as error:
         refusal = str(error)

@@ -27,11 +27,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from replk_jax.io.errors import FileError
 from replk_jax.io.safetensors import write_safetensors
 from replk_jax.io.tensors import StoredTensor, check_total_size
 from replk_jax.torch_import.pickle_machine import Unpickler
 from replk_jax.torch_import.placeholders import Placeholder, UnreadableTensor
-from replk_jax.torch_import.reader import FileError, metadata, read
+from replk_jax.torch_import.reader import WeightsFile, read
 from replk_jax.torch_import.writer import write_torch
 from tests import golden
 from tests.torch_import.archives import state_dict, tensor, write_archive, write_with_header
@@ -642,7 +643,8 @@ TRAPS = {
 READ_ALL = """
 import json, re, sys, time
 from pathlib import Path
-from replk_jax.torch_import.reader import FileError, read
+from replk_jax.io.errors import FileError
+from replk_jax.torch_import.reader import read
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -1137,15 +1139,15 @@ class TestSafetensors:
 
     def test_metadata(self, tmp_path):
         write_safetensors(tmp_path / "f", {"w": np.zeros(2)}, {"a": "b"})
-        assert metadata(tmp_path / "f") == {"a": "b"}
+        assert WeightsFile(tmp_path / "f").metadata == {"a": "b"}
         write_safetensors(tmp_path / "f", {"w": np.zeros(2)}, {})
-        assert metadata(tmp_path / "f") == {}
+        assert WeightsFile(tmp_path / "f").metadata == {}
         write_torch(tmp_path / "f", {"w": np.zeros(2)})
-        assert metadata(tmp_path / "f") == {}
+        assert WeightsFile(tmp_path / "f").metadata == {}
         for wrong in (b'{"__metadata__": 1}', b'{"__metadata__": {"a": 1}}'):
             write_with_header(tmp_path / "f", wrong)
             with pytest.raises(FileError, match="not strings by strings"):
-                metadata(tmp_path / "f")
+                _ = WeightsFile(tmp_path / "f").metadata
 
     def test_against_the_library(self, tmp_path):
         library = pytest.importorskip("safetensors.numpy")
@@ -1156,7 +1158,7 @@ class TestSafetensors:
             for i, dtype in enumerate(3 * dtypes)
         }
         library.save_file(arrays, tmp_path / "f", {"key": "value"})
-        assert metadata(tmp_path / "f") == {"key": "value"}
+        assert WeightsFile(tmp_path / "f").metadata == {"key": "value"}
         tensors = read(tmp_path / "f")
         assert set(tensors) == set(arrays)
         for name, array in arrays.items():
