@@ -35,7 +35,10 @@ def network(name):
     return Checkpoint(model, random_variables(model), PREPROCESSING)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.exhaustive) if n == "resnet_18" else n for n in NETWORKS],
+)
 def test_from_a_file_to_predictions_and_features(name, tmp_path, capsys):
     saved = network(name)
     path = tmp_path / "network.safetensors"

@@ -133,7 +133,7 @@ def test_an_error_inside_a_configuration_keeps_its_traceback(tmp_path):
 def test_help_that_cannot_be_written():
     read, write = os.pipe()
     os.close(read)
-    program = "from train import command_line; command_line.run(print)"
+    program = "from train.engine import config_flags; config_flags.run(print)"
     command = [sys.executable, "-c", program, "--help"]
     with os.fdopen(write, "w") as gone, open("/dev/full", "w") as full:
         statuses, errors = [], []
