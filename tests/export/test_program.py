@@ -260,6 +260,7 @@ def test_onnx(tmp_path, name, fields):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.usefixtures("printed_warnings")
 class TestCommandLine:
     @pytest.fixture
     def weights(self, tmp_path):
