@@ -1,3 +1,5 @@
+"""The tests read what the command line prints, warnings too."""
+
 import pytest
 
 
