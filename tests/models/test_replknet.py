@@ -11,7 +11,7 @@ import pytest
 
 import replk_jax
 from replk_jax import RepLKNetArchitecture
-from replk_jax.models.replknet import ReparamLargeKernelConv
+from replk_jax.models.reparam_convs import ReparamLargeKernelConv
 from replk_jax.models.variables import abstract_variables
 from tests import reference_data
 from tests.helpers import TINY, random_images, random_variables

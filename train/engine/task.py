@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from replk_jax.checkpoint import Checkpoint
 from replk_jax.models.network import Network
-from replk_jax.vision.preprocessing import Preprocessing
+from replk_jax.vision.base_preprocessing import BasePreprocessing
 from train.reporting.unreadable import Report
 
 Batch = Mapping[str, jax.Array]
@@ -137,7 +137,7 @@ class Evaluation:
 
     metrics: Metrics
     examples: EvaluationExamples
-    preprocessing: Preprocessing
+    preprocessing: BasePreprocessing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Task:
     loss: Loss
     training: TrainingExamples
     evaluations: Mapping[str, Evaluation]
-    preprocessing: Preprocessing
+    preprocessing: BasePreprocessing
     class_names: tuple[str, ...] | None
 
     @property

@@ -11,17 +11,16 @@ import optax
 import pytest
 
 import replk_jax
-from configs import common
 from tests import reference_data
 from tests.helpers import data_mesh
 from tests.models.test_replknet_golden import load
 from tests.train import tiny
 from train.engine import parallel
-from train.engine.optimizer import make_optimizer, warmup_cosine
+from train.engine.optimizer import make_optimizer
+from train.engine.schedules import warmup_cosine
 from train.engine.step import TrainState, abstract_state, init_state, make_train_step
 from train.errors import RunError
 
-RECIPE = common.get_config().optimizer  # AdamW's
 # One stage has every kind of layer but a transition.
 NETWORK = replk_jax.RepLKNetArchitecture((7,), (1,), (8,), small_kernel=3)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -40,7 +39,7 @@ def losses(devices, steps=8, seed=0, fsdp=1, accumulation=1, **augmentation):
     """The losses, the state after the last step, and the statistics after the first."""
     model = replk_jax.create_model(NETWORK, num_classes=4, drop_path_rate=0.1)
     mesh = data_mesh(devices, fsdp)
-    optimizer = make_optimizer(RECIPE, warmup_cosine(2e-3, 1e-5, 2, 8))
+    optimizer = make_optimizer("adamw", warmup_cosine(2e-3, 1e-5, 2, 8), weight_decay=0.05)
     state = init_state(model, optimizer, (16, 16), seed, mesh, ema=True)
     step = make_train_step(
         model, optimizer, tiny.loss(MEAN, STD, label_smoothing=0.1, **augmentation),
@@ -133,9 +132,7 @@ def test_three_steps_of_the_official_training():
 
     scales = jax.tree_util.tree_map_with_path(decay, variables["params"])
     optimizer = optax.chain(
-        make_optimizer(
-            {**RECIPE, "weight_decay": recipe["weight_decay"]}, lambda step: recipe["lr"]
-        ),
+        make_optimizer("adamw", lambda step: recipe["lr"], weight_decay=recipe["weight_decay"]),
         optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, scales)),
     )
     mesh = data_mesh(1)
@@ -175,7 +172,7 @@ def test_loss_and_statistics_of_one_step():
     """Cross entropy with smoothed labels and the norms, computed apart."""
     model = replk_jax.create_model(NETWORK, num_classes=4)
     mesh = data_mesh(1)
-    optimizer = make_optimizer(RECIPE, lambda step: 1e-3)
+    optimizer = make_optimizer("adamw", lambda step: 1e-3, weight_decay=0.05)
     state = init_state(model, optimizer, (16, 16), 0, mesh)
     before = jax.tree.map(np.array, state)
     step = make_train_step(

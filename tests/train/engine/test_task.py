@@ -13,7 +13,8 @@ from PIL import Image
 
 import replk_jax
 from replk_jax.checkpoint import load
-from replk_jax.vision.preprocessing import Preprocessing, normalize
+from replk_jax.vision.base_preprocessing import normalize
+from replk_jax.vision.preprocessing import Preprocessing
 from tests.train import tiny
 from train import compare
 from train.data.sources import open_source
