@@ -1,9 +1,13 @@
 """The fields of every configuration, with the paper's values where an experiment sets none."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from ml_collections import ConfigDict, FieldReference, config_dict
 
+from replk_jax.models.architecture import field_types
+from replk_jax.models.family import ModelFamily
+from replk_jax.models.registry import FAMILIES
 from train.errors import RunError
 
 
@@ -27,9 +31,10 @@ def get_config() -> ConfigDict:
             "init_adapt_input": False,
             # Of the parameters, the order of the data, the augmentation and stochastic depth.
             "seed": 0,
-            # See replk_jax.create_model. Of the sections that of the named model's family counts;
-            # a field that is None is as the named model has it, and small_kernel=0 builds no small
-            # kernel.
+            # See replk_jax.create_model. Of the sections, one a family, that of the named model
+            # counts. It has the fields of the family's architecture, such as
+            # `replk_jax.RepLKNetArchitecture`, and of its network the rates of dropping. A field
+            # that is None is as the named model has it, and small_kernel=0 builds no small kernel.
             "model": {
                 "name": "replknet_31b",
                 "in_channels": config_dict.placeholder(int),
@@ -39,43 +44,7 @@ def get_config() -> ConfigDict:
                 # What blocks keep for the backward pass, which computes the rest again: "full"
                 # nothing, "save_depthwise" the results of depthwise convolutions, None everything.
                 "remat": config_dict.placeholder(str),
-                "replknet": {
-                    "kernel_sizes": config_dict.placeholder(tuple),
-                    "layers": config_dict.placeholder(tuple),
-                    "channels": config_dict.placeholder(tuple),
-                    "small_kernel": config_dict.placeholder(int),
-                    "dw_ratio": config_dict.placeholder(float),
-                    "ffn_ratio": config_dict.placeholder(float),
-                    "dilated_branches": config_dict.placeholder(tuple),
-                    "drop_path_rate": 0.0,
-                },
-                "repvgg": {
-                    "layers": config_dict.placeholder(tuple),
-                    "channels": config_dict.placeholder(tuple),
-                    # One number for every second layer, or a tuple with one for each layer.
-                    "groups": config_dict.placeholder(object),
-                    "squeeze_excite": config_dict.placeholder(bool),
-                    "block": config_dict.placeholder(str),
-                },
-                "mobilenet_v2": {
-                    "kernel_sizes": config_dict.placeholder(tuple),
-                    "small_kernel": config_dict.placeholder(int),
-                    "shortcuts": config_dict.placeholder(bool),
-                    "layers": config_dict.placeholder(tuple),
-                    "channels": config_dict.placeholder(tuple),
-                    "strides": config_dict.placeholder(tuple),
-                    "expansions": config_dict.placeholder(tuple),
-                    "stem_channels": config_dict.placeholder(int),
-                    "last_channels": config_dict.placeholder(int),
-                    "dilation": config_dict.placeholder(int),
-                    "dropout_rate": 0.0,
-                },
-                "resnet": {
-                    "layers": config_dict.placeholder(tuple),
-                    "channels": config_dict.placeholder(tuple),
-                    "block": config_dict.placeholder(str),
-                    "stride_in_1x1": config_dict.placeholder(bool),
-                },
+                **{family.name: _section(family) for family in FAMILIES},
             },
             "data": {
                 # A classification data set of TensorFlow Datasets, and the folder where it was
@@ -198,6 +167,14 @@ def get_config() -> ConfigDict:
             },
         }
     )
+
+
+def _section(family: ModelFamily) -> dict[str, Any]:
+    """The section of a family in `model`."""
+    types = field_types(family.architecture)
+    shared = {"in_channels"}
+    fields = {name: config_dict.placeholder(types[name]) for name in types if name not in shared}
+    return fields | dict.fromkeys(family.network.rates, 0.0)
 
 
 def without_augmentation(config: ConfigDict) -> None:

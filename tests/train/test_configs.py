@@ -53,7 +53,7 @@ def test_every_row_makes_sense_and_builds_its_model(file, row):
     model = configuration.build_model(config)
     assert model.dtype == config.model.dtype
     if file not in CHANGED:
-        assert name_of(model.architecture) == config.model.name
+        assert name_of(model) == config.model.name
 
 
 @pytest.mark.parametrize("file", ROWS)
@@ -187,10 +187,10 @@ def test_gpus_that_make_no_batch(text, message):
 def test_every_field_of_a_family_is_in_its_section():
     """All of the architecture but what the sections share; of the network only what it has."""
     sections = common.get_config().model
-    for architecture, family in FAMILIES.items():
-        section = set(sections[configuration.family_section(family)])
-        of_architecture = {field.name for field in dataclasses.fields(architecture)}
-        of_network = {field.name for field in dataclasses.fields(family)}
+    for family in FAMILIES:
+        section = set(sections[family.name])
+        of_architecture = {field.name for field in dataclasses.fields(family.architecture)}
+        of_network = {field.name for field in dataclasses.fields(family.network)}
         assert of_architecture - {"in_channels"} <= section
         assert section <= of_architecture | of_network
 

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 import replk_jax
 from replk_jax.io.files import json_text, replace_text
+from replk_jax.models.backbone import Backbone
 from replk_jax.models.layers import REMAT_POLICIES
-from replk_jax.models.network import Network
+from replk_jax.models.registry import FAMILIES, family_of
 from train.engine.freezing import Freezing
 from train.engine.optimizer import (
     DECAY_OF,
@@ -187,7 +188,7 @@ def build_penalty(recipe: ConfigDict) -> Penalty | None:
     return custom_l2_penalty(recipe.weight_decay) if recipe.custom_l2 else None
 
 
-def build_model(config: ConfigDict) -> Network:
+def build_model(config: ConfigDict) -> Backbone:
     """The model that `config.model` describes; its `num_classes` follows from the data.
 
     Raises:
@@ -195,7 +196,7 @@ def build_model(config: ConfigDict) -> Network:
     """
     model = config.model
     try:
-        section = family_section(type(replk_jax.create_model(model.name)))
+        section = family_of(model.name).name
         shared = {name: model[name] for name in ("in_channels", "output_stride", "remat")}
         fields = {**shared, **model[section]}
         fields = {name: value for name, value in fields.items() if value is not None}
@@ -206,11 +207,6 @@ def build_model(config: ConfigDict) -> Network:
         return network
     except (ValueError, TypeError) as error:
         raise RunError(f"config.model: {error}") from error
-
-
-def family_section(family: type[Network]) -> str:
-    """The section of `config.model` for a family: it is called as the file of the family is."""
-    return family.__module__.rpartition(".")[2]
 
 
 def remember(config: ConfigDict, workdir: Path) -> list[str]:
@@ -324,6 +320,9 @@ def _get(config: ConfigDict, field: str) -> Any:
     return value
 
 
+# Of dropping, in the sections of the families.
+_RATES = [f"model.{family.name}.{rate}" for family in FAMILIES for rate in family.network.rates]
+
 RUN_RULES = (
     Rule(
         "batch_size accumulation eval_batch_size log_every_steps checkpoints.every_steps "
@@ -358,8 +357,7 @@ RUN_RULES = (
     ),
     Rule("seed", lambda value: 0 <= value < 2**32, "0 or more and less than 2**32"),
     Rule(
-        "ema_decay optimizer.b1 optimizer.b2 optimizer.momentum "
-        "model.replknet.drop_path_rate model.mobilenet_v2.dropout_rate",
+        " ".join(("ema_decay optimizer.b1 optimizer.b2 optimizer.momentum", *_RATES)),
         lambda value: 0 <= value < 1,
         "0 or more and less than 1",
     ),

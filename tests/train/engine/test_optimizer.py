@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 import replk_jax
 from configs import common, mobilenet_v2, repvgg_imagenet
 from replk_jax.models.variables import abstract_variables
-from tests import golden
+from tests import reference_data
 from train.engine.config import build_optimizer
 from train.engine.freezing import Freezing
 from train.engine.optimizer import by_path, decayed, layer_lr_factor, make_optimizer
@@ -91,28 +91,30 @@ def paths_of(official_names, scales=()):
     """Where these parameters are in the tree; of `scales`, the ends of names, the batch norms'."""
     paths = set()
     for name in official_names:
-        *modules, last = golden.flax_path(name)
+        *modules, last = reference_data.flax_path(name)
         weight = "scale" if name.endswith(scales) else "kernel"
         paths.add((*modules, weight if last == "weight" else last))
     return paths
 
 
-@golden.requires_golden
+@reference_data.required
 def test_the_same_parameters_decay_as_in_the_official_groups():
-    groups = json.loads((golden.ROOT / "training/param_groups_31b_no_layer_decay.json").read_text())
+    groups = json.loads(
+        (reference_data.ROOT / "training/param_groups_31b_no_layer_decay.json").read_text()
+    )
     expected = {name for group in groups for name in group["params"] if group["weight_decay"] > 0}
     assert moved_by_decay(replk_jax.create_model("replknet_31b"), ADAMW) == paths_of(expected)
 
 
-@golden.requires_golden
+@reference_data.required
 @pytest.mark.parametrize(("name", "decay"), [("31b", 0.7), ("xl", 0.8)])
 def test_learning_rates_by_layer_are_the_official_ones(name, decay):
     """Of every parameter; and what decays does so whatever its learning rate."""
-    path = golden.ROOT / f"training/param_groups_{name}_layer_decay_{decay}.json"
+    path = reference_data.ROOT / f"training/param_groups_{name}_layer_decay_{decay}.json"
     groups = json.loads(path.read_text())
     expected = {key: group["lr_scale"] for group in groups for key in group["params"]}
     factors = lr_factors(replk_jax.create_model(f"replknet_{name}"), decay=decay)
-    actual = golden.by_official_name({"params": factors})
+    actual = reference_data.by_official_name({"params": factors})
     assert actual.keys() == expected.keys()
     for key, scale in expected.items():
         assert float(actual[key]) == pytest.approx(scale, rel=1e-12), key
@@ -154,7 +156,7 @@ STAGES = [
 def test_learning_rates_by_stage(name):
     """Of every parameter, against a table by name: 1 for the head, 0.4 ** 5 for the stem."""
     factors = lr_factors(replk_jax.create_model(f"replknet_{name}"), decay=0.4, by="stage")
-    scales = golden.by_official_name({"params": factors})
+    scales = reference_data.by_official_name({"params": factors})
     counts = [0] * len(STAGES)
     for key, scale in scales.items():
         (group,) = (i for i, starts in enumerate(STAGES) if key.startswith(starts))
@@ -242,9 +244,9 @@ def test_a_learning_rate_of_the_head():
     np.testing.assert_allclose(steps, [0.1, 1.0], rtol=1e-6)
 
 
-@golden.requires_golden
+@reference_data.required
 def test_the_same_parameters_of_repvgg_decay_as_in_the_official_groups():
-    path = golden.ROOT / "training/repvgg_a0_weight_decay_groups.json"
+    path = reference_data.ROOT / "training/repvgg_a0_weight_decay_groups.json"
     names = json.loads(path.read_text())["with_weight_decay"]
     expected = paths_of(names, scales=("rbr_identity.weight",))
     recipe = repvgg_imagenet.get_config().optimizer

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import golden
+from tests import reference_data
 from train.engine.schedules import make_schedule, warmup_cosine
 
 BASE = 0.01
@@ -118,21 +118,21 @@ RECIPES = {
 }
 
 
-@golden.requires_golden
+@reference_data.required
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_rates_of_the_downstream_recipes(recipe):
-    path = golden.ROOT / "downstream/transforms/learning_rates.json"
+    path = reference_data.ROOT / "downstream/transforms/learning_rates.json"
     case = json.loads(path.read_text())[recipe]
     schedule = make_schedule(peak_lr=case["base"], **RECIPES[recipe])
     steps, expected = zip(*case["rates"], strict=True)
     np.testing.assert_allclose(rates(schedule, steps), expected, rtol=1e-5)
 
 
-@golden.requires_golden
+@reference_data.required
 @pytest.mark.parametrize("name", ["lr with warm-up epochs", "lr with warm-up steps", "no warm-up"])
 def test_cosine_is_the_official_one(name):
     """Every value; 1e-6 of the peak is float32's rounding."""
-    case = json.loads((golden.ROOT / "training/cosine_schedules.json").read_text())[name]
+    case = json.loads((reference_data.ROOT / "training/cosine_schedules.json").read_text())[name]
     arguments, expected = case["arguments"], np.array(case["values"])
     per_epoch = arguments["niter_per_ep"]
     warmup = arguments.get("warmup_steps", arguments.get("warmup_epochs", 0) * per_epoch)
