@@ -239,4 +239,12 @@ FAMILY = ModelFamily(
         "mobilenet_v2_dilated_4": MobileNetV2Architecture(dilation=4),
         "mobilenet_v2_dilated_6": MobileNetV2Architecture(dilation=6),
     },
+    synonyms={r"mobilenetv2(?:100|1\.0\d*)": "mobilenet_v2"},  # width 1.0
+    lookalikes={
+        r"mobilenetv2(?:\d{3}d?|\d\.\d+)": (
+            "a MobileNetV2 of another width or depth. Give channels, layers, stem_channels and "
+            "last_channels to create_model('mobilenet_v2', ...)."
+        ),
+        r"mobilenet(?:v[1345]|edgetpu).*": "another MobileNet than V2, which is not known here.",
+    },
 )

@@ -490,4 +490,5 @@ FAMILY = ModelFamily(
         "repvgg_b3g4": _by_multipliers(_B, 3, 5, groups=4),
         "repvgg_d2se": _by_multipliers((8, 14, 24, 1), 2.5, 5, squeeze_excite=True),
     },
+    lookalikes={r"repvggplus.*|repvgg.+plus.*": "RepVGGplus, which is not known here."},
 )

@@ -210,4 +210,13 @@ FAMILY = ModelFamily(
         "resnet_101": ResNetArchitecture((3, 4, 23, 3)),
         "resnet_152": ResNetArchitecture((3, 8, 36, 3)),
     },
+    lookalikes={
+        r"resnet\d+": (
+            "a ResNet of another depth. Give layers to create_model('resnet_18', ...) for basic "
+            "blocks, or to create_model('resnet_50', ...) for bottleneck blocks."
+        ),
+        r"resnet(?:\d+[a-z]|[a-z]).*|.+resnet.*|.*(?:resne[xs]t|res2net).*": (
+            "a variant of ResNet that is not known here."
+        ),
+    },
 )
