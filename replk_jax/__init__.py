@@ -18,6 +18,7 @@ from replk_jax.models import (
     create_model,
     list_models,
 )
+from replk_jax.models.pretrained import list_pretrained
 from replk_jax.models.summary import Summary, summary
 from replk_jax.ops import DepthwiseConv2D, depthwise_conv2d
 from replk_jax.reparam import (
@@ -62,6 +63,7 @@ __all__ = [
     "export_model",
     "infer_architecture",
     "list_models",
+    "list_pretrained",
     "load",
     "load_torch",
     "merge_branches",

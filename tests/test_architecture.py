@@ -38,6 +38,10 @@ LEVELS = {
 }
 
 
+# Packages of which other modules import only the names that the package itself lists.
+WITH_A_FACE = ("replk_jax.torch_import", "replk_jax.checkpoint")
+
+
 def modules() -> dict[str, Path]:
     paths = [
         path for top in ("replk_jax", "train", "configs") for path in (ROOT / top).rglob("*.py")
@@ -78,6 +82,15 @@ def test_imports_run_downwards(module):
     for imported in imports(ast.parse(MODULES[module].read_text())):
         other = room_of(imported)
         assert room == other or LEVELS[other] < LEVELS[room], f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_package_with_a_face_is_imported_by_it(module):
+    for imported in imports(ast.parse(MODULES[module].read_text())):
+        for package in WITH_A_FACE:
+            inner = imported.startswith(f"{package}.")
+            outside = module != package and not module.startswith(f"{package}.")
+            assert not (inner and outside), f"{module} imports {imported}"
 
 
 def test_every_room_is_there():

@@ -14,6 +14,7 @@ from PIL import Image
 from replk_jax import (
     create_model,
     list_models,
+    list_pretrained,
     load_torch,
     reparameterize,
     save_torch,
@@ -74,6 +75,18 @@ MODELS = re.findall(r"`([a-z]+_\w+)`", TEXT.split("## Install")[0])
 def test_models_of_the_table_exist():
     assert {"replknet_31b", "repvgg_a0", "mobilenet_v2", "resnet_152"} <= set(MODELS)
     assert set(MODELS) <= set(list_models())
+
+
+def test_table_of_published_weights():
+    """The stated licence is that of every checkpoint; no checkpoint is left out."""
+    rows = re.findall(r"^\| (`[^|]*`) \|[^|]*\|[^|]*\| (\S+) \|$", section(PUBLISHED), re.MULTILINE)
+    stated = {
+        tag: licence
+        for patterns, licence in rows
+        for pattern in re.findall("`(.*?)`", patterns)
+        for tag in list_pretrained(pattern)
+    }
+    assert stated == {entry.tag: entry.licence for entry in pretrained.PRETRAINED}
 
 
 def test_code_of_the_operator(capsys):

@@ -30,10 +30,12 @@ from train.data import pipeline
 from train.data.pillow_reference import PillowTransform
 from train.data.pipeline import Example, Source
 from train.data.sources import FolderSource
-from train.data.transforms import TrainTransform, make_train_transform
+from train.data.transforms import TrainTransform
 from train.engine import config as configuration
 from train.engine import config_flags as command_line
 from train.errors import RunError, stopping
+from train.tasks import classification_config
+from train.tasks.classification import make_train_transform
 
 _IMAGES = flags.DEFINE_integer("images", 512, "how many images to make", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "how often all is measured", lower_bound=1)
@@ -54,6 +56,7 @@ def main(_: list[str]) -> None:
     with stopping():
         config = command_line.CONFIG.value
         configuration.check(config)
+        classification_config.check(config)
         path = _JSON.value and command_line.flag_path("json", _JSON.value)
         if path and (path.is_dir() or not path.parent.is_dir()):  # before anything is measured
             raise RunError(f"--json={path} must name a file in a folder that exists.")

@@ -271,6 +271,15 @@ class Benchmark:
         )
 
 
+def failures(rows: Iterable[Row]) -> list[str]:
+    """The measurements of the operator itself that failed, one line each."""
+    return [
+        f"{row.layer}, {row.passes}: {row.skipped}"
+        for row in rows
+        if row.contender == OURS and row.skipped
+    ]
+
+
 def _packed(shape: Shape, operands: list) -> Program:
     """The kernel of `mosaic_gpu` on images that have its layout already."""
     packed = [(jax.jit(pack)(x), kernel) for x, kernel, _ in operands]
@@ -280,13 +289,15 @@ def _packed(shape: Shape, operands: list) -> Program:
 
 def _expected_seconds(layer: Layer, passes: str, name: str, before: list[Row]) -> float:
     """What the same contender took for the layer nearest in size, in proportion; or else 0."""
-    comparable = [
-        row for row in before if row.timing and (row.passes, row.contender) == (passes, name)
+    measured = [
+        (row.layer.products, row.timing.median)
+        for row in before
+        if row.timing and (row.passes, row.contender) == (passes, name)
     ]
-    if not comparable:
+    if not measured:
         return 0.0
-    nearest = min(comparable, key=lambda row: abs(math.log(row.layer.products / layer.products)))
-    return nearest.timing.median * layer.products / nearest.layer.products
+    products, seconds = min(measured, key=lambda each: abs(math.log(each[0] / layer.products)))
+    return seconds * layer.products / products
 
 
 def _brief(error: Exception) -> str:

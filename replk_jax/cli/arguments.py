@@ -11,13 +11,14 @@ from replk_jax.vision.preprocessing import Preprocessing
 
 
 def add_reading(verb: argparse.ArgumentParser) -> None:
-    """What to take from a file of weights, and what to add that its name does not tell."""
+    """What to take from a file of weights, and what to add that the file does not state."""
     verb.add_argument(
         "--like",
         type=_preprocessing,
         dest="preprocessing",
         metavar="NAME",
-        help="prepare images as for the released checkpoint of this file name, or of this model",
+        help="prepare images as for this checkpoint: a tag of `models --pretrained`, the name of "
+        "its file, or a model",
     )
     add_selection(verb)
 

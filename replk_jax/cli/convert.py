@@ -15,8 +15,7 @@ from replk_jax.cli.divergence import warn_if_diverged
 from replk_jax.cli.text import printable
 from replk_jax.io.errors import naming
 from replk_jax.reparam import check_equivalence, reparameterize
-from replk_jax.torch_import.families import family_of
-from replk_jax.torch_import.load import TORCH_ENDINGS, save_torch
+from replk_jax.torch_import import TORCH_ENDINGS, check_published, save_torch
 
 _OWN_ENDINGS = {".safetensors", ""}
 
@@ -64,7 +63,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     merge = arguments.deploy and not network.model.deploy
     if for_torch:
         with naming(source):
-            family_of(network.model).expect_published(network.model, merge)
+            check_published(network.model, merged=merge)
     if merge:
         _compare_structures(network)
     if for_torch:

@@ -1,8 +1,7 @@
 """A warning about the weights of a run that diverged."""
 
-import warnings
-
 from replk_jax.checkpoint import Checkpoint
+from replk_jax.io.user_warnings import warn_user
 from replk_jax.models.variables import diverged_tensors
 
 
@@ -12,8 +11,7 @@ def warn_if_diverged(network: Checkpoint) -> None:
     if diverged:
         count = f"{len(diverged)} tensors have" if len(diverged) > 1 else "One tensor has"
         first = "the first is" if len(diverged) > 1 else "it is"
-        warnings.warn(
+        warn_user(
             f"{count} NaN or infinite values or negative variances; {first} {diverged[0]}. The "
-            "weights may be of a run that diverged: the network's outputs may be NaN.",
-            stacklevel=2,
+            "weights may be of a run that diverged: the network's outputs may be NaN."
         )

@@ -6,8 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from replk_jax import checkpoint
-from replk_jax.checkpoint import Checkpoint, pointing_to_checkpoint, read_description
+from replk_jax.checkpoint import (
+    Checkpoint,
+    OrbaxCheckpoint,
+    SafetensorsCheckpoint,
+    TorchCheckpoint,
+    open_checkpoint,
+)
 from replk_jax.cli.argument_types import user_path
 from replk_jax.cli.arguments import add_selection, selection
 from replk_jax.cli.text import printable, shortened
@@ -17,10 +22,7 @@ from replk_jax.models import pretrained
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.description import architecture_in_words, joined
 from replk_jax.models.network import Network
-from replk_jax.torch_import.entries import Selection
-from replk_jax.torch_import.load import recognize
-from replk_jax.torch_import.placeholders import Placeholder
-from replk_jax.torch_import.reader import read, source_files
+from replk_jax.torch_import import Contents, Placeholder, Recognized, Selection, recognize
 from replk_jax.vision.preprocessing import Preprocessing
 
 _LONGEST_NAME = 80
@@ -28,7 +30,7 @@ _WIDEST_COLUMN = 24
 
 
 def add_parser(verbs) -> None:
-    inspect = verbs.add_parser("inspect", help="tell what is in a checkpoint, running none of it")
+    inspect = verbs.add_parser("inspect", help="show what is in a checkpoint, running none of it")
     inspect.add_argument(
         "file", type=user_path, help="a PyTorch file, or what convert or train wrote"
     )
@@ -38,19 +40,17 @@ def add_parser(verbs) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    path, network = arguments.file, read_description(arguments.file)
-    if network is None:
-        _print(_of_torch_file(path, Selection(**selection(arguments)), arguments.tensors))
-    elif arguments.ema:
-        raise ValueError(f"{path} holds one set of weights, no moving average (EMA) beside it.")
-    elif arguments.key or arguments.prefix:
-        raise ValueError(f"{path} was saved by this package: --key and --prefix do not apply.")
-    elif not checkpoint.is_own_folder(path):
-        _print(_of_own_file(path, network, arguments.tensors))
+    selected, opened = Selection(**selection(arguments)), open_checkpoint(arguments.file)
+    if isinstance(opened, TorchCheckpoint):
+        _print(_of_torch_file(opened, selected, arguments.tensors))
+        return
+    opened.check_selection(selected)
+    if isinstance(opened, SafetensorsCheckpoint):
+        _print(_of_own_file(opened, arguments.tensors))
     elif arguments.tensors:
-        raise ValueError(f"--tensors lists what a file holds, and {path} is a folder.")
+        raise ValueError(f"--tensors lists what a file holds, and {opened.path} is a folder.")
     else:
-        _print(_of_folder(path, network))
+        _print(_of_folder(opened))
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -62,12 +62,9 @@ def _print(lines: Iterable[str]) -> None:
 # --- Files -------------------------------------------------------------------------------
 
 
-def _of_torch_file(path: Path, selected: Selection, tensors: bool) -> Iterator[str]:
-    with pointing_to_checkpoint(path):
-        contents = read(path)
-    files = source_files(path)
-    size = sum(file.stat().st_size for file in files)
-    yield f"{path}, a PyTorch checkpoint of {size:,} bytes"
+def _of_torch_file(opened: TorchCheckpoint, selected: Selection, tensors: bool) -> Iterator[str]:
+    path, contents, files = opened.path, opened.contents, opened.files
+    yield f"{path}, a PyTorch checkpoint of {_size(files):,} bytes"
     if len(files) > 1 or path.is_dir():
         yield from _indented(f"file {file.name}" for file in files)
     yield from _indented(_entries(contents))
@@ -78,33 +75,39 @@ def _of_torch_file(path: Path, selected: Selection, tensors: bool) -> Iterator[s
     except ValueError as error:
         yield from f"no network that is known here: {error}".splitlines()
     else:
-        yield from str(found).splitlines()
-        if found.faults:
-            yield from _faults(found.faults)
-        else:
-            yield from _indented(_around(path, contents, found.model))
+        yield from _recognized(opened, found)
         if found.has_ema and not selected.prefer_ema:
             yield "  a moving average (EMA) of the weights is saved with them: --ema"
     if tensors:
         yield from _tensors(contents)
 
 
-def _of_own_file(path: Path, network: Checkpoint, tensors: bool) -> Iterator[str]:
-    contents = read(path)
-    size = sum(file.stat().st_size for file in source_files(path))
-    yield f"{path}, a network in replk_jax's format, of {size:,} bytes"
-    yield f"  {_summary(contents)}"
-    yield from _description(network)
-    yield from _faults(checkpoint.faults(contents, network))
+def _recognized(opened: TorchCheckpoint, found: Recognized) -> Iterator[str]:
+    yield from str(found).splitlines()
+    if found.faults:
+        yield from _faults(found.faults)
+    else:
+        yield from _indented(_around(opened, found.model))
+
+
+def _of_own_file(opened: SafetensorsCheckpoint, tensors: bool) -> Iterator[str]:
+    yield f"{opened.path}, a network in replk_jax's format, of {_size(opened.files):,} bytes"
+    yield f"  {_summary(opened.tensors)}"
+    yield from _description(opened.description)
+    yield from _faults(opened.faults())
     if tensors:
-        yield from _tensors(contents)
+        yield from _tensors(opened.tensors)
 
 
-def _of_folder(path: Path, network: Checkpoint) -> Iterator[str]:
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    yield f"{path}, a checkpoint in Orbax's format, of {size:,} bytes"
-    yield from _description(network)
+def _of_folder(opened: OrbaxCheckpoint) -> Iterator[str]:
+    files = [file for file in opened.path.rglob("*") if file.is_file()]
+    yield f"{opened.path}, a checkpoint in Orbax's format, of {_size(files):,} bytes"
+    yield from _description(opened.description)
     yield "  whether its tensors are those of this network is seen when it is loaded"
+
+
+def _size(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 # --- Networks ----------------------------------------------------------------------------
@@ -132,16 +135,16 @@ def _use(model: Backbone) -> Iterator[str]:
         yield f"a backbone that gives the stages {joined(model.out_indices)}"
 
 
-def _around(path: Path, contents: Any, model: Network) -> Iterator[str]:
+def _around(opened: TorchCheckpoint, model: Network) -> Iterator[str]:
     """What a PyTorch checkpoint, the files next to it and its name say besides the weights."""
-    known = checkpoint.torch_description(path, contents, model)
+    known = opened.describe(model)
     if known.unrecorded:
         yield f"its configuration has a backbone with {known.unrecorded}"
     yield from _images(known.preprocessing, model, known.preprocessing_source)
     if known.class_names:
         names = printable(list(known.class_names))
         yield f"names of the classes, from {known.class_names_source}: {names}"
-    entry = pretrained.recognize(path, model)
+    entry = pretrained.recognize(opened.path, model)
     if entry and entry.top1 is not None:
         top5 = "" if entry.top5 is None else f", {entry.top5} % top-5"
         yield f"published by this name: {entry.top1} % top-1{top5} on ImageNet-1K"
@@ -161,19 +164,19 @@ def _images(
         f"mean {preprocessing.mean}, std {preprocessing.std}{f'; from {source}' if source else ''}"
     )
     if known is None:
-        yield "which is a guess: the file does not say it, nor has it the name of a released one"
+        yield "which is a guess, since neither the file nor its name says it"
 
 
 def _faults(faults: Sequence[str]) -> Iterator[str]:
     if faults:
-        yield f"which loading refuses, since its tensors do not fit; faults: {len(faults):,}"
+        yield f"it cannot be loaded, since its tensors do not fit; faults: {len(faults):,}"
         yield from _indented(shortened(faults))
 
 
 # --- Contents ----------------------------------------------------------------------------
 
 
-def _entries(contents: Any) -> Iterator[str]:
+def _entries(contents: Contents) -> Iterator[str]:
     """A line for each entry at the top; state dicts are summed up."""
     if not isinstance(contents, Mapping) or not contents or _is_state_dict(contents):
         yield _summary(contents)
@@ -212,7 +215,7 @@ def _tensors(contents: Any, path: str = "") -> Iterator[str]:
         yield from _tensors(value, printable(f"{path}.{_name(key)}" if path else _name(key), 200))
 
 
-def _wanted_calls(contents: Any) -> list[str]:
+def _wanted_calls(contents: Contents) -> list[str]:
     """The functions that a file wants called, wherever in it."""
     names, seen, left = set(), set(), [contents]
     while left:

@@ -1,36 +1,53 @@
-"""models: lists the models, or counts one part by part."""
+"""models: lists the models and their published checkpoints, or counts one model part by part."""
 
 import argparse
+from collections.abc import Iterable, Iterator
 
 from replk_jax.cli.argument_types import positive
 from replk_jax.models import create_model, list_models, pretrained
+from replk_jax.models.pretrained_table import PRETRAINED, Pretrained, PublishedFile
+from replk_jax.models.registry import resolve_name
 from replk_jax.models.summary import summary
 
 _EXPLANATION = """\
 Multiply-adds (MACs) of the merged convolutions for one image, as the papers count them. Top-1 is
-the published accuracy on ImageNet-1K at that size, in per cent: of the first of the released
-checkpoints, or (*) of a paper that released none."""
+the published accuracy on ImageNet-1K at that size, in per cent: of the model's first checkpoint in
+--pretrained, or (*) of a model that was published without weights."""
 
 
 def add_parser(verbs) -> None:
-    models = verbs.add_parser("models", help="list the models, or count one part by part")
+    models = verbs.add_parser(
+        "models", help="list the models or their checkpoints, or count one part by part"
+    )
     models.add_argument("name", nargs="?", help="a model; without it, all are listed")
-    models.add_argument(
+    choice = models.add_mutually_exclusive_group()
+    choice.add_argument(
         "--image-size", type=positive, help="pixels (that of the published accuracy, else 224)"
+    )
+    choice.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="list the published checkpoints: tag, accuracy, image size, classes, licence, URLs",
     )
     models.set_defaults(run=_models)
 
 
 def _models(arguments: argparse.Namespace) -> None:
-    if arguments.name:
+    if arguments.pretrained:
+        _list_checkpoints(arguments.name)
+    elif arguments.name:
         model = create_model(arguments.name)
         size = arguments.image_size or _usual_size(pretrained.published_accuracy(arguments.name))
         print(summary(model, size))
-        return
+    else:
+        _list_models(arguments.image_size)
+
+
+def _list_models(image_size: int | None) -> None:
     print(f"{'':30}{'parameters':>13}{'merged':>13}{'MACs':>17}{'image':>7}  top-1")
     for name in list_models():
         published = pretrained.published_accuracy(name)
-        size = arguments.image_size or _usual_size(published)
+        size = image_size or _usual_size(published)
         counts = summary(create_model(name), size)
         print(
             f"{name:30}{counts.training.parameters:13,}{counts.merged.parameters:13,}"
@@ -47,4 +64,37 @@ def _usual_size(published: pretrained.Accuracy | None) -> int:
 def _accuracy(published: pretrained.Accuracy | None, size: int) -> str:
     if published is None or published.image_size != size:
         return ""
-    return f"{published.top1:7.2f}{'' if published.released else ' *'}"
+    return f"{published.top1:7.2f}{'' if published.has_weights else ' *'}"
+
+
+def _list_checkpoints(name: str | None) -> None:
+    entries = pretrained.checkpoints_of(name) if name else PRETRAINED
+    if name and not entries:
+        print(f"No checkpoint of {resolve_name(name)} was published.")
+        return
+    for line in _table_of(entries):
+        print(line)
+
+
+def _table_of(entries: Iterable[Pretrained]) -> Iterator[str]:
+    """A row for each checkpoint, and below it a line for each file that has its weights."""
+    yield f"{'':32}{'top-1':>7}{'top-5':>8}{'image':>7}{'classes':>9}  licence"
+    for entry in entries:
+        top1, top5 = _per_cent(entry.top1), _per_cent(entry.top5)
+        size, classes = entry.preprocessing.image_size, entry.num_classes or "-"
+        yield f"{entry.tag:32}{top1:>7}{top5:>8}{size:7}{classes:>9}  {entry.licence or '-'}"
+        yield from (f"  {_location(file)}" for file in entry.files)
+
+
+def _per_cent(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{accuracy:.2f}"
+
+
+def _location(file: PublishedFile) -> str:
+    """The link, the file's name where the link does not have it, and what is known of the hash."""
+    words = [file.url]
+    if file.name and file.name not in file.url:
+        words.append(file.name)
+    if file.sha256:
+        words.append(f"SHA-256 {file.sha256}{'' if len(file.sha256) == 64 else '...'}")
+    return "  ".join(words)

@@ -7,9 +7,12 @@ import stat
 import threading
 import weakref
 import zlib
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, overload
 
 from replk_jax.io.errors import FileError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # Read at once: small enough that the checksum finds the bytes still in the processor's cache.
 _CHUNK = 1 << 18
@@ -43,18 +46,28 @@ class ByteFile:
         return FileError(f"{self.path}: {reason}")
 
     def read(self, start: int, size: int) -> bytearray:
-        """So many bytes from `start` on."""
+        """The `size` bytes from `start` on.
+
+        Raises:
+          FileError: as `read_into`, or the file has fewer.
+        """
         if start + size > self.size:
             raise self.error("it ends too early. Copy or download it again.")
         data = bytearray(size)
         self.read_into(start, memoryview(data))
         return data
 
+    @overload
+    def read_into(self, start: int, buffer: memoryview) -> None: ...
+
+    @overload
+    def read_into(self, start: int, buffer: memoryview, checksum: int) -> int: ...
+
     def read_into(self, start: int, buffer: memoryview, checksum: int | None = None) -> int | None:
         """Fills the buffer with the bytes from `start` on.
 
         Returns:
-          `checksum`, a CRC-32, carried on over these bytes; None if it is None.
+          The CRC-32 `checksum` continued over these bytes; None if it is None.
 
         Raises:
           FileError: the file has changed since it was opened, or the disk fails.
@@ -73,7 +86,7 @@ class ByteFile:
         return checksum
 
     def checksum(self, start: int, size: int) -> int:
-        """CRC-32 of so many bytes from `start` on."""
+        """CRC-32 of the `size` bytes from `start` on."""
         checksum, scratch = 0, memoryview(bytearray(min(size, _CHUNK)))
         for done in range(0, size, _CHUNK):
             checksum = self.read_into(start + done, scratch[: size - done], checksum)
@@ -82,13 +95,13 @@ class ByteFile:
     def stream(
         self, most: int, start: int = 0, size: int | None = None, *, longest_line: int = 1 << 24
     ) -> BinaryIO:
-        """A part of the file, for a decoder that asks for as much as the file tells it to.
+        """A part of the file, for a decoder that reads as many bytes as the file itself says.
 
         Args:
-          most: bytes that it gets at once; if it asks for more, it gets a ValueError.
+          most: bytes in one read; more raise a ValueError in the decoder.
           start: of the part.
-          size: of the part in bytes; None for all that is left.
-          longest_line: in bytes; if it asks for a longer one, it gets a ValueError.
+          size: of the part in bytes; None for the rest of the file.
+          longest_line: in bytes; a longer one raises a ValueError in the decoder.
         """
         size = self.size - start if size is None else size
         return _Stream(_Part(self, start, size), size, most, longest_line)
@@ -108,7 +121,7 @@ class ByteFile:
 
 
 class _Part(io.RawIOBase):
-    """A part of a file that begins and ends as if it were a file."""
+    """A part of a file, as a file of its own."""
 
     def __init__(self, file: ByteFile, start: int, size: int):
         self._file, self._start, self._size = file, start, size
@@ -130,28 +143,30 @@ class _Part(io.RawIOBase):
     def tell(self) -> int:  # often called
         return self._place
 
-    def readinto(self, buffer: memoryview) -> int:
-        count = max(0, min(len(buffer), self._size - self._place))
-        self._file.read_into(self._start + self._place, memoryview(buffer)[:count])
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer)
+        count = max(0, min(len(view), self._size - self._place))
+        self._file.read_into(self._start + self._place, view[:count])
         self._place += count
         return count
 
 
 class _Stream(io.BufferedReader):
-    """Gives no more than so much at once, and allocates no more than is left."""
+    """Limits the size of one read, and allocates no more than the rest of the part."""
 
     def __init__(self, raw: io.RawIOBase, size: int, most: int, longest_line: int):
         super().__init__(raw)
         self._size, self._most, self._longest_line = size, most, longest_line
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
+        size = -1 if size is None else size
         if size > self._most:
             raise ValueError(f"it has {size} bytes in one piece")
         if size > io.DEFAULT_BUFFER_SIZE:
             size = min(size, max(0, self._size - self.tell()))
         return super().read(size)
 
-    def readline(self) -> bytes:
+    def readline(self) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]  # decoders ask for whole lines
         line = super().readline(self._longest_line)
         if len(line) == self._longest_line:
             raise ValueError(f"it has a line of over {self._longest_line} bytes")

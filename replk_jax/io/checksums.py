@@ -1,7 +1,7 @@
-"""What a checkpoint held when it was complete, so that damage is found before anything is read.
+"""Checksums of the files in a folder, by which damage is found before anything is read.
 
-Orbax has checksums for its metadata, not for the arrays: a byte altered in those comes back as
-another weight, and nobody hears of it.
+Orbax has checksums for its metadata, not for the arrays: where a byte of those is altered, it
+reads another weight and raises no error.
 """
 
 import json
@@ -15,14 +15,13 @@ _CHUNK = 2**24
 
 
 def record(folder: Path) -> None:
-    """Writes size and CRC-32 of every file below `folder` to its `checksums.json`.
+    """Writes the size and CRC-32 of every file below a folder to its `checksums.json`.
 
-    Reading at memory speed, some 5 GB/s a core: the files have just been written. They are on the
-    disk when this returns, and their folders, not in its cache alone: a power cut leaves what was
-    recorded.
+    All files and folders are on the disk when this returns, so that a power cut leaves what was
+    recorded. Files that have just been written are read from the cache, at some 5 GB/s.
 
     Raises:
-      OSError: a file cannot be read, or the record not be written.
+      OSError: a file cannot be read, or the record cannot be written.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in (*files, *(path for path in folder.rglob("*") if path.is_dir())):
@@ -35,7 +34,7 @@ def record(folder: Path) -> None:
 
 
 def has_record(folder: Path) -> bool:
-    """Whether `record` has been there."""
+    """Whether `record` has been called for a folder."""
     return (folder / _RECORD).is_file()
 
 

@@ -26,7 +26,7 @@ class FileError(ValueError):
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Makes of a ValueError one that says which file it is about, if it does not yet."""
+    """Adds the path to a ValueError that is not a `FileError` yet, and makes it one."""
     try:
         yield
     except FileError:

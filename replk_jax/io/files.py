@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A new file that takes the name `path` at the end, or goes away if something fails.
+    """A new file that gets the name `path` at the end, or is removed if something fails.
 
-    Until then it is called `path` with ".partial" behind it; what a killed program left under
-    that name is written over.
+    Until then its name is `path` with ".partial" appended; a file of that name, which a killed
+    program has left, is overwritten.
 
     Raises:
       OSError: the file cannot be written.
@@ -67,7 +67,7 @@ def on_disk(path: str | os.PathLike) -> None:
 
 
 def _with_nulls(value: Any) -> Any:
-    """The same with None in place of each number that is not finite, which JSON lacks."""
+    """The same value with None for each number that is not finite, which JSON lacks."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

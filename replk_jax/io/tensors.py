@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -18,42 +18,46 @@ _MOST_ELEMENTS = 1 << 40  # NumPy counts those of an empty array along its other
 _MOST_SHARING = 8
 
 
-class ElementType(NamedTuple):
-    """A type of numbers and what it is called; PyTorch names its dtypes as NumPy does.
+# Of the elements of stored tensors, by name; those that NumPy lacks are of ml_dtypes.
+DTYPES = {
+    name: np.dtype(getattr(ml_dtypes, name, name))
+    for name in (
+        "float32",
+        "float64",
+        "float16",
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint64",
+        "uint32",
+        "uint16",
+        "uint8",
+        "bool",
+        "complex64",
+        "complex128",
+    )
+}
+
+
+class TensorLike(Protocol):
+    """What NumPy makes an array of, and knows before: an array, of NumPy or JAX; a `StoredTensor`.
 
     Attributes:
-      dtype: NumPy's.
-      storage: class of PyTorch's storages of it, where there is one.
-      safetensors: code in .safetensors files, where there is one.
+      shape: of the tensor.
+      dtype: of NumPy or ml_dtypes.
     """
 
-    dtype: np.dtype
-    storage: str | None
-    safetensors: str | None
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def dtype(self) -> Any: ...
 
-ELEMENT_TYPES = tuple(
-    ElementType(np.dtype(getattr(ml_dtypes, name, name)), storage, safetensors)
-    for name, storage, safetensors in (
-        ("float32", "FloatStorage", "F32"),
-        ("float64", "DoubleStorage", "F64"),
-        ("float16", "HalfStorage", "F16"),
-        ("bfloat16", "BFloat16Storage", "BF16"),
-        ("float8_e4m3fn", None, "F8_E4M3"),
-        ("float8_e5m2", None, "F8_E5M2"),
-        ("int64", "LongStorage", "I64"),
-        ("int32", "IntStorage", "I32"),
-        ("int16", "ShortStorage", "I16"),
-        ("int8", "CharStorage", "I8"),
-        ("uint64", None, "U64"),
-        ("uint32", None, "U32"),
-        ("uint16", None, "U16"),
-        ("uint8", "ByteStorage", "U8"),
-        ("bool", "BoolStorage", "BOOL"),
-        ("complex64", "ComplexFloatStorage", "C64"),
-        ("complex128", "ComplexDoubleStorage", None),
-    )
-)
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -176,7 +180,7 @@ class StoredTensor:
         if not self.size:
             return np.empty(self.shape, self.dtype)
         data = np.empty(self.span, np.uint8)
-        self._storage.read_into(self._offset, memoryview(data))
+        self._storage.read_into(self._offset, data.data)
         if self._storage.big_endian:
             _swap_bytes(data, self.dtype)
         return np.asarray(np.ndarray(self.shape, self.dtype, data, 0, self._strides), order="C")
@@ -212,23 +216,36 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def dtype_name(names: Mapping[str, str | None], tensor: str, value: Any) -> str:
-    """What the format calls the dtype of a tensor."""
-    dtype = np.dtype(value.dtype)
-    if names.get(dtype.name) is None:
-        known = ", ".join(name for name in names if names[name])
-        raise ValueError(f"{tensor} is {dtype}, which this format does not have; it has {known}.")
-    return names[dtype.name]
+def dtype_code(codes: Mapping[str, str], name: str, tensor: TensorLike) -> str:
+    """What a format calls the dtype of a tensor.
+
+    Args:
+      codes: of the format, by the names of dtypes.
+      name: of the tensor, for the error.
+      tensor: whose dtype it is.
+
+    Raises:
+      ValueError: the format does not have the dtype.
+    """
+    dtype = np.dtype(tensor.dtype)
+    if dtype.name not in codes:
+        known = ", ".join(codes)
+        raise ValueError(f"{name} is {dtype}, which this format does not have; it has {known}.")
+    return codes[dtype.name]
 
 
-def element_bytes(name: str, value: Any) -> memoryview:
-    """The elements in C order, little-endian."""
-    array = np.asarray(value, order="C")
-    if (array.shape, array.dtype) != (tuple(value.shape), np.dtype(value.dtype)):
+def element_bytes(name: str, tensor: TensorLike) -> memoryview:
+    """The elements of a tensor in C order, little-endian.
+
+    Raises:
+      ValueError: it becomes an array of another shape or dtype.
+    """
+    array = np.asarray(tensor, order="C")
+    if (array.shape, array.dtype) != (tuple(tensor.shape), np.dtype(tensor.dtype)):
         raise ValueError(f"{name} is not of the shape and dtype that it says it is.")
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _check_lengths(lengths: tuple[int, ...]) -> None:

@@ -4,8 +4,8 @@ import io
 import reprlib
 import sys
 import unicodedata
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 # Categories of Unicode that a line of UTF-8 text cannot hold: control characters, lone surrogates
 # (with which Python writes the bytes of a file name that are not UTF-8), separators of lines and
@@ -60,13 +60,16 @@ def _with_escapes(text: str, needs_escape: Callable[[str], bool]) -> str:
     )
 
 
-class BriefRepr(reprlib.Repr):
-    """Short, whatever a file holds: a few levels, and of each a few items.
+@runtime_checkable
+class HasParts(Protocol):
+    """An object that `brief` shows by its parts."""
 
-    An object may have a method `brief_repr(brief, level)`, which takes the place of `__repr__` and
-    calls `brief.repr1(part, level - 1)` for its parts.
-    """
+    def brief_parts(self) -> tuple[str, Sequence[Any] | None]:
+        """A name, and what follows it in parentheses; None for a name without parentheses."""
+        ...
 
+
+class _BriefRepr(reprlib.Repr):
     def __init__(self):
         super().__init__()
         self.maxlevel = 3
@@ -76,10 +79,21 @@ class BriefRepr(reprlib.Repr):
     def repr_bytes(self, value: bytes, level: int) -> str:
         return repr(value[: self.maxstring]) + ("..." if len(value) > self.maxstring else "")
 
-    def repr_instance(self, value: Any, level: int) -> str:
-        if hasattr(value, "brief_repr"):
-            return value.brief_repr(self, level)
-        return super().repr_instance(value, level)
+    def repr_instance(self, x: Any, level: int) -> str:
+        if not isinstance(x, HasParts):
+            return super().repr_instance(x, level)
+        name, parts = x.brief_parts()
+        if parts is None:
+            return name
+        if level <= 0 and parts:
+            return f"{name}(...)"
+        shown = [self.repr1(part, level - 1) for part in parts[: self.maxtuple]]
+        return f"{name}({', '.join(shown + ['...'] * (len(parts) > self.maxtuple))})"
 
 
-brief = BriefRepr().repr
+def brief(value: Any) -> str:
+    """`repr` of a value from a file, cut short: three levels, eight parts of each."""
+    return _BRIEF.repr(value)
+
+
+_BRIEF = _BriefRepr()

@@ -45,7 +45,7 @@ class ConvBlock(ReparameterizableModule, kw_only=True):
     def branch_kwargs(self) -> dict[str, Any]:
         """The fields that the branches share."""
         names = ("features", "stride", "groups", "dilation")
-        return {name: getattr(self, name) for name in names} | self.common_kwargs()
+        return {name: getattr(self, name) for name in names} | super().common_kwargs()
 
     def merged(self, x: jax.Array) -> jax.Array:
         """The merged structure: a convolution with bias."""

@@ -1,6 +1,36 @@
-"""Weights of the official PyTorch implementations: read, converted and written back."""
+"""Weights of the official PyTorch implementations: read, converted and written back.
+
+Modules outside of this package import from here alone.
+"""
 
 from replk_jax.torch_import.convert import convert_state_dict
-from replk_jax.torch_import.load import Recognized, infer_architecture, load_torch, save_torch
+from replk_jax.torch_import.entries import Selection
+from replk_jax.torch_import.fitting import Fitting, fit_variables
+from replk_jax.torch_import.folders import UnknownFolderError
+from replk_jax.torch_import.load import load_contents, load_torch
+from replk_jax.torch_import.metadata import find_metadata
+from replk_jax.torch_import.placeholders import Placeholder
+from replk_jax.torch_import.reader import WeightsFile
+from replk_jax.torch_import.recognition import Recognized, infer_architecture, recognize
+from replk_jax.torch_import.save import TORCH_ENDINGS, check_published, save_torch
+from replk_jax.torch_import.torch_files import Contents
 
-__all__ = ["Recognized", "convert_state_dict", "infer_architecture", "load_torch", "save_torch"]
+__all__ = [
+    "TORCH_ENDINGS",
+    "Contents",
+    "Fitting",
+    "Placeholder",
+    "Recognized",
+    "Selection",
+    "UnknownFolderError",
+    "WeightsFile",
+    "check_published",
+    "convert_state_dict",
+    "find_metadata",
+    "fit_variables",
+    "infer_architecture",
+    "load_contents",
+    "load_torch",
+    "recognize",
+    "save_torch",
+]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
+from replk_jax.io.errors import FileError, naming
 from replk_jax.io.text import brief
 from replk_jax.torch_import.other_formats import explain_folder, explain_other_weights
 from replk_jax.torch_import.shards import check_whole, index_of
@@ -41,36 +42,38 @@ _EXPECTED = (
 )
 
 
-def is_pytorch_folder(path: str | os.PathLike) -> bool:
-    """Whether a path is a folder that `find_file` finds weights in, or can say more of."""
-    path = Path(path)
-    if not path.is_dir():
-        return False
-    names = set(os.listdir(path))
-    return bool(_weights(names) or _explain(path, names))
+class UnknownFolderError(FileError):
+    """A folder that has neither weights nor anything of another format that is known here."""
 
 
 def find_file(path: str | os.PathLike) -> Path:
     """The file that has the weights, or the index of their shards: in a folder, or `path` itself.
 
     Raises:
-      ValueError: a folder that has no weights in one of the usual files, or those of several
+      UnknownFolderError: a folder that nothing can be said of.
+      FileError: another folder that has no weights in one of the usual files, or those of several
         networks; or a file that is one shard of several.
     """
     path = Path(path)
-    if not path.is_dir():
+    with naming(path):
+        if path.is_dir():
+            return path / _find_name(path)
         check_whole(path)
         return path
+
+
+def _find_name(path: Path) -> str:
     names = set(os.listdir(path))
     name = _weights(names)
     if name is None:
-        raise ValueError(
-            _explain(path, names)
-            or f"this is not a regular file, but a folder without a checkpoint. {_EXPECTED}"
+        if explanation := _explain(path, names):
+            raise ValueError(explanation)
+        raise UnknownFolderError(
+            f"{path}: this is not a regular file, but a folder without a checkpoint. {_EXPECTED}"
         )
     if _SECOND.get(name) in names:
         raise ValueError(f"it holds several networks. Name one: {name}, {_SECOND[name]}.")
-    return path / name
+    return name
 
 
 def _weights(names: Set[str]) -> str | None:

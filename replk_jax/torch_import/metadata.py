@@ -8,12 +8,12 @@ import dataclasses
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from replk_jax.io.text import brief
+from replk_jax.io.user_warnings import warn_user
 from replk_jax.models import pretrained, registry
 from replk_jax.models.network import Network
 from replk_jax.torch_import.config_fields import crop_fraction, number, whole_number
@@ -32,6 +32,7 @@ from replk_jax.torch_import.mm_config import (
     resizes_with_opencv,
 )
 from replk_jax.torch_import.placeholders import Placeholder
+from replk_jax.torch_import.torch_files import Contents
 from replk_jax.vision.preprocessing import Preprocessing
 
 _LARGEST_JSON = 1 << 24  # bytes; a config.json with the names of 21,841 classes has 2 MB
@@ -51,7 +52,7 @@ _OF_FOLDER = re.compile(
 _NOT_OF_SIZE = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "output_stride"}
 
 _META, _ARGS = "its meta entry", "its args entry"
-_RELEASED = "the name of a released checkpoint"
+_FILE_NAME = "the name of a released checkpoint"
 _OPENCV = f"{_META} (there OpenCV resized the images, which Pillow's filters do not equal)"
 
 
@@ -74,7 +75,7 @@ class Metadata:
     backbone: Backbone | None = None
 
 
-def find_metadata(path: str | os.PathLike, contents: Any, model: Network) -> Metadata:
+def find_metadata(path: str | os.PathLike, contents: Contents, model: Network) -> Metadata:
     """What a checkpoint, the JSON files next to it and its name say of images and classes.
 
     The checkpoint's own entries take precedence. JSON files next to it come next if the path is a
@@ -86,7 +87,7 @@ def find_metadata(path: str | os.PathLike, contents: Any, model: Network) -> Met
 
     Args:
       path: of the checkpoint, a file or a folder.
-      contents: of it, as `read` gives them.
+      contents: of it.
       model: the network.
     """
     path = Path(path)
@@ -94,10 +95,10 @@ def find_metadata(path: str | os.PathLike, contents: Any, model: Network) -> Met
     search.in_checkpoint(contents if isinstance(contents, Mapping) else {})
     named = pretrained.recognize(path, model)
     if named and not _has_json_by_name(path):
-        search.keep(_RELEASED, "preprocessing", named.preprocessing)
+        search.keep(_FILE_NAME, "preprocessing", named.preprocessing)
     search.in_json(path)
     if named:
-        search.keep(_RELEASED, "preprocessing", named.preprocessing)
+        search.keep(_FILE_NAME, "preprocessing", named.preprocessing)
     return search.found
 
 
@@ -138,7 +139,7 @@ class _Search:
         if not matches:
             for name, fields in _JSON_FIELDS.items():
                 if fields & files[name].keys():
-                    warnings.warn(_why_unused(folder / name, path, config), stacklevel=5)
+                    warn_user(_why_unused(folder / name, path, config))
             return
         self.preprocessing(_CONFIG, timm_preprocessing, config)
         self.preprocessing(_PROCESSOR, transformers_preprocessing, files[_PROCESSOR])
@@ -157,10 +158,9 @@ class _Search:
         value = _attempt("preprocessing", source, interpret, fields)
         channels = self.model.in_channels
         if value is not None and value.channels != channels:
-            warnings.warn(
+            warn_user(
                 f"The preprocessing in {source} is not used: it is of {value.channels} channels, "
-                f"and the network takes {channels}.",
-                stacklevel=5,
+                f"and the network takes {channels}."
             )
         elif value is not None:
             self.keep(source, "preprocessing", value)
@@ -187,7 +187,7 @@ def _attempt(what: str, source: str, interpret: Callable, *arguments: Any) -> An
         return interpret(*arguments)
     except _UNEXPECTED as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        warnings.warn(f"The {what} in {source} cannot be used: {kind}{error}", stacklevel=6)
+        warn_user(f"The {what} in {source} cannot be used: {kind}{error}")
         return None
 
 
@@ -213,7 +213,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
             raise ValueError("it is not an object")
         return loaded
     except (OSError, ValueError, RecursionError) as error:
-        warnings.warn(f"{path} is not used: {error}", stacklevel=6)
+        warn_user(f"{path} is not used: {error}")
         return {}
 
 

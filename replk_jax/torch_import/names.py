@@ -8,7 +8,7 @@ per group, rows, columns) to (rows, columns, in per group, out), and the classif
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flax import traverse_util
@@ -16,6 +16,7 @@ from flax import traverse_util
 from replk_jax.io.text import brief
 
 Path = tuple[str, ...]
+Value = TypeVar("Value")
 
 _LAST_PART = {
     "kernel": "weight",
@@ -56,13 +57,13 @@ def by_key(variables: Mapping[str, Any], rename: Callable[[str], str]) -> dict[s
     return {rename(by_rule(path)): (path, leaf) for path, leaf in flat.items()}
 
 
-def renamed(weights: Mapping[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+def renamed(weights: Mapping[str, Value], rename: Callable[[str], str]) -> dict[str, Value]:
     """The weights by other names.
 
     Raises:
       ValueError: two tensors that come to have the same name.
     """
-    result: dict[str, Any] = {}
+    result: dict[str, Value] = {}
     for key, value in weights.items():
         name = rename(key)
         if name in result or (name != key and name in weights):
@@ -71,7 +72,7 @@ def renamed(weights: Mapping[str, Any], rename: Callable[[str], str]) -> dict[st
     return result
 
 
-def with_classifier_called(weights: Mapping[str, Any], name: str) -> dict[str, Any]:
+def with_classifier_called(weights: Mapping[str, Value], name: str) -> dict[str, Value]:
     """The weights with a linear classifier of another usual name renamed.
 
     Args:
@@ -87,6 +88,11 @@ def with_classifier_called(weights: Mapping[str, Any], name: str) -> dict[str, A
         return dict(weights)
     renames = {match[0]: f"{name}.{match[2]}" for match in matches}
     return {renames.get(key, key): value for key, value in weights.items()}
+
+
+def without_classifier(weights: Mapping[str, Value]) -> dict[str, Value]:
+    """The weights without all that is in a module with the name of a classifier."""
+    return {name: value for name, value in weights.items() if not CLASSIFIER.match(name)}
 
 
 def naming_of(keys: Iterable[str], namings: Mapping[str, str]) -> str:
@@ -124,7 +130,7 @@ def counters(keys: Iterable[str]) -> list[str]:
     return [key.removesuffix(ending) + COUNTER for key in keys if key.endswith(ending)]
 
 
-def in_order(state_dict: Mapping[str, Any], order: str) -> dict[str, Any]:
+def in_order(state_dict: Mapping[str, Value], order: str) -> dict[str, Value]:
     """A state dict in the order in which PyTorch lists it.
 
     Args:

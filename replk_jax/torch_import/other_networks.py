@@ -190,7 +190,7 @@ def _by_shapes(tensors: Mapping[str, Any]) -> str | None:
 
 
 def message(label: str, known: str) -> str:
-    """What to tell whoever loads such a file; `known` lists the networks that are supported."""
+    """The error for a file of such a network; `known` lists the networks that are supported."""
     return (
         f"its tensors are named as those of {label}, which is not one of the networks known here, "
         f"{known}."

@@ -65,7 +65,7 @@ class Unpickler:
         Args:
           functions: by module and name, what to call with the arguments that the file has for
             this name.
-          load_persistent: what to call with the tuple by which a file refers to what lies
+          load_persistent: what to call with the tuple by which a file refers to what is
             outside the pickle.
 
         Raises:

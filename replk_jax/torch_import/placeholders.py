@@ -1,9 +1,10 @@
 """What stands for the classes, functions and objects that a PyTorch file names."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from replk_jax.io.text import BriefRepr, brief
+from replk_jax.io.text import brief
 
 _MODULE_ATTRIBUTES = frozenset(("_parameters", "_buffers", "_modules"))
 
@@ -44,17 +45,13 @@ class Placeholder:
         """Whether this stands for a `torch.nn.Module`."""
         return isinstance(self.state, dict) and self.state.keys() >= _MODULE_ATTRIBUTES
 
-    def brief_repr(self, brief: BriefRepr, level: int) -> str:
-        """As `repr`, with parts shortened by `brief`; see `BriefRepr`."""
-        if self.args is None:
-            return self.path
+    def brief_parts(self) -> tuple[str, Sequence[Any] | None]:
+        """As `HasParts` has it."""
         if self.omitted is not None:
-            return f"{self.path}(left out: {self.omitted})"
-        if level <= 0:
-            return f"{self.path}(...)"
-        parts = [*self.args[: brief.maxtuple]]
-        parts += [part for part in (self.state, self.items, self.entries) if part]
-        return f"{self.path}({', '.join(brief.repr1(part, level - 1) for part in parts)})"
+            return f"{self.path}(left out: {self.omitted})", None
+        if self.args is None:
+            return self.path, None
+        return self.path, [*self.args, *filter(None, (self.state, self.items, self.entries))]
 
     def __repr__(self) -> str:
         return brief(self)
@@ -74,6 +71,5 @@ class UnreadableTensor(Placeholder):
     kind: str = ""
     remedy: str = ""
 
-    def brief_repr(self, brief: BriefRepr, level: int) -> str:
-        """As `Placeholder.brief_repr`."""
-        return f"UnreadableTensor({self.kind})"
+    def brief_parts(self) -> tuple[str, Sequence[Any] | None]:
+        return f"UnreadableTensor({self.kind})", None

@@ -1,4 +1,4 @@
-"""What the shapes of a network's weights tell of it."""
+"""What the shapes of its weights determine of a network."""
 
 import re
 from collections.abc import Mapping

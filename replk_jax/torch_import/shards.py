@@ -9,11 +9,12 @@ Large weights are split into shards, `model-00001-of-00003.safetensors` and so o
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from replk_jax.io.byte_file import ByteFile
-from replk_jax.io.safetensors import parse_table
+from replk_jax.io.json_object import parse_json_object
+from replk_jax.io.tensors import StoredTensor
 from replk_jax.io.text import brief
+from replk_jax.torch_import.torch_files import Contents
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)")
 _MOST_INDEX_BYTES = 1 << 22
@@ -55,7 +56,7 @@ def read_index(file: ByteFile) -> dict[str, str] | None:
     if not start.lstrip().startswith(b"{") or file.size > _MOST_INDEX_BYTES:
         return None
     try:
-        places = parse_table(bytes(file.read(0, file.size))).get("weight_map")
+        places = parse_json_object(bytes(file.read(0, file.size))).get("weight_map")
     except ValueError as error:
         if file.path.endswith(".index.json"):
             raise ValueError(f"it is damaged ({error}). Copy or download it again.") from error
@@ -71,8 +72,8 @@ def read_index(file: ByteFile) -> dict[str, str] | None:
 
 
 def read_shards(
-    index: Path, places: Mapping[str, str], read: Callable[[Path], Any]
-) -> dict[str, Any]:
+    index: Path, places: Mapping[str, str], read: Callable[[Path], Contents]
+) -> dict[str, StoredTensor]:
     """The tensors of all shards, those of the index first and in its order.
 
     Args:
@@ -91,6 +92,12 @@ def read_shards(
             "Put them beside it."
         )
     shards = {name: read(index.parent / name) for name in names}
+    return _tensors_of(shards, places)
+
+
+def _tensors_of(
+    shards: Mapping[str, Contents], places: Mapping[str, str]
+) -> dict[str, StoredTensor]:
     if others := [name for name, contents in shards.items() if not isinstance(contents, dict)]:
         raise ValueError(f"its shards {brief(others)} hold no tensors by name.")
     absent = [tensor for tensor, shard in places.items() if tensor not in shards[shard]]

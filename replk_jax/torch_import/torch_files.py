@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from replk_jax.io.byte_file import ByteFile
-from replk_jax.io.tensors import ELEMENT_TYPES, Storage, StoredTensor
+from replk_jax.io.tensors import DTYPES, Storage, StoredTensor
 from replk_jax.io.text import brief
 from replk_jax.torch_import import unreadable
 from replk_jax.torch_import.other_formats import explain_archive
 from replk_jax.torch_import.pickle_machine import Function, Unpickler
 from replk_jax.torch_import.placeholders import Placeholder, UnreadableTensor
+from replk_jax.torch_import.storage_classes import STORAGE_CLASSES
 from replk_jax.torch_import.zip_archive import Member, open_member, read_members
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
-_DTYPES = {type_.dtype.name: type_.dtype for type_ in ELEMENT_TYPES}
-_STORAGE_DTYPES = {type_.storage: type_.dtype for type_ in ELEMENT_TYPES if type_.storage}
+_STORAGE_DTYPES = {class_: DTYPES[name] for name, class_ in STORAGE_CLASSES.items()}
 _STORAGE_DTYPES["UntypedStorage"] = np.dtype(np.uint8)
 # Storages of quantized tensors have integers, which are no values of a plain tensor.
 _QUANTIZED = {
@@ -42,11 +42,15 @@ _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 # Of a pickle: the longest string or bytes within it. Training logs have long texts and arrays.
 _MOST_AT_ONCE = 1 << 28
 
+# What a file holds. Deeper there are also set, frozenset, int, float, bool, None, str, bytes,
+# `StoredTensor`, `UnreadableTensor` and `Placeholder`.
+Contents = dict[Any, Any] | list[Any] | tuple[Any, ...]
+
 # From a key, the number of elements and their type to the storage.
 _FindStorage = Callable[[str, int, np.dtype], Storage]
 
 
-def read_zip(file: ByteFile) -> Any:
+def read_zip(file: ByteFile) -> Contents:
     """What a file of the zip format holds.
 
     Raises:
@@ -77,7 +81,7 @@ def read_zip(file: ByteFile) -> Any:
     return _TorchObjects(find).read(Unpickler(pickle))
 
 
-def read_legacy(file: ByteFile) -> Any:
+def read_legacy(file: ByteFile) -> Contents:
     """What a file of the older format holds.
 
     Raises:
@@ -178,7 +182,7 @@ class _TorchObjects:
             ("torch._tensor", "_rebuild_from_type_v2"): self._tensor_of_class,
         }
 
-    def read(self, pickles: Unpickler) -> dict | list | tuple:
+    def read(self, pickles: Unpickler) -> Contents:
         contents = pickles.load(self._functions, self._storage)
         if not isinstance(contents, dict | list | tuple):
             raise ValueError(_no_container(contents))
@@ -219,15 +223,15 @@ class _TorchObjects:
 
     def _tensor_of_dtype(self, args: tuple[Any, ...]) -> StoredTensor | UnreadableTensor | None:
         match args:
-            case (*_, Placeholder(module="torch", name=name)) if name not in _DTYPES:
+            case (*_, Placeholder(module="torch", name=name)) if name not in DTYPES:
                 return unreadable.of_dtype(name, args)
             case (*_, Placeholder(), metadata) if metadata:
                 return unreadable.of_lazy_view(args)
             case (
                 _TypedStorage() as storage, int(), tuple(), tuple(), _, _,
                 Placeholder(module="torch", name=name), *_,
-            ) if name in _DTYPES:  # fmt: skip
-                return _view(storage, _DTYPES[name], args)
+            ) if name in DTYPES:  # fmt: skip
+                return _view(storage, DTYPES[name], args)
         return None
 
     def _tensor_of_class(self, args: tuple[Any, ...]) -> StoredTensor | UnreadableTensor | None:

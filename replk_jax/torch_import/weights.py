@@ -25,7 +25,9 @@ from replk_jax.torch_import.entries import (
     selected_entries,
 )
 from replk_jax.torch_import.families import Family, known_families
+from replk_jax.torch_import.names import with_classifier_called
 from replk_jax.torch_import.placeholders import UnreadableTensor
+from replk_jax.torch_import.torch_files import Contents
 
 _MOST_LISTED = 6  # candidates in an error message
 
@@ -54,12 +56,21 @@ class Weights:
     is_ema: bool
     has_ema: bool
 
+    def by_official_names(self) -> tuple[dict[str, StoredTensor], str]:
+        """The tensors by official names, and whose names they had, as in `Recognized`.
 
-def find_weights(contents: Any, selection: Selection = ANY) -> Weights:
+        Raises:
+          ValueError: as `Family.official_names`.
+        """
+        tensors, naming = self.family.official_names(self.tensors)
+        return with_classifier_called(tensors, self.family.CLASSIFIER), naming
+
+
+def find_weights(contents: Contents, selection: Selection = ANY) -> Weights:
     """Finds the one network that is wanted.
 
     Args:
-      contents: of a file, as `read` gives them.
+      contents: of a file.
       selection: which weights to take; with several that fit it, the error lists them.
 
     Raises:
@@ -76,14 +87,14 @@ def find_weights(contents: Any, selection: Selection = ANY) -> Weights:
             break
     if not candidates:
         raise ValueError(_nothing_found(contents, entries))
-    averages = [c for c in candidates if is_ema(c, contents)]
-    others = [c for c in candidates if c not in averages]
-    if selection.prefer_ema and not averages:
+    emas = [c for c in candidates if is_ema(c, contents)]
+    others = [c for c in candidates if c not in emas]
+    if selection.prefer_ema and not emas:
         raise ValueError(
             "there is no moving average (EMA) of the weights: no entry is called ema, model_ema, "
             "state_dict_ema, ema_state_dict or the like."
         )
-    found = _only(averages if selection.prefer_ema or not others else others)
+    found = _only(emas if selection.prefer_ema or not others else others)
     if name := other_networks.identify(found.tensors):
         raise ValueError(other_networks.message(name, known_families()))
     return Weights(
@@ -95,8 +106,8 @@ def find_weights(contents: Any, selection: Selection = ANY) -> Weights:
             isinstance(t, StoredTensor) and len(t.shape) == 4
             for t in map(found.others.get, found.ignored)
         ),
-        is_ema=found in averages,
-        has_ema=bool(averages),
+        is_ema=found in emas,
+        has_ema=bool(emas),
     )
 
 

@@ -10,13 +10,10 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from replk_jax.io.files import replacing
-from replk_jax.io.tensors import ELEMENT_TYPES, contiguous_strides, dtype_name, element_bytes
+from replk_jax.io.tensors import TensorLike, contiguous_strides, dtype_code, element_bytes
 from replk_jax.torch_import.placeholders import Placeholder
-
-_STORAGES = {type_.dtype.name: type_.storage for type_ in ELEMENT_TYPES}
+from replk_jax.torch_import.storage_classes import STORAGE_CLASSES
 
 _ALIGNMENT = 64  # of each storage in a zip archive, so that it can be mapped into memory
 _PADDING_ID = 0x4246  # of the extra field that PyTorch pads with as well
@@ -24,7 +21,7 @@ _ZIP_HEADER_BYTES = 30
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the first there is, so that equal weights give equal files
 
 
-def write_torch(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:
+def write_torch(path: str | os.PathLike, state_dict: Mapping[str, TensorLike]) -> None:
     """Writes a .pth file that `torch.load(path, weights_only=True)` reads as an OrderedDict.
 
     The same arrays in the same order give the same bytes. What was at `path` is replaced when
@@ -32,16 +29,15 @@ def write_torch(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -
 
     Args:
       path: of the file, in a folder that is there.
-      state_dict: names to arrays, or to what has `shape`, `dtype` and `__array__`, such as a
-        `StoredTensor` or a JAX array; one after the other is made an array, and dropped again.
+      state_dict: tensors by name; each is made an array in turn, and dropped again.
 
     Raises:
       ValueError: a dtype that PyTorch has no storage for, with the name of the tensor.
       OSError: the file cannot be written.
     """
-    types = [dtype_name(_STORAGES, name, value) for name, value in state_dict.items()]
+    classes = [dtype_code(STORAGE_CLASSES, name, value) for name, value in state_dict.items()]
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        _write_member(archive, "data.pkl", _pickle(state_dict, types))
+        _write_member(archive, "data.pkl", _pickle(state_dict, classes))
         _write_member(archive, "byteorder", b"little")
         for key, (name, value) in enumerate(state_dict.items()):
             _write_member(archive, f"data/{key}", element_bytes(name, value))
@@ -57,11 +53,11 @@ def _write_member(archive: zipfile.ZipFile, name: str, data: bytes | memoryview)
     archive.writestr(member, data)
 
 
-def _pickle(state_dict: Mapping[str, Any], types: list[str]) -> bytes:
+def _pickle(state_dict: Mapping[str, TensorLike], classes: list[str]) -> bytes:
     """An OrderedDict of tensors, each the whole of a storage, as PyTorch pickles it."""
     items = b"".join(
-        _opcodes(name) + _opcodes(_tensor(str(key), type_, tuple(value.shape)))
-        for key, ((name, value), type_) in enumerate(zip(state_dict.items(), types, strict=True))
+        _opcodes(name) + _opcodes(_tensor(str(key), class_, tuple(value.shape)))
+        for key, ((name, value), class_) in enumerate(zip(state_dict.items(), classes, strict=True))
     )
     return (
         pickle.PROTO
@@ -74,8 +70,8 @@ def _pickle(state_dict: Mapping[str, Any], types: list[str]) -> bytes:
     )
 
 
-def _tensor(key: str, type_: str, shape: tuple[int, ...]) -> Placeholder:
-    storage = _Storage(("storage", Placeholder("torch", type_), key, "cpu", math.prod(shape)))
+def _tensor(key: str, class_: str, shape: tuple[int, ...]) -> Placeholder:
+    storage = _Storage(("storage", Placeholder("torch", class_), key, "cpu", math.prod(shape)))
     strides = contiguous_strides(shape)
     args = (storage, 0, shape, strides, False, _EMPTY)
     return Placeholder("torch._utils", "_rebuild_tensor_v2", args)

@@ -1,16 +1,21 @@
 """python -m replk_jax"""
 
+import argparse
 import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from replk_jax.benchmark import depthwise, tune
 from replk_jax.benchmark import model as benchmark
-from replk_jax.benchmark.network_programs import MODES, network_program
+from replk_jax.benchmark.depthwise_programs import draw_operands
+from replk_jax.benchmark.network_programs import MODES, draw_inputs, network_program
+from replk_jax.cli.arguments import add_reading
 from replk_jax.cli.main import main
 from replk_jax.models import list_models, registry
+from replk_jax.models.pretrained import list_pretrained
 from replk_jax.ops.depthwise import measurements
 from replk_jax.ops.depthwise.shapes import Shape
 from tests.helpers import ONE_STAGE
@@ -48,10 +53,48 @@ def test_models_counts_one(capsys):
         assert figure in out
 
 
+def test_models_lists_the_checkpoints_of_one(capsys):
+    main(["models", "ResNet152", "--pretrained"])
+    _, v1, link, v2, other_link = capsys.readouterr().out.splitlines()
+    assert v1.split() == ["resnet_152.tv_in1k", "78.31", "94.05", "224", "1000", "BSD-3-Clause"]
+    digest = "394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58"
+    models = "https://download.pytorch.org/models"
+    assert link.split() == [f"{models}/resnet152-394f9c45.pth", "SHA-256", digest]
+    assert v2.split()[0] == "resnet_152.tv2_in1k"
+    assert other_link.split() == [f"{models}/resnet152-f82ba261.pth", "SHA-256", "f82ba261..."]
+
+
+def test_models_lists_all_checkpoints(capsys):
+    main(["models", "--pretrained"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [words[0] for words in lines if words[0] in list_pretrained()] == list_pretrained()
+    assert ["replknet_31l.in22k", "-", "-", "224", "21841", "MIT"] in lines
+    assert ["replknet_xl.meg73m", "-", "-", "320", "-", "MIT"] in lines
+    assert next(words[1] for words in lines if "drive/folders" in words[0]) == "RepVGG-A0-train"
+
+
+def test_models_says_that_there_are_no_checkpoints(capsys):
+    main(["models", "replknet-13", "--pretrained"])
+    assert capsys.readouterr().out == "No checkpoint of replknet_13 was published.\n"
+
+
+@pytest.mark.parametrize(
+    ("like", "resized"),
+    [("resnet_50.tv2_in1k", 232), ("timm/resnet50.tv_in1k", 256), ("resnet50-11ad3fa6.pth", 232)],
+)
+def test_like_takes_tags_and_file_names(like, resized):
+    parser = argparse.ArgumentParser()
+    add_reading(parser)
+    preprocessing = parser.parse_args(["--like", like]).preprocessing
+    assert (preprocessing.image_size, preprocessing.crop_fraction) == (224, 224 / resized)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["models", "replknet_31"], "Did you mean"),
+        (["models", "replknet_31", "--pretrained"], "Did you mean"),
+        (["models", "--pretrained", "--image-size", "224"], "not allowed with"),
         (["models", "replknet_3", "--image-size", "0"], "at least 1"),
         (["bench", "model", "--model", "repvgg_b3", "resnet"], "Unknown model 'resnet'"),
         (["bench", "model", "--modes", "sleep"], "invalid choice"),
@@ -205,6 +248,26 @@ def test_bench_model_without_memory_for_all(tmp_path, capsys, monkeypatch):
     assert "In batches of 4:" in out
 
 
+def test_bench_model_of_nan(capsys, monkeypatch):
+    """The speed of a network that computes NaN is not reported."""
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
+
+    def draw_nan(*arguments):
+        variables, images = draw_inputs(*arguments)
+        return variables, images * jnp.nan
+
+    monkeypatch.setattr(benchmark, "draw_inputs", draw_nan)
+    settings = ["--image-size", "32", "--seconds", "0.01", "--modes", "inference"]
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "model", "--model", "tiny", *settings])
+    failure = "FloatingPointError: The result has NaN or infinite elements."
+    assert str(caught.value.code).splitlines() == [
+        "error: not all could be measured.",
+        f"tiny, batch 1, inference: {failure}",
+    ]
+    assert f"not measured: {failure}" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("quick_compilation")
 def test_bench_profile(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
@@ -261,6 +324,22 @@ def test_bench_depthwise(tmp_path, capsys, monkeypatch, tiny_layers):
     assert "PyTorch cannot be imported" in out
     assert out.count("\n6/3 ") == 4
     assert "Slower than another contender" in out
+
+
+def test_bench_depthwise_of_nan(capsys, monkeypatch, tiny_layers):
+    def draw_nan(*arguments):
+        return [(x * jnp.nan, kernel, g) for x, kernel, g in draw_operands(*arguments)]
+
+    monkeypatch.setattr(depthwise, "draw_operands", draw_nan)
+    settings = ["--seconds", "0.001", "--implementations", "--no-peers"]
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "depthwise", *settings])
+    lines = str(caught.value.code).splitlines()
+    assert lines[0] == "error: not all could be measured."
+    failure = "failed, FloatingPointError: The result[0] has NaN or infinite elements."
+    assert lines[1] == f"6/3, 2 channels, batch 1, forward: {failure}"
+    assert lines[2].startswith("6/3, 2 channels, batch 1, forward+backward: failed, Floating")
+    assert f"not measured: {failure}" in capsys.readouterr().out
 
 
 def test_bench_depthwise_tune(tmp_path, capsys, monkeypatch, tiny_layers):

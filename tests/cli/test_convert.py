@@ -14,9 +14,9 @@ from replk_jax.reparam import merge_branches
 from replk_jax.torch_import import infer_architecture, load_torch, save_torch
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure
-from tests import golden
+from tests import reference_data
+from tests.checkpoint.test_checkpoint import PREPROCESSING, network
 from tests.helpers import random_variables
-from tests.test_checkpoint import PREPROCESSING, network
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_for_torch_merged(torch_file, tmp_path, capsys):
     run(torch_file, path, "--deploy")
     assert infer_architecture(path).structure is Structure.MERGED
     saved = network()
-    expected = golden.by_official_name(jax.jit(merge_branches)(saved.variables))
+    expected = reference_data.by_official_name(jax.jit(merge_branches)(saved.variables))
     tensors = {k: t.read() for k, t in read(path).items() if not k.endswith("num_batches_tracked")}
     assert tensors.keys() == expected.keys()
     for key, tensor in expected.items():
@@ -128,26 +128,26 @@ def test_preprocessing(torch_file, tmp_path, capsys):
     assert "no --like" in refusal(capsys, torch_file, tmp_path / "like.pth", *like)
     assert "no released checkpoint" in refusal(capsys, torch_file, tmp_path / "x", "--like", "VGG")
     close = refusal(capsys, torch_file, tmp_path / "x", "--like", "RepLKNet-31B_ImageNet1K")
-    assert "Did you mean RepLKNet-31B_" in close
-    assert "RepLKNet-31B_ImageNet-1K_224" in close
+    assert "Did you mean replknet_31b." in close
+    assert "replknet_31b.in1k" in close
     far = refusal(capsys, torch_file, tmp_path / "x", "--like", "nosuch")
     assert "called 'nosuch'. python -m replk_jax models lists the models." in far
     without = refusal(capsys, torch_file, tmp_path / "x", "--like", "replknet_3")
     assert "no released checkpoint is of replknet_3: name a model or file" in without
     several = refusal(capsys, torch_file, tmp_path / "x", "--like", "replknet-31b")
-    assert "name one of RepLKNet-31B_ImageNet-1K_224" in several
+    assert "name one of replknet_31b.in1k, " in several
     run(torch_file, tmp_path / "model.safetensors", "--like", "RepLKNet-XL")
     assert load(tmp_path / "model.safetensors").preprocessing == told
 
 
-@golden.requires_golden
+@reference_data.required
 def test_the_moving_average(tmp_path, capsys):
-    source = golden.ROOT / "checkpoints" / "training.pth"
+    source = reference_data.ROOT / "checkpoints" / "training.pth"
     for name, options in (("weights", []), ("weights_ema", ["--ema"])):
         path = tmp_path / f"{name}.safetensors"
         run(source, path, *options)
-        expected = golden.arrays(f"checkpoints/{name}.npz")
-        for key, leaf in golden.by_official_name(load(path).variables).items():
+        expected = reference_data.arrays(f"checkpoints/{name}.npz")
+        for key, leaf in reference_data.by_official_name(load(path).variables).items():
             np.testing.assert_array_equal(leaf, expected[key])
     run(path, tmp_path / "one.pth")
     for single in (path, tmp_path / "one.pth"):

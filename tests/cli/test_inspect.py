@@ -15,9 +15,9 @@ from replk_jax.torch_import import save_torch
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.writer import write_torch
-from tests import golden
+from tests import reference_data
+from tests.checkpoint.test_checkpoint import PREPROCESSING, network
 from tests.helpers import ONE_STAGE, TINY, random_variables
-from tests.test_checkpoint import PREPROCESSING, network
 from tests.torch_import.archives import (
     add_entries,
     state_dict,
@@ -26,7 +26,7 @@ from tests.torch_import.archives import (
     write_with_header,
 )
 
-CHECKPOINTS = golden.ROOT / "checkpoints"
+CHECKPOINTS = reference_data.ROOT / "checkpoints"
 NO_NETWORK = "no network that is known here"
 
 
@@ -55,12 +55,14 @@ def refusal(capsys):
     return refusal
 
 
-@golden.requires_golden
+@reference_data.required
 class TestGolden:
     def test_what_training_wrote(self, show):
         path = CHECKPOINTS / "training.pth"
         shown = show(path)
-        values = sum(array.size for array in golden.arrays("checkpoints/weights.npz").values())
+        values = sum(
+            array.size for array in reference_data.arrays("checkpoints/weights.npz").values()
+        )
         assert f"{path}, a PyTorch checkpoint of {path.stat().st_size:,} bytes" in shown
         for line in (
             rf"^  model +251 tensors, {values:,} values, float32, int64$",
@@ -86,14 +88,14 @@ class TestGolden:
 
     def test_every_tensor(self, show):
         shown = show(CHECKPOINTS / "under_model.pth", "--tensors").splitlines()
-        arrays = golden.arrays("checkpoints/weights.npz")
+        arrays = reference_data.arrays("checkpoints/weights.npz")
         wanted = [f"model.{key}  {array.shape}  {array.dtype}" for key, array in arrays.items()]
         assert sorted(shown[-len(wanted) :]) == sorted(wanted)
         assert not any(line.startswith("model.") for line in shown[: -len(wanted)])
 
     def test_faults(self, show):
         shown = show(CHECKPOINTS / "wrong_keys.pth")
-        assert "loading refuses, since its tensors do not fit; faults: 3" in shown
+        assert "it cannot be loaded, since its tensors do not fit; faults: 3" in shown
         for fault in (
             "  missing: stages.2.blocks.0.large_kernel.small_conv.bn.running_var",
             "  wrong shape: stages.0.blocks.0.pw1.conv.weight is (8, 7, 1, 1)",
@@ -155,7 +157,7 @@ class TestOtherLibraries:
         assert "images: 64 x 64, warped, bilinear" in shown
         assert "; from preprocessor_config.json" in shown
         assert "names of the classes, from config.json: ['ant', 'bee']" in shown
-        assert "assumed, since a file does not tell it: an output stride of 32" in shown
+        assert "assumed, since a file does not record it: an output stride of 32" in shown
         assert "a moving average (EMA) of the weights is saved with them: --ema" in shown
         assert "weights: at the top, after 'ema.', an EMA" in show(path, "--ema")
         assert "weights: at the top, after 'ema.'" in show(path, "--prefix", "ema.")
@@ -239,7 +241,7 @@ class TestOwn:
         write_safetensors(path, {"a": np.ones(2)}, {"replk_jax": description})
         shown = show(path)
         assert "  1 tensors, 2 values, float64\n" in shown
-        assert "loading refuses, since its tensors do not fit; faults: " in shown
+        assert "it cannot be loaded, since its tensors do not fit; faults: " in shown
         assert "\n  missing: params/head/kernel (12, 4)\n" in shown
         assert "... and " in shown
 

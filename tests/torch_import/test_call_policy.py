@@ -48,9 +48,10 @@ import zoneinfo
 import numpy as np
 import pytest
 
+from replk_jax.io.errors import FileError
 from replk_jax.torch_import.call_policy import _DANGEROUS_MODULES, Call, classify_call
 from replk_jax.torch_import.placeholders import Placeholder
-from replk_jax.torch_import.reader import FileError, read
+from replk_jax.torch_import.reader import read
 from tests.torch_import.archives import write_archive
 
 

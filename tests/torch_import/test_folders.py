@@ -1,14 +1,17 @@
 """Folders without weights of the usual names: what they have, and what to do."""
 
 import json
+import os
 import re
 
 import numpy as np
 import pytest
 
 from replk_jax import checkpoint
+from replk_jax.io.errors import FileError
 from replk_jax.io.safetensors import write_safetensors
-from replk_jax.torch_import.reader import FileError, is_pytorch_folder, read, source_files
+from replk_jax.torch_import.folders import UnknownFolderError
+from replk_jax.torch_import.reader import WeightsFile, read
 from replk_jax.torch_import.writer import write_torch
 
 ZERO_TO_FP32 = r"zero_to_fp32\.py \. pytorch_model\.bin"
@@ -104,16 +107,17 @@ def fill(folder, names):
 def test_folders_without_weights(kind, load, tmp_path):
     names, message = FOLDERS[kind]
     fill(tmp_path, names)
-    assert is_pytorch_folder(tmp_path)
-    with pytest.raises(FileError, match=f"^{re.escape(str(tmp_path))}: it .*{message}"):
+    with pytest.raises(FileError, match=f"^{re.escape(str(tmp_path))}: it .*{message}") as caught:
         load(tmp_path)
+    assert not isinstance(caught.value, UnknownFolderError)
 
 
 @pytest.mark.parametrize("names", [[], ["x.txt"], ["images/a.png"], ["params/manifest.ocdbt"]])
 def test_folders_of_something_else(names, tmp_path):
     fill(tmp_path, names)
-    assert not is_pytorch_folder(tmp_path)
-    with pytest.raises(FileError, match=r"a folder without a checkpoint\. Expected in it: model"):
+    with pytest.raises(
+        UnknownFolderError, match=r"a folder without a checkpoint\. Expected in it: model"
+    ):
         read(tmp_path)
     with pytest.raises(ValueError, match="nor weights of PyTorch" if names else "it is empty"):
         checkpoint.load(tmp_path)
@@ -128,7 +132,7 @@ def test_a_run_of_this_package(tmp_path):
 
 def test_folders_that_must_not_be_read_are_left_out(tmp_path, monkeypatch):
     fill(tmp_path, ["lost+found/a.pth", "checkpoint-1/model.safetensors"])
-    listdir = checkpoint.os.listdir
+    listdir = os.listdir
 
     def restricted(path):
         if str(path).endswith("lost+found"):
@@ -157,7 +161,7 @@ def test_an_index_of_another_name(stem, ending, write, tmp_path):
     tensors = read(tmp_path)
     for number in range(2):
         np.testing.assert_array_equal(tensors[f"w{number}"].read(), np.full(3, number, np.float32))
-    assert source_files(tmp_path)[0] == index
+    assert WeightsFile(tmp_path).files[0] == index
 
 
 @pytest.mark.parametrize("name", ["flax_model.msgpack", "model.ckpt.data-00000-of-00001"])

@@ -24,6 +24,7 @@ import pytest
 from flax import traverse_util
 
 from replk_jax import checkpoint
+from replk_jax.io.errors import FileError
 from replk_jax.io.safetensors import write_safetensors
 from replk_jax.io.tensors import StoredTensor
 from replk_jax.models import RepLKNetArchitecture, create_model
@@ -31,15 +32,13 @@ from replk_jax.models.variables import abstract_variables
 from replk_jax.torch_import import infer_architecture, load_torch
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.placeholders import Placeholder
-from replk_jax.torch_import.reader import FileError, metadata, read
+from replk_jax.torch_import.reader import WeightsFile
 from replk_jax.torch_import.writer import write_torch
 from replk_jax.vision.preprocessing import Preprocessing
-from tests import golden
+from tests import reference_data
 from tests.torch_import.archives import write_archive, write_with_header
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-CHECKPOINTS = golden.ROOT / "checkpoints"
+CHECKPOINTS = reference_data.ROOT / "checkpoints"
 SECONDS_EACH = 2  # of processor time; a hang is much longer, a busy machine makes it no longer
 SECONDS_TO_LOAD = 5  # JAX builds the network
 BYTES_EACH = 4 << 20  # and ten times the file, by what Python allocates
@@ -77,8 +76,9 @@ def try_to_read(path, files=()):
     begin = time.process_time()
     _events = []
     try:
-        metadata(path)
-        walk(read(path))
+        file = WeightsFile(path)
+        walk(file.metadata)
+        walk(file.contents)
         refusal = None
     except FileError as error:
         refusal = str(error)
@@ -233,7 +233,7 @@ def test_indices_of_shards(tmp_path):
     assert outcomes["read"] >= 5, outcomes
 
 
-@golden.requires_golden
+@reference_data.required
 class TestGoldenFiles:
     @pytest.mark.parametrize(
         ("name", "times"),

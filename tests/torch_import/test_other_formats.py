@@ -8,7 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from replk_jax.torch_import.reader import FileError, is_pytorch_folder, read
+from replk_jax.io.errors import FileError
+from replk_jax.torch_import.folders import UnknownFolderError
+from replk_jax.torch_import.reader import read
 
 STARTS = {
     "Keras": (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5 file.*state_dict"),
@@ -107,9 +109,9 @@ def test_folders(name, tmp_path):
     names, message = FOLDERS[name]
     for file in names:
         (tmp_path / file).write_bytes(b"")
-    assert is_pytorch_folder(tmp_path)
-    with pytest.raises(FileError, match=f"^{tmp_path}: it is a .*{message}"):
+    with pytest.raises(FileError, match=f"^{tmp_path}: it is a .*{message}") as caught:
         read(tmp_path)
+    assert not isinstance(caught.value, UnknownFolderError)
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
@@ -121,9 +123,7 @@ def test_files_of_torch_distributed(name, tmp_path):
 
 
 def test_other_folders(tmp_path):
-    assert not is_pytorch_folder(tmp_path)
-    assert not is_pytorch_folder(tmp_path / "nowhere")
-    with pytest.raises(FileError, match="a folder without a checkpoint"):
+    with pytest.raises(UnknownFolderError, match="a folder without a checkpoint"):
         read(tmp_path)
 
 

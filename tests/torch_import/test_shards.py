@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from replk_jax.io.errors import FileError
 from replk_jax.io.safetensors import write_safetensors
-from replk_jax.torch_import.reader import FileError, metadata, read, source_files
+from replk_jax.torch_import.reader import WeightsFile, read
 from replk_jax.torch_import.writer import write_torch
 from tests.torch_import.archives import write_archive
 
@@ -50,24 +51,23 @@ class TestShards:
         index = write_shards(tmp_path, kind)
         for path in (index, str(index), tmp_path):
             assert_is_all(read(path))
-            assert metadata(path) == {}
-            files = source_files(path)
+            assert WeightsFile(path).metadata == {}
+            files = WeightsFile(path).files
             assert files[0] == index
             assert [re.search("-0000(.)-of", file.name)[1] for file in files[1:]] == ["1", "2"]
 
     def test_one_shard(self, kind, tmp_path):
         index = write_shards(tmp_path, kind)
-        shard = source_files(index)[2]
-        for function in (read, metadata, source_files):
-            with pytest.raises(FileError, match=f"^{shard}: it is shard 2 of 2.*{index.name}"):
-                function(shard)
+        shard = WeightsFile(index).files[2]
+        with pytest.raises(FileError, match=f"^{shard}: it is shard 2 of 2.*{index.name}"):
+            WeightsFile(shard)
         index.unlink()
         with pytest.raises(FileError, match=rf"shard 2 of 2.*Put all of them.*{index.name}"):
             read(shard)
 
     def test_a_missing_shard(self, kind, tmp_path):
         index = write_shards(tmp_path, kind)
-        shard = source_files(index)[2]
+        shard = WeightsFile(index).files[2]
         shard.unlink()
         with pytest.raises(
             FileError, match=rf"^{index}: 1 of its 2 shards are missing.*{shard.name}"
@@ -76,7 +76,7 @@ class TestShards:
 
     def test_a_tensor_that_is_in_another_shard(self, kind, tmp_path):
         index = write_shards(tmp_path, kind)
-        first, second = (file.name for file in source_files(index)[1:])
+        first, second = (file.name for file in WeightsFile(index).files[1:])
         write_shards(tmp_path, kind, **{"layer4.weight": first, "absent": second})
         with pytest.raises(FileError, match=r"2 tensors are not.*'layer4\.weight', 'absent'"):
             read(index)
@@ -139,8 +139,8 @@ class TestFolders:
         for name in ("config.json", "optimizer.bin", "scheduler.bin", "random_states_0.pkl"):
             (tmp_path / name).write_bytes(b"{}")
         assert_is_all(read(tmp_path))
-        assert source_files(tmp_path) == (tmp_path / f"{stem}{ending}",)
-        assert metadata(tmp_path) == ({"a": "b"} if kind == "safetensors" else {})
+        assert WeightsFile(tmp_path).files == (tmp_path / f"{stem}{ending}",)
+        assert WeightsFile(tmp_path).metadata == ({"a": "b"} if kind == "safetensors" else {})
 
     def test_both_formats(self, tmp_path):
         write_safetensors(tmp_path / "model.safetensors", TENSORS, {})

@@ -12,7 +12,7 @@ import pytest
 
 from replk_jax.io.safetensors import write_safetensors
 from replk_jax.torch_import import writer
-from replk_jax.torch_import.reader import metadata, read
+from replk_jax.torch_import.reader import WeightsFile, read
 from replk_jax.torch_import.writer import write_torch
 
 TORCH_DTYPES = (
@@ -114,7 +114,7 @@ def test_safetensors_files_are_read_here_and_by_the_library(tmp_path):
     write_safetensors(tmp_path / "f", arrays, {"b": "größer", "a": "{}"})
     tensors = read(tmp_path / "f")
     assert_same({name: tensors[name] for name in arrays}, arrays)
-    assert metadata(tmp_path / "f") == {"b": "größer", "a": "{}"}
+    assert WeightsFile(tmp_path / "f").metadata == {"b": "größer", "a": "{}"}
 
     library = pytest.importorskip("safetensors")
     with library.safe_open(tmp_path / "f", "numpy") as file:

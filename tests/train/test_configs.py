@@ -14,8 +14,9 @@ from replk_jax.models.registry import FAMILIES, name_of
 from replk_jax.models.repvgg import BLOCKS
 from replk_jax.models.variables import abstract_variables
 from train.engine import config as configuration
-from train.engine.optimizer import warmup_cosine
+from train.engine.schedules import warmup_cosine
 from train.errors import RunError
+from train.tasks import classification_config
 
 PLAIN = ["31b", "31b_384", "common", "digits", "finetune", "photographs", "xl_pretraining"]
 ROWS = {
@@ -48,6 +49,7 @@ def test_every_file_is_here():
 def test_every_row_makes_sense_and_builds_its_model(file, row):
     config = load(file, row)
     configuration.check(config)
+    classification_config.check(config)
     model = configuration.build_model(config)
     assert model.dtype == config.model.dtype
     if file not in CHANGED:
@@ -164,7 +166,7 @@ def test_the_recipes_of_replknet(file, row, expected, images):
         on_fewer.accumulation, on_fewer.eval_batch_size = 1, config.eval_batch_size
         assert on_fewer == config
     if expected[9]:  # what a GPU had at a time was mixed alike
-        assert mixing.images_per_draw == images
+        assert mixing.mixup_group_size == images
 
 
 @pytest.mark.parametrize(
@@ -199,6 +201,7 @@ def test_the_digits_take_any_name(name):
     config = digits.get_config()
     config.model.name = name
     configuration.check(config)
+    classification_config.check(config)
     model = configuration.build_model(config)
     leaves = jax.tree.leaves(abstract_variables(model)["params"])
     assert sum(leaf.size for leaf in leaves) < 2e6

@@ -1,10 +1,10 @@
-"""A configuration that trains in seconds with the whole recipe, and an objective without any."""
+"""A configuration that trains in seconds with the whole recipe, and a loss without augmentation."""
 
 from ml_collections import ConfigDict
 
 from configs import digits
 from train.data.augmentation import Augmentation
-from train.engine.step import Objective
+from train.engine.task import Loss
 from train.tasks.classification import cross_entropy
 
 # One stage: compiled in half the time of two.
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.augmentation.mixup_alpha = 0.2
     config.augmentation.cutmix_alpha = 1.0
     config.augmentation.switch_probability = 0.2
-    config.augmentation.images_per_draw = 8
+    config.augmentation.mixup_group_size = 8
     config.batch_size = 32
     config.accumulation = 2
     config.ema_decay = 0.9
@@ -33,15 +33,15 @@ def get_config() -> ConfigDict:
     return config
 
 
-def objective(
+def loss(
     mean: tuple[float, ...] = (0.5,) * 3,
     std: tuple[float, ...] = (0.25,) * 3,
     num_classes: int = 4,
     **augmentation: float,
-) -> Objective:
-    """Classes to tell apart, and of the augmentation only what is named."""
+) -> Loss:
+    """Cross entropy, with the named augmentation alone."""
     off = dict.fromkeys(
         ("label_smoothing", "erasing_probability", "mixup_alpha", "cutmix_alpha"), 0.0
     )
-    on = {"mix_probability": 1.0, "switch_probability": 0.5, "images_per_draw": 8}
+    on = {"mix_probability": 1.0, "switch_probability": 0.5, "mixup_group_size": 8}
     return cross_entropy(Augmentation(num_classes, mean, std, **{**off, **on, **augmentation}))

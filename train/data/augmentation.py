@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
-from replk_jax.vision.preprocessing import normalize
+from replk_jax.vision.base_preprocessing import normalize
 from train.errors import RunError
 
 ERASED_SHARE = (0.02, 1 / 3)  # of an image's area
@@ -27,7 +26,6 @@ _ATTEMPTS = 10  # to draw a rectangle that is smaller than the image
 class Augmentation:
     """From a batch as the host reads it to a classifier's images and targets.
 
-        augmentation = make_augmentation(config, num_classes=1000)
         images, targets = augmentation(key, batch)
 
     Attributes:
@@ -36,7 +34,7 @@ class Augmentation:
       label_smoothing: s; a target is (1 - s) for its class and s / K for each.
       erasing_probability: of erasing a part of an image.
       mixup_alpha, cutmix_alpha, mix_probability, switch_probability: see `draw_mixing`.
-      images_per_draw: how many consecutive images are mixed alike, among themselves.
+      mixup_group_size: how many consecutive images are mixed alike, among themselves.
       dtype: that the network computes in. All arithmetic here is in float32, and the images are
         rounded at the end: the network would round them first, so it loses nothing, and where they
         have to be stored it is half the memory.
@@ -51,7 +49,7 @@ class Augmentation:
     cutmix_alpha: float
     mix_probability: float
     switch_probability: float
-    images_per_draw: int
+    mixup_group_size: int
     dtype: Any = jnp.float32
 
     @property
@@ -78,7 +76,7 @@ class Augmentation:
         if self.mixes:
             mixing = draw_mixing(
                 of_mixing,
-                count_groups(len(images), self.images_per_draw),
+                count_groups(len(images), self.mixup_group_size),
                 images.shape[1:3],
                 mixup_alpha=self.mixup_alpha,
                 cutmix_alpha=self.cutmix_alpha,
@@ -87,25 +85,6 @@ class Augmentation:
             )
             images, targets = mix(mixing, images, targets)
         return images.astype(self.dtype), targets
-
-
-def make_augmentation(config: ConfigDict, num_classes: int) -> Augmentation:
-    """The augmentation that a configuration describes; see configs/common.py.
-
-    Raises:
-      RunError: a batch that cannot be divided into groups; see `count_groups`.
-    """
-    augmentation = Augmentation(
-        num_classes=num_classes,
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-        label_smoothing=config.label_smoothing,
-        dtype=jnp.dtype(config.model.dtype),
-        **config.augmentation,
-    )
-    if augmentation.mixes:
-        count_groups(config.batch_size // config.accumulation, augmentation.images_per_draw)
-    return augmentation
 
 
 class Boxes(NamedTuple):
@@ -262,21 +241,21 @@ def draw_mixing(
     return Mixing(jnp.where(cuts, 1.0, share), Boxes(top, bottom, left, right))
 
 
-def count_groups(batch_size: int, images_per_draw: int) -> int:
-    """How many groups of `images_per_draw` a batch has; one that is smaller is one group.
+def count_groups(batch_size: int, mixup_group_size: int) -> int:
+    """How many groups of `mixup_group_size` a batch has; one that is smaller is one group.
 
     Raises:
       RunError: a larger batch that is no multiple.
     """
-    if batch_size <= images_per_draw:
+    if batch_size <= mixup_group_size:
         return 1
-    if batch_size % images_per_draw:
+    if batch_size % mixup_group_size:
         raise RunError(
             f"A batch of {batch_size} images (config.batch_size / config.accumulation) is no "
-            f"multiple of config.augmentation.images_per_draw = {images_per_draw}; set that to a "
+            f"multiple of config.augmentation.mixup_group_size = {mixup_group_size}; set that to a "
             f"divisor of {batch_size}, or choose another batch."
         )
-    return batch_size // images_per_draw
+    return batch_size // mixup_group_size
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], number: int) -> jax.Array:

@@ -2,6 +2,8 @@
 
 import functools
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +11,16 @@ import optax
 import pytest
 
 import replk_jax
-from configs import common
-from tests import golden
+from tests import reference_data
 from tests.helpers import data_mesh
 from tests.models.test_replknet_golden import load
 from tests.train import tiny
 from train.engine import parallel
-from train.engine.optimizer import make_optimizer, warmup_cosine
-from train.engine.step import TrainState, init_state, make_train_step
+from train.engine.optimizer import make_optimizer
+from train.engine.schedules import warmup_cosine
+from train.engine.step import TrainState, abstract_state, init_state, make_train_step
 from train.errors import RunError
 
-RECIPE = common.get_config().optimizer  # AdamW's
 # One stage has every kind of layer but a transition.
 NETWORK = replk_jax.RepLKNetArchitecture((7,), (1,), (8,), small_kernel=3)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -38,10 +39,10 @@ def losses(devices, steps=8, seed=0, fsdp=1, accumulation=1, **augmentation):
     """The losses, the state after the last step, and the statistics after the first."""
     model = replk_jax.create_model(NETWORK, num_classes=4, drop_path_rate=0.1)
     mesh = data_mesh(devices, fsdp)
-    optimizer = make_optimizer(RECIPE, warmup_cosine(2e-3, 1e-5, 2, 8))
-    state = init_state(model, optimizer, (16, 16), seed, mesh, average=True)
+    optimizer = make_optimizer("adamw", warmup_cosine(2e-3, 1e-5, 2, 8), weight_decay=0.05)
+    state = init_state(model, optimizer, (16, 16), seed, mesh, ema=True)
     step = make_train_step(
-        model, optimizer, tiny.objective(MEAN, STD, label_smoothing=0.1, **augmentation),
+        model, optimizer, tiny.loss(MEAN, STD, label_smoothing=0.1, **augmentation),
         seed=seed, mesh=mesh, accumulation=accumulation, ema_decay=0.9,
     )  # fmt: skip
     curve, first = [], None
@@ -88,16 +89,32 @@ def held_by_a_device(state):
     return sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.usefixtures("strict_promotion")
+def test_promotes_no_dtype():
+    """But for optax's AdamW, which raises a float to the power of an integer, and for random
+    erasing and mixing."""
+    model = replk_jax.create_model(NETWORK, num_classes=4, drop_path_rate=0.1)
+    optimizer, mesh = optax.sgd(0.1, momentum=0.9), data_mesh(1)
+    state = abstract_state(model, optimizer, (16, 16), mesh, ema=True)
+    step = make_train_step(
+        model, optimizer, tiny.loss(MEAN, STD, label_smoothing=0.1),
+        seed=0, mesh=mesh, accumulation=2, ema_decay=0.9,
+    )  # fmt: skip
+    after, metrics = jax.eval_shape(step, state, next(batches(1)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert {metric.dtype for metric in metrics.values()} == {np.dtype(np.float32)}
+
+
 @pytest.mark.usefixtures("quick_compilation")
-@golden.requires_golden
+@reference_data.required
 def test_three_steps_of_the_official_training():
     """The losses of PyTorch's AdamW with the official parameter groups.
 
     The batch there is made of multiples of 1/16, which uint8 images become again by the mean
     and deviation given here. Layer-wise decay scales each update, which AdamW's are linear in.
     """
-    case = golden.small_cases()["replk_13_7_5"]
-    expected = golden.arrays("small/replk_13_7_5.npz")
+    case = reference_data.small_cases()["replk_13_7_5"]
+    expected = reference_data.arrays("small/replk_13_7_5.npz")
     recipe = case["steps"]
     model, variables = load("replk_13_7_5")
 
@@ -115,9 +132,7 @@ def test_three_steps_of_the_official_training():
 
     scales = jax.tree_util.tree_map_with_path(decay, variables["params"])
     optimizer = optax.chain(
-        make_optimizer(
-            {**RECIPE, "weight_decay": recipe["weight_decay"]}, lambda step: recipe["lr"]
-        ),
+        make_optimizer("adamw", lambda step: recipe["lr"], weight_decay=recipe["weight_decay"]),
         optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, scales)),
     )
     mesh = data_mesh(1)
@@ -125,10 +140,10 @@ def test_three_steps_of_the_official_training():
         jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"])
     )
     step = make_train_step(
-        model, optimizer, tiny.objective((128 / 255,) * 3, (16 / 255,) * 3, num_classes=10),
+        model, optimizer, tiny.loss((128 / 255,) * 3, (16 / 255,) * 3, num_classes=10),
         seed=0, mesh=mesh,
     )  # fmt: skip
-    sixteenths = golden.nhwc(expected["train.x"]) * 16
+    sixteenths = reference_data.nhwc(expected["train.x"]) * 16
     assert np.abs(sixteenths).max() < 128
     np.testing.assert_array_equal(sixteenths, np.round(sixteenths))
     batch = {
@@ -157,11 +172,11 @@ def test_loss_and_statistics_of_one_step():
     """Cross entropy with smoothed labels and the norms, computed apart."""
     model = replk_jax.create_model(NETWORK, num_classes=4)
     mesh = data_mesh(1)
-    optimizer = make_optimizer(RECIPE, lambda step: 1e-3)
+    optimizer = make_optimizer("adamw", lambda step: 1e-3, weight_decay=0.05)
     state = init_state(model, optimizer, (16, 16), 0, mesh)
     before = jax.tree.map(np.array, state)
     step = make_train_step(
-        model, optimizer, tiny.objective(MEAN, STD, label_smoothing=0.2), seed=0, mesh=mesh
+        model, optimizer, tiny.loss(MEAN, STD, label_smoothing=0.2), seed=0, mesh=mesh
     )
     batch = next(batches(1))
     state, metrics = step(state, batch)
@@ -197,12 +212,12 @@ def test_accumulation_and_moving_average_by_hand():
     model = replk_jax.create_model(NETWORK, num_classes=4)
     mesh, rate, decay = data_mesh(1), 0.05, 0.8
     optimizer = optax.sgd(rate)
-    state = init_state(model, optimizer, (16, 16), 0, mesh, average=True)
+    state = init_state(model, optimizer, (16, 16), 0, mesh, ema=True)
     before = jax.tree.map(np.array, state)
     step = make_train_step(
         model,
         optimizer,
-        tiny.objective(MEAN, STD),
+        tiny.loss(MEAN, STD),
         seed=0,
         mesh=mesh,
         accumulation=3,
@@ -235,6 +250,58 @@ def test_accumulation_and_moving_average_by_hand():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected
         )
+
+
+class Noisy(nn.Module):
+    """A norm and dropout, with an input of its own beside the images."""
+
+    @nn.compact
+    def __call__(self, x, scale=1.0, train=False):
+        x = scale * x.mean((1, 2)) * self.param("weight", nn.initializers.ones, ())
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+def two_passes(forward, key, batch):
+    """The second pass has the loss of the first one as its input."""
+    first = forward(batch["image"])
+    second = forward(batch["image"], scale=1.0 + first.mean())
+    terms = {"first": first.mean(), "second": second.mean()}
+    return sum(terms.values()) + 1.0, {**terms, "kept": (first != 0).mean()}
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_loss_may_run_the_network_twice():
+    """Each pass drops other values, and starts from the statistics after the one before it."""
+    model, mesh, images = Noisy(), data_mesh(1), np.random.default_rng(0).normal(size=(8, 4, 4, 3))
+    variables = model.init(jax.random.key(0), images)
+    optimizer = optax.sgd(0.0)
+    state = TrainState(
+        jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"])
+    )
+    step = make_train_step(model, optimizer, two_passes, seed=0, mesh=mesh)
+    state, metrics = step(state, {"image": jnp.float32(images)})
+    assert metrics.keys() == {"loss", "first", "second", "kept", "grad_norm", "param_norm"}
+    first, second = (float(metrics[name]) for name in ("first", "second"))
+    assert float(metrics["loss"]) == pytest.approx(first + second + 1, rel=1e-5)
+    means = images.mean((1, 2))
+    scale, size = 1 + first, 0.0
+    for factor in (1.0, scale):  # the running mean, after both passes
+        size = 0.9 * size + 0.1 * factor * means.mean(0)
+    (norm,) = state.batch_stats.values()
+    np.testing.assert_allclose(norm["mean"], size, rtol=1e-4, atol=1e-6)
+    # With dropout alike, normalised values would be alike, and so their means.
+    assert abs(second - first) > 1e-3
+
+
+def test_a_term_cannot_hide_the_loss():
+    model, mesh = Noisy(), data_mesh(1)
+    state = TrainState(jnp.zeros((), jnp.int32), {"weight": jnp.ones(())}, {}, optax.EmptyState())
+    step = make_train_step(
+        model, optax.identity(), lambda *_: (jnp.zeros(()), {"loss": 1.0}), seed=0, mesh=mesh
+    )
+    with pytest.raises(ValueError, match="cannot be called loss"):
+        step(state, {"image": jnp.zeros((1, 4, 4, 3))})
 
 
 def test_what_is_spread_over_devices():

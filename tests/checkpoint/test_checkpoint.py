@@ -20,12 +20,13 @@ from replk_jax import (
     load,
     save,
 )
-from replk_jax.checkpoint import load_into, torch_description
+from replk_jax.checkpoint import load_into
+from replk_jax.checkpoint.torch_format import describe
 from replk_jax.io.safetensors import write_safetensors
 from replk_jax.models import registry
 from replk_jax.torch_import import save_torch
 from replk_jax.torch_import.convert import to_state_dict
-from replk_jax.torch_import.reader import metadata, read
+from replk_jax.torch_import.reader import WeightsFile, read
 from replk_jax.torch_import.writer import write_torch
 from replk_jax.vision.preprocessing import Preprocessing
 from tests.helpers import TINY, random_images, random_variables
@@ -122,7 +123,7 @@ def test_what_is_known_of_a_torch_file(tmp_path, monkeypatch):
     assert loaded.model == saved.model
     assert loaded.preprocessing is loaded.class_names is None
     assert load(tmp_path / "tiny.pth", preprocessing=PREPROCESSING).preprocessing == PREPROCESSING
-    with pytest.warns(UserWarning, match="not known how the network's images are prepared"):
+    with pytest.warns(UserWarning, match="The preprocessing is not known"):
         assert loaded.resolve_preprocessing() == Preprocessing(224)
     # By its name it would be another network.
     assert load(tmp_path / "RepLKNet-31B_ImageNet-1K_384.pth").preprocessing is None
@@ -185,7 +186,7 @@ class TestFilesOfOtherLibraries:
         contents = {"args": {"val_resize_size": 40, "val_crop_size": 32}}
         contents["meta"] = {"dataset_meta": {"classes": ["a", "b", "c", "d"]}}
         with pytest.warns(UserWarning, match="is of 'repvgg_a1', another network"):
-            described = torch_description(folder, contents, model)
+            described = describe(folder, contents, model)
         assert described.preprocessing == Preprocessing(32, 0.8, "bilinear")
         assert described.class_names == ("a", "b", "c", "d")
         assert described.preprocessing_source == "its args entry"
@@ -272,7 +273,7 @@ def test_preprocessing_in_place_of_the_files(tmp_path, name):
 def _spoil(path, change):
     """Writes the file anew, its tensors and description changed."""
     tensors = {key: tensor.read() for key, tensor in read(path).items()}
-    description = json.loads(metadata(path)["replk_jax"])
+    description = json.loads(WeightsFile(path).metadata["replk_jax"])
     change(tensors, description)
     write_safetensors(path, tensors, {"replk_jax": json.dumps(description)})
 
@@ -416,7 +417,7 @@ def test_a_torch_file_in_a_folder_and_in_shards(tmp_path):
 
 # Written by version 0.1.0, before a composite network could be described, with the logits that the
 # network gave then.
-STORED = Path(__file__).parent / "checkpoints"
+STORED = Path(__file__).parent / "stored"
 
 
 @pytest.mark.parametrize(

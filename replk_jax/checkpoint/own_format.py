@@ -1,0 +1,100 @@
+"""What the two formats of this package have in common."""
+
+import abc
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+from flax import traverse_util
+
+from replk_jax.checkpoint.record import Checkpoint
+from replk_jax.io.errors import naming
+from replk_jax.models.variables import abstract_variables
+from replk_jax.torch_import import Fitting, Selection, fit_variables
+
+
+class OwnCheckpoint(abc.ABC):
+    """An opened checkpoint in a format of this package.
+
+    Attributes:
+      path: of the checkpoint.
+      description: the network that it holds, without variables.
+    """
+
+    def __init__(self, path: Path, description: Checkpoint):
+        self.path, self.description = path, description
+
+    @property
+    @abc.abstractmethod
+    def has_ema(self) -> bool:
+        """Whether it holds an EMA beside the weights."""
+
+    @abc.abstractmethod
+    def read_variables(self, prefer_ema: bool) -> dict[str, Any]:
+        """Reads the variables of the network, or their EMA.
+
+        Raises:
+          ValueError: damaged, or not those of the network.
+        """
+
+    def check_selection(self, selection: Selection) -> None:
+        """Raises ValueError for a selection that this checkpoint does not have."""
+        if selection != Selection(selection.prefer_ema):
+            raise ValueError(
+                f"{self.path} was saved by this package: key, prefix and rename do not apply."
+            )
+        if selection.prefer_ema and not self.has_ema:
+            raise ValueError(
+                f"{self.path} holds one set of weights, no moving average (EMA) beside it."
+            )
+
+    def load(self, selection: Selection) -> Checkpoint:
+        """Reads the network.
+
+        Raises:
+          ValueError: as `load`.
+        """
+        self.check_selection(selection)
+        variables = self.read_variables(selection.prefer_ema)
+        return dataclasses.replace(self.description, variables=variables)
+
+    def load_into(self, model: nn.Module, selection: Selection, fitting: Fitting) -> Checkpoint:
+        """Reads the variables of another model of the same architecture.
+
+        Raises:
+          ValueError: as `load_into`.
+        """
+        loaded = self.load(selection)
+        with naming(self.path):
+            if loaded.model.deploy:
+                raise ValueError(
+                    "it is re-parameterized, and what is merged cannot be trained on as it was: "
+                    "name the file from before the merge."
+                )
+            if type(loaded.model) is not type(model):
+                raise ValueError(
+                    f"it holds a {type(loaded.model).__name__}, not a {type(model).__name__}."
+                )
+            variables = fit_variables(
+                loaded.variables, loaded.model, model, fitting, source=os.fspath(self.path)
+            )
+        return dataclasses.replace(loaded, model=model, variables=variables)
+
+
+def by_path(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of variables by their path, such as "params/head/kernel"."""
+    return traverse_util.flatten_dict(variables, sep="/")
+
+
+def older_variables(model: nn.Module) -> dict[str, Any]:
+    """As `abstract_variables`, of the files of version 0.1.0.
+
+    There a backbone with `norm_intermediate_features` had a norm in each stage, also in those that
+    it does not return.
+    """
+    if getattr(model, "norm_intermediate_features", False) and model.out_indices is not None:
+        model = model.clone(out_indices=tuple(range(len(model.stage_channels))))
+    return abstract_variables(model)

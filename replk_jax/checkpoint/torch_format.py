@@ -1,0 +1,114 @@
+"""A network in PyTorch's files, with what other libraries save beside the weights."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from replk_jax.checkpoint.nearby import pointing_to_checkpoint
+from replk_jax.checkpoint.record import Checkpoint
+from replk_jax.io.errors import naming
+from replk_jax.io.user_warnings import warn_user
+from replk_jax.models.network import Network
+from replk_jax.torch_import import (
+    Contents,
+    Fitting,
+    Selection,
+    WeightsFile,
+    find_metadata,
+    load_contents,
+)
+
+
+class TorchCheckpoint:
+    """An opened file of PyTorch, or a .safetensors file of another library.
+
+    Attributes:
+      path: as it was given, of a file or a folder.
+    """
+
+    def __init__(self, path: Path, file: WeightsFile):
+        self.path, self._file = path, file
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """As `WeightsFile.files`."""
+        return self._file.files
+
+    @property
+    def contents(self) -> Contents:
+        """As `WeightsFile.contents`."""
+        with pointing_to_checkpoint(self.path):
+            return self._file.contents
+
+    def load(self, selection: Selection) -> Checkpoint:
+        """Reads the network that the names and shapes of the tensors identify.
+
+        Raises:
+          ValueError: as `load`.
+        """
+        model, variables = self._load(None, selection, Fitting())
+        return dataclasses.replace(self.describe(model), variables=variables)
+
+    def load_into(self, model: Network, selection: Selection, fitting: Fitting) -> Checkpoint:
+        """Reads the variables of a model.
+
+        Raises:
+          ValueError: as `load_into`.
+        """
+        model, variables = self._load(model, selection, fitting)
+        # The classes may be others than those of the file.
+        described = self.describe(model.clone(num_classes=None))
+        return dataclasses.replace(described, model=model, variables=variables)
+
+    def describe(self, model: Network) -> Checkpoint:
+        """As the function `describe`, of this checkpoint."""
+        return describe(self.path, self.contents, model)
+
+    def _load(
+        self, model: Network | None, selection: Selection, fitting: Fitting
+    ) -> tuple[Network, dict[str, Any]]:
+        contents = self.contents
+        with pointing_to_checkpoint(self.path), naming(self.path):
+            return load_contents(
+                contents,
+                model,
+                selection=selection,
+                source=os.fspath(self.path),
+                fitting=fitting,
+            )
+
+
+def describe(path: Path, contents: Contents, model: Network) -> Checkpoint:
+    """What a PyTorch checkpoint says of a network besides its weights; without variables.
+
+    Args:
+      path: of the checkpoint.
+      contents: of it.
+      model: the network, with the number of classes of the checkpoint or none.
+    """
+    found = find_metadata(path, contents, model)
+    unrecorded = found.backbone and found.backbone.difference(model)
+    if unrecorded:
+        warn_user(
+            f"{path}: its configuration has a backbone with {unrecorded}. The weights do not "
+            "record this, and the model does not have it: build one with these fields, and load "
+            "into that."
+        )
+    names, count = found.class_names, model.num_classes
+    if names is not None and count is not None and len(names) != count:
+        warn_user(
+            f"{path}: its network has {count} classes; the {len(names)} names in "
+            f"{found.class_names_source} are not used."
+        )
+    if names is None or len(names) != count:
+        names = None
+    return Checkpoint(
+        model=model,
+        variables={},
+        preprocessing=found.preprocessing,
+        class_names=names,
+        preprocessing_source=found.preprocessing_source,
+        class_names_source=names and found.class_names_source,
+        unrecorded=unrecorded,
+    )

@@ -1,0 +1,122 @@
+"""Identifies the network of a PyTorch file by the names and shapes of its tensors."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+from replk_jax.io.errors import naming
+from replk_jax.io.text import brief
+from replk_jax.models import registry
+from replk_jax.models.description import architecture_in_words
+from replk_jax.models.network import Network
+from replk_jax.torch_import.convert import faults
+from replk_jax.torch_import.entries import ANY, Selection
+from replk_jax.torch_import.names import without_classifier
+from replk_jax.torch_import.reader import read
+from replk_jax.torch_import.structures import Structure
+from replk_jax.torch_import.torch_files import Contents
+from replk_jax.torch_import.weights import find_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognized:
+    """The network that a PyTorch file is of, as its tensors' names and shapes identify it.
+
+    Attributes:
+      model: the network; `deploy=True` where the file's is merged.
+      name: under which it is registered, or None.
+      naming: whose names the tensors have, "official", "torchvision", "mmpretrain" or "timm".
+      structure: how far it has been re-parameterized.
+      place: where in the file the weights are.
+      ignored: names of tensors beside them that belong to other networks.
+      faults: tensors that are missing, left over or of another shape, with which `load_torch`
+        raises an error.
+      assumed: what names and shapes do not determine, and what is assumed of it.
+      is_ema: whether the weights are an exponential moving average (EMA).
+      has_ema: whether the file holds an EMA, of these or other weights.
+    """
+
+    model: Network
+    name: str | None
+    naming: str
+    structure: Structure
+    place: str
+    ignored: tuple[str, ...]
+    faults: tuple[str, ...]
+    assumed: str
+    is_ema: bool
+    has_ema: bool
+
+    def __str__(self) -> str:
+        model = self.model
+        kind = f"{model.num_classes} classes" if model.num_classes else "no classifier"
+        if model.out_indices is not None:
+            normed = getattr(model, "norm_intermediate_features", False)  # RepLKNet's own
+            norms = " with a norm each" if normed else ""
+            kind = f"backbone of {len(model.out_indices)} stages{norms}"
+        lines = [
+            f"{self.name or type(model).__name__}, {kind}, {self.structure.value}",
+            f"  {architecture_in_words(model)}",
+            f"  names: {self.naming}; weights: {self.place}{', an EMA' if self.is_ema else ''}",
+            f"  assumed, since a file does not record it: {self.assumed}",
+        ]
+        if self.ignored:
+            count, names = len(self.ignored), brief(self.ignored)
+            lines.append(f"  left out: {count} tensors beside it: {names}")
+        return "\n".join(lines)
+
+
+def infer_architecture(
+    path: str | os.PathLike,
+    *,
+    prefer_ema: bool = False,
+    key: str | None = None,
+    prefix: str | None = None,
+    rename: Callable[[str], str | None] | None = None,
+) -> Recognized:
+    """Identifies the network of a file by the names and shapes of its tensors.
+
+    RepLKNet, RepVGG, MobileNet V2 and ResNet of any widths, depths and kernels, not only those of
+    registered models. What shapes do not determine has a default: no stochastic depth, the strides
+    and shortcuts that were published, and a backbone returns all its stages.
+
+    Args:
+      path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain or timm naming.
+      prefer_ema, key, prefix, rename: as in `load_torch`.
+
+    Raises:
+      ValueError: a file that cannot be read, or is of no network known here.
+      OSError: it cannot be opened.
+    """
+    with naming(path):
+        return recognize(read(path), Selection(prefer_ema, key, prefix, rename))
+
+
+def recognize(contents: Contents, selection: Selection = ANY) -> Recognized:
+    """`infer_architecture` of what `read` gave; its errors do not name the file.
+
+    Raises:
+      ValueError: no network known here.
+    """
+    found = find_weights(contents, selection)
+    family = found.family
+    weights, naming = found.by_official_names()
+    try:
+        model = family.infer_model(weights)
+    except ValueError:
+        without = without_classifier(weights)
+        if without.keys() == weights.keys():
+            raise
+        model = family.infer_model(without)  # the classifier is among the faults
+    return Recognized(
+        model=model,
+        name=registry.name_of(model),
+        naming=naming,
+        structure=family.STRUCTURES.structure_of(weights),
+        place=found.place,
+        ignored=found.ignored,
+        faults=tuple(faults(weights, model)),
+        assumed=family.ASSUMED,
+        is_ema=found.is_ema,
+        has_ema=found.has_ema,
+    )
