@@ -153,8 +153,8 @@ class Setup:
         latest, total = checkpoints.latest() or 0, self.plan.total_steps
         if latest > total:
             raise RunError(
-                f"{checkpoints.path(latest)} is beyond the {total} steps of this run; raise "
-                "config.epochs or config.steps, or use another --workdir."
+                f"{checkpoints.path(latest)} is beyond the {total} steps that config.epochs or "
+                "config.steps gives this run; raise it, or use another --workdir."
             )
 
 
