@@ -1,6 +1,6 @@
 # make demo              train a small RepLKNet on handwritten digits
 # make test              run the tests
-# make lint              check style
+# make lint              check style and types
 # make test-jax-latest   run with the newest JAX what it may break
 # make kernels-sass      compile the GPU kernels, without a GPU, and see what they occupy
 #
@@ -25,6 +25,7 @@ test: $(VENV)/dev.stamp
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-jax-latest:
 	@if python=$$(.ci/newer-python); then \

@@ -12,6 +12,8 @@ def get_config() -> ConfigDict:
         {
             # "train"; or "eval", which evaluates the network in `init_from`.
             "mode": "train",
+            # What the network is trained for: a name of train.tasks.TASKS.
+            "task": "classification",
             # A checkpoint to begin with: of PyTorch, of a run (WORKDIR/checkpoints/STEP), or one
             # that was converted. `init_ema` takes the EMA in it; `init_key` and `init_prefix`
             # choose among several networks in a PyTorch file (see `replk_jax.load_torch`);
@@ -85,6 +87,8 @@ def get_config() -> ConfigDict:
                 "folder": config_dict.placeholder(str),
                 "train_split": "train",
                 "eval_split": "validation",
+                # More splits to evaluate on; the best checkpoint is chosen by eval_split.
+                "more_eval_splits": (),
                 "image_size": 224,
                 "crop_scale": (0.08, 1.0),  # share of the area that a training crop covers
                 "crop_ratio": (3 / 4, 4 / 3),  # its width over its height

@@ -45,8 +45,8 @@ def mosaic_interpret_params() -> Any:
     `jax.experimental.pallas.mosaic_gpu`, which has had the first since JAX 0.11.
     """
     try:
-        from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams
-    except ImportError:  # before JAX 0.11
+        from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams  # pyright: ignore[reportAttributeAccessIssue]  # since JAX 0.11
+    except ImportError:
         from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
     return InterpretGPUParams(detect_races=True)
 

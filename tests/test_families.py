@@ -12,7 +12,7 @@ from replk_jax import Checkpoint, Classifier, FeatureExtractor, Preprocessing, l
 from replk_jax.checkpoint import load_into
 from replk_jax.cli.main import main
 from replk_jax.models import registry
-from replk_jax.vision.preprocessing import normalize
+from replk_jax.vision.base_preprocessing import normalize
 from tests.helpers import random_variables
 from tests.miniatures import miniature, repvgg_variants
 from tests.vision.test_images import picture

@@ -2,6 +2,10 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAM = """
 import sys, time
@@ -31,3 +35,22 @@ def test_public_names_exist():
 
     for name in replk_jax.__all__:
         assert getattr(replk_jax, name).__doc__, name
+
+
+def test_data_files_are_packaged():
+    """The patterns of pyproject.toml match exactly the data that the package reads or declares."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    matched = {
+        path
+        for package, globs in patterns["package-data"].items()
+        for pattern in globs
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    results = ROOT / "replk_jax" / "benchmark" / "results"  # for the README, and not installed
+    data = {
+        path
+        for path in (ROOT / "replk_jax").rglob("*")
+        if path.suffix not in (".py", ".pyc") and path.is_file() and path.parent != results
+    }
+    assert matched == data
+    assert ROOT / "replk_jax" / "py.typed" in matched

@@ -30,10 +30,11 @@ from train.data import pipeline
 from train.data.pillow_reference import PillowTransform
 from train.data.pipeline import Example, Source
 from train.data.sources import FolderSource
-from train.data.transforms import TrainTransform, make_train_transform
+from train.data.transforms import TrainTransform
 from train.engine import config as configuration
 from train.engine import config_flags as command_line
 from train.errors import RunError, stopping
+from train.tasks.classification import make_train_transform
 
 _IMAGES = flags.DEFINE_integer("images", 512, "how many images to make", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "how often all is measured", lower_bound=1)

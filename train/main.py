@@ -22,7 +22,7 @@ from train.engine.evaluate import evaluate_checkpoint
 from train.engine.interruption import EXIT_STATUS, Interrupted
 from train.engine.loop import run
 from train.errors import RunError, stop, stopping
-from train.tasks import classification
+from train.tasks import find_task
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and the curve")
 
@@ -39,9 +39,9 @@ def main(_: list[str]) -> None:
                 workdir = flag_path("workdir", _WORKDIR.value).absolute()
                 _make_folder(workdir)
             if evaluates:
-                evaluate_checkpoint(config, workdir, classification.evaluation)
+                evaluate_checkpoint(config, workdir, find_task(config))
             else:
-                run(config, workdir, classification.task)
+                run(config, workdir, find_task(config))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

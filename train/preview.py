@@ -1,26 +1,23 @@
 """Shows what a network sees: python -m train.preview --config configs/31b.py
 
-Writes a contact sheet of the first images of the first step, as they come out of the data pipeline
-and of the augmentation on the device, each with its targets: `tabby 0.72` and `otter 0.19`. Fields
-are set as in training, for example --config.augmentation.mixup_alpha=0.
+Writes a contact sheet of the first images of the first step, after the data pipeline and the
+augmentation on the device, each with its targets: `tabby 0.72` and `otter 0.19`. Fields are set as
+in training, for example --config.augmentation.mixup_alpha=0.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from replk_jax.io.text import escaped
-from replk_jax.vision import imagenet
 from train.engine import config as configuration
 from train.engine import config_flags as command_line
-from train.engine.step import random_keys
 from train.errors import RunError, stopping
-from train.tasks import classification
+from train.tasks import find_task
 
 _OUTPUT = flags.DEFINE_string("output", "preview.png", "PNG file to write")
 _COUNT = flags.DEFINE_integer("count", 32, "how many images to show", lower_bound=1)
@@ -56,41 +53,10 @@ def preview(config: ConfigDict, count: int) -> Figure:
       RunError: what would end the run as well, or a `count` that is too large.
     """
     configuration.check(config)
-    images, targets, class_names = first_inputs(config, count)
-    if not (np.isfinite(images).all() and np.isfinite(targets).all()):
-        raise RunError(
-            "The inputs of the first step are NaN or infinite: look at config.data.mean, "
-            "config.data.std and config.augmentation."
-        )
-    background = config.label_smoothing / len(class_names)
-    captions = [list(_captions(row, class_names, background)) for row in targets]
-    return contact_sheet(_pixels(images, config.data.mean, config.data.std), captions)
-
-
-def first_inputs(config: ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The first `count` images (count, S, S, C) and targets (count, K) that the network is given.
-
-    They depend on the images before them and on those of their group, not on the whole batch: of
-    micro-batches of thousands of images only a few are read.
-
-    Returns:
-      Images, targets and the names of the classes.
-    """
-    in_micro_batch = config.batch_size // config.accumulation
-    if count > in_micro_batch:
-        raise RunError(f"--count={count} is more than the {in_micro_batch} of a (micro-)batch.")
-    per_draw = config.augmentation.images_per_draw
-    needed = min(in_micro_batch, math.ceil(count / per_draw) * per_draw)
-    few = config.copy_and_resolve_references()
-    few.batch_size = needed * config.accumulation
-    task = classification.task(few)
-    batch = next(iter(task.training.batches(0)))
-    rows = {name: array[:: config.accumulation] for name, array in batch.items()}
-
-    augmentation_key, _ = random_keys(config.seed, step=0, micro_batch=0)
-    inputs = jax.jit(task.objective.prepare)(augmentation_key, rows)
-    images, targets = (np.asarray(array[:count], np.float32) for array in inputs)
-    return images, targets, list(task.class_names)
+    kind = find_task(config)
+    kind.check(config)
+    shown = kind.preview(config, count)
+    return contact_sheet(shown.pictures, shown.captions)
 
 
 def contact_sheet(pixels: np.ndarray, captions: Sequence[Sequence[str]]) -> Figure:
@@ -126,23 +92,6 @@ def contact_sheet(pixels: np.ndarray, captions: Sequence[Sequence[str]]) -> Figu
             )
     figure.figimage(sheet)
     return figure
-
-
-def _captions(target: np.ndarray, class_names: Sequence[str], background: float) -> Iterator[str]:
-    """Names and shares of at most two classes, of those with more than smoothing gives to all."""
-    words = dict(zip(imagenet.wordnet_ids(), imagenet.class_names(), strict=True))
-    for label in np.argsort(-target, kind="stable")[:2]:
-        if target[label] - background >= 0.005:
-            name = class_names[label]
-            first_word = words[name].split(",")[0] if name in words else name
-            yield f"{first_word} {target[label]:.2f}"
-
-
-def _pixels(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """The reverse of normalisation, cut off at black and white: uint8 (N, H, W, 3)."""
-    values = np.rint(255 * (images * np.float32(std) + np.float32(mean)))
-    coloured = np.broadcast_to(values, (*values.shape[:-1], 3))
-    return coloured.clip(0, 255).astype(np.uint8)
 
 
 def _shortened(text: str, length: int) -> str:

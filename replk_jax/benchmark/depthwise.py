@@ -280,13 +280,15 @@ def _packed(shape: Shape, operands: list) -> Program:
 
 def _expected_seconds(layer: Layer, passes: str, name: str, before: list[Row]) -> float:
     """What the same contender took for the layer nearest in size, in proportion; or else 0."""
-    comparable = [
-        row for row in before if row.timing and (row.passes, row.contender) == (passes, name)
+    measured = [
+        (row.layer.products, row.timing.median)
+        for row in before
+        if row.timing and (row.passes, row.contender) == (passes, name)
     ]
-    if not comparable:
+    if not measured:
         return 0.0
-    nearest = min(comparable, key=lambda row: abs(math.log(row.layer.products / layer.products)))
-    return nearest.timing.median * layer.products / nearest.layer.products
+    products, seconds = min(measured, key=lambda each: abs(math.log(each[0] / layer.products)))
+    return seconds * layer.products / products
 
 
 def _brief(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """What figures depend on: device, driver, processor, threads, versions, date and commit."""
 
 import datetime
+import importlib.metadata
 import os
 import platform
 import re
@@ -24,7 +25,7 @@ def describe_environment() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "jaxlib": jax.lib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "torch": torch_peers.describe(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),

@@ -180,7 +180,10 @@ def profile_program(
     if platform not in _PLANES:
         raise ValueError(f"Operations are known by their traces on cpu and gpu, not on {platform}.")
     expect_no_trace(folder)
-    operations = read_operations(program.compiled_text(), labels)
+    text = program.compiled_text()
+    if text is None:
+        raise ValueError("XLA gives no text of the compiled program, which a profile needs.")
+    operations = read_operations(text, labels)
     program.seconds()
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # calls in Python would drown the rest
@@ -201,7 +204,7 @@ def _costs(
     events: Iterable[tuple[str, str, float]], operations: Mapping[str, Operation], calls: int
 ) -> Iterator[Cost]:
     """Of one call, the longest first."""
-    spent: Counter[Operation] = Counter()
+    spent: defaultdict[Operation, float] = defaultdict(float)
     counts: Counter[Operation] = Counter()
     for name, kernel, seconds in events:
         operation = operations.get(name, Operation(_without_number(name)))
@@ -210,7 +213,7 @@ def _costs(
         operation = dataclasses.replace(operation, kernel=_without_number(kernel))
         spent[operation] += seconds
         counts[operation] += 1
-    for operation, seconds in spent.most_common():
+    for operation, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         yield Cost(operation, seconds / calls, counts[operation] / calls)
 
 

@@ -54,7 +54,10 @@ class _Times:
         )
 
     def compile_seconds(self, shape: Shape, batch: int, passes: str) -> float:
-        return self._timings[Layer(shape, batch), passes, OURS].compile_seconds
+        seconds = self._timings[Layer(shape, batch), passes, OURS].compile_seconds
+        if seconds is None:
+            raise KeyError(shape, batch, passes)
+        return seconds
 
 
 def _over_torch(
@@ -168,7 +171,9 @@ _CPU = [
 
 def _h200() -> list[Target]:
     def roofline(shape: Shape, unit: str) -> float:
-        return roofline_seconds(shape, 64, "bfloat16", False, "NVIDIA H200", unit)
+        seconds = roofline_seconds(shape, 64, "bfloat16", False, "NVIDIA H200", unit)
+        assert seconds is not None, "the peaks of an H200 are known"
+        return seconds
 
     found = [
         Target(
@@ -234,17 +239,17 @@ def _slower_than_another(rows: Sequence[Row]) -> Iterator[str]:
     for ours in rows:
         if ours.contender != OURS or not ours.timing:
             continue
-        rivals = [
-            row
+        medians = {
+            row.contender: row.timing.median
             for row in rows
             if (row.layer, row.passes) == (ours.layer, ours.passes)
             and row.timing
             and row.contender != PACKED
-        ]
-        best = min(rivals, key=lambda row: row.timing.median)
-        ratio = ours.timing.median / best.timing.median
+        }
+        fastest = min(medians, key=medians.__getitem__)
+        ratio = ours.timing.median / medians[fastest]
         if ratio > TOLERANCE:
-            yield f"{ours.layer}, {ours.passes}: {ratio:.2f} times the time of {best.contender}"
+            yield f"{ours.layer}, {ours.passes}: {ratio:.2f} times the time of {fastest}"
 
 
 def _table_1(rows: Sequence[Row]) -> Iterator[str]:

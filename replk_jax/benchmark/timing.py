@@ -34,7 +34,7 @@ class Program:
       asynchronous: whether it may be started again before it has finished.
       compile_seconds: what making it took, where that is of interest.
       memory_bytes: what it occupies at once, where that is known.
-      compiled_text: its compiled form as text, of a program of XLA's.
+      compiled_text: gives XLA's text of the compiled program; None where there is none.
       release: called after each of its turns; gives memory back that it only keeps for the next.
     """
 
@@ -44,13 +44,14 @@ class Program:
     asynchronous: bool = False
     compile_seconds: float | None = None
     memory_bytes: int | None = None
-    compiled_text: Callable[[], str] | None = None
+    compiled_text: Callable[[], str | None] = lambda: None
     release: Callable[[], None] = lambda: None
 
     def seconds(self, starts: int = 1) -> float:
         """The time of one call, over so many starts in a row."""
         begin = time.perf_counter()
-        for _ in range(starts):
+        result = self.start()
+        for _ in range(starts - 1):
             result = self.start()
         self.finish(result)
         return (time.perf_counter() - begin) / (starts * self.calls)

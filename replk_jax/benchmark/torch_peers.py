@@ -3,6 +3,9 @@
 PyTorch need not be installed; it is imported where it is used.
 """
 
+# PyTorch and timm are optional: they are absent where the types are usually checked.
+# pyright: reportMissingImports=false
+
 import os
 import sys
 from collections.abc import Callable

@@ -1,5 +1,8 @@
 """RepLKNet written plainly in PyTorch, to compare speed with: the structure, without extras."""
 
+# PyTorch and timm are optional: they are absent where the types are usually checked.
+# pyright: reportMissingImports=false
+
 from functools import partial
 
 import torch

@@ -27,7 +27,8 @@ from replk_jax.export.in_lax import in_lax
 from replk_jax.models.variables import diverged_tensors
 from replk_jax.ops.depthwise.dispatch import PLATFORMS, PORTABLE
 from replk_jax.reparam import for_inference
-from replk_jax.vision.preprocessing import Preprocessing, normalize
+from replk_jax.vision.base_preprocessing import normalize
+from replk_jax.vision.preprocessing import Preprocessing
 
 # The custom call of the kernels for Hopper GPUs.
 _OWN_KERNELS = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from replk_jax.reparam import for_inference
+from replk_jax.vision.base_preprocessing import BasePreprocessing, normalize
 from replk_jax.vision.images import ImageLike
-from replk_jax.vision.preprocessing import Preprocessing, normalize
 
 Images = ImageLike | Sequence[ImageLike]
 
@@ -40,7 +40,7 @@ class ImageProgram:
         self,
         model: nn.Module,
         variables: Mapping[str, Any],
-        preprocessing: Preprocessing | None,
+        preprocessing: BasePreprocessing | None,
         batch_size: int,
         compute: Callable[[nn.Module, Mapping[str, Any], jax.Array], Any],
     ):
@@ -52,6 +52,10 @@ class ImageProgram:
                 f"The network takes images of {channels} channels; the preprocessing is for "
                 f"{preprocessing.channels}."
             )
+        if preprocessing.size is None:
+            raise ValueError(
+                "The preprocessing gives each image a size of its own; batches need one size."
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
         model, variables = for_inference(model, variables)
@@ -61,6 +65,7 @@ class ImageProgram:
             return compute(model, variables, images)
 
         self.preprocessing = preprocessing
+        self._size = preprocessing.size
         self.batch_size = batch_size
         self._variables = jax.device_put(variables)
         self._program = jax.jit(program)
@@ -101,8 +106,8 @@ class ImageProgram:
         prepared = prepare_ahead(self.preprocessing.pixels, _several(images), self.batch_size)
         parts = [self.run(np.stack(pixels)) for pixels in prepared]
         if not parts:
-            size, channels = self.preprocessing.image_size, self.preprocessing.channels
-            parts = [self.run(np.empty((0, size, size, channels), np.uint8))]
+            empty = (0, *self._size, self.preprocessing.channels)
+            parts = [self.run(np.empty(empty, np.uint8))]
         return jax.tree.map(lambda *outputs: np.concatenate(outputs), *parts)
 
 

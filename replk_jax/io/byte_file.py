@@ -7,9 +7,12 @@ import stat
 import threading
 import weakref
 import zlib
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, overload
 
 from replk_jax.io.errors import FileError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # Read at once: small enough that the checksum finds the bytes still in the processor's cache.
 _CHUNK = 1 << 18
@@ -53,6 +56,12 @@ class ByteFile:
         data = bytearray(size)
         self.read_into(start, memoryview(data))
         return data
+
+    @overload
+    def read_into(self, start: int, buffer: memoryview) -> None: ...
+
+    @overload
+    def read_into(self, start: int, buffer: memoryview, checksum: int) -> int: ...
 
     def read_into(self, start: int, buffer: memoryview, checksum: int | None = None) -> int | None:
         """Fills the buffer with the bytes from `start` on.
@@ -134,9 +143,10 @@ class _Part(io.RawIOBase):
     def tell(self) -> int:  # often called
         return self._place
 
-    def readinto(self, buffer: memoryview) -> int:
-        count = max(0, min(len(buffer), self._size - self._place))
-        self._file.read_into(self._start + self._place, memoryview(buffer)[:count])
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer)
+        count = max(0, min(len(view), self._size - self._place))
+        self._file.read_into(self._start + self._place, view[:count])
         self._place += count
         return count
 
@@ -148,14 +158,15 @@ class _Stream(io.BufferedReader):
         super().__init__(raw)
         self._size, self._most, self._longest_line = size, most, longest_line
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
+        size = -1 if size is None else size
         if size > self._most:
             raise ValueError(f"it has {size} bytes in one piece")
         if size > io.DEFAULT_BUFFER_SIZE:
             size = min(size, max(0, self._size - self.tell()))
         return super().read(size)
 
-    def readline(self) -> bytes:
+    def readline(self) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]  # decoders ask for whole lines
         line = super().readline(self._longest_line)
         if len(line) == self._longest_line:
             raise ValueError(f"it has a line of over {self._longest_line} bytes")

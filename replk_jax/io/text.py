@@ -79,10 +79,10 @@ class _BriefRepr(reprlib.Repr):
     def repr_bytes(self, value: bytes, level: int) -> str:
         return repr(value[: self.maxstring]) + ("..." if len(value) > self.maxstring else "")
 
-    def repr_instance(self, value: Any, level: int) -> str:
-        if not isinstance(value, HasParts):
-            return super().repr_instance(value, level)
-        name, parts = value.brief_parts()
+    def repr_instance(self, x: Any, level: int) -> str:
+        if not isinstance(x, HasParts):
+            return super().repr_instance(x, level)
+        name, parts = x.brief_parts()
         if parts is None:
             return name
         if level <= 0 and parts:

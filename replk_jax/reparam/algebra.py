@@ -22,6 +22,7 @@ RepVGG (arXiv:2101.03697) section 3.3, Diverse Branch Block (arXiv:2103.13425) s
 RepLKNet (arXiv:2203.06717) guideline 3, UniRepLKNet (arXiv:2311.15599) section 3.1.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -44,6 +45,12 @@ class Linear(NamedTuple):
 
     kernel: jax.Array
     bias: jax.Array | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(rows, columns) of a convolution's kernel."""
+        rows, columns, _, _ = self.kernel.shape
+        return rows, columns
 
 
 class Affine(NamedTuple):
@@ -105,7 +112,8 @@ def add(*branches: Linear) -> Linear:
     if len(set(shapes)) != 1:
         raise ValueError(f"branches with kernels of shapes {shapes} cannot be added.")
     biases = [branch.bias for branch in branches if branch.bias is not None]
-    return Linear(sum(branch.kernel for branch in branches), sum(biases) if biases else None)
+    kernel = reduce(jnp.add, (branch.kernel for branch in branches))
+    return Linear(kernel, reduce(jnp.add, biases) if biases else None)
 
 
 def pad_kernel(linear: Linear, size: tuple[int, int]) -> Linear:

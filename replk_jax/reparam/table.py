@@ -58,14 +58,14 @@ def _asymmetric(parts: Parts) -> Parts:
     """ACB: K x K, K x 1 and 1 x K."""
     square = conv_of(parts, "square")
     others = [conv_of(parts, name) for name in ("vertical", "horizontal")]
-    padded = [algebra.pad_kernel(other, square.kernel.shape[:2]) for other in others]
+    padded = [algebra.pad_kernel(other, square.size) for other in others]
     return {"conv": algebra.add(square, *padded)}
 
 
 def _diverse_branches(parts: Parts) -> Parts:
     """DBB: K x K; 1 x 1; 1 x 1, then K x K; 1 x 1, then an average pool."""
     origin = conv_of(parts, "dbb_origin")
-    size = origin.kernel.shape[:2]
+    size = origin.size
     pointwise = algebra.pad_kernel(conv_of(parts, "dbb_1x1"), size)
 
     # Between a 1 x 1 convolution and what follows, a DBB pads with what the first makes of zero.
@@ -94,7 +94,7 @@ def _large_kernel(parts: Parts) -> Parts:
         branch = conv_of(parts, name)
         if dilated := re.fullmatch(r"dilated_\d+x\d+_(\d+)", name):
             branch = algebra.embed_dilated(branch, int(dilated[1]))
-        branches.append(algebra.pad_kernel(branch, origin.kernel.shape[:2]))
+        branches.append(algebra.pad_kernel(branch, origin.size))
     return {"lkb_reparam": algebra.add(*branches)}
 
 
@@ -221,7 +221,7 @@ def _repvgg_block(parts: Parts) -> Parts:
     branches = [dense]
     if "rbr_1x1" in parts:
         pointwise = conv_of(parts, "rbr_1x1", biased=normed)
-        branches.append(algebra.pad_kernel(pointwise, dense.kernel.shape[:2]))
+        branches.append(algebra.pad_kernel(pointwise, dense.size))
     if name == "rbr_dense_and_identity" or "rbr_identity" in parts:
         same = Linear(algebra.identity_kernel(dense.kernel))
         if "rbr_identity" in parts:

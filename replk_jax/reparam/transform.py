@@ -98,11 +98,9 @@ def _merge(node: Any, path: _Path) -> Any:
         floating = jnp.issubdtype(node.dtype, jnp.floating)
         return node.astype(accumulation_dtype(node.dtype)) if floating else node
     block = find_block(node)
-    training = block is not None and _at(path, block.is_training, node)
+    merge = block.merge if block and _at(path, block.is_training, node) else _layer
     parts = {name: _merge(child, (*path, name)) for name, child in node.items()}
-    if training:
-        return _at(path, block.merge, parts)
-    return _at(path, _layer, parts)
+    return _at(path, merge, parts)
 
 
 def _layer(parts: Tree) -> Any:
@@ -117,9 +115,11 @@ def _layer(parts: Tree) -> Any:
         _expect_alike(parts)
     if names == set(parts) and names in ({"kernel"}, {"kernel", "bias"}):
         kernel, bias = parts["kernel"], parts.get("bias")
-        if kernel.ndim in (2, 4) and (bias is None or bias.shape == kernel.shape[-1:]):
+        if kernel.ndim not in (2, 4):
+            return parts
+        if bias is None or bias.shape == kernel.shape[-1:]:
             return Linear(kernel, bias)
-        if kernel.ndim in (2, 4) and bias.ndim == 1 and bias.shape != kernel.shape[-2:-1]:
+        if bias.ndim == 1 and bias.shape != kernel.shape[-2:-1]:
             raise ValueError(f"bias: expected shape {kernel.shape[-1:]}, found {bias.shape}.")
     return parts
 

@@ -16,7 +16,8 @@ from replk_jax.torch_import.config_fields import (
     whole_number,
     whole_numbers,
 )
-from replk_jax.vision.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from replk_jax.vision.base_preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from replk_jax.vision.preprocessing import Preprocessing
 
 # Image processors of transformers that take a whole number for the shorter side. Others take it
 # for both sides, or scale it.

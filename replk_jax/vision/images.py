@@ -107,9 +107,9 @@ def image_name(source: ImageLike) -> str:
     """What messages call "the image ...": its path if it has one."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
-    if isinstance(source, Image.Image) and getattr(source, "filename", ""):
-        return os.fspath(source.filename)
-    return "given"
+    # Of the images of Pillow, only those that were opened have a name.
+    filename = getattr(source, "filename", "") if isinstance(source, Image.Image) else ""
+    return os.fspath(filename) if filename else "given"
 
 
 def find_images(folder: Path) -> list[Path]:

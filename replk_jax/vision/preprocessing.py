@@ -1,27 +1,21 @@
-"""From an image to what a network takes: the preprocessing that a checkpoint is evaluated with."""
+"""The preprocessing of classification: a square, cropped or warped."""
 
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import jax
 import numpy as np
 from PIL import Image
 
 from replk_jax.io.text import escaped
+from replk_jax.vision.base_preprocessing import IMAGENET_MEAN, IMAGENET_STD, BasePreprocessing
 from replk_jax.vision.images import ImageError, ImageLike, image_name, read_image, to_array
-
-Array = TypeVar("Array", np.ndarray, jax.Array)
-
-# Of ImageNet's training images, for values in [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(BasePreprocessing):
     """Resizing, cropping and normalisation of the images that a network is evaluated on.
 
         preprocessing = Preprocessing(image_size=224)
@@ -41,6 +35,8 @@ class Preprocessing:
     Raises:
       ValueError: a field that makes no sense.
     """
+
+    kind: ClassVar[str] = "square"
 
     image_size: int = 224
     crop_fraction: float | None = 0.875
@@ -64,37 +60,33 @@ class Preprocessing:
             )
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
-        """The reverse of `as_dict`.
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Preprocessing":
+        """The reverse of `fields`.
 
         Raises:
           ValueError: fields that are missing or unknown, or that make no sense.
         """
-        if not isinstance(fields, Mapping) or set(fields) != set(_FIELDS):
-            given = sorted(map(str, fields)) if isinstance(fields, Mapping) else repr(fields)
+        if set(fields) != set(_FIELDS):
+            given = sorted(map(str, fields))
             raise ValueError(f"A preprocessing has the fields {sorted(_FIELDS)}; got {given}.")
         return cls(**fields)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+    def fields(self) -> dict[str, Any]:
+        """The fields, as JSON can hold them."""
         fields = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
+    def as_dict(self) -> dict[str, Any]:
+        """The fields alone, which version 0.1.0 reads too."""
+        return self.fields()
+
     @property
-    def channels(self) -> int:
-        """Of the images: 3, or 1 for grey ones."""
-        return len(self.mean)
-
-    def __call__(self, image: ImageLike) -> np.ndarray:
-        """Maps an image, as `read_image` takes it, to float32 (S, S, C), normalised.
-
-        Raises:
-          ImageError: an image that cannot be read, or is far too long.
-        """
-        return normalize(self.pixels(image), self.mean, self.std)
+    def size(self) -> tuple[int, int]:
+        """(S, S)."""
+        return self.image_size, self.image_size
 
     def pixels(self, image: ImageLike, name: str | None = None) -> np.ndarray:
-        """The same before normalisation, uint8 (S, S, C): a quarter of the bytes to move.
+        """The prepared image before normalisation, uint8 (S, S, C).
 
         Args:
           image: as `read_image` takes it.
@@ -123,13 +115,6 @@ class Preprocessing:
         # The longer side is cut to whole pixels, not rounded.
         width, height = (shorter * side // min(image.size) for side in image.size)
         return width, height
-
-
-def normalize(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-    """Maps uint8 (..., C) to float32 of about zero mean and unit variance in each channel."""
-    per_channel = (1,) * (pixels.ndim - 1) + (-1,)
-    mean, std = (np.asarray(values, np.float32).reshape(per_channel) for values in (mean, std))
-    return (pixels.astype(np.float32) / 255 - mean) / std
 
 
 _LARGEST_SIZE = 1 << 14  # an image of so many pixels a side takes a gigabyte

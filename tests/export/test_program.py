@@ -18,7 +18,7 @@ from replk_jax.export.program import plain_function
 from replk_jax.models import registry
 from replk_jax.ops.depthwise import dispatch
 from replk_jax.ops.depthwise.measurements import Measurement, Table, own_path, write
-from replk_jax.vision.preprocessing import normalize
+from replk_jax.vision.base_preprocessing import normalize
 from tests.helpers import TINY, random_images, random_variables
 from tests.miniatures import miniature, repvgg_variants
 

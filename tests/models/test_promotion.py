@@ -9,7 +9,7 @@ import pytest
 import replk_jax
 from replk_jax import check_equivalence, merge_branches, reparameterize
 from replk_jax.models import registry
-from replk_jax.vision.preprocessing import normalize
+from replk_jax.vision.base_preprocessing import normalize
 from tests.helpers import ONE_STAGE, random_images, random_variables
 from tests.miniatures import miniature, registered, repvgg_variants
 

@@ -12,7 +12,7 @@ from configs.common import get_config
 from tests.train.conftest import REPOSITORY
 from train import bench_data
 from train.data.pillow_reference import PillowTransform
-from train.data.transforms import make_train_transform
+from train.tasks.classification import make_train_transform
 
 
 def test_photographs_are_such_and_always_the_same():

@@ -61,7 +61,7 @@ def test_it_learns_one_batch_by_heart(case):
     state = init_state(model, optimizer, (16, 16), 0, mesh)
     before = jax.tree.map(np.array, state.variables)
     step = make_train_step(
-        model, optimizer, tiny.objective(), seed=0, mesh=mesh, penalty=make_penalty(recipe)
+        model, optimizer, tiny.loss(), seed=0, mesh=mesh, penalty=make_penalty(recipe)
     )
     (batch,) = parallel.global_batches([batch_of_noise()], mesh)
     losses = []

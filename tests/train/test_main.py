@@ -27,7 +27,7 @@ from train.engine.checkpoints import Checkpoints
 from train.engine.loop import run
 from train.engine.step import TrainState
 from train.errors import RunError
-from train.tasks import classification
+from train.tasks.classification import CLASSIFICATION
 
 
 def test_a_run(undisturbed):
@@ -47,7 +47,7 @@ def test_a_run(undisturbed):
         "images/s",
         "learning rate",
         "GiB of memory on each device",
-        f"moving average    top-1 {average['training']['top1']:.2%} of 299 images",
+        f"EMA               top-1 {average['training']['top1']:.2%} of 299 images",
         f"evaluation        top-1 {result['training']['top1']:.2%} of 299 images",
         f"re-parameterized  top-1 {result['merged']['top1']:.2%}",
         f"{result['largest_difference']:.1e}",
@@ -180,7 +180,7 @@ def test_fine_tuning_learns(undisturbed, brightness, tmp_path, kind):
     config.data.mean, config.data.std = (0.305,), (0.376,)
     config.optimizer.peak_lr *= 30
     config.log_every_steps = 1
-    scores = run(config, tmp_path / "out", classification.task)["training"]
+    scores = run(config, tmp_path / "out", CLASSIFICATION)["training"]
     curve = losses(tmp_path / "out")
     assert len(curve) == 30
     assert np.isfinite(list(curve.values())).all()
@@ -224,15 +224,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path, capsys):
     config.checkpoints.every_steps = 1
     config.optimizer.peak_lr = 1e30
     with pytest.raises(RunError, match=r"became .* at step \d+\. (.|\n)*peak_lr") as caught:
-        run(config, tmp_path, classification.task)
+        run(config, tmp_path, CLASSIFICATION)
     good = tmp_path / "checkpoints" / str(newest(tmp_path / "checkpoints"))
     assert f"The last good checkpoint is {good};" in str(caught.value)
     params = ocp.PyTreeCheckpointer().restore(good / "params")
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(params)) < 10
     config.optimizer.peak_lr = 0.004
-    run(config, tmp_path, classification.task)
+    run(config, tmp_path, CLASSIFICATION)
     out = capsys.readouterr().out
-    assert f"Going on from {good}" in out
+    assert f"Resuming from {good}" in out
     assert "Since the last start config.optimizer.peak_lr was 1e+30, now 0.004" in out
 
 
@@ -243,7 +243,7 @@ def test_a_loss_that_is_not_finite_at_once(data_dir, tmp_path):
     config.optimizer.peak_lr = 1e38
     config.optimizer.warmup_epochs = 0.0
     with pytest.raises(RunError, match="There is no checkpoint yet"):
-        run(config, tmp_path, classification.task)
+        run(config, tmp_path, CLASSIFICATION)
 
 
 def test_fewer_epochs_than_are_done(data_dir, tmp_path):
@@ -253,7 +253,7 @@ def test_fewer_epochs_than_are_done(data_dir, tmp_path):
     with Checkpoints(tmp_path / "checkpoints", 1, {}) as checkpoints:
         checkpoints.save(STEPS, TrainState(STEPS, *[{"leaf": np.zeros(1)}] * 3))
     with pytest.raises(RunError, match=r"beyond the 46 steps that config\.epochs = 1\.0"):
-        run(config, tmp_path, classification.task)
+        run(config, tmp_path, CLASSIFICATION)
 
 
 TINY, RECIPE = "tests/train/tiny.py", "configs/31b.py"

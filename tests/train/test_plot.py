@@ -50,7 +50,7 @@ def test_panels_of_one_run():
         "eval_ema/loss": [[[20, 2.75]]],
     }
     assert words(panel(picture, "loss").get_legend()) == [
-        "training", "evaluation", "moving average",
+        "training", "evaluation", "EMA",
     ]  # fmt: skip
     assert curves(picture, "top-1")["eval_ema/top1"] == [[[20, 0.25]]]
     assert curves(picture, "learning rate") == {"learning_rate": [[[10, 0.1], [20, 0.2]]]}
@@ -90,7 +90,7 @@ def test_several_runs():
     assert len(set(colours)) == 2
     # The styles are of the metrics, whichever runs have them.
     assert words(panel(picture, "loss").get_legend()) == [
-        "training", "evaluation", "moving average",
+        "training", "evaluation", "EMA",
     ]  # fmt: skip
 
 

@@ -313,7 +313,7 @@ def config_for(**data) -> ConfigDict:
 
 def test_imagenet_makes_batches(tars, tmp_path):
     prepare_imagenet(tars, tmp_path / "data", MOCK)
-    task = classification.task(config_for(data_dir=str(tmp_path / "data")))
+    task = classification.make_task(config_for(data_dir=str(tmp_path / "data")))
     assert task.training.steps_per_epoch == 3
     labels = [batch["label"] for batch in islice(task.training.batches(0), 3)]
     assert sorted(np.concatenate(labels)) == sorted([0, 1, 2] * PER_CLASS)
@@ -395,7 +395,7 @@ def test_a_folder_is_read_as_it_is(folder, tmp_path):
             for example in examples
         }
     config = config_for(data_dir=str(tmp_path / "data"), name="pets")
-    batch = next(classification.task(config).training.batches(0))
+    batch = next(classification.make_task(config).training.batches(0))
     assert batch["image"].shape == (4, 16, 16, 3)
     assert "tensorflow" not in sys.modules
 
@@ -415,7 +415,7 @@ def test_an_unreadable_image_of_a_folder(folder, tmp_path, small_shards, capsys)
     assert str(broken) in (place / records.UNREADABLE_LIST).read_text()
     config = config_for(data_dir=str(tmp_path / "data"), name="kept", unreadable="replace")
     reports = []
-    list(islice(classification.task(config).training.batches(0, reports.append), 3))
+    list(islice(classification.make_task(config).training.batches(0, reports.append), 3))
     assert any("dog/train1.png" in report for report in reports)
 
     broken.write_bytes(good)

@@ -17,9 +17,8 @@ from tests.helpers import data_mesh
 from tests.train import tiny
 from tests.train.conftest import QUICK, REPOSITORY
 from train import preview
-from train.data.augmentation import make_augmentation
 from train.engine import parallel
-from train.engine.step import Objective, TrainState, make_train_step
+from train.engine.step import TrainState, make_train_step
 from train.errors import RunError
 from train.tasks import classification
 
@@ -74,7 +73,7 @@ def test_a_sheet_of_digits(data_dir, tmp_path):
     assert done.returncode == 0, done.stderr
     assert str(path) in done.stdout
     sheet = np.asarray(Image.open(path).convert("RGB"))
-    batch = next(iter(classification.task(configuration(data_dir)).training.batches(0)))
+    batch = next(iter(classification.make_task(configuration(data_dir)).training.batches(0)))
     tiles = batch["image"].repeat(7, axis=1).repeat(7, axis=2).repeat(3, axis=3)  # of 112 pixels
     found = [places(sheet, tile) for tile in tiles]
     assert [len(positions) for positions in found] == [1] * 11 + [0] * (len(tiles) - 11)
@@ -98,9 +97,9 @@ def test_the_images_are_those_of_the_first_step(data_dir, accumulation):
     config = augmented(
         data_dir, accumulation=accumulation, seed=3, **{"augmentation.images_per_draw": 4}
     )
-    images, targets, class_names = preview.first_inputs(config, 6)
-    assert class_names == list("0123456789")
-    training = classification.task(config).training
+    images, targets, class_names = classification.first_inputs(config, 6)
+    assert class_names == tuple("0123456789")
+    training = classification.make_task(config).training
     given = []
 
     class Constant(nn.Module):
@@ -108,18 +107,17 @@ def test_the_images_are_those_of_the_first_step(data_dir, accumulation):
         def __call__(self, x, train):
             return jnp.zeros((len(x), 10)) + self.param("bias", nn.initializers.zeros, (1, 10))
 
-    def prepare(key, batch):
-        inputs = make_augmentation(config, 10)(key, batch)
+    def loss(forward, key, batch):
+        inputs = classification.make_augmentation(config, 10)(key, batch)
         jax.debug.callback(lambda *arrays: given.append(arrays), *inputs, ordered=True)
-        return inputs
+        return forward(inputs[0]).mean(), {}
 
     optimizer = optax.sgd(0.1)
     params = {"bias": jnp.zeros((1, 10))}
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
     mesh = data_mesh(1)
-    objective = Objective(prepare, lambda logits, _: logits.mean())
     step = make_train_step(
-        Constant(), optimizer, objective, seed=3, mesh=mesh, accumulation=accumulation
+        Constant(), optimizer, loss, seed=3, mesh=mesh, accumulation=accumulation
     )
     batch = next(iter(parallel.global_batches(training.batches(0), mesh)))
     jax.block_until_ready(step(state, batch))
@@ -135,7 +133,7 @@ def test_captions():
     names = ["n02123045", "n02442845", "a, b", "long" * 20]
 
     def of(target):
-        return list(preview._captions(np.float32(target), names, 0.025))
+        return list(classification._captions(np.float32(target), names, 0.025))
 
     assert of([0.675, 0.275, 0.025, 0.025]) == ["tabby 0.68", "mink 0.28"]
     assert of([0.025, 0.025, 0.925, 0.025]) == ["a, b 0.93"]
@@ -151,11 +149,11 @@ def test_pixels_are_those_before_normalisation(data_dir):
     for dtype, tolerance in (("float32", 0), ("bfloat16", 1)):
         config.model.dtype = dtype
         batch = {"image": values, "label": np.zeros(1, np.int32)}
-        images, _ = jax.jit(make_augmentation(config, 10))(jax.random.key(0), batch)
+        images, _ = jax.jit(classification.make_augmentation(config, 10))(jax.random.key(0), batch)
         images = np.asarray(images, np.float32)
-        pixels = preview._pixels(images, config.data.mean, config.data.std)
+        pixels = classification._pixels(images, config.data.mean, config.data.std)
         assert np.abs(pixels.astype(int) - values).max() <= tolerance
-    assert set(preview._pixels(np.float32([[[[9], [-9]]]]), (0.5,), (0.2,)).flat) == {0, 255}
+    assert set(classification._pixels(np.float32([[[[9], [-9]]]]), (0.5,), (0.2,)).flat) == {0, 255}
 
 
 def test_what_is_wrong(data_dir, tmp_path):
@@ -171,6 +169,6 @@ def test_what_is_wrong(data_dir, tmp_path):
 def test_inputs_that_are_not_finite(of_targets, data_dir, monkeypatch):
     images, targets = np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 2), np.float32)
     (targets if of_targets else images)[0, 0] = np.nan
-    monkeypatch.setattr(preview, "first_inputs", lambda *_: (images, targets, ["a", "b"]))
+    monkeypatch.setattr(classification, "first_inputs", lambda *_: (images, targets, ("a", "b")))
     with pytest.raises(RunError, match="inputs of the first step are NaN or infinite"):
         preview.preview(configuration(data_dir), 1)

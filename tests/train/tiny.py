@@ -1,10 +1,10 @@
-"""A configuration that trains in seconds with the whole recipe, and an objective without any."""
+"""A configuration that trains in seconds with the whole recipe, and a loss without augmentation."""
 
 from ml_collections import ConfigDict
 
 from configs import digits
 from train.data.augmentation import Augmentation
-from train.engine.step import Objective
+from train.engine.task import Loss
 from train.tasks.classification import cross_entropy
 
 # One stage: compiled in half the time of two.
@@ -33,13 +33,13 @@ def get_config() -> ConfigDict:
     return config
 
 
-def objective(
+def loss(
     mean: tuple[float, ...] = (0.5,) * 3,
     std: tuple[float, ...] = (0.25,) * 3,
     num_classes: int = 4,
     **augmentation: float,
-) -> Objective:
-    """Classes to tell apart, and of the augmentation only what is named."""
+) -> Loss:
+    """Cross entropy, with the named augmentation alone."""
     off = dict.fromkeys(
         ("label_smoothing", "erasing_probability", "mixup_alpha", "cutmix_alpha"), 0.0
     )

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from replk_jax.vision.base_preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BasePreprocessing,
+    normalize,
+)
 from replk_jax.vision.images import ImageError
-from replk_jax.vision.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalize
+from replk_jax.vision.preprocessing import Preprocessing
 from tests.vision.test_images import picture
 
 
@@ -148,3 +154,55 @@ def test_fields_that_do_not_belong_together():
 def test_fields_cannot_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Preprocessing().image_size = 384
+
+
+@dataclasses.dataclass(frozen=True)
+class Padded(BasePreprocessing):
+    """Images as they are, padded to a multiple; at several scales."""
+
+    kind = "padded for a test"
+
+    multiple: int
+    scales: tuple[int, ...] = (1,)
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.25,)
+
+    @property
+    def size(self):
+        return None
+
+    def pixels(self, image, name=None):
+        enlarged = np.kron(image, np.ones((self.scales[0], self.scales[0], 1), np.uint8))
+        padding = [(0, -side % self.multiple) for side in enlarged.shape[:2]]
+        return np.pad(enlarged, [*padding, (0, 0)])
+
+    @property
+    def variants(self):
+        return tuple(dataclasses.replace(self, scales=(scale,)) for scale in self.scales)
+
+    def fields(self):
+        return {"multiple": self.multiple, "scales": list(self.scales)}
+
+    @classmethod
+    def from_fields(cls, fields):
+        return cls(fields["multiple"], tuple(fields["scales"]))
+
+
+def test_a_preprocessing_of_another_kind():
+    """It is described, and found again, beside the one of classification."""
+    padded = Padded(4, scales=(1, 2))
+    description = json.loads(json.dumps(padded.as_dict()))
+    assert description["kind"] == "padded for a test"
+    for cls in (BasePreprocessing, Preprocessing):
+        assert cls.from_dict(description) == padded
+    assert BasePreprocessing.from_dict(Preprocessing(96).as_dict()) == Preprocessing(96)
+    image = np.full((3, 5, 1), 255, np.uint8)
+    assert [variant(image).shape for variant in padded.variants] == [(4, 8, 1), (8, 12, 1)]
+    assert padded(image)[0, 0, 0] == 2.0
+    assert (Preprocessing(96).size, Preprocessing(96).variants) == ((96, 96), (Preprocessing(96),))
+
+
+def test_kinds_that_are_not_known():
+    for kind in ("spherical", 3, None):
+        with pytest.raises(ValueError, match=r"kinds of preprocessing are .*square"):
+            BasePreprocessing.from_dict({"kind": kind, "mean": [0.5]})

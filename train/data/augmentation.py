@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
-from replk_jax.vision.preprocessing import normalize
+from replk_jax.vision.base_preprocessing import normalize
 from train.errors import RunError
 
 ERASED_SHARE = (0.02, 1 / 3)  # of an image's area
@@ -27,7 +26,6 @@ _ATTEMPTS = 10  # to draw a rectangle that is smaller than the image
 class Augmentation:
     """From a batch as the host reads it to a classifier's images and targets.
 
-        augmentation = make_augmentation(config, num_classes=1000)
         images, targets = augmentation(key, batch)
 
     Attributes:
@@ -87,25 +85,6 @@ class Augmentation:
             )
             images, targets = mix(mixing, images, targets)
         return images.astype(self.dtype), targets
-
-
-def make_augmentation(config: ConfigDict, num_classes: int) -> Augmentation:
-    """The augmentation that a configuration describes; see configs/common.py.
-
-    Raises:
-      RunError: a batch that cannot be divided into groups; see `count_groups`.
-    """
-    augmentation = Augmentation(
-        num_classes=num_classes,
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-        label_smoothing=config.label_smoothing,
-        dtype=jnp.dtype(config.model.dtype),
-        **config.augmentation,
-    )
-    if augmentation.mixes:
-        count_groups(config.batch_size // config.accumulation, augmentation.images_per_draw)
-    return augmentation
 
 
 class Boxes(NamedTuple):

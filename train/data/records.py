@@ -28,11 +28,11 @@ from tqdm import tqdm
 
 from replk_jax.io.files import replace_text, replacing
 from replk_jax.vision.images import ImageError, image_error
-from train.data.unreadable import UnreadableList
 from train.engine.interruption import obey_main_process
 from train.engine.workdir import lock
 from train.errors import RunError
 from train.reporting.console import say
+from train.reporting.unreadable import UnreadableList
 
 # Makes of the bytes of an image and what messages call it the bytes to store.
 Encode = Callable[[bytes, str], bytes]

@@ -1,96 +1,121 @@
-"""The examples of a run: a training and an evaluation split, in batches as the run wants them."""
+"""Splits of a data set, in batches."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Mapping
 
 import grain
-from ml_collections import ConfigDict
 
 from train.data import pipeline
-from train.data.unreadable import Report, reported
 from train.errors import RunError
 from train.reporting.console import warn
+from train.reporting.unreadable import Report, reported
 
 
-class _Split:
-    """Examples, what is applied to each, and how the run reads them."""
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How examples are read.
 
-    def __init__(
-        self,
-        source: pipeline.Source,
-        transform: grain.transforms.Transformation,
-        config: ConfigDict,
-    ):
-        self._source, self._transform, self._config = source, transform, config
+    Attributes:
+      threads: that decode, in this process or in each worker; None for one per processor.
+      workers: processes that read and decode; 0 for none.
+      replace: whether another example takes the place of one whose image cannot be read, which is
+        an error otherwise.
+    """
 
-    def _read(
-        self, read: Callable[..., Iterator[pipeline.Batch]], report: Report, **options: Any
-    ) -> Iterator[pipeline.Batch]:
-        data = self._config.data
-        batches = read(
-            self._source,
-            self._transform,
-            reading=data.reading,
-            replace=data.unreadable == "replace",
-            **options,
-        )
-        return reported(batches, report)
+    threads: int | None = None
+    workers: int = 0
+    replace: bool = False
+
+    @property
+    def parallelism(self) -> Mapping[str, int | None]:
+        """`threads` and `workers`, as `train.data.pipeline` takes them."""
+        return {"threads": self.threads, "workers": self.workers}
 
 
-class TrainingSplit(_Split):
-    """Examples to train on, over and over, every epoch in an order of its own.
+class TrainingSplit:
+    """Examples to train on, over and over, in another order each epoch.
 
     Args:
       source: the examples.
       transform: applied to each.
-      config: see configs/common.py.
+      batch_size: of all processes together.
+      seed: of the order and the transform.
+      reading: how they are read.
 
     Raises:
       RunError: they are fewer than a batch.
     """
 
     def __init__(
-        self, source: pipeline.Source, transform: grain.transforms.RandomMap, config: ConfigDict
+        self,
+        source: pipeline.Source,
+        transform: grain.transforms.RandomMap,
+        *,
+        batch_size: int,
+        seed: int,
+        reading: Reading,
     ):
-        super().__init__(source, transform, config)
-        self.steps_per_epoch = len(source) // config.batch_size
+        self._source, self._transform, self._reading = source, transform, reading
+        self._batch_size, self._seed = batch_size, seed
+        self.steps_per_epoch = len(source) // batch_size
         if not self.steps_per_epoch:
             raise RunError(
-                f"{len(source)} training examples do not fill one batch of "
-                f"{config.batch_size}; lower --config.batch_size."
+                f"{len(source)} training examples do not fill one batch of {batch_size}; lower "
+                "--config.batch_size."
             )
 
     def batches(self, start_step: int, report: Report = warn) -> Iterator[pipeline.Batch]:
         """This process's rows of the batches from `start_step` on, without end.
 
         Args:
-          start_step: how many batches to pass over, at no cost.
-          report: is told of images that cannot be read, in whose place others are taken, if
-            `config.data.unreadable` is "replace".
+          start_step: number of batches to skip, which costs nothing.
+          report: called for each image that cannot be read, if such images are replaced.
         """
-        return self._read(
-            pipeline.train_batches,
-            report,
-            batch_size=self._config.batch_size,
-            seed=self._config.seed,
+        batches = pipeline.train_batches(
+            self._source,
+            self._transform,
+            batch_size=self._batch_size,
+            seed=self._seed,
             start_step=start_step,
+            reading=self._reading.parallelism,
+            replace=self._reading.replace,
         )
+        return reported(batches, report)
 
 
-class EvaluationSplit(_Split):
+class EvaluationSplit:
     """Examples to evaluate on, each of them once.
 
     Args:
       source: the examples.
-      transform: applied to each, a `grain.transforms.Map`.
-      config: see configs/common.py.
+      transform: applied to each.
+      batch_size: of all processes together.
+      reading: how they are read.
     """
+
+    def __init__(
+        self,
+        source: pipeline.Source,
+        transform: grain.transforms.Map,
+        *,
+        batch_size: int,
+        reading: Reading,
+    ):
+        self._source, self._transform, self._reading = source, transform, reading
+        self._batch_size = batch_size
 
     def batches(self, report: Report = warn) -> Iterator[pipeline.Batch]:
         """This process's rows of batches that hold every example once; some have `mask` False.
 
         Args:
-          report: is told of images that cannot be read, which are masked, if
-            `config.data.unreadable` is "replace".
+          report: called for each image that cannot be read, if such images are replaced; their
+            `mask` is False.
         """
-        return self._read(pipeline.eval_batches, report, batch_size=self._config.eval_batch_size)
+        batches = pipeline.eval_batches(
+            self._source,
+            self._transform,
+            batch_size=self._batch_size,
+            reading=self._reading.parallelism,
+            replace=self._reading.replace,
+        )
+        return reported(batches, report)

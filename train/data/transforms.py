@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import cv2
 import grain
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from replk_jax.vision.images import read_image, to_array
@@ -165,33 +164,6 @@ class Prepare(grain.transforms.Map):
           ImageError: bytes that are no image, or not the whole of one.
         """
         return with_pixels(example, self.preprocessing.pixels(example["image"], example["origin"]))
-
-
-def make_train_transform(data: ConfigDict, channels: int) -> TrainTransform:
-    """What training images go through on the host, as the `data` part of a configuration says.
-
-    Args:
-      data: see configs/common.py.
-      channels: 1 for grey, 3 for colour.
-
-    Raises:
-      RunError: a RandAugment that is not understood.
-    """
-    rand_augment = None
-    if data.rand_augment != "none":
-        # Pillow's "bicubic" and OpenCV's alike; timm moves images as it resizes them.
-        interpolation = "bilinear" if data.resizing == "bilinear" else "bicubic"
-        rand_augment = RandAugment.parse(data.rand_augment, data.mean, interpolation)
-    return TrainTransform(
-        size=data.image_size,
-        channels=channels,
-        scale=data.crop_scale,
-        ratio=data.crop_ratio,
-        flip=data.flip,
-        resizing=data.resizing,
-        rand_augment=rand_augment,
-        color_jitter=data.color_jitter,
-    )
 
 
 def with_pixels(example: dict[str, Any], image: np.ndarray) -> dict[str, Any]:

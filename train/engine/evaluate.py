@@ -1,9 +1,11 @@
 """Evaluation of a network in a file, without training."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from replk_jax.checkpoint import Checkpoint, load
@@ -12,76 +14,80 @@ from replk_jax.io.text import escaped
 from train.engine import config as configuration
 from train.engine import parallel
 from train.engine.evaluation import Evaluator, require_finite_scores
-from train.engine.task import MakeEvaluation
+from train.engine.setup import InitialWeights, initial_weights
+from train.engine.task import Evaluation, TaskKind
 from train.errors import RunError
-from train.reporting.console import in_words
+from train.reporting.console import in_words, warn
 
 
-def evaluate_checkpoint(
-    config: ConfigDict, workdir: Path | None, make_evaluation: MakeEvaluation
-) -> dict[str, Any]:
-    """Finds how good the network in `config.init_from` is on the evaluation split.
-
-    With the images prepared as is known of the checkpoint, or as the configuration says if
-    nothing is known or `config.data.eval_as_configured` is set. In float32 at the highest
-    precision, whatever `config.model` says.
+def evaluate_checkpoint(config: ConfigDict, workdir: Path | None, kind: TaskKind) -> dict[str, Any]:
+    """Evaluates the network in `config.init_from`, in float32 at the highest precision.
 
     Args:
       config: see configs/common.py.
       workdir: where `evaluation.json` is written, or None.
-      make_evaluation: of what, `train.tasks.classification.evaluation` for example.
+      kind: of task, `train.tasks.TASKS["classification"]` for example.
 
     Returns:
-      What `Evaluator.compare` gives; or, for a network that is re-parameterized already, `merged`
-      as from `Evaluator.evaluate`.
+      For the first evaluation of the task, what `Evaluator.compare` returns; or, for a network
+      that is re-parameterized already, `merged` as from `Evaluator.evaluate`; and the
+      `preprocessing` of its images. Under `evaluations`, by name, the same for each of the others,
+      if there are any.
 
     Raises:
-      RunError: for a reason that the user can fix; or, once the result is written, because
-        values in it are NaN or infinite, which are null in `evaluation.json`.
+      RunError: for an error that the user can fix; or, once the result is written, because values
+        in it are NaN or infinite, which are null in `evaluation.json`.
     """
     configuration.check(config)
+    kind.check(config)
     parallel.start_processes(config.distributed)
     mesh = parallel.device_mesh(config.eval_batch_size)
-    network = parallel.on_all_processes(lambda: _load(config))
-    preprocessing = network.preprocessing
-    if preprocessing is None or config.data.eval_as_configured:
-        channels = network.model.architecture.in_channels
-        preprocessing = configuration.build_preprocessing(config.data, channels)
-    measure, split = make_evaluation(config, network, preprocessing)
-    evaluator = Evaluator(network.model, measure, mesh)
-    batches = parallel.global_batches(split.batches(), mesh)
-    if network.model.deploy:
-        with jax.default_matmul_precision("highest"):
-            result = {"merged": evaluator.evaluate(network.variables, batches)}
-    else:
-        result = evaluator.compare(network.variables, batches)
-    result["preprocessing"] = preprocessing.as_dict()
+    initial = initial_weights(config)
+    if initial is None:
+        raise RunError("config.mode=eval needs the network to evaluate: --config.init_from=FILE.")
+    network = parallel.on_all_processes(lambda: _load(initial))
+    results = {
+        name: _evaluate(network, evaluation, mesh)
+        for name, evaluation in kind.evaluations(config, network).items()
+    }
+    first, *others = results
+    result = results[first]
+    if others:
+        result = {**result, "evaluations": {name: results[name] for name in others}}
     if parallel.is_main_process():
         if workdir:
             replace_json(workdir / "evaluation.json", result)
-        print(_in_words(escaped(config.init_from), result), flush=True)
+        for name in results:
+            title = initial.path if name == first else f"{initial.path} ({name})"
+            print(_in_words(escaped(title), results[name]), flush=True)
     require_finite_scores(result)
     return result
 
 
-def _load(config: ConfigDict) -> Checkpoint:
-    if not config.init_from:
-        raise RunError("config.mode=eval needs the network to evaluate: --config.init_from=FILE.")
+def _load(initial: InitialWeights) -> Checkpoint:
     try:
         return load(
-            config.init_from,
-            prefer_ema=config.init_ema,
-            key=config.init_key,
-            prefix=config.init_prefix,
+            initial.path, prefer_ema=initial.prefer_ema, key=initial.key, prefix=initial.prefix
         )
     except ValueError as error:
         raise RunError(f"config.init_from: {error}") from error
 
 
-def _in_words(name: str, result: dict[str, Any]) -> str:
+def _evaluate(network: Checkpoint, evaluation: Evaluation, mesh: Mesh) -> dict[str, Any]:
+    evaluator = Evaluator(network.model, evaluation.metrics, mesh)
+    batches = parallel.global_batches(evaluation.examples.batches(warn), mesh)
+    if network.model.deploy:
+        with jax.default_matmul_precision("highest"):
+            result = {"merged": evaluator.evaluate(dict(network.variables), batches)}
+    else:
+        result = evaluator.compare(dict(network.variables), batches)
+    return {**result, "preprocessing": evaluation.preprocessing.as_dict()}
+
+
+def _in_words(name: str, result: Mapping[str, Any]) -> str:
     scores = result.get("merged") or result["training"]
-    lines = [f"{name} on {scores['examples']} images, prepared so: "]
-    lines[0] += ", ".join(f"{k} {v}" for k, v in result["preprocessing"].items())
+    preprocessing = ", ".join(f"{k} {v}" for k, v in result["preprocessing"].items())
+    lines = [f"{name} on {scores['examples']} images, prepared with {preprocessing}"]
     for structure in ("training", "merged"):
         if scores := result.get(structure):
             words = [in_words(k, v) for k, v in scores.items() if k != "examples"]

@@ -1,5 +1,6 @@
 """The curves of runs: loss, scores, learning rate, norms, speed."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,15 +16,11 @@ from train.errors import RunError
 from train.reporting.console import score_title
 from train.reporting.metric_writers import read_metrics
 
-# Title of each panel, and its lines: a metric and what it is called there. Between the loss and
-# the others is a panel for each score of an evaluation.
+# Title of each panel, and its lines: a metric and its label.
 Panels = dict[str, dict[str, str]]
-_LOSS = {
-    "train/loss": "training",
-    "eval/loss": "evaluation",
-    "eval_ema/loss": "moving average",
-}
 _NO_SCORES = {"loss", "examples"}
+_NO_TERMS = {"loss", "grad_norm", "param_norm"}
+# The panels after those of the losses and scores.
 _COURSE: Panels = {
     "learning rate": {"learning_rate": "learning rate"},
     "norms": {"train/grad_norm": "gradient", "train/param_norm": "parameters"},
@@ -34,7 +31,7 @@ _COURSE: Panels = {
     },
 }
 _LOGARITHMIC = {"norms"}
-_STYLES = ("-", "--", ":")
+_STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)))
 _COLUMNS = 4
 
 Line = dict[str, float]
@@ -101,39 +98,66 @@ def read_run(workdir: Path) -> Sequence[Line]:
 
 
 def _panels(lines: Iterable[Line]) -> Panels:
-    """Those of which something is reported; of the scores in the order in which they first are."""
+    """The panels of which something is reported, with scores in the order of their first report."""
     reported = dict.fromkeys(name for line in lines for name in line)
-    evaluations = (name.partition("/") for name in reported)
-    scores = dict.fromkeys(
-        score
-        for kind, _, score in evaluations
-        if kind in ("eval", "eval_ema") and score not in _NO_SCORES
+    evaluations = dict.fromkeys(
+        group for group, _, _ in map(_partition, reported) if group not in ("", "train")
     )
-    of_scores = {
-        score_title(score): {
-            f"eval/{score}": "evaluation",
-            f"eval_ema/{score}": "moving average",
-        }
-        for score in scores
+    scores = dict.fromkeys(
+        short
+        for group, _, short in map(_partition, reported)
+        if group in evaluations and short not in _NO_SCORES
+    )
+
+    def of_evaluations(score: str) -> dict[str, str]:
+        return {f"{name}/{score}": _evaluation_title(name) for name in evaluations}
+
+    terms = {
+        name: short
+        for name in reported
+        for group, _, short in [_partition(name)]
+        if group == "train" and short not in _NO_TERMS
     }
-    panels = {"loss": _LOSS, **of_scores, **_COURSE}
-    return {name: lines for name, lines in panels.items() if reported.keys() & lines.keys()}
+    panels: Panels = {
+        "loss": {"train/loss": "training", **of_evaluations("loss")},
+        "loss terms": terms,
+        **{score_title(score): of_evaluations(score) for score in scores},
+        **_COURSE,
+    }
+    return {title: names for title, names in panels.items() if reported.keys() & names.keys()}
+
+
+def _partition(name: str) -> tuple[str, str, str]:
+    return name.rpartition("/")
+
+
+def _evaluation_title(name: str) -> str:
+    """What the legend calls an evaluation: "evaluation", "EMA", or "SPLIT" and "SPLIT, EMA"."""
+    network = name.removesuffix("_ema")
+    if network == "eval":
+        return "evaluation" if network == name else "EMA"
+    split = network.removeprefix("eval_")
+    return split if network == name else f"{split}, EMA"
 
 
 def _draw_panel(axis: Axes, runs: Iterable[Sequence[Line]], names: dict[str, str]) -> None:
+    styles = dict(zip(names, itertools.cycle(_STYLES), strict=False))
+    drawn = dict.fromkeys(names, False)
     for number, lines in enumerate(runs):
-        for name, style in zip(names, _STYLES, strict=False):
+        for name, style in styles.items():
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
+                steps, values = zip(*points, strict=True)
                 (curve,) = axis.plot(
-                    *zip(*points, strict=True), style, color=_colour(number), label=name
+                    steps, values, linestyle=style, color=_colour(number), label=name
                 )
-                curve.set_marker("." if len(points) == 1 else "")  # it makes no line
-    there = {line.get_label(): line.get_linestyle() for line in axis.get_lines()}
-    if there and len(names) > 1:
+                curve.set_marker("." if len(points) == 1 else "")  # one point makes no line
+                drawn[name] = True
+    if any(drawn.values()) and len(names) > 1:
+        shown = [name for name in names if drawn[name]]
         axis.legend(
-            [Line2D([], [], color="black", linestyle=style) for style in there.values()],
-            [names[name] for name in there],
+            [Line2D([], [], color="black", linestyle=styles[name]) for name in shown],
+            [names[name] for name in shown],
         )
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)

@@ -131,15 +131,24 @@ class Reporter:
             warn(f"A report could not be written to {self._workdir}: {error}")
 
 
+# Metrics of training that only the files have.
+_IN_FILES_ALONE = {"train/grad_norm", "train/param_norm"}
+
+
 def _in_words(values: dict[str, float]) -> Iterator[str]:
-    """What is said of them, behind the name of each evaluation that they are from."""
+    """What a line says of metrics; those of an evaluation follow its name.
+
+    Of training, the loss, its terms and what `WORDS` has; of an evaluation, all but the number of
+    examples.
+    """
     groups: dict[str, dict[str, float]] = {}
     for name, value in values.items():
         group, _, short = name.rpartition("/")
-        groups.setdefault("" if group == "train" else group, {})[short] = value
+        if short in WORDS or (group and name not in _IN_FILES_ALONE and short != "examples"):
+            groups.setdefault("" if group == "train" else group, {})[short] = value
     for group, members in groups.items():
-        said = [short for short in WORDS if short in members]
         if group:
             yield group
-            said += [short for short in members if short not in (*said, "examples")]
-        yield from (in_words(short, members[short]) for short in said)
+        order = [short for short in WORDS if short in members]
+        for short in dict.fromkeys((*order, *members)):
+            yield in_words(short, members[short])

@@ -1,6 +1,7 @@
-"""The task of telling classes apart: each image has one label."""
+"""Image classification: each image has one label."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +10,24 @@ import optax
 from ml_collections import ConfigDict
 
 from replk_jax.checkpoint import Checkpoint
-from replk_jax.vision.preprocessing import Preprocessing, normalize
-from train.data.augmentation import Augmentation, make_augmentation
+from replk_jax.vision import imagenet
+from replk_jax.vision.base_preprocessing import normalize
+from replk_jax.vision.preprocessing import Preprocessing
+from train.data.augmentation import Augmentation, count_groups
+from train.data.randaugment import RandAugment
 from train.data.sources import LabelledImages, open_source, prepare
-from train.data.splits import EvaluationSplit, TrainingSplit
-from train.data.transforms import Prepare, make_train_transform
+from train.data.splits import EvaluationSplit, Reading, TrainingSplit
+from train.data.transforms import Prepare, TrainTransform
 from train.engine import config as configuration
 from train.engine import parallel
-from train.engine.evaluation import Measure
-from train.engine.step import Batch, Objective
-from train.engine.task import Task
+from train.engine.step import random_keys
+from train.engine.task import Batch, Evaluation, Forward, Loss, Metrics, Preview, Task, TaskKind
 from train.errors import RunError
+from train.reporting.console import warn
 
 
-def task(config: ConfigDict) -> Task:
-    """The classes of the configured images, told apart by the configured network.
+def make_task(config: ConfigDict) -> Task:
+    """The classes of the configured images, learnt by the configured network.
 
     Args:
       config: see configs/common.py.
@@ -36,85 +40,205 @@ def task(config: ConfigDict) -> Task:
     channels = model.architecture.in_channels
     preprocessing = configuration.build_preprocessing(data, channels)
     transform = make_train_transform(data, channels)
+    names = _evaluation_names(data)
 
-    def splits() -> tuple[TrainingSplit, EvaluationSplit, tuple[str, ...]]:
-        training, evaluation = (open_source(data, s) for s in (data.train_split, data.eval_split))
-        _require_same_classes(config, training, evaluation)
-        return (
-            TrainingSplit(training, transform, config),
-            EvaluationSplit(evaluation, Prepare(preprocessing), config),
-            tuple(training.class_names),
+    def splits() -> tuple[TrainingSplit, dict[str, Evaluation], tuple[str, ...]]:
+        training = open_source(data, data.train_split)
+        sources = {name: open_source(data, split) for name, split in names.items()}
+        for name, source in sources.items():
+            _require_same_classes(data.train_split, training, names[name], source)
+        examples = TrainingSplit(
+            training,
+            transform,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            reading=_reading(data),
         )
+        evaluations = _evaluations(config, sources, preprocessing)
+        return examples, evaluations, tuple(training.class_names)
 
     parallel.one_process_at_a_time(lambda: prepare(data))
-    training, evaluation, class_names = parallel.on_all_processes(splits)
+    training, evaluations, class_names = parallel.on_all_processes(splits)
     return Task(
         model=model.clone(num_classes=len(class_names)),
         image_size=(data.image_size, data.image_size),
-        objective=cross_entropy(make_augmentation(config, len(class_names))),
+        loss=cross_entropy(make_augmentation(config, len(class_names))),
         training=training,
-        measure=accuracy(preprocessing.mean, preprocessing.std),
-        evaluation=evaluation,
+        evaluations=evaluations,
         preprocessing=preprocessing,
         class_names=class_names,
     )
 
 
-def evaluation(
-    config: ConfigDict, network: Checkpoint, preprocessing: Preprocessing
-) -> tuple[Measure, EvaluationSplit]:
+def make_evaluations(config: ConfigDict, network: Checkpoint) -> dict[str, Evaluation]:
     """The accuracy of a classifier from a file, on the configured images.
+
+    They are prepared as is known of the network, or as the configuration says if nothing is known
+    or `config.data.eval_as_configured` is set.
 
     Args:
       config: see configs/common.py; `init_from` names the file.
-      network: what it holds.
-      preprocessing: of the images.
+      network: from the file.
 
     Raises:
       RunError: no classifier, one of other classes, or data that are not there.
     """
+    data = config.data
     if not network.model.num_classes or network.model.out_indices is not None:
         raise RunError(f"{config.init_from} is of a network without classifier.")
+    preprocessing = network.preprocessing
+    if preprocessing is None or data.eval_as_configured:
+        channels = network.model.architecture.in_channels
+        preprocessing = configuration.build_preprocessing(data, channels)
+    names = _evaluation_names(data)
 
-    def split() -> EvaluationSplit:
-        source = open_source(config.data, config.data.eval_split)
-        _require_classes_of(network, config, source)
-        return EvaluationSplit(source, Prepare(preprocessing), config)
+    def evaluations() -> dict[str, Evaluation]:
+        sources = {name: open_source(data, split) for name, split in names.items()}
+        for name, source in sources.items():
+            _require_classes_of(network, config.init_from, names[name], source)
+        return _evaluations(config, sources, preprocessing)
 
-    parallel.one_process_at_a_time(lambda: prepare(config.data))
-    return accuracy(preprocessing.mean, preprocessing.std), parallel.on_all_processes(split)
-
-
-def cross_entropy(augmentation: Augmentation) -> Objective:
-    """With the soft targets that the augmentation makes of the labels; the mean over the images."""
-
-    def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-        return optax.softmax_cross_entropy(logits, targets).mean()
-
-    return Objective(prepare=augmentation, loss=loss)
+    parallel.one_process_at_a_time(lambda: prepare(data))
+    return parallel.on_all_processes(evaluations)
 
 
-def accuracy(mean: tuple[float, ...], std: tuple[float, ...]) -> Measure:
-    """`top1`, `top5` (shares of 1) and `loss` (mean cross entropy); the best has most `top1`.
-
-    An image with a logit that is NaN or infinite is a miss, and makes the loss NaN.
-
-    Of batches with `image`, uint8 (N, H, W, C), and `label`, int32 (N,), and logits (N, K).
+def preview(config: ConfigDict, count: int) -> Preview:
+    """The first `count` images that the network sees, each with its two most probable classes.
 
     Args:
-      mean, std: of the images, channel by channel, for values in [0, 1].
+      config: see configs/common.py.
+      count: number of images.
+
+    Raises:
+      RunError: as `first_inputs`; or inputs that are NaN or infinite.
+    """
+    images, targets, class_names = first_inputs(config, count)
+    if not (np.isfinite(images).all() and np.isfinite(targets).all()):
+        raise RunError(
+            "The inputs of the first step are NaN or infinite: look at config.data.mean, "
+            "config.data.std and config.augmentation."
+        )
+    background = config.label_smoothing / len(class_names)
+    captions = [list(_captions(row, class_names, background)) for row in targets]
+    return Preview(_pixels(images, config.data.mean, config.data.std), captions)
+
+
+def first_inputs(config: ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The first images (count, S, S, C) and targets (count, K) that the network sees.
+
+    They depend on the images before them and on those of their mixup group, not on the whole
+    batch: of a large batch only a few images are read.
+
+    Args:
+      config: see configs/common.py.
+      count: number of images, at most a (micro-)batch.
+
+    Returns:
+      Images, normalised; targets, probabilities; and the names of the classes.
+
+    Raises:
+      RunError: as `make_task`, or a `count` that is too large.
+    """
+    micro_batch = config.batch_size // config.accumulation
+    if count > micro_batch:
+        raise RunError(f"--count={count} is more than the {micro_batch} of a (micro-)batch.")
+    group = config.augmentation.images_per_draw
+    needed = min(micro_batch, math.ceil(count / group) * group)
+    config = config.copy_and_resolve_references()
+    config.batch_size = needed * config.accumulation
+    task = make_task(config)
+    class_names = task.class_names or ()
+    batch = next(task.training.batches(0, warn))
+    rows = {name: array[:: config.accumulation] for name, array in batch.items()}
+
+    key, _ = random_keys(config.seed, step=0, micro_batch=0)
+    inputs = jax.jit(make_augmentation(config, len(class_names)))(key, rows)
+    images, targets = (np.asarray(array[:count], np.float32) for array in inputs)
+    return images, targets, class_names
+
+
+def make_augmentation(config: ConfigDict, num_classes: int) -> Augmentation:
+    """What the device does to training batches.
+
+    Args:
+      config: see configs/common.py.
+      num_classes: of the data.
+
+    Raises:
+      RunError: a batch that cannot be divided into mixup groups; see `count_groups`.
+    """
+    augmentation = Augmentation(
+        num_classes=num_classes,
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        label_smoothing=config.label_smoothing,
+        dtype=jnp.dtype(config.model.dtype),
+        **config.augmentation,
+    )
+    if augmentation.mixes:
+        count_groups(config.batch_size // config.accumulation, augmentation.images_per_draw)
+    return augmentation
+
+
+def make_train_transform(data: ConfigDict, channels: int) -> TrainTransform:
+    """What the host does to each training image.
+
+    Args:
+      data: the section `data` of configs/common.py.
+      channels: 1 for grey, 3 for colour.
+
+    Raises:
+      RunError: a RandAugment that is not understood.
+    """
+    rand_augment = None
+    if data.rand_augment != "none":
+        # For Pillow's "bicubic" and for OpenCV; timm moves images as it resizes them.
+        interpolation = "bilinear" if data.resizing == "bilinear" else "bicubic"
+        rand_augment = RandAugment.parse(data.rand_augment, data.mean, interpolation)
+    return TrainTransform(
+        size=data.image_size,
+        channels=channels,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        flip=data.flip,
+        resizing=data.resizing,
+        rand_augment=rand_augment,
+        color_jitter=data.color_jitter,
+    )
+
+
+def cross_entropy(augmentation: Augmentation) -> Loss:
+    """The mean cross entropy with the soft targets that the augmentation makes of the labels."""
+
+    def loss(
+        forward: Forward, key: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        images, targets = augmentation(key, batch)
+        return optax.softmax_cross_entropy(forward(images), targets).mean(), {}
+
+    return loss
+
+
+def accuracy(mean: Sequence[float], std: Sequence[float]) -> Metrics:
+    """`top1`, `top5` (between 0 and 1) and `loss` (mean cross entropy); the best has most `top1`.
+
+    Batches have `image`, uint8 (N, H, W, C), and `label`, int32 (N,); outputs are logits (N, K).
+    An image with a logit that is NaN or infinite counts as wrong, and makes the loss NaN.
+
+    Args:
+      mean, std: of the images, one value per channel, for values in [0, 1].
     """
 
     def inputs(batch: Batch) -> jax.Array:
         return normalize(batch["image"], mean, std)
 
-    return Measure(inputs, _hits_and_losses, _means, best_by="top1")
+    return Metrics(inputs, _hits_and_losses, _means, best_by="top1")
 
 
 def _hits_and_losses(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     labels, mask = batch["label"], batch["mask"]
     _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-    # Of NaN, the first class would count as the likeliest.
+    # Otherwise the first class would be the most probable among NaN.
     finite = jnp.isfinite(logits).all(axis=-1)
     hits = (best == labels[:, None]) & (mask & finite)[:, None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -130,32 +254,99 @@ def _means(sums: Mapping[str, np.ndarray], examples: int) -> dict[str, float]:
     return {name: float(sums[name] / examples) for name in ("top1", "top5", "loss")}
 
 
+def _evaluation_names(data: ConfigDict) -> dict[str, str]:
+    """The split of each evaluation, by the evaluation's name."""
+    names = {"eval": data.eval_split}
+    for split in data.more_eval_splits:
+        if f"eval_{split}" in names or "/" in split or split == "ema":
+            raise RunError(
+                f"config.data.more_eval_splits has {split!r}, whose scores would be reported under "
+                "the name of others: name each split once, without a slash, and none ema."
+            )
+        names[f"eval_{split}"] = split
+    return names
+
+
+def _evaluations(
+    config: ConfigDict, sources: Mapping[str, LabelledImages], preprocessing: Preprocessing
+) -> dict[str, Evaluation]:
+    metrics = accuracy(preprocessing.mean, preprocessing.std)
+    return {
+        name: Evaluation(
+            metrics,
+            EvaluationSplit(
+                source,
+                Prepare(preprocessing),
+                batch_size=config.eval_batch_size,
+                reading=_reading(config.data),
+            ),
+            preprocessing,
+        )
+        for name, source in sources.items()
+    }
+
+
+def _reading(data: ConfigDict) -> Reading:
+    return Reading(data.reading.threads, data.reading.workers, data.unreadable == "replace")
+
+
 def _require_same_classes(
-    config: ConfigDict, training: LabelledImages, evaluation: LabelledImages
+    train_split: str, training: LabelledImages, eval_split: str, evaluation: LabelledImages
 ) -> None:
     if training.class_names != evaluation.class_names:
         raise RunError(
-            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} do not have "
-            f"the same classes: {_first(training.class_names)} and "
-            f"{_first(evaluation.class_names)}."
+            f"The splits {train_split!r} and {eval_split!r} do not have the same classes: "
+            f"{_first(training.class_names)} and {_first(evaluation.class_names)}."
         )
 
 
-def _require_classes_of(network: Checkpoint, config: ConfigDict, source: LabelledImages) -> None:
+def _require_classes_of(network: Checkpoint, path: str, split: str, source: LabelledImages) -> None:
+    """Raises RunError unless the network of a file was trained on the classes of a split."""
     if len(source.class_names) != network.model.num_classes:
         raise RunError(
-            f"{config.init_from} tells {network.model.num_classes} classes apart; the split "
-            f"{config.data.eval_split!r} has {len(source.class_names)}."
+            f"{path} has {network.model.num_classes} classes; the split {split!r} has "
+            f"{len(source.class_names)}."
         )
     if network.class_names not in (None, tuple(source.class_names)):
-        pairs = enumerate(zip(network.class_names, source.class_names, strict=True))
+        pairs = enumerate(zip(network.class_names or (), source.class_names, strict=True))
         number, (theirs, ours) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
         raise RunError(
-            f"{config.init_from} was trained on other classes than those of the split "
-            f"{config.data.eval_split!r}: number {number} is {theirs!r} there and {ours!r} here."
+            f"{path} was trained on other classes than those of the split {split!r}: number "
+            f"{number} is {theirs!r} there and {ours!r} here."
         )
 
 
 def _first(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return f"{len(names)} ({shown}{', ...' if len(names) > 3 else ''})"
+
+
+def _captions(target: np.ndarray, class_names: Sequence[str], background: float) -> Iterator[str]:
+    """Names and probabilities of at most two classes.
+
+    Args:
+      target: of the classes, float32 (K,).
+      class_names: K names.
+      background: what label smoothing gives to every class, which is not shown.
+    """
+    words = dict(zip(imagenet.wordnet_ids(), imagenet.class_names(), strict=True))
+    for label in np.argsort(-target, kind="stable")[:2]:
+        if target[label] - background >= 0.005:
+            name = class_names[label]
+            first_word = words[name].split(",")[0] if name in words else name
+            yield f"{first_word} {target[label]:.2f}"
+
+
+def _pixels(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Normalised images as pixels, uint8 (N, H, W, 3), clipped at black and white."""
+    values = np.rint(255 * (images * np.float32(std) + np.float32(mean)))
+    coloured = np.broadcast_to(values, (*values.shape[:-1], 3))
+    return coloured.clip(0, 255).astype(np.uint8)
+
+
+CLASSIFICATION = TaskKind(
+    check=lambda config: None,
+    task=make_task,
+    evaluations=make_evaluations,
+    preview=preview,
+)

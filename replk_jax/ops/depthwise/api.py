@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from replk_jax.ops.broadcasting import add_bias
-from replk_jax.ops.depthwise.convolution import Convolution
+from replk_jax.ops.depthwise.convolution import Convolution, Pair
 from replk_jax.ops.depthwise.dispatch import (
     OPEN_SIZE_CHOICES,
     PLATFORMS,
@@ -150,8 +150,7 @@ def explain(
       ValueError: an unknown platform, or shapes that do not belong together.
       TypeError: a dtype that is not floating point.
     """
-    x_shape, kernel_shape = tuple(x_shape), tuple(kernel_shape)
-    _check_shapes(x_shape, kernel_shape)
+    _check_shapes(tuple(x_shape), tuple(kernel_shape))
     platform = platform or platform_of(jax.devices()[0])
     if platform not in PLATFORMS:
         raise ValueError(f"Unknown platform {platform!r}; known: {', '.join(PLATFORMS)}.")
@@ -174,15 +173,22 @@ def _check_shapes(x: tuple, kernel: tuple) -> None:
         )
 
 
-def _checked_dtype(dtype) -> jnp.dtype:
+def _checked_dtype(dtype: Any) -> jnp.dtype:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"depthwise_conv2d takes floating-point operands; got {dtype}.")
     return jnp.dtype(dtype)
 
 
-def _convolution(x_shape, kernel_shape, stride, padding, dilation, precision) -> Convolution:
+def _convolution(
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    stride: int | tuple[int, int],
+    padding: Padding,
+    dilation: int | tuple[int, int],
+    precision: lax.Precision | str | None,
+) -> Convolution:
     """The checked geometry of a call."""
-    size, kernel_size = x_shape[1:3], kernel_shape[:2]
+    size, kernel_size = (x_shape[1], x_shape[2]), (kernel_shape[0], kernel_shape[1])
     stride, dilation = _pair(stride, "stride"), _pair(dilation, "dilation")
     if min(*kernel_size, *stride, *dilation) < 1:
         raise ValueError(
@@ -204,7 +210,7 @@ def _precision(asked: lax.Precision | str | None) -> lax.Precision | None:
     """The given one, or the one that the user's configuration asks for."""
     if asked is None:
         # The configuration may name an algorithm for dot products, which convolutions lack.
-        configured = jax.config.jax_default_matmul_precision
+        configured = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]  # JAX adds its options at import
         return lax.Precision(configured) if configured in _PRECISIONS else None
     try:
         return lax.Precision(asked)
@@ -217,15 +223,16 @@ def _precision(asked: lax.Precision | str | None) -> lax.Precision | None:
 _PRECISIONS = ("default", "fastest", "bfloat16", "high", "tensorfloat32", "highest", "float32")
 
 
-def _explicit(padding) -> tuple[tuple[int, int], tuple[int, int]]:
+def _explicit(padding: Any) -> tuple[Pair, Pair]:
     """((before, after) for the rows, and for the columns)."""
     sides = padding if isinstance(padding, (tuple, list)) else (padding, padding)
     if len(sides) != 2:
         raise ValueError(f"padding must be for rows and columns; got {padding!r}.")
-    return tuple(_pair(side, "padding") for side in sides)
+    rows, columns = (_pair(side, "padding") for side in sides)
+    return rows, columns
 
 
-def _pair(value, name: str) -> tuple[int, int]:
+def _pair(value: Any, name: str) -> Pair:
     """Two whole numbers, or one for both."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     try:

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 Pair = tuple[int, int]
 
@@ -48,21 +49,20 @@ class Convolution:
 
     @cached_property
     def output_size(self) -> Pair:
-        """(OH, OW); 0 where the window does not fit into the padded map."""
-        spans = [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-        return tuple(
-            max(0, (size + sum(pad) - span) // step + 1)
-            for size, pad, span, step in zip(
-                self.size, self.padding, spans, self.stride, strict=True
-            )
-        )
+        """(OH, OW); 0 where the window does not fit into the padded feature map."""
+        return self._output_length(0), self._output_length(1)
+
+    def _output_length(self, axis: int) -> int:
+        span = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
+        padded = self.size[axis] + sum(self.padding[axis])
+        return max(0, (padded - span) // self.stride[axis] + 1)
 
     @property
     def is_dense(self) -> bool:
         """Whether stride and dilation are 1."""
         return self.stride == self.dilation == (1, 1)
 
-    def product_precision(self, dtype) -> lax.Precision:
+    def product_precision(self, dtype: DTypeLike) -> lax.Precision:
         """What matrix products need to lose nothing that `dtype` holds, if not asked for less.
 
         HIGH is three bfloat16 products on a TPU and tensorfloat32 on a GPU.

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.implementation import Estimate, Properties
@@ -113,26 +114,27 @@ class _Transform:
         which is many times faster than a reduction of its own."""
         rows, columns = self._inverse()
         partly = self._along_columns(columns, _merged(spectrum))
-        rows = jnp.broadcast_to(rows.astype(partly.dtype), (partly.shape[0], *rows.shape))
+        batched = jnp.broadcast_to(rows.astype(partly.dtype), (partly.shape[0], *rows.shape))
         dimensions = (((0, 2), (0, 1)), ((), ()))
-        return lax.dot_general(rows, partly, dimensions, precision=self.precision)[None]
+        return lax.dot_general(batched, partly, dimensions, precision=self.precision)[None]
 
     def _inverse(self) -> tuple[np.ndarray, np.ndarray]:
         """The matrices from frequencies to positions, (H, 2 m) and (W, 2 m')."""
-        return tuple(basis.T * (2 / basis.shape[0]) for basis in (self.rows, self.columns))
+        rows, columns = (basis.T * (2 / basis.shape[0]) for basis in (self.rows, self.columns))
+        return rows, columns
 
     def _along_rows(self, matrix: np.ndarray, values: jax.Array) -> jax.Array:
         """(J, H) times (N, H, W, C). The matrix is given the batch's dimension, since without
         it XLA transposes the values, which takes longer than the product."""
-        matrix = jnp.broadcast_to(matrix.astype(values.dtype), (values.shape[0], *matrix.shape))
+        batched = jnp.broadcast_to(matrix.astype(values.dtype), (values.shape[0], *matrix.shape))
         dimensions = (((2,), (1,)), ((0,), (0,)))
-        return lax.dot_general(matrix, values, dimensions, precision=self.precision)
+        return lax.dot_general(batched, values, dimensions, precision=self.precision)
 
     def _along_columns(self, matrix: np.ndarray, values: jax.Array) -> jax.Array:
         """(J, W) times (N, H, W, C), in the same manner."""
-        matrix = jnp.broadcast_to(matrix.astype(values.dtype), (*values.shape[:2], *matrix.shape))
+        batched = jnp.broadcast_to(matrix.astype(values.dtype), (*values.shape[:2], *matrix.shape))
         dimensions = (((3,), (2,)), ((0, 1), (0, 1)))
-        return lax.dot_general(matrix, values, dimensions, precision=self.precision)
+        return lax.dot_general(batched, values, dimensions, precision=self.precision)
 
 
 def _merged(spectrum: jax.Array) -> jax.Array:
@@ -141,7 +143,9 @@ def _merged(spectrum: jax.Array) -> jax.Array:
     return spectrum.reshape(n, 2 * m, 2 * m_columns, c)
 
 
-def _transforms(convolution: Convolution, dtype) -> tuple[_Transform, _Transform, _Transform]:
+def _transforms(
+    convolution: Convolution, dtype: DTypeLike
+) -> tuple[_Transform, _Transform, _Transform]:
     """The transforms at the positions of the input, of the kernel's taps and of the output.
 
     Output position y meets tap k at input position x = y + k. Frequencies a = (2 a' + 1) pi / n
@@ -161,7 +165,11 @@ def _transforms(convolution: Convolution, dtype) -> tuple[_Transform, _Transform
         bases.append([np.concatenate([np.cos(a), np.sin(a)]) for a in angles])
     rows, columns = bases
     precision = convolution.product_precision(dtype)
-    return tuple(_Transform(r, c, precision) for r, c in zip(rows, columns, strict=True))
+    on_x, on_k, on_y = (
+        _Transform(on_rows, on_columns, precision)
+        for on_rows, on_columns in zip(rows, columns, strict=True)
+    )
+    return on_x, on_k, on_y
 
 
 def _correlation(x: jax.Array, k: jax.Array) -> jax.Array:

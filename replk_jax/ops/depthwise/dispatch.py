@@ -193,12 +193,12 @@ def _device_kind(platform: str) -> str | None:
     return device and device.device_kind
 
 
-def platform_of(device: jax.Device) -> str:
+def platform_of(device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """The one of `PLATFORMS` that programs for a device are lowered for."""
     return "cuda" if device.platform == "gpu" else device.platform
 
 
-def _device(platform: str) -> jax.Device | None:
+def _device(platform: str) -> jax.Device | None:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     try:
         return jax.devices(platform)[0]
     except RuntimeError:  # a program for a device that this machine does not have

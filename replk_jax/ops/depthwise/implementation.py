@@ -27,7 +27,7 @@ class RequiredGPU:
     name: str
     compute_capability: str
 
-    def unsupported_reason(self, platform: str, device: jax.Device | None) -> str | None:
+    def unsupported_reason(self, platform: str, device: jax.Device | None) -> str | None:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
         """Why a device is not one of them; None if it is, or if it is not here to be asked.
 
         Args:

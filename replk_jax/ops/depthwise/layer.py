@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from replk_jax.ops.depthwise.api import depthwise_conv2d
 
@@ -48,7 +49,7 @@ class DepthwiseConv2D(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         batch = x.shape[:-3]
         y = depthwise_conv2d(
             x.reshape(math.prod(batch), *x.shape[-3:]),

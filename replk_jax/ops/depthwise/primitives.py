@@ -41,12 +41,13 @@ def convolve(
 
     `implementation` is a name of `IMPLEMENTATIONS`, or None or `PORTABLE` for the fastest known.
     """
-    how = dict(convolution=convolution, implementation=implementation)
-    bind = partial(forward_p.bind, **how)
-    explicit = _explicit_sharding(x, kernel)
-    if explicit is not None:
-        bind = jax.sharding.auto_axes(bind, out_sharding=explicit)
-    return bind(*_varying_alike(x, kernel))
+    params = dict(convolution=convolution, implementation=implementation)
+    bind = partial(forward_p.bind, **params)
+    operands = _varying_alike(x, kernel)
+    out_sharding = _explicit_sharding(x, kernel)
+    if out_sharding is None:
+        return bind(*operands)
+    return jax.sharding.auto_axes(bind, out_sharding=out_sharding)(*operands)  # pyright: ignore[reportCallIssue]  # it declares no return type
 
 
 def _primitive(direction: Direction) -> Primitive:
@@ -177,10 +178,11 @@ def _varying_alike(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Arra
 
     axes = [jax.typeof(operand).manual_axis_type.varying for operand in (x, kernel)]
     missing = axes[1] - axes[0], axes[0] - axes[1]
-    return tuple(
+    x, kernel = (
         varying(operand, names) if names else operand
         for operand, names in zip((x, kernel), missing, strict=True)
     )
+    return x, kernel
 
 
 def _explicit_sharding(x: jax.Array, kernel: jax.Array) -> NamedSharding | None:

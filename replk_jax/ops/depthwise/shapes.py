@@ -27,14 +27,14 @@ class Shape:
     @property
     def convolution(self) -> Convolution:
         """Its geometry."""
-        padding = tuple(
+        rows, columns = (
             ((k - 1) * self.dilation // 2, k * self.dilation // 2) for k in self.kernel_size
         )
         return Convolution(
             self.size,
             self.kernel_size,
             (self.stride, self.stride),
-            padding,
+            (rows, columns),
             (self.dilation, self.dilation),
         )
 

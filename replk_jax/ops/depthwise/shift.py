@@ -4,6 +4,7 @@ XLA turns the sum into one vectorised loop over the result, which reads the map 
 derivatives under autodiff are not of that form, so each is written in it.
 """
 
+from functools import reduce
 from typing import Any
 
 import jax
@@ -55,8 +56,8 @@ def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Ar
         def window(u, v):
             return _bordered_window(x, u, v, convolution)
 
-    y = sum(_accumulated(window(u, v)) * taps[u, v] for u in range(kh) for v in range(kw))
-    return y.astype(x.dtype)
+    terms = (_accumulated(window(u, v)) * taps[u, v] for u in range(kh) for v in range(kw))
+    return reduce(jnp.add, terms).astype(x.dtype)
 
 
 def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:

@@ -22,4 +22,5 @@ def wordnet_ids() -> tuple[str, ...]:
 
 def _classes() -> list[tuple[str, str]]:
     text = resources.files(__name__).joinpath("classes.txt").read_text("utf-8")
-    return [tuple(line.split(" ", 1)) for line in text.splitlines()]
+    lines = (line.partition(" ") for line in text.splitlines())
+    return [(identifier, name) for identifier, _, name in lines]

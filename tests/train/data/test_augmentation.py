@@ -20,11 +20,11 @@ from train.data.augmentation import (
     draw_erasing,
     draw_mixing,
     erase,
-    make_augmentation,
     mix,
 )
 from train.engine import parallel
 from train.errors import RunError
+from train.tasks.classification import make_augmentation
 
 PAPER = Augmentation(
     num_classes=10, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), label_smoothing=0.1,

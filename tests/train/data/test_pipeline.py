@@ -13,8 +13,8 @@ import pytest
 
 from replk_jax.vision.images import ImageError
 from train.data import pipeline
-from train.data.unreadable import reported
 from train.errors import RunError
+from train.reporting.unreadable import reported
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 THREADS = {"threads": 2, "workers": 0}

@@ -11,7 +11,7 @@ from tests.train import tiny
 from train.engine.evaluate import evaluate_checkpoint
 from train.engine.loop import run
 from train.errors import RunError
-from train.tasks import classification
+from train.tasks.classification import CLASSIFICATION
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_whose_preprocessing(config, tmp_path, preprocessing, as_configured, siz
     save(tmp_path / "network.safetensors", network(preprocessing=preprocessing))
     config.init_from = str(tmp_path / "network.safetensors")
     config.data.eval_as_configured = as_configured
-    result = evaluate_checkpoint(config, tmp_path, classification.evaluation)
+    result = evaluate_checkpoint(config, tmp_path, CLASSIFICATION)
     assert result["preprocessing"]["image_size"] == size
     assert result["training"]["examples"] == 299
     assert result["training"]["top1"] == result["merged"]["top1"]
@@ -56,9 +56,9 @@ def test_a_merged_network(config, tmp_path):
         save(tmp_path / f"{deploy}.safetensors", network(deploy, preprocessing=GREY))
     config.init_from = str(tmp_path / "True.safetensors")
     config.model.dtype = "bfloat16"  # of training: evaluation is in float32
-    merged = evaluate_checkpoint(config, None, classification.evaluation)
+    merged = evaluate_checkpoint(config, None, CLASSIFICATION)
     config.init_from = str(tmp_path / "False.safetensors")
-    both = evaluate_checkpoint(config, tmp_path, classification.evaluation)
+    both = evaluate_checkpoint(config, tmp_path, CLASSIFICATION)
     assert "training" not in merged
     assert merged["merged"]["top1"] == both["merged"]["top1"]
     np.testing.assert_allclose(merged["merged"]["loss"], both["merged"]["loss"], rtol=1e-5)
@@ -79,7 +79,7 @@ def test_errors(config, tmp_path, saved, reason):
         save(tmp_path / "network.safetensors", saved)
         config.init_from = str(tmp_path / "network.safetensors")
     with pytest.raises(RunError, match=reason):
-        evaluate_checkpoint(config, tmp_path, classification.evaluation)
+        evaluate_checkpoint(config, tmp_path, CLASSIFICATION)
 
 
 @pytest.mark.parametrize(
@@ -97,14 +97,14 @@ def test_weights_are_not_adapted_unasked(config, tmp_path, fields, reason):
     config.init_from = str(tmp_path / "network.safetensors")
     config.model.replknet.update(kernel_sizes=(5,), layers=(1,), channels=(8,), small_kernel=3)
     with pytest.raises(RunError, match=reason):
-        run(config, tmp_path, classification.task)
+        run(config, tmp_path, CLASSIFICATION)
 
 
 @pytest.mark.parametrize(
     ("mode", "start", "about"),
     [
-        ("train", run, classification.task),
-        ("eval", evaluate_checkpoint, classification.evaluation),
+        ("train", run, CLASSIFICATION),
+        ("eval", evaluate_checkpoint, CLASSIFICATION),
     ],
 )
 def test_a_file_that_is_no_checkpoint(config, tmp_path, mode, start, about):
@@ -122,7 +122,7 @@ def test_a_network_that_diverged(config, tmp_path, capsys):
     save(tmp_path / "network.safetensors", diverged)
     config.init_from = str(tmp_path / "network.safetensors")
     with pytest.raises(RunError, match=r"NaN or infinite values .*training\.loss"):
-        evaluate_checkpoint(config, tmp_path, classification.evaluation)
+        evaluate_checkpoint(config, tmp_path, CLASSIFICATION)
     result = strict((tmp_path / "evaluation.json").read_text())
     assert result["largest_difference"] is None
     for structure in ("training", "merged"):

@@ -8,13 +8,14 @@ import pytest
 import replk_jax
 from tests.helpers import TINY, data_mesh, random_variables
 from train.engine import parallel
-from train.engine.evaluation import Evaluator, Measure, add_in_64_bits, require_finite_scores
+from train.engine.evaluation import Evaluator, require_finite_scores
+from train.engine.task import Metrics, add_in_64_bits
 from train.errors import RunError
 from train.tasks.classification import accuracy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-MEASURE = accuracy(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+METRICS = accuracy(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 EXAMPLES = 21
 
 
@@ -59,7 +60,7 @@ def test_counts_do_not_depend_on_batches_and_devices(
     model, variables, examples, devices, batch_size
 ):
     mesh = data_mesh(devices)
-    scores = Evaluator(model, MEASURE, mesh).evaluate(
+    scores = Evaluator(model, METRICS, mesh).evaluate(
         variables, batches(examples, batch_size, mesh)
     )
     logits, labels = logits_of(model, variables, examples), examples[1]
@@ -76,11 +77,11 @@ def test_an_image_without_finite_logits_is_a_miss(value):
     """Else its first class would count as the likeliest."""
     logits = jnp.float32([[value] * 3, [2, 1, 0], [0, value, 1]])
     batch = {"label": jnp.int32([0, 0, 1]), "mask": jnp.ones(3, bool)}
-    sums = jax.device_get(MEASURE.statistics(logits, batch))
+    sums = jax.device_get(METRICS.statistics(logits, batch))
     assert (sums["top1"], sums["top5"]) == (1, 1)
     assert np.isnan(sums["loss"])
     batch["mask"] = jnp.array([False, True, False])
-    sums = jax.device_get(MEASURE.statistics(logits, batch))
+    sums = jax.device_get(METRICS.statistics(logits, batch))
     assert sums["loss"] == pytest.approx(np.log(1 + np.exp(-1) + np.exp(-2)))
 
 
@@ -93,7 +94,7 @@ def test_results_that_are_not_finite_are_named():
 
 def test_comparison_of_both_structures(model, variables, examples):
     mesh = parallel.device_mesh(8)
-    evaluator = Evaluator(model, MEASURE, mesh)
+    evaluator = Evaluator(model, METRICS, mesh)
     result = evaluator.compare(variables, batches(examples, 8, mesh))
     assert 0 < result["largest_difference"] < 1e-4
     scores = evaluator.evaluate(variables, batches(examples, 8, mesh))
@@ -116,7 +117,7 @@ def test_comparison_measures_the_largest_difference(monkeypatch, model, variable
     logits = logits_of(model, variables, examples)
     difference = np.abs(logits_of(model.clone(deploy=True), wrong(variables), examples) - logits)
     mesh = parallel.device_mesh(8)
-    result = Evaluator(model, MEASURE, mesh).compare(variables, batches(examples, 8, mesh))
+    result = Evaluator(model, METRICS, mesh).compare(variables, batches(examples, 8, mesh))
     assert result["largest_difference"] == pytest.approx(difference.max(), rel=1e-4)
     assert difference.max() > 1.01 * difference[-5:].max()  # so the last batch is not enough
 
@@ -125,7 +126,7 @@ def test_comparison_does_not_hide_nan(model, variables, examples):
     broken = jax.tree.map(np.copy, variables)
     broken["params"]["head"]["bias"][0] = np.nan
     mesh = parallel.device_mesh(8)
-    result = Evaluator(model, MEASURE, mesh).compare(broken, batches(examples, 8, mesh))
+    result = Evaluator(model, METRICS, mesh).compare(broken, batches(examples, 8, mesh))
     assert np.isnan(result["largest_difference"])
 
 
@@ -135,8 +136,8 @@ def test_a_network_that_cannot_be_merged(examples):
         "repvgg_a0", layers=(2,), channels=(4, 4), block="relu_in_branches", num_classes=8
     )
     variables, mesh = random_variables(model), parallel.device_mesh(8)
-    scores = Evaluator(model, MEASURE, mesh).evaluate(variables, batches(examples, 8, mesh))
-    half = Evaluator(model.clone(dtype=jnp.bfloat16), MEASURE, mesh)
+    scores = Evaluator(model, METRICS, mesh).evaluate(variables, batches(examples, 8, mesh))
+    half = Evaluator(model.clone(dtype=jnp.bfloat16), METRICS, mesh)
     result = half.compare(variables, batches(examples, 8, mesh))
     assert result.keys() == {"training", "not_merged"}
     assert result["training"] == pytest.approx(scores, rel=1e-5)
@@ -147,7 +148,7 @@ def test_fewer_than_five_classes(examples):
     model = replk_jax.create_model(TINY, num_classes=3)
     mesh = parallel.device_mesh(8)
     few = examples[0], examples[1] % 3
-    scores = Evaluator(model, MEASURE, mesh).evaluate(
+    scores = Evaluator(model, METRICS, mesh).evaluate(
         random_variables(model), batches(few, 8, mesh)
     )
     assert scores["top5"] == 1
@@ -155,7 +156,7 @@ def test_fewer_than_five_classes(examples):
 
 def test_no_example_that_counts(model, variables, examples):
     mesh = parallel.device_mesh(8)
-    evaluator = Evaluator(model, MEASURE, mesh)
+    evaluator = Evaluator(model, METRICS, mesh)
     masked = ({**b, "mask": b["mask"] & False} for b in batches(examples, 8, mesh))
     with pytest.raises(RunError, match="None of the images"):
         evaluator.evaluate(variables, masked)
@@ -178,8 +179,8 @@ def test_another_task(examples):
         loss = sums["values"].max() / examples
         return {"loss": loss, "share": sums["positive"] / examples}
 
-    measure = Measure(lambda batch: batch["image"] / 255, statistics, scores, best_by="share")
-    evaluator = Evaluator(model, measure, mesh)
+    metrics = Metrics(lambda batch: batch["image"] / 255, statistics, scores, best_by="share")
+    evaluator = Evaluator(model, metrics, mesh)
     found = evaluator.evaluate(variables, batches(examples, 8, mesh))
     fine, coarse = map(np.float64, model.apply(variables, np.float32(examples[0] / 255)))
     assert found["examples"] == EXAMPLES
@@ -198,14 +199,14 @@ def test_statistics_that_are_no_sums(model, variables, examples):
         scores, counts = more
         return [*(total or []), *scores[counts]]
 
-    measure = Measure(
+    metrics = Metrics(
         lambda batch: (batch["image"] / 255 - 0.5) / 0.25,
         lambda logits, batch: (logits[:, 0], batch["mask"]),
         lambda scores, examples: {"median": float(np.median(scores)), "first": float(scores[0])},
         best_by="median",
         add=add,
     )
-    found = Evaluator(model, measure, mesh).evaluate(variables, batches(examples, 8, mesh))
+    found = Evaluator(model, metrics, mesh).evaluate(variables, batches(examples, 8, mesh))
     expected = logits_of(model, variables, examples)[:, 0]
     assert found["median"] == pytest.approx(np.median(expected), rel=1e-4)
     assert found["first"] == pytest.approx(expected[0], rel=1e-4)
@@ -229,7 +230,7 @@ def test_sums_are_in_64_bits():
 def test_the_largest_output(model, variables, examples, value):
     """Of examples that count, on whatever device; of one that is not finite, that."""
     mesh = parallel.device_mesh(8)
-    evaluator = Evaluator(model, MEASURE, mesh)
+    evaluator = Evaluator(model, METRICS, mesh)
     *_, last = batches(examples, 8, mesh)  # three of its images are there to fill it
     expected = np.abs(logits_of(model, variables, examples)[16:]).max()
     assert evaluator.largest_output(variables, last) == pytest.approx(expected, rel=1e-4)

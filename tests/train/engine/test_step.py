@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,9 +40,9 @@ def losses(devices, steps=8, seed=0, fsdp=1, accumulation=1, **augmentation):
     model = replk_jax.create_model(NETWORK, num_classes=4, drop_path_rate=0.1)
     mesh = data_mesh(devices, fsdp)
     optimizer = make_optimizer(RECIPE, warmup_cosine(2e-3, 1e-5, 2, 8))
-    state = init_state(model, optimizer, (16, 16), seed, mesh, average=True)
+    state = init_state(model, optimizer, (16, 16), seed, mesh, ema=True)
     step = make_train_step(
-        model, optimizer, tiny.objective(MEAN, STD, label_smoothing=0.1, **augmentation),
+        model, optimizer, tiny.loss(MEAN, STD, label_smoothing=0.1, **augmentation),
         seed=seed, mesh=mesh, accumulation=accumulation, ema_decay=0.9,
     )  # fmt: skip
     curve, first = [], None
@@ -125,7 +126,7 @@ def test_three_steps_of_the_official_training():
         jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"])
     )
     step = make_train_step(
-        model, optimizer, tiny.objective((128 / 255,) * 3, (16 / 255,) * 3, num_classes=10),
+        model, optimizer, tiny.loss((128 / 255,) * 3, (16 / 255,) * 3, num_classes=10),
         seed=0, mesh=mesh,
     )  # fmt: skip
     sixteenths = golden.nhwc(expected["train.x"]) * 16
@@ -161,7 +162,7 @@ def test_loss_and_statistics_of_one_step():
     state = init_state(model, optimizer, (16, 16), 0, mesh)
     before = jax.tree.map(np.array, state)
     step = make_train_step(
-        model, optimizer, tiny.objective(MEAN, STD, label_smoothing=0.2), seed=0, mesh=mesh
+        model, optimizer, tiny.loss(MEAN, STD, label_smoothing=0.2), seed=0, mesh=mesh
     )
     batch = next(batches(1))
     state, metrics = step(state, batch)
@@ -197,12 +198,12 @@ def test_accumulation_and_moving_average_by_hand():
     model = replk_jax.create_model(NETWORK, num_classes=4)
     mesh, rate, decay = data_mesh(1), 0.05, 0.8
     optimizer = optax.sgd(rate)
-    state = init_state(model, optimizer, (16, 16), 0, mesh, average=True)
+    state = init_state(model, optimizer, (16, 16), 0, mesh, ema=True)
     before = jax.tree.map(np.array, state)
     step = make_train_step(
         model,
         optimizer,
-        tiny.objective(MEAN, STD),
+        tiny.loss(MEAN, STD),
         seed=0,
         mesh=mesh,
         accumulation=3,
@@ -235,6 +236,58 @@ def test_accumulation_and_moving_average_by_hand():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected
         )
+
+
+class Noisy(nn.Module):
+    """A norm and dropout, with an input of its own beside the images."""
+
+    @nn.compact
+    def __call__(self, x, scale=1.0, train=False):
+        x = scale * x.mean((1, 2)) * self.param("weight", nn.initializers.ones, ())
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+def two_passes(forward, key, batch):
+    """The second pass has the loss of the first one as its input."""
+    first = forward(batch["image"])
+    second = forward(batch["image"], scale=1.0 + first.mean())
+    terms = {"first": first.mean(), "second": second.mean()}
+    return sum(terms.values()) + 1.0, {**terms, "kept": (first != 0).mean()}
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_loss_may_run_the_network_twice():
+    """Each pass drops other values, and starts from the statistics after the one before it."""
+    model, mesh, images = Noisy(), data_mesh(1), np.random.default_rng(0).normal(size=(8, 4, 4, 3))
+    variables = model.init(jax.random.key(0), images)
+    optimizer = optax.sgd(0.0)
+    state = TrainState(
+        jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"])
+    )
+    step = make_train_step(model, optimizer, two_passes, seed=0, mesh=mesh)
+    state, metrics = step(state, {"image": jnp.float32(images)})
+    assert metrics.keys() == {"loss", "first", "second", "kept", "grad_norm", "param_norm"}
+    first, second = (float(metrics[name]) for name in ("first", "second"))
+    assert float(metrics["loss"]) == pytest.approx(first + second + 1, rel=1e-5)
+    means = images.mean((1, 2))
+    scale, size = 1 + first, 0.0
+    for factor in (1.0, scale):  # the running mean, after both passes
+        size = 0.9 * size + 0.1 * factor * means.mean(0)
+    (norm,) = state.batch_stats.values()
+    np.testing.assert_allclose(norm["mean"], size, rtol=1e-4, atol=1e-6)
+    # With dropout alike, normalised values would be alike, and so their means.
+    assert abs(second - first) > 1e-3
+
+
+def test_a_term_cannot_hide_the_loss():
+    model, mesh = Noisy(), data_mesh(1)
+    state = TrainState(jnp.zeros((), jnp.int32), {"weight": jnp.ones(())}, {}, optax.EmptyState())
+    step = make_train_step(
+        model, optax.identity(), lambda *_: (jnp.zeros(()), {"loss": 1.0}), seed=0, mesh=mesh
+    )
+    with pytest.raises(ValueError, match="cannot be called loss"):
+        step(state, {"image": jnp.zeros((1, 4, 4, 3))})
 
 
 def test_what_is_spread_over_devices():

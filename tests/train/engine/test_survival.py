@@ -25,7 +25,7 @@ from tests.train.runs import (
 from train.engine.evaluate import evaluate_checkpoint
 from train.engine.interruption import EXIT_STATUS, Interrupted, Interruption
 from train.engine.loop import run
-from train.tasks import classification
+from train.tasks.classification import CLASSIFICATION
 
 
 def wait_until(condition, *processes):
@@ -64,13 +64,13 @@ def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path)
     [(status, out, err)] = ends([process])
     assert status == EXIT_STATUS, err
     left_at = newest(checkpoints)
-    assert f"Going on from {checkpoints / str(before)}" in out
+    assert f"Resuming from {checkpoints / str(before)}" in out
     assert f"left after step {left_at}. The same command resumes from there." in out
     assert before < left_at < STEPS
 
     status, out, err = train(tmp_path)
     assert status == 0, err
-    assert f"Going on from {checkpoints / str(left_at)}" in out
+    assert f"Resuming from {checkpoints / str(left_at)}" in out
     actual, expected = (
         arrays(workdir / "checkpoints" / str(STEPS)) for workdir in (tmp_path, undisturbed[0])
     )
@@ -111,7 +111,7 @@ def test_two_processes(undisturbed, start, train, data_dir, tmp_path):
     shutil.copytree(workdir, alone := tmp_path / "alone")
     (status, out, err), (_, other_out, _) = ends(start_two(start, workdir, one_epoch))
     assert status == 0, err
-    assert f"Going on from {workdir / 'checkpoints' / str(left_at)}" in out
+    assert f"Resuming from {workdir / 'checkpoints' / str(left_at)}" in out
     assert "re-parameterized" in out
     assert "re-parameterized" not in other_out
     assert "loss" not in other_out
@@ -123,7 +123,7 @@ def test_two_processes(undisturbed, start, train, data_dir, tmp_path):
     config.mode, config.data.data_dir = "eval", str(data_dir)
     config.init_from = str(workdir / "checkpoints" / "46")
     evaluated = result(workdir)
-    expected = evaluate_checkpoint(config, None, classification.evaluation)
+    expected = evaluate_checkpoint(config, None, CLASSIFICATION)
     for structure in ("training", "merged"):
         assert evaluated[structure] == pytest.approx(expected[structure], rel=1e-5)
     assert evaluated["training"]["examples"] == 299
@@ -141,7 +141,7 @@ def test_the_same_end_on_eight_devices(undisturbed, train, tmp_path):
     )
     assert status == 0, err
     assert f"{damaged} is damaged" in err
-    assert "Going on from" in out
+    assert "Resuming from" in out
     assert damaged.with_name(f"{STEPS}.damaged").is_dir()
     assert_same_curve(losses(elsewhere), losses(undisturbed[0]))
     for name in ("training", "merged"):
@@ -185,10 +185,10 @@ def test_an_evaluation_for_which_there_was_no_time(data_dir, tmp_path, monkeypat
     config.optimizer.warmup_epochs = 0.0
     monkeypatch.setattr(Interruption, "requested", lambda self, step: step == 2)
     with pytest.raises(Interrupted):
-        run(config, tmp_path, classification.task)
+        run(config, tmp_path, CLASSIFICATION)
     assert evaluations(tmp_path) == []
     for _ in range(2):  # the first makes it, the second finds it made
-        final = run(config, tmp_path, classification.task)
+        final = run(config, tmp_path, CLASSIFICATION)
         [scores] = evaluations(tmp_path)
         assert scores["step"] == 2
         np.testing.assert_allclose(scores["eval/loss"], final["training"]["loss"], rtol=1e-5)

@@ -13,19 +13,19 @@ from PIL import Image
 
 import replk_jax
 from replk_jax.checkpoint import load
-from replk_jax.vision.preprocessing import Preprocessing, normalize
+from replk_jax.vision.base_preprocessing import normalize
+from replk_jax.vision.preprocessing import Preprocessing
 from tests.train import tiny
 from train import compare
 from train.data.sources import open_source
-from train.data.splits import EvaluationSplit, TrainingSplit
+from train.data.splits import EvaluationSplit, Reading, TrainingSplit
 from train.engine.evaluate import evaluate_checkpoint
-from train.engine.evaluation import Measure
 from train.engine.loop import run
-from train.engine.step import Objective
-from train.engine.task import Task
+from train.engine.task import Evaluation, Metrics, Preview, Task, TaskKind
 from train.reporting.metric_writers import read_metrics
 
 MEAN, STD = (0.305,), (0.376,)
+PREPROCESSING = Preprocessing(16, crop_fraction=None, mean=MEAN, std=STD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,24 @@ def inputs(batch):
 
 
 def losses(maps, ink):
-    """The first channel of the network's map (N, 4, 4, C) says where there is ink."""
+    """The first channel of the network's feature map (N, 4, 4, C) says where there is ink."""
     return optax.sigmoid_binary_cross_entropy(maps[0][..., 0], ink)
+
+
+def loss(forward, key, batch):
+    first, second = (losses(forward(inputs(batch)), batch["ink"]).mean() for _ in range(2))
+    return (first + second) / 2, {"first": first, "second": second}
+
+
+def share():
+    """How much of the images is taken for ink."""
+
+    def statistics(maps, batch):
+        return ((maps[0][..., 0] > 0) & batch["mask"][:, None, None]).sum()
+
+    return Metrics(
+        inputs, statistics, lambda sums, examples: {"ink": float(sums / examples / 16)}, "ink"
+    )
 
 
 def overlap():
@@ -80,32 +96,47 @@ def overlap():
         loss = float(sums["loss"] / examples / 16)
         return {"iou": float(sums["both"] / sums["either"]), "loss": loss}
 
-    return Measure(inputs, statistics, scores, best_by="iou")
+    return Metrics(inputs, statistics, scores, best_by="iou")
 
 
 def task(config):
-    train, test = (WithoutLabels(open_source(config.data, split)) for split in ("train", "test"))
+    train = WithoutLabels(open_source(config.data, "train"))
     return Task(
         model=replk_jax.create_model(
             replk_jax.RepLKNetArchitecture((5,), (1,), (16,), small_kernel=3, in_channels=1),
             out_indices=(0,),
         ),
         image_size=(16, 16),
-        objective=Objective(
-            lambda key, batch: (inputs(batch), batch["ink"]),
-            lambda maps, ink: losses(maps, ink).mean(),
+        loss=loss,
+        training=TrainingSplit(
+            train, Mirrored(), batch_size=config.batch_size, seed=config.seed, reading=Reading()
         ),
-        training=TrainingSplit(train, Mirrored(), config),
-        measure=overlap(),
-        evaluation=EvaluationSplit(test, Unchanged(), config),
-        preprocessing=Preprocessing(16, crop_fraction=None, mean=MEAN, std=STD),
+        evaluations=evaluations(config),
+        preprocessing=PREPROCESSING,
         class_names=None,
     )
 
 
-def evaluation(config, network, preprocessing):
-    test = WithoutLabels(open_source(config.data, "test"))
-    return overlap(), EvaluationSplit(test, Unchanged(), config)
+def evaluations(config, network=None):
+    """On all of the test images, and on the first 100 by a metric of another kind."""
+    found = {}
+    for name, split, metrics in (("eval", "test", overlap()), ("few", "test[:100]", share())):
+        examples = EvaluationSplit(
+            WithoutLabels(open_source(config.data, split)),
+            Unchanged(),
+            batch_size=config.eval_batch_size,
+            reading=Reading(),
+        )
+        found[name] = Evaluation(metrics, examples, PREPROCESSING)
+    return found
+
+
+INK = TaskKind(
+    check=lambda config: None,
+    task=task,
+    evaluations=evaluations,
+    preview=lambda config, count: Preview(np.zeros((count, 16, 16, 3), np.uint8), [[]] * count),
+)
 
 
 def iou_of_places(config):
@@ -122,7 +153,7 @@ def test_another_task(data_dir, tmp_path, capsys):
     config.data.data_dir = str(data_dir)
     config.epochs = 1.0
     config.eval_every_epochs = 0.5
-    result = run(config, tmp_path, task)
+    result = run(config, tmp_path, INK)
     assert result["best_by"] == "iou"
     for network in (result, result["ema"]):
         assert network["training"].keys() == {"iou", "loss", "examples"}
@@ -133,7 +164,18 @@ def test_another_task(data_dir, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"iou {result['training']['iou']:.4g} of 299 images" in out
 
-    evaluations = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "eval/iou" in line]
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    for line in lines:
+        if "train/loss" in line:
+            terms = [line[f"train/{term}"] for term in ("first", "second")]
+            assert np.mean(terms) == pytest.approx(line["train/loss"], rel=1e-5)
+    few = result["evaluations"]["few"]
+    assert few.keys() == {"training", "merged", "largest_difference", "ema"}
+    assert few["training"]["examples"] == 100
+    assert f"few               ink {few['training']['ink']:.4g} of 100 images" in out
+    evaluations = [line for line in lines if "eval/iou" in line]
+    assert evaluations[-1]["few/ink"] == pytest.approx(few["training"]["ink"], rel=1e-2)
+    assert evaluations[-1].keys() >= {"few_ema/ink", "few/examples"}
     assert [line["step"] for line in evaluations] == [23, 46]
     assert evaluations[-1]["eval/iou"] == pytest.approx(result["training"]["iou"], rel=1e-3)
     # The best is the one with the higher score, of the network or of its average.
@@ -146,9 +188,10 @@ def test_another_task(data_dir, tmp_path, capsys):
 
     config.mode = "eval"
     config.init_from = str(tmp_path / "checkpoints" / "46")
-    again = evaluate_checkpoint(config, tmp_path, evaluation)
+    again = evaluate_checkpoint(config, tmp_path, INK)
     for structure in ("training", "merged"):
         assert again[structure] == pytest.approx(result[structure])
+        assert again["evaluations"]["few"][structure] == pytest.approx(few[structure])
     assert json.loads((tmp_path / "evaluation.json").read_text()) == again
     network = load(config.init_from)
     assert network.class_names is None

@@ -17,6 +17,7 @@ left. The Pallas kernel of `pair_products` computes Q; what remains is
     dk[u, v] = sum Q[u + r, r, j, v + j + lead - q]             over r and j.
 """
 
+from functools import reduce
 from typing import Any
 
 import jax
@@ -120,6 +121,7 @@ def kernel_gradient_packed(
         x = jnp.concatenate([x, x, x_rest], axis=-1)
         g = jnp.concatenate([g, g_rest, g], axis=-1)
     tiling = choose_tiling(convolution, x.shape[-1])
+    assert tiling is not None, "a tiling for 16 images also tiles a multiple of 16"
     products = pair_products(x, g, convolution.padding[0][0], tiling, interpret=interpret)
     sums = _diagonal_sums(products, convolution, tiling)
     return jnp.transpose(sums, (1, 2, 0))[:, :, None].astype(dtype)
@@ -130,7 +132,7 @@ def _diagonal_sums(products: jax.Array, convolution: Convolution, tiling: Tiling
     kernel_height, kernel_width = convolution.kernel_size
     channels, columns = len(products), tiling.columns
     q = products.reshape(channels, tiling.shifts, tiling.rows, columns, tiling.window)
-    q = sum(q[:, r : r + kernel_height, r] for r in range(tiling.rows))
+    q = reduce(jnp.add, (q[:, r : r + kernel_height, r] for r in range(tiling.rows)))
     # Line j holds the kernel's columns from j on, after the padding has cut off what precedes.
     before = convolution.padding[1][0] - tiling.lead
     length = columns - 1 + kernel_width

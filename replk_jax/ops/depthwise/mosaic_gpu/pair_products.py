@@ -220,5 +220,5 @@ def _block(
 
     @pl.when(warpgroup < CONSUMERS)
     def _consume():
-        accumulator = plgpu.ACC((TILE, tiling.window), jnp.float32)
+        accumulator = plgpu.WGMMAAccumulatorRef((TILE, tiling.window), jnp.float32)
         pl.run_scoped(consume, *[accumulator] * tiling.accumulators)

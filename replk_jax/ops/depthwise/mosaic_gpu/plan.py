@@ -32,6 +32,10 @@ _REGISTERS = 65536
 _OTHER_REGISTERS = 28  # of a thread, besides the sums: what ptxas comes to
 
 
+Arrangement = Literal["A", "B"]
+Split = Literal["rows", "columns"]
+
+
 def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
@@ -115,9 +119,9 @@ class Plan:
       stages: input rows in flight.
     """
 
-    arrangement: Literal["A", "B"]
+    arrangement: Arrangement
     rows: int
-    split: Literal["rows", "columns"]
+    split: Split
     batch_tile: int
     stages: int
 
@@ -256,6 +260,7 @@ def unsupported_reason(
     """
     if reason := always_unsupported_reason(convolution, batch, channels, dtype):
         return reason
+    assert batch is not None, "always_unsupported_reason requires a known batch"
     kernel, padding = convolution.kernel_size, convolution.padding
     if not 8 < max(convolution.size) <= 96:
         return f"its kernels are for maps of 9 to 96 pixels, not of {convolution.size}"
@@ -299,9 +304,12 @@ def choose_plan(
 @functools.lru_cache(maxsize=256)
 def plans(convolution: Convolution, dtype) -> tuple[Plan, ...]:
     """All plans that fit."""
-    shapes = [("A", rows, tile) for rows in (4, 8, 12, 16) for tile in (128, 64, 32, 16)]
-    shapes += [("B", rows, 64) for rows in range(1, 17)]
-    splits = ("rows", "columns") if convolution.output_size[1] > BLOCK else ("rows",)
+    shapes: list[tuple[Arrangement, int, int]] = [
+        *(("A", rows, tile) for rows in (4, 8, 12, 16) for tile in (128, 64, 32, 16)),
+        *(("B", rows, 64) for rows in range(1, 17)),
+    ]
+    several_blocks = convolution.output_size[1] > BLOCK
+    splits: tuple[Split, ...] = ("rows", "columns") if several_blocks else ("rows",)
     every = (
         Plan(arrangement, rows, split, tile, stages)
         for arrangement, rows, tile in shapes

@@ -189,7 +189,7 @@ class _Block:
     def consume(self, consumer):
         m, n = BLOCK * self.plan.rows, self.plan.batch_tile
         shape = (m, n) if self.plan.arrangement == "A" else (n, m)
-        sums = [plgpu.ACC(shape, jnp.float32)] * len(self.blocks(consumer))
+        sums = [plgpu.WGMMAAccumulatorRef(shape, jnp.float32)] * len(self.blocks(consumer))
         plgpu.barrier_wait(self.ready)
 
         def compute_group(group, t):

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from train.data import unreadable
-from train.data.unreadable import UnreadableList, reported
 from train.errors import RunError
+from train.reporting import unreadable
+from train.reporting.unreadable import UnreadableList, reported
 
 
 def batches(*lines):

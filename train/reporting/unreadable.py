@@ -1,10 +1,11 @@
-"""Images that a run could not read: told, listed, and too many of them end it."""
+"""Images that a run could not read: reported, listed, and an error where they are too many."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from replk_jax.io.text import escaped
-from train.data.pipeline import Batch
 from train.errors import RunError
 
 Report = Callable[[str], None]
@@ -16,13 +17,14 @@ _FEW = 10
 _WINDOW = 100_000
 
 
-def reported(batches: Iterator[Batch], report: Report) -> Iterator[Batch]:
-    """The batches without their field `unreadable`, of which every line is reported.
+def reported(
+    batches: Iterator[dict[str, np.ndarray]], report: Report
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches without their field `unreadable`, each line of which is reported.
 
     Args:
       batches: from `train.data.pipeline`.
-      report: is told of an image, by its name and what is wrong; of the same one again and again,
-        as it is met again.
+      report: called with the name of an image and what is wrong with it, each time it is met.
 
     Raises:
       RunError: more than 1 % of the last images, and more than ten, could not be read.
@@ -50,7 +52,7 @@ class UnreadableList:
 
     Args:
       path: the file; lines that it has already stay, and are not added again.
-      say: is told of each image that is new to the list.
+      say: called for each image that is new to the list.
     """
 
     def __init__(self, path: Path, say: Report):
@@ -67,7 +69,7 @@ class UnreadableList:
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(message + "\n")
-        except OSError as error:  # that an image is told of must not end what goes on without it
+        except OSError as error:  # the run does without this image, and without the list too
             message += f" (It is not in {self.path}: {error.strerror}.)"
         self._say(message)
 

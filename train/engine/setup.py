@@ -1,0 +1,229 @@
+"""From a configuration to the objects of a run. No `ConfigDict` goes further than this module."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from replk_jax.checkpoint import Checkpoint, load_into
+from train.engine import parallel
+from train.engine.checkpoints import Checkpoints
+from train.engine.evaluations import Evaluations
+from train.engine.optimizer import make_optimizer, warmup_cosine
+from train.engine.regularization import make_penalty
+from train.engine.step import TrainState, TrainStep, abstract_state, init_state, make_train_step
+from train.engine.task import Task
+from train.errors import RunError
+from train.reporting.console import warn
+from train.reporting.unreadable import UnreadableList
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which steps a run has, and what is due after each.
+
+    Attributes:
+      total_steps: of the run.
+      steps_per_epoch: whole batches in the training data.
+      log_every, save_every, evaluate_every: in steps.
+    """
+
+    total_steps: int
+    steps_per_epoch: int
+    log_every: int
+    save_every: int
+    evaluate_every: int
+
+    def is_evaluation(self, step: int) -> bool:
+        return step == self.total_steps or step % self.evaluate_every == 0
+
+    def is_save(self, step: int) -> bool:
+        """With every evaluation, so that the best state is kept, and at steps of its own."""
+        return self.is_evaluation(step) or step % self.save_every == 0
+
+    def is_report(self, step: int) -> bool:
+        """Before every save too: a state is saved only if its metrics were finite."""
+        return self.is_save(step) or step % self.log_every == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialWeights:
+    """The file that a run starts from, and how it is read; see `config.init_from`."""
+
+    path: str
+    prefer_ema: bool
+    key: str | None
+    prefix: str | None
+    reset_head: bool
+    adapt_input: bool
+
+    def load(self, task: Task, seed: int) -> dict[str, Any]:
+        """The variables of the task's network, from the file.
+
+        Raises:
+          RunError: the file does not fit the network, or its images are normalised differently.
+        """
+        try:
+            network = load_into(
+                task.model,
+                self.path,
+                reset_head=self.reset_head,
+                prefer_ema=self.prefer_ema,
+                key=self.key,
+                prefix=self.prefix,
+                adapt_input=self.adapt_input,
+                seed=seed,
+            )
+        except ValueError as error:
+            raise RunError(
+                f"config.init_from: {error}\nThe network is that of config.model; for another "
+                "number of classes set --config.init_reset_head."
+            ) from error
+        self._expect_same_normalisation(network, task)
+        return dict(network.variables)
+
+    def _expect_same_normalisation(self, network: Checkpoint, task: Task) -> None:
+        """Raises RunError if the file's network is known to take another mean or std."""
+        known, own = network.preprocessing, task.preprocessing
+        if known is None or known.channels != own.channels:
+            return  # of images of other channels, for which `init_adapt_input` was set
+        if (known.mean, known.std) != (own.mean, own.std):
+            raise RunError(
+                f"The images of {self.path} have mean {known.mean} and std {known.std}: set "
+                f"--config.data.mean='{known.mean}' --config.data.std='{known.std}'."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """The objects of a run.
+
+    Attributes:
+      task: what the network is trained for.
+      plan: the steps.
+      mesh: of the devices.
+      optimizer: of the parameters.
+      schedule: learning rate by step.
+      step: the compiled training step.
+      evaluations: of the network.
+      batch_size: images in a step.
+      seed: of the parameters, the data and all random draws.
+      ema: whether there is an EMA of the variables.
+      initial: the file to start from; None draws the parameters.
+      unreadable: the list of images that could not be read.
+    """
+
+    task: Task
+    plan: Plan
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    step: TrainStep
+    evaluations: Evaluations
+    batch_size: int
+    seed: int
+    ema: bool
+    initial: InitialWeights | None
+    unreadable: UnreadableList
+
+    def first_state(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+        """The state to start from, and the number of steps that it has been trained.
+
+        It is the latest checkpoint of the run, or else a new state.
+
+        Raises:
+          RunError: the checkpoint is beyond the last step, or cannot be read; or the file to start
+            from does not fit.
+        """
+        parallel.on_all_processes(lambda: self._expect_steps_left(checkpoints))
+        network = self.task.model, self.optimizer, self.task.image_size
+        like = abstract_state(*network, self.mesh, ema=self.ema)
+        if restored := checkpoints.restore_latest(like):
+            return restored
+        variables = None
+        if (initial := self.initial) is not None:
+            load = parallel.on_all_processes(lambda: initial.load(self.task, self.seed))
+            variables = jax.device_get(load)
+        return init_state(*network, self.seed, self.mesh, ema=self.ema, variables=variables), 0
+
+    def _expect_steps_left(self, checkpoints: Checkpoints) -> None:
+        latest, total = checkpoints.latest() or 0, self.plan.total_steps
+        if latest > total:
+            raise RunError(
+                f"{checkpoints.path(latest)} is beyond the {total} steps of this run; raise "
+                "config.epochs, or use another --workdir."
+            )
+
+
+def set_up(config: ConfigDict, workdir: Path, task: Task) -> Setup:
+    """Builds the objects of a run.
+
+    Args:
+      config: see configs/common.py.
+      workdir: folder of the run.
+      task: what the network is trained for.
+
+    Raises:
+      RunError: a batch that the devices cannot share.
+    """
+    mesh = parallel.device_mesh(
+        config.batch_size // config.accumulation, config.eval_batch_size, fsdp=config.mesh.fsdp
+    )
+    plan = _plan(config, task.training.steps_per_epoch)
+    recipe = config.optimizer
+    warmup_steps = round(recipe.warmup_epochs * plan.steps_per_epoch)
+    schedule = warmup_cosine(recipe.peak_lr, recipe.final_lr, warmup_steps, plan.total_steps)
+    optimizer = make_optimizer(recipe, schedule)
+    step = make_train_step(
+        task.model,
+        optimizer,
+        task.loss,
+        seed=config.seed,
+        mesh=mesh,
+        accumulation=config.accumulation,
+        ema_decay=config.ema_decay,
+        penalty=make_penalty(recipe),
+    )
+    unreadable = UnreadableList(workdir / "unreadable.txt", warn)
+    return Setup(
+        task=task,
+        plan=plan,
+        mesh=mesh,
+        optimizer=optimizer,
+        schedule=schedule,
+        step=step,
+        evaluations=Evaluations(task.model, task.evaluations, mesh, unreadable),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        ema=config.ema_decay > 0,
+        initial=initial_weights(config),
+        unreadable=unreadable,
+    )
+
+
+def initial_weights(config: ConfigDict) -> InitialWeights | None:
+    """The file that `config.init_from` names, if it does."""
+    if not config.init_from:
+        return None
+    return InitialWeights(
+        path=config.init_from,
+        prefer_ema=config.init_ema,
+        key=config.init_key,
+        prefix=config.init_prefix,
+        reset_head=config.init_reset_head,
+        adapt_input=config.init_adapt_input,
+    )
+
+
+def _plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
+    return Plan(
+        total_steps=max(1, round(config.epochs * steps_per_epoch)),
+        steps_per_epoch=steps_per_epoch,
+        log_every=config.log_every_steps,
+        save_every=config.checkpoints.every_steps,
+        evaluate_every=max(1, round(config.eval_every_epochs * steps_per_epoch)),
+    )
