@@ -1,15 +1,15 @@
 """A small RepLKNet on handwritten digits: minutes on a laptop, no network needed.
 
-13 x 13 kernels on 8 x 8 maps: larger than the map, as in the paper's last stages. Reaches
-98 % on the 299 test images.
+13 x 13 kernels on 8 x 8 feature maps: larger than the feature map, as in the paper's last stages.
+Reaches 98 % on the 299 test images.
 
     python -m train.main --config configs/digits.py --workdir out/digits
 
-With `--config.model.name=NAME`, any other model of `python -m replk_jax models`, shallow and narrow
-but otherwise as its name says: `mobilenet_v2_13` has its 13 x 13 kernels, `repvgg_b1g4` its groups.
-A RepLKNet has two stages here, of kernels 13 and 7 whatever its name.
+`--config.model.name=NAME` takes any model of `python -m replk_jax models`, shallow and narrow but
+otherwise as named: `mobilenet_v2_13` has its 13 x 13 kernels, `repvgg_b1g4` its groups. A RepLKNet
+always has two stages here, with kernels 13 and 7.
 
-The figures are chosen here, to train within minutes; they are of no paper.
+The values were chosen here, to train within minutes. They are not from a paper.
 """
 
 from ml_collections import ConfigDict

@@ -1,18 +1,18 @@
 """A released RepLKNet-31B on images of your own: class folders, one GPU.
 
 `DIR/train/<class>/<image>` and `DIR/val/<class>/<image>`. The backbone starts from the checkpoint
-and the classifier anew, so the learning rate is a fortieth of the paper's for training from
-scratch, smaller still towards the image (by the paper's factor of 0.7 from layer to layer), and
-there is little augmentation. The figures are chosen here; 30 epochs, 1 epoch of warm-up, weight
-decay 1e-8 and stochastic depth 0.2 are those of the official fine-tuning from ImageNet-22K at 224
+and the classifier from random weights. The learning rate is a fortieth of the paper's for training
+from scratch and falls towards the image, by the paper's factor of 0.7 from layer to layer. There is
+little augmentation. These values were chosen here. 30 epochs, 1 epoch of warm-up, weight decay 1e-8
+and stochastic depth 0.2 are those of the official fine-tuning from ImageNet-22K at 224
 (configs/from_22k.py).
 
     python -m train.main --config configs/finetune.py --workdir out/finetune \\
         --config.data.folder=DIR --config.init_from=RepLKNet-31B_ImageNet-22K-to-1K_224.pth
 
 For a checkpoint of 384 pixels: --config.data.image_size=384 and a smaller --config.batch_size.
-What accuracy to expect, the images decide. An epoch of 1,000 of them is 9.4e13 floating-point
-operations: some seconds on an A100, estimated as in configs/31b.py.
+An epoch of 1,000 images is 9.4e13 floating-point operations: some seconds on an A100, estimated as
+in configs/31b.py.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """RepLKNet on ImageNet-1K, from networks trained on ImageNet-22K (arXiv:2203.06717, section 4.2).
 
-Network and resolution follow a colon; without one they are 31b_224. Top-1 accuracy of the released
+Network and resolution follow a colon; the default is 31b_224. Top-1 accuracy of the released
 networks, in per cent, and the GPUs and images per GPU of the official runs:
 
     31b_224   85.20   16 x 32
@@ -15,9 +15,9 @@ RandAugment but no mixup or cutmix. The public commands (DingXiaoH/RepLKNet-pyto
 epoch of warm-up, weight decay 1e-8, EMA 0.9999, and a learning rate of 4e-4 that falls by 0.7 from
 layer to layer towards the image and ends at 1e-6, or at 384 at 3e-4.
 
-On fewer GPUs, `:31b_384,gpus=8`. The classifier is drawn anew. 30 epochs, of 3.6e18 floating-point
-operations at 224 and 1.1e19 and 2.2e19 at 384: 5, 14 and 29 hours on 8 A100, estimated as in
-configs/31b.py.
+On fewer GPUs, `:31b_384,gpus=8`. The classifier starts from random weights. 30 epochs, of 3.6e18
+floating-point operations at 224 and 1.1e19 and 2.2e19 at 384: 5, 14 and 29 hours on 8 A100,
+estimated as in configs/31b.py.
 """
 
 from ml_collections import ConfigDict

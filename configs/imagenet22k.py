@@ -1,6 +1,6 @@
 """RepLKNet-31B and 31L on the 21,841 classes of ImageNet-22K at 224 x 224 (arXiv:2203.06717).
 
-The network follows a colon, `31b` or `31l`; without one it is 31b:
+The network follows a colon, `31b` or `31l`; the default is 31b:
 
     python -m train.prepare FOLDER --name imagenet22k --data_dir DATA_DIR --keep_unreadable
     python -m train.main --config configs/imagenet22k.py:31l --workdir out/22k_31l \\
@@ -14,9 +14,9 @@ million images make 1.2e20 floating-point operations of 31b, and 2.5e20 of 31l: 
 128 A100, estimated as in configs/31b.py.
 
 FOLDER has the 21,841 class folders in FOLDER/train/ (the release of 2011; that of winter 2021 has
-fewer), and must be prepared: only then is a part of a split a fair sample. Images that cannot be
-read are kept in their place and, in training, replaced by the next. There are no images to evaluate
-on, and the official runs did not: the accuracy shown is that of 20,000 of the training images.
+fewer). It must be prepared: only then is a part of a split a random sample. Images that cannot be
+read are kept and, in training, replaced by the next ones. There is no validation split, and the
+official runs were not evaluated: the accuracy shown is that on 20,000 training images.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def get_config(text: str = "31b") -> ConfigDict:
     config.data.eval_split = "train[:20000]"
     config.data.eval_crop_fraction = 0.875
     config.data.unreadable = "replace"
-    config.augmentation.images_per_draw = 32
+    config.augmentation.mixup_group_size = 32
     config.batch_size = 4096
     config.epochs = 90.0
     config.ema_decay = 0.0

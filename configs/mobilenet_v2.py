@@ -14,19 +14,19 @@ Top-1 accuracy that the paper reports, in per cent:
     table3_9x9_reparam        73.09
     table3_13x13              72.53
     table3_13x13_reparam      73.24
-    table4_3x3                71.76   Table 4: large kernels in the last stage alone
+    table4_3x3                71.76   Table 4: large kernels in the last stage only
     table4_7x7                72.00
     table4_13x13              71.97
     table11_dilation_4        57.23   Table 11 (first arXiv version): dilation instead of size
     table11_dilation_6        51.21
 
-Rows that are the same network in two tables are the same run. Appendix A of the paper: 8 GPUs with
-32 images each, SGD with momentum 0.9, weight decay 4e-5, learning rate 0.1 with 5 epochs of warm-up
+A network that is in two tables is the same run in both. Appendix A of the paper: 8 GPUs with 32
+images each, SGD with momentum 0.9, weight decay 4e-5, learning rate 0.1 with 5 epochs of warm-up
 and a cosine, 100 epochs, random crops and flips only. All parameters decay, as with PyTorch's SGD:
 the paper names no exception. Bilinear resizing, the cosine's end at 0 and the crop for evaluation
-are the usual ones of PyTorch, chosen here. How long a run takes has not been measured. 100 epochs
-of table3_13x13_reparam are 5.3e17 floating-point operations, so few that the host may decide: it
-prepares the images in some 40 hours of a core.
+are the usual ones of PyTorch, chosen here. The time of a run has not been measured. 100 epochs of
+table3_13x13_reparam are 5.3e17 floating-point operations, so few that the host may be the
+bottleneck: it prepares the images in some 40 core hours.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """RepLKNet with kernels of 3 to 31 on ImageNet-1K for 120 epochs (arXiv:2203.06717, Table 5).
 
-The largest kernel of the network follows a colon; without one it is 31:
+The largest kernel of the network follows a colon; the default is 31:
 
     python -m train.main --config configs/replknet_kernels.py:13 --workdir out/replknet_13
 

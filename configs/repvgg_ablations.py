@@ -1,4 +1,4 @@
-"""What RepVGG's branches are good for: B0 with other blocks (arXiv:2101.03697, section 4.2).
+"""What the branches of RepVGG contribute: B0 with other blocks (arXiv:2101.03697, section 4.2).
 
 The recipe, hardware and time are those of configs/repvgg_imagenet.py:b0. The block follows a colon:
 
@@ -12,13 +12,13 @@ Top-1 accuracy that the paper reports (Tables 6 and 7), in per cent, where it is
     plain                  72.39   3x3 alone
     identity_without_norm  74.18
     norm_after_addition    73.52
-    relu_in_branches               cannot be merged, so this run ends with one structure
+    relu_in_branches               cannot be merged
     diracnet
     trivial                        kernel W + I
     acb                            3x3 + 1x3 + 3x1
-    residual               74.56   shortcuts around pairs of layers, which remain when merged
+    residual               74.56   shortcuts around pairs of layers, which merging keeps
 
-dbb, the Diverse Branch Block of a later paper (arXiv:2103.13425), is no row of these tables.
+dbb, the Diverse Branch Block of a later paper (arXiv:2103.13425), is not in these tables.
 """
 
 from ml_collections import ConfigDict

@@ -5,27 +5,27 @@ Top-1 accuracy of the released network, in per cent: 87.57 (the paper reports 87
     python -m train.main --config configs/xl_320.py --workdir out/xl_320 \\
         --config.init_from=RepLKNet-XL_MegData73M_pretrain.pth
 
-No command for this run was published. The recipe follows a colon; without one it is `paper`:
+No command for this run was published. The recipe follows a colon; the default is `paper`:
 
 - `paper`: what appendix A of the paper (arXiv:2203.06717) states: 30 epochs at 320, learning rate
-  1e-4, stage-wise decay 0.4. The paper does not say how it groups parameters by stage;
-  `train.engine.optimizer.stage_of` is a choice of this package. For all else the paper names BEiT's
-  recipe, without figures. These are from the command for BEiT-L after ImageNet-22K in
+  1e-4, stage-wise decay 0.4. The paper does not say how it groups parameters by stage; the groups,
+  `stage_of` of the networks, are a choice of this package. For all else the paper names BEiT's
+  recipe, without values. They are from the command for BEiT-L after ImageNet-22K in
   microsoft/unilm, not from the paper: batch 512, 5 epochs of warm-up, final learning rate 1e-6,
   weight decay 1e-8, stochastic depth 0.4, label smoothing, RandAugment and random erasing, no mixup
   or cutmix, no EMA.
-- `official`: what the official code does with the 384-pixel networks of ImageNet-22K
+- `official`: the recipe of the official code for the 384-pixel networks of ImageNet-22K
   (configs/from_22k.py: learning rate 4e-4 to 3e-4, 1 epoch of warm-up, stochastic depth 0.3, EMA
-  0.9999), with the learning rate falling by 0.8 from layer to layer, which is how that code groups
-  the parameters of XL.
+  0.9999), with the learning rate falling by 0.8 from layer to layer, as that code groups the
+  parameters of XL.
 
 Mean and standard deviation are 0.5, as those of MegData-73M (released checkpoint).
 
 For 32 GPUs with 16 images each; on fewer, `configs/xl_320.py:gpus=8` or `:official,gpus=8`.
 Parameters, moments and gradients are 5.4 GB in float32, and the EMA of `official` 1.3 GB more.
---config.mesh.fsdp=8 spreads them over eight devices, but for a copy of the parameters, 1.3 GB, that
-each has during a step; activations take less with --config.model.remat=save_depthwise. 30 epochs,
-of 3.0e19 floating-point operations: 39 hours on 8 A100, estimated as in configs/31b.py.
+--config.mesh.fsdp=8 spreads them over eight devices; during a step, each also has a copy of the
+parameters, 1.3 GB. Activations take less memory with --config.model.remat=save_depthwise. 30
+epochs, of 3.0e19 floating-point operations: 39 hours on 8 A100, estimated as in configs/31b.py.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ MegData-73M is not public. The recipe runs on any other labelled set: TensorFlow
 
 From appendix A of the paper (arXiv:2203.06717): 15 epochs, batch 2048, learning rate 1.5e-3,
 stochastic depth 0.2, no mixup or cutmix, no small kernels. Mean and standard deviation 0.5 are
-those of the released checkpoint. What is not stated there is as for 31B (configs/31b.py): AdamW,
+those of the released checkpoint. The rest is as for 31B (configs/31b.py): AdamW,
 weight decay 0.05, cosine to 1e-6, RandAugment, random erasing and label smoothing. Chosen here: 224
 x 224 pixels, 1 epoch of warm-up, no EMA (as on ImageNet-22K), 32 images on each of 64 GPUs; on
 fewer, `configs/xl_pretraining.py:gpus=8`.

@@ -60,7 +60,7 @@ def draw_variables(abstract, seed):
 def random_images(model, batch=2, size=32, seed=0):
     """Normalised images (N, H, W, C); `size` is one number or (H, W)."""
     height, width = (size, size) if isinstance(size, int) else size
-    shape = (batch, height, width, model.architecture.in_channels)
+    shape = (batch, height, width, model.in_channels)
     return np.random.default_rng(seed).standard_normal(shape).astype(model.dtype)
 
 

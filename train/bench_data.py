@@ -34,6 +34,7 @@ from train.data.transforms import TrainTransform
 from train.engine import config as configuration
 from train.engine import config_flags as command_line
 from train.errors import RunError, stopping
+from train.tasks import classification_config
 from train.tasks.classification import make_train_transform
 
 _IMAGES = flags.DEFINE_integer("images", 512, "how many images to make", lower_bound=1)
@@ -55,6 +56,7 @@ def main(_: list[str]) -> None:
     with stopping():
         config = command_line.CONFIG.value
         configuration.check(config)
+        classification_config.check(config)
         path = _JSON.value and command_line.flag_path("json", _JSON.value)
         if path and (path.is_dir() or not path.parent.is_dir()):  # before anything is measured
             raise RunError(f"--json={path} must name a file in a folder that exists.")

@@ -271,6 +271,15 @@ class Benchmark:
         )
 
 
+def failures(rows: Iterable[Row]) -> list[str]:
+    """The measurements of the operator itself that failed, one line each."""
+    return [
+        f"{row.layer}, {row.passes}: {row.skipped}"
+        for row in rows
+        if row.contender == OURS and row.skipped
+    ]
+
+
 def _packed(shape: Shape, operands: list) -> Program:
     """The kernel of `mosaic_gpu` on images that have its layout already."""
     packed = [(jax.jit(pack)(x), kernel) for x, kernel, _ in operands]

@@ -27,7 +27,7 @@ def draw_inputs(model: nn.Module, batch_size: int, image_size: int) -> tuple[Any
     The model's own initialisation is not used: to compile it takes long.
     """
     rng = np.random.default_rng(0)
-    shape = (batch_size, image_size, image_size, model.architecture.in_channels)
+    shape = (batch_size, image_size, image_size, model.in_channels)
     images = jnp.asarray(rng.standard_normal(shape), jnp.float32)
     abstract = abstract_variables(model)
 

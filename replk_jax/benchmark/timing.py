@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 ROUNDS = 5
 # Between two programs on a CPU: PyTorch's idle threads spin for some milliseconds before they
@@ -19,8 +21,36 @@ SHORTEST_WAIT_SECONDS = 2e-3
 # A program that is shorter runs once more, uncounted, when its turn comes: its threads have slept
 # and the caches are another's.
 SHORT_SECONDS = 0.25
+_LARGE_ARRAY = 1 << 20  # elements
 
 Name = TypeVar("Name", bound=Hashable)
+
+
+def require_finite(results: Any) -> None:
+    """Checks the results of a program: a speed at which it computes NaN is of no use.
+
+    Args:
+      results: a tree of arrays.
+
+    Raises:
+      FloatingPointError: an array has a NaN or infinite element.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(results):
+        if not _all_finite(leaf):
+            name = jax.tree_util.keystr(path)
+            raise FloatingPointError(f"The result{name} has NaN or infinite elements.")
+
+
+def _all_finite(array: Any) -> bool:
+    # NumPy compiles nothing, but an accelerator's large arrays would have to be copied for it.
+    if np.size(array) < _LARGE_ARRAY:
+        return bool(np.isfinite(np.asarray(array)).all())
+    return bool(_all_finite_on_device(array))
+
+
+@jax.jit
+def _all_finite_on_device(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +65,8 @@ class Program:
       compile_seconds: what making it took, where that is of interest.
       memory_bytes: what it occupies at once, where that is known.
       compiled_text: gives XLA's text of the compiled program; None where there is none.
-      release: called after each of its turns; gives memory back that it only keeps for the next.
+      release: called after each of its turns; frees memory that it keeps only for its next run.
+      check: called once, with what the first run returned; raises an error if that is wrong.
     """
 
     start: Callable[[], Any]
@@ -46,15 +77,20 @@ class Program:
     memory_bytes: int | None = None
     compiled_text: Callable[[], str | None] = lambda: None
     release: Callable[[], None] = lambda: None
+    check: Callable[[Any], None] = require_finite
 
-    def seconds(self, starts: int = 1) -> float:
-        """The time of one call, over so many starts in a row."""
+    def run(self, starts: int = 1) -> tuple[float, Any]:
+        """The seconds of one call, averaged over `starts` starts in a row, and the last result."""
         begin = time.perf_counter()
         result = self.start()
         for _ in range(starts - 1):
             result = self.start()
         self.finish(result)
-        return (time.perf_counter() - begin) / (starts * self.calls)
+        return (time.perf_counter() - begin) / (starts * self.calls), result
+
+    def seconds(self, starts: int = 1) -> float:
+        """The seconds of one call, averaged over `starts` starts in a row."""
+        return self.run(starts)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +168,8 @@ class _Stopwatch:
         self.samples: list[float] = []
         self.spent = 0.0
         end = time.perf_counter() + SHORT_SECONDS
-        self.expected = program.seconds()
+        self.expected, result = program.run()
+        program.check(result)
         for _ in range(4):
             if time.perf_counter() < end:
                 self.expected = min(self.expected, program.seconds())

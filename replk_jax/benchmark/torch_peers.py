@@ -111,8 +111,8 @@ def convolution_program(
         return results
 
     if platform == "cpu":
-        return Program(run, _nothing, calls)
-    return Program(_captured(run), _synchronize, calls, asynchronous=True)
+        return Program(run, _nothing, calls, check=_nothing)
+    return Program(_captured(run), _synchronize, calls, asynchronous=True, check=_nothing)
 
 
 def check_network(peer: str, architecture: Any) -> None:
@@ -188,7 +188,7 @@ def network_program(
         def infer():
             return call(images)
 
-        return Program(infer, finish, release=release)
+        return Program(infer, finish, release=release, check=_nothing)
 
     labels = torch.zeros(batch_size, dtype=torch.int64, device=images.device)
     fused = platform == "gpu" or None  # None leaves it to PyTorch
@@ -202,7 +202,7 @@ def network_program(
         if mode == "training":
             optimizer.step()
 
-    return Program(train, finish, release=release)
+    return Program(train, finish, release=release, check=_nothing)
 
 
 def _network(peer: str, mode: str, architecture: Any) -> Any:

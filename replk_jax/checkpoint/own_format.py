@@ -96,5 +96,5 @@ def older_variables(model: nn.Module) -> dict[str, Any]:
     it does not return.
     """
     if getattr(model, "norm_intermediate_features", False) and model.out_indices is not None:
-        model = model.clone(out_indices=tuple(range(len(model.architecture.layers))))
+        model = model.clone(out_indices=tuple(range(len(model.stage_channels))))
     return abstract_variables(model)

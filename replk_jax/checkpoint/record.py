@@ -42,7 +42,7 @@ class Checkpoint:
     @property
     def name(self) -> str | None:
         """Under which the model is registered, if it is."""
-        return registry.name_of(self.model.architecture)
+        return registry.name_of(self.model)
 
     def resolve_preprocessing(self) -> Preprocessing:
         """The preprocessing; if it is not known, that of networks like it, with a warning.

@@ -193,8 +193,7 @@ def _bench_model(arguments: argparse.Namespace) -> None:
         for batch_size in arguments.batch_size:
             alike = [each for each in report["models"] if each["batch_size"] == batch_size]
             print(f"In batches of {batch_size}:\n{structures_table(alike)}")
-    if failed := failures(report["models"]):
-        sys.exit("\n".join(["error: not all could be measured.", *failed]))
+    _exit_if_any(failures(report["models"]))
 
 
 def _profile_model(arguments: argparse.Namespace) -> None:
@@ -262,6 +261,13 @@ def _bench_depthwise(arguments: argparse.Namespace) -> None:
         write_json(report, arguments.json)
     for line in targets.conclusions(rows, layers, device.device_kind, benchmark.dtype):
         print(line)
+    _exit_if_any(depthwise.failures(rows))
+
+
+def _exit_if_any(failed: list[str]) -> None:
+    """Ends with an error if a measurement failed, after the others have been reported."""
+    if failed:
+        sys.exit("\n".join(["error: not all could be measured.", *failed]))
 
 
 def _tune(arguments: argparse.Namespace, on_cpu: bool) -> None:

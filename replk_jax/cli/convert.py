@@ -108,7 +108,7 @@ def _compare_structures(network: Checkpoint) -> None:
     """
     model = network.model
     size = network.preprocessing.image_size if network.preprocessing else 224
-    shape = (1, size, size, model.architecture.in_channels)
+    shape = (1, size, size, model.in_channels)
     images = jax.random.normal(jax.random.key(0), shape, jnp.float32)
     difference = check_equivalence(model, network.variables, images).max_rel
     print(f"largest difference of the structures on noise: {difference:.1e} of the output's size")

@@ -19,6 +19,7 @@ from replk_jax.cli.text import printable, shortened
 from replk_jax.io.tensors import StoredTensor
 from replk_jax.io.text import brief
 from replk_jax.models import pretrained
+from replk_jax.models.backbone import Backbone
 from replk_jax.models.description import architecture_in_words, joined
 from replk_jax.models.network import Network
 from replk_jax.torch_import import Contents, Placeholder, Recognized, Selection, recognize
@@ -119,13 +120,19 @@ def _description(network: Checkpoint) -> Iterator[str]:
     structure = "re-parameterized" if model.deploy else "training-time"
     yield f"{network.name or type(model).__name__}, {kind}, {structure}"
     yield f"  {architecture_in_words(model)}"
-    if getattr(model, "output_stride", None) is not None:
-        yield f"  dilated for an output stride of {model.output_stride}"
-    if model.out_indices is not None:
-        yield f"  a backbone that gives the stages {joined(model.out_indices)}"
+    if isinstance(model, Backbone):
+        yield from _indented(_use(model))
     if names:
         yield f"  names of the classes: {printable(list(names))}"
     yield from _indented(_images(network.preprocessing, model))
+
+
+def _use(model: Backbone) -> Iterator[str]:
+    """How it differs from a classifier of its architecture."""
+    if model.output_stride is not None:
+        yield f"dilated for an output stride of {model.output_stride}"
+    if model.out_indices is not None:
+        yield f"a backbone that gives the stages {joined(model.out_indices)}"
 
 
 def _around(opened: TorchCheckpoint, model: Network) -> Iterator[str]:

@@ -18,12 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
 
 from replk_jax.export.in_lax import in_lax
+from replk_jax.models.network import Network
 from replk_jax.models.variables import diverged_tensors
 from replk_jax.ops.depthwise.dispatch import PLATFORMS, PORTABLE
 from replk_jax.reparam import for_inference
@@ -35,7 +35,7 @@ _OWN_KERNELS = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")
 
 
 def export_model(
-    model: nn.Module,
+    model: Network,
     variables: Mapping[str, Any],
     *,
     image_size: int | tuple[int, int],
@@ -86,7 +86,7 @@ def export_model(
         given = ", ".join(map(repr, unknown)) or "none"
         raise ValueError(f"Platforms must be among {', '.join(PLATFORMS)}; got {given}.")
     batch = "batch" if batch_size is None else batch_size
-    shape = f"{batch}, {height}, {width}, {model.architecture.in_channels}"
+    shape = f"{batch}, {height}, {width}, {model.in_channels}"
     images = jax.ShapeDtypeStruct(
         jax.export.symbolic_shape(shape), jnp.float32 if normalization is None else jnp.uint8
     )
@@ -101,7 +101,7 @@ def export_model(
 
 
 def plain_function(
-    model: nn.Module,
+    model: Network,
     variables: Mapping[str, Any],
     *,
     normalization: Preprocessing | None = None,
@@ -130,10 +130,10 @@ def plain_function(
 
 
 def _deployed(
-    model: nn.Module, variables: Mapping[str, Any], normalization: Preprocessing | None
+    model: Network, variables: Mapping[str, Any], normalization: Preprocessing | None
 ) -> tuple[Callable[[Any, jax.Array], Any], Any]:
     """The merged network as a function of weights and images, and its weights."""
-    channels = model.architecture.in_channels
+    channels = model.in_channels
     if normalization is not None and normalization.channels != channels:
         raise ValueError(
             f"The network takes images of {channels} channels; the normalisation is for "

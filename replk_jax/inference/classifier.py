@@ -4,13 +4,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from replk_jax.checkpoint import load
 from replk_jax.inference.image_program import ImageProgram, Images, finite_outputs
 from replk_jax.io.errors import naming
+from replk_jax.models.backbone import Backbone
+from replk_jax.models.network import Network
 from replk_jax.vision import imagenet
 from replk_jax.vision.preprocessing import Preprocessing
 
@@ -51,14 +52,14 @@ class Classifier(ImageProgram):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         variables: Mapping[str, Any],
         preprocessing: Preprocessing | None,
         class_names: Sequence[str] | None = None,
         *,
         batch_size: int = 32,
     ):
-        if model.num_classes is None or model.out_indices is not None:
+        if not (isinstance(model, Backbone) and model.has_classifier):
             raise ValueError("The network has no classifier; FeatureExtractor runs it.")
         if class_names is None:
             class_names = _default_names(model.num_classes)
@@ -151,7 +152,7 @@ class Classifier(ImageProgram):
         ]
 
 
-def _logits(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+def _logits(model: Network, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
     return model.apply(variables, images)
 
 

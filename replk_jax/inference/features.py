@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from replk_jax.checkpoint import load
 from replk_jax.inference.image_program import ImageProgram, Images
 from replk_jax.io.errors import naming
+from replk_jax.models.backbone import Backbone
 from replk_jax.vision.preprocessing import Preprocessing
 
 
@@ -29,23 +29,28 @@ class FeatureExtractor(ImageProgram):
       batch_size: the most images at once.
 
     Raises:
-      ValueError: a merged RepLKNet with its classifier, which the norm that ends the features has
-        become part of; no preprocessing, or one for another number of channels.
+      ValueError: a composite network; a merged RepLKNet with its classifier, which the norm that
+        ends the features has become part of; no preprocessing, or one for another number of
+        channels.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Backbone,
         variables: Mapping[str, Any],
         preprocessing: Preprocessing | None,
         *,
         maps: bool = False,
         batch_size: int = 32,
     ):
-        if model.num_classes is not None and model.out_indices is None:
+        if not isinstance(model, Backbone):
+            raise ValueError(
+                f"FeatureExtractor takes a classifier or a backbone; got a {type(model).__name__}."
+            )
+        if model.has_classifier:
             model, variables = _without_head(model, variables)
 
-        def compute(merged: nn.Module, variables: Mapping[str, Any], images: jax.Array):
+        def compute(merged: Backbone, variables: Mapping[str, Any], images: jax.Array):
             return _features(merged, variables, images, maps)
 
         super().__init__(model, variables, preprocessing, batch_size, compute)
@@ -105,7 +110,7 @@ class FeatureExtractor(ImageProgram):
         return self.run_all(images)
 
 
-def _without_head(model: nn.Module, variables: Mapping[str, Any]):
+def _without_head(model: Backbone, variables: Mapping[str, Any]):
     """The model and its variables without the classifier."""
     if model.deploy and model.norm_joins_head:
         raise ValueError(
@@ -117,12 +122,12 @@ def _without_head(model: nn.Module, variables: Mapping[str, Any]):
 
 
 def _features(
-    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, maps: bool
+    model: Backbone, variables: Mapping[str, Any], images: jax.Array, maps: bool
 ) -> dict[str, jax.Array]:
     output, state = model.apply(variables, images, mutable=["intermediates"])
     features = {} if model.out_indices is not None else {"features": output}
-    for s in range(len(model.architecture.layers)):
-        (emitted,) = state["intermediates"][f"stage_{s}"]
-        emitted = emitted.astype(jnp.float32)
-        features[f"stage_{s}"] = emitted if maps else emitted.mean((1, 2))
+    for name in model.feature_names:
+        (feature_map,) = state["intermediates"][name]
+        feature_map = feature_map.astype(jnp.float32)
+        features[name] = feature_map if maps else feature_map.mean((1, 2))
     return features

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import flax.linen as nn
 import jax
 import numpy as np
 from PIL import Image
 
+from replk_jax.models.network import Network
 from replk_jax.reparam import for_inference
 from replk_jax.vision.base_preprocessing import BasePreprocessing, normalize
 from replk_jax.vision.images import ImageLike
@@ -38,13 +38,13 @@ class ImageProgram:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         variables: Mapping[str, Any],
         preprocessing: BasePreprocessing | None,
         batch_size: int,
-        compute: Callable[[nn.Module, Mapping[str, Any], jax.Array], Any],
+        compute: Callable[[Network, Mapping[str, Any], jax.Array], Any],
     ):
-        channels = model.architecture.in_channels
+        channels = model.in_channels
         if preprocessing is None:
             raise ValueError("The preprocessing is not known: give a Preprocessing.")
         if preprocessing.channels != channels:

@@ -180,7 +180,7 @@ class StoredTensor:
         if not self.size:
             return np.empty(self.shape, self.dtype)
         data = np.empty(self.span, np.uint8)
-        self._storage.read_into(self._offset, memoryview(data))
+        self._storage.read_into(self._offset, data.data)
         if self._storage.big_endian:
             _swap_bytes(data, self.dtype)
         return np.asarray(np.ndarray(self.shape, self.dtype, data, 0, self._strides), order="C")
@@ -245,7 +245,7 @@ def element_bytes(name: str, tensor: TensorLike) -> memoryview:
         raise ValueError(f"{name} is not of the shape and dtype that it says it is.")
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _check_lengths(lengths: tuple[int, ...]) -> None:

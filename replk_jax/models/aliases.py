@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from replk_jax.models.network import Network
+from replk_jax.models.backbone import Backbone
 
 _SAME_FIELD = {"in_chans": "in_channels", "drop_rate": "dropout_rate"}
 _LOADS_WEIGHTS = ("pretrained", "weights", "weights_backbone", "checkpoint_path")
@@ -69,7 +69,7 @@ def describe_other(plain: str) -> str | None:
 
 
 def translate(
-    arguments: dict[str, Any], family: type[Network], stages: int, known: set[str]
+    arguments: dict[str, Any], family: type[Backbone], stages: int, known: set[str]
 ) -> dict[str, Any]:
     """The arguments in the names of this package.
 

@@ -1,33 +1,145 @@
-"""What the architectures of several families check of themselves, in `__post_init__`."""
+"""What the architectures of all families have in common: their fields check themselves.
 
+An architecture is a frozen dataclass. The annotation of a field says what its values may be:
+
+    layers: PerStage
+    small_kernel: OddOrNone = 5
+"""
+
+import dataclasses
+import functools
 import operator
-from collections.abc import Sequence
-from typing import Any
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar
 
 
-def keep_whole_numbers(
-    architecture: Any, per_stage: Sequence[str], single: Sequence[str], optional: Sequence[str] = ()
-) -> None:
-    """Makes fields of a frozen dataclass positive integers of Python's own, and tuples of them.
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """Positive whole numbers, kept as Python's own, so that architectures compare and hash alike.
 
-    So that architectures compare and print alike, and are hashable.
-
-    Args:
-      architecture: whose fields they are.
-      per_stage: names of fields with several numbers.
-      single: names of fields with one number.
-      optional: names of fields with one number, or None.
-
-    Raises:
-      ValueError: one that is no positive whole number.
+    Attributes:
+      several: whether the field has a tuple of them.
+      per_stage: whether that tuple has an entry for every stage.
+      odd: whether they must be odd, as the sizes of kernels.
+      optional: whether the field may be None.
     """
-    for field in per_stage:
-        object.__setattr__(architecture, field, whole_numbers(field, getattr(architecture, field)))
-    for field in (*single, *optional):
-        value = getattr(architecture, field)
-        if field in single or value is not None:
-            (number,) = whole_numbers(field, (value,))
-            object.__setattr__(architecture, field, number)
+
+    several: bool = False
+    per_stage: bool = False
+    odd: bool = False
+    optional: bool = False
+
+    def __call__(self, field: str, value: Any) -> Any:
+        """The value to keep.
+
+        Raises:
+          ValueError: one that is no positive whole number, or even where it must be odd.
+        """
+        if self.optional and value is None:
+            return None
+        numbers = whole_numbers(field, value if self.several else (value,))
+        even = [number for number in numbers if number % 2 == 0]
+        if self.odd and even:
+            raise ValueError(
+                f"Kernel sizes must be odd, or the feature map would shift or shrink; got {even}."
+            )
+        return numbers if self.several else numbers[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """One of several values."""
+
+    values: Sequence[Any]
+
+    def __call__(self, field: str, value: Any) -> Any:
+        """Returns the value.
+
+        Raises:
+          ValueError: another one.
+        """
+        if value not in self.values:
+            raise ValueError(f"{field} must be one of {', '.join(self.values)}; got {value!r}.")
+        return value
+
+
+def _flag(field: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{field} must be True or False; got {value!r}.")
+    return value
+
+
+Count = Annotated[int, Whole()]
+Counts = Annotated[tuple[int, ...], Whole(several=True)]
+PerStage = Annotated[tuple[int, ...], Whole(several=True, per_stage=True)]
+OddPerStage = Annotated[tuple[int, ...], Whole(several=True, per_stage=True, odd=True)]
+OddOrNone = Annotated[int | None, Whole(odd=True, optional=True)]
+Flag = Annotated[bool, _flag]
+
+
+class Architecture:
+    """Base of the architectures, which are frozen dataclasses.
+
+    A subclass has the fields `layers`, blocks of each stage, and `in_channels`, the channels of
+    the images. What the annotations cannot say of its fields it checks in `check`.
+
+    Attributes:
+      stem_stride: product of the strides before the first stage.
+    """
+
+    stem_stride: ClassVar[int]
+
+    layers: tuple[int, ...]
+    in_channels: int
+
+    def __post_init__(self):
+        checks = _checks(type(self))
+        for field, check in checks.items():
+            object.__setattr__(self, field, check(field, getattr(self, field)))
+        per_stage = [
+            f for f, check in checks.items() if isinstance(check, Whole) and check.per_stage
+        ]
+        _expect_entry_per_stage({field: getattr(self, field) for field in per_stage})
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError for fields that do not go together."""
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of the feature map of each stage."""
+        raise NotImplementedError
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of the first block of each stage, or of the transition before it."""
+        return (1, *(2 for _ in self.layers[1:]))
+
+
+@functools.cache
+def _checks(architecture: type[Architecture]) -> dict[str, Callable[[str, Any], Any]]:
+    """The check of every field whose annotation has one: (field, value) to the value to keep."""
+    hints = typing.get_type_hints(architecture, include_extras=True)
+    return {
+        field.name: hints[field.name].__metadata__[0]
+        for field in dataclasses.fields(architecture)
+        if typing.get_origin(hints[field.name]) is Annotated
+    }
+
+
+def field_types(architecture: type[Architecture]) -> dict[str, type]:
+    """The type of each field besides None; `object` where it is one of several."""
+    hints = typing.get_type_hints(architecture)
+    return {field.name: _plain(hints[field.name]) for field in dataclasses.fields(architecture)}
+
+
+def _plain(hint: Any) -> type:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        alternatives = [each for each in typing.get_args(hint) if each is not types.NoneType]
+        return _plain(alternatives[0]) if len(alternatives) == 1 else object
+    return typing.get_origin(hint) or hint
 
 
 def whole_numbers(field: str, values: Sequence[int]) -> tuple[int, ...]:
@@ -45,20 +157,12 @@ def whole_numbers(field: str, values: Sequence[int]) -> tuple[int, ...]:
     return numbers
 
 
-def expect_entry_per_stage(architecture: Any, fields: Sequence[str]) -> None:
+def _expect_entry_per_stage(values: dict[str, tuple[int, ...]]) -> None:
     """Raises ValueError unless the fields have as many entries as one another, and at least one."""
-    values = {field: getattr(architecture, field) for field in fields}
     lengths = set(map(len, values.values()))
-    if len(lengths) != 1 or 0 in lengths:
+    if values and (len(lengths) != 1 or 0 in lengths):
         given = ", ".join(f"{field}={value}" for field, value in values.items())
-        *others, last = fields
+        *others, last = values
         raise ValueError(
             f"{', '.join(others)} and {last} must have one entry per stage; got {given}."
         )
-
-
-def expect_odd(kernel_sizes: Sequence[int], small_kernel: int | None) -> None:
-    """Raises ValueError for kernels without a middle."""
-    even = [k for k in (*kernel_sizes, small_kernel or 1) if k % 2 == 0]
-    if even:
-        raise ValueError(f"Kernel sizes must be odd, or the map would shift or shrink; got {even}.")

@@ -7,6 +7,7 @@ there is `params/layer3_0/conv_1/bn/scale` here.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
@@ -14,27 +15,25 @@ import flax.linen as nn
 import jax
 
 from replk_jax.models.architecture import (
-    expect_entry_per_stage,
-    expect_odd,
-    keep_whole_numbers,
+    Architecture,
+    Count,
+    Flag,
+    OddOrNone,
+    OddPerStage,
+    PerStage,
 )
-from replk_jax.models.dilation import sample_stages
-from replk_jax.models.layers import (
-    ConvNorm,
-    GlobalAveragePool,
-    ReparameterizableModule,
-    rematerialized,
-)
-from replk_jax.models.network import Network
-from replk_jax.models.replknet import ReparamLargeKernelConv
+from replk_jax.models.backbone import Backbone, ModuleGroup, stage_groups
+from replk_jax.models.family import ModelFamily
+from replk_jax.models.layers import ConvNorm, ReparameterizableModule, rematerialized
+from replk_jax.models.network import register_network
+from replk_jax.models.reparam_convs import ReparamLargeKernelConv
+from replk_jax.models.stored import StoredField, stored_architecture
 from replk_jax.ops.materialize import materialize
-
-_STEM_STRIDE = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class MobileNetV2Architecture:
-    """The hyper-parameters that tell one MobileNet V2 from another.
+class MobileNetV2Architecture(Architecture):
+    """The hyper-parameters that distinguish one MobileNet V2 from another.
 
     The default is MobileNet V2 of width 1.0 (its paper's Table 2).
 
@@ -53,26 +52,22 @@ class MobileNetV2Architecture:
       ValueError: an architecture that cannot exist.
     """
 
-    kernel_sizes: tuple[int, ...] = (3, 3, 3, 3, 3, 3, 3)
-    small_kernel: int | None = None
-    shortcuts: bool = True
-    layers: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1)
-    channels: tuple[int, ...] = (16, 24, 32, 64, 96, 160, 320)
-    strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1)
-    expansions: tuple[int, ...] = (1, 6, 6, 6, 6, 6, 6)
-    stem_channels: int = 32
-    last_channels: int = 1280
-    in_channels: int = 3
-    dilation: int = 1
+    stem_stride: ClassVar[int] = 2
 
-    def __post_init__(self):
-        per_stage = ("kernel_sizes", "layers", "channels", "strides", "expansions")
-        single = ("stem_channels", "last_channels", "in_channels", "dilation")
-        keep_whole_numbers(self, per_stage, single, optional=("small_kernel",))
-        if not isinstance(self.shortcuts, bool):
-            raise ValueError(f"shortcuts must be True or False; got {self.shortcuts!r}.")
-        expect_entry_per_stage(self, per_stage)
-        expect_odd(self.kernel_sizes, self.small_kernel)
+    kernel_sizes: OddPerStage = (3, 3, 3, 3, 3, 3, 3)
+    small_kernel: OddOrNone = None
+    shortcuts: Flag = True
+    layers: PerStage = (1, 2, 3, 4, 3, 3, 1)
+    channels: PerStage = (16, 24, 32, 64, 96, 160, 320)
+    strides: PerStage = (1, 2, 2, 2, 1, 2, 1)
+    expansions: PerStage = (1, 6, 6, 6, 6, 6, 6)
+    stem_channels: Count = 32
+    last_channels: Count = 1280
+    in_channels: Count = 3
+    dilation: Count = 1
+
+    def check(self) -> None:
+        """See `Architecture`."""
         if self.small_kernel is not None and self.small_kernel >= max(self.kernel_sizes):
             raise ValueError(
                 f"small_kernel={self.small_kernel} must be smaller than the largest of "
@@ -80,6 +75,11 @@ class MobileNetV2Architecture:
             )
         if not set(self.strides) <= {1, 2}:
             raise ValueError(f"strides must be 1 or 2; got {self.strides}.")
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """See `Architecture`."""
+        return self.channels
 
 
 class InvertedResidual(ReparameterizableModule, kw_only=True):
@@ -134,7 +134,8 @@ class InvertedResidual(ReparameterizableModule, kw_only=True):
         return ConvNorm(features=channels, depthwise=True, **settings)
 
 
-class MobileNetV2(Network, kw_only=True):
+@register_network
+class MobileNetV2(Backbone, kw_only=True):
     """MobileNet V2 as a classifier, as a feature extractor or as a backbone.
 
         model = replk_jax.create_model("mobilenet_v2_13_reparam")
@@ -149,10 +150,15 @@ class MobileNetV2(Network, kw_only=True):
     Attributes:
       dropout_rate: of what enters the classifier, while training; torchvision trains with 0.2.
       architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
-        implementation: see `Network`.
+        implementation: see `Backbone`.
     """
 
+    stored_fields: ClassVar[Mapping[str, StoredField]] = {
+        **Backbone.stored_fields,
+        "architecture": stored_architecture(MobileNetV2Architecture),
+    }
     head_name: ClassVar[str] = "classifier"
+    rates: ClassVar[tuple[str, ...]] = ("dropout_rate",)
 
     architecture: MobileNetV2Architecture
     dropout_rate: float = 0.0
@@ -186,10 +192,9 @@ class MobileNetV2(Network, kw_only=True):
             conv_norm = ConvNorm(features=width, **settings, **self.common_kwargs(), name=name)
             return nn.relu6(conv_norm(maps, train))
 
-        x = conv_norm_relu6(x, "conv1", arch.stem_channels, kernel_size=3, stride=_STEM_STRIDE)
+        x = conv_norm_relu6(x, "conv1", arch.stem_channels, kernel_size=3, stride=arch.stem_stride)
         outputs, block = [], rematerialized(InvertedResidual, self.remat)
-        stages = sample_stages(arch.strides, _STEM_STRIDE, self.output_stride)
-        for s, stage in enumerate(stages):
+        for s, stage in enumerate(self.stage_samplings()):
             for i, sampling in enumerate(stage.blocks(arch.layers[s])):
                 x = block(
                     kernel_size=arch.kernel_sizes[s],
@@ -209,12 +214,42 @@ class MobileNetV2(Network, kw_only=True):
             return tuple(outputs[s] for s in self.out_indices)
 
         x = conv_norm_relu6(x, "conv2", arch.last_channels)
-        x = nn.Dropout(self.dropout_rate)(GlobalAveragePool()(x), deterministic=not train)
+        x = nn.Dropout(self.dropout_rate)(self.pool(x), deterministic=not train)
         return self.classify(x, features)
 
     @nn.nowrap
-    def check_fields(self) -> None:
-        """As `Network`, and the rate of dropout."""
-        super().check_fields()
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate must lie in [0, 1); got {self.dropout_rate}.")
+    def module_groups(self) -> list[ModuleGroup]:
+        """See `Backbone`."""
+        layers = self.architecture.layers
+        last = 1 + len(layers)
+        return [
+            ModuleGroup("conv1", 0, ("conv1",)),
+            *stage_groups("layer", layers),
+            ModuleGroup("conv2", last, ("conv2",)),
+            ModuleGroup("head", last, (self.head_name,)),
+        ]
+
+
+_LAST_STAGE_7 = (3, 3, 3, 3, 3, 7, 7)  # the last two stages share the last resolution
+_LAST_STAGE_13 = (3, 3, 3, 3, 3, 13, 13)
+
+FAMILY = ModelFamily(
+    name="mobilenet_v2",
+    network=MobileNetV2,
+    architecture=MobileNetV2Architecture,
+    # The rows of tables 2, 3 and 4 of RepLKNet's paper, each once.
+    architectures={
+        "mobilenet_v2": MobileNetV2Architecture(),
+        "mobilenet_v2_no_shortcuts": MobileNetV2Architecture(shortcuts=False),
+        "mobilenet_v2_9": MobileNetV2Architecture((9,) * 7),
+        "mobilenet_v2_9_reparam": MobileNetV2Architecture((9,) * 7, small_kernel=3),
+        "mobilenet_v2_13": MobileNetV2Architecture((13,) * 7),
+        "mobilenet_v2_13_no_shortcuts": MobileNetV2Architecture((13,) * 7, shortcuts=False),
+        "mobilenet_v2_13_reparam": MobileNetV2Architecture((13,) * 7, small_kernel=3),
+        "mobilenet_v2_last_7": MobileNetV2Architecture(_LAST_STAGE_7, small_kernel=3),
+        "mobilenet_v2_last_13": MobileNetV2Architecture(_LAST_STAGE_13, small_kernel=3),
+        # Table 11 of its first arXiv version: 3 x 3 kernels that reach as far as 9 x 9 and 13 x 13.
+        "mobilenet_v2_dilated_4": MobileNetV2Architecture(dilation=4),
+        "mobilenet_v2_dilated_6": MobileNetV2Architecture(dilation=6),
+    },
+)

@@ -1,109 +1,139 @@
-"""What the networks of all families have in common, from outside."""
+"""The contract of every network: a classifier, a backbone, or one with heads on a backbone."""
 
-import operator
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from replk_jax.models.layers import ReparameterizableModule, pytorch_init
+from replk_jax.models.layers import ReparameterizableModule
+from replk_jax.models.stored import COUNT_OR_NONE, FLAG, PARAM_DTYPE, StoredField
+
+Path = tuple[str, ...]  # of a parameter: the names from the top of `params` down to the array
+NetworkClass = TypeVar("NetworkClass", bound="type[Network]")
 
 
 class Network(ReparameterizableModule, kw_only=True):
-    """A classifier, a feature extractor or a backbone.
+    """What training, evaluation, checkpoints, export, inference and summaries rely on.
 
-    A family defines `__call__(x, train=False, *, features=False)`, which begins with
-    `check_call`, passes the output of each stage to `sow_stage`, and ends with `classify`. With
-    `out_indices` it returns a tuple of those outputs; with `features`, or without a classifier,
-    what would enter the classifier.
+    Of two kinds: a `Backbone`, which one architecture describes, and a `CompositeNetwork`, a
+    backbone with heads. Both are called with normalised images (N, H, W, in_channels) and
+    `train`, which makes batch norms use the batch and update `batch_stats`; what is dropped at
+    random draws from the `dropout` stream. `reparameterize` maps the variables of
+    `clone(deploy=False)` onto those of `clone(deploy=True)`.
 
     Attributes:
-      architecture: widths, depths and kernels. Of every family it has `in_channels`, the channels
-        of the images, and `layers`, one entry per stage.
-      num_classes: outputs of the classifier; None builds no classifier, and the model
-        returns what would enter it. 0 means None.
-      out_indices: stages whose feature maps to return, in this order, counted from 0 (the stem
-        is not among them), or from the end if negative: any sequence or array of integers, which
-        is kept as a tuple of non-negative numbers. The model is then a backbone, without
-        classifier whatever `num_classes` says.
-      output_stride: size of the image over that of the last feature map, one of
-        `output_strides`; None for that of the architecture. Strides beyond it become dilation
-        (see `dilation.sample_stages`); the variables stay the same.
+      num_classes: classes that it distinguishes; None where it distinguishes none. 0 means None.
       remat: what each block keeps for the backward pass, which computes the rest anew: a name of
         `layers.REMAT_POLICIES`; None keeps everything.
       deploy, dtype, param_dtype, implementation: see `ReparameterizableModule`.
     """
 
-    head_name: ClassVar[str] = "head"  # of the classifier among the parameters
-    # Whether a batch norm precedes the classifier, into which it is folded.
-    norm_joins_head: ClassVar[bool] = False
-    output_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    # The fields that `describe` stores. What only training and the way of computing depend on is
+    # not among them.
+    stored_fields: ClassVar[Mapping[str, StoredField]] = {
+        "deploy": FLAG,
+        "num_classes": COUNT_OR_NONE,
+        "param_dtype": PARAM_DTYPE,
+    }
 
-    architecture: Any
-    num_classes: int | None = 1000
-    out_indices: tuple[int, ...] | None = None
-    output_stride: int | None = None
+    num_classes: int | None = None
     remat: str | None = None
 
     def __post_init__(self):
-        # Equal models are equal and hashable whichever way they were written.
+        # Equal networks are equal and hashable whichever way they were written.
         if self.num_classes == 0 and not isinstance(self.num_classes, bool):
             self.num_classes = None
-        given = self.out_indices
-        is_array = isinstance(given, np.ndarray | jax.Array) and given.ndim == 1
-        if is_array or (isinstance(given, Sequence) and not isinstance(given, str)):
-            self.out_indices = tuple(map(self._stage, given))
         super().__post_init__()
 
-    def _stage(self, index: Any) -> Any:
-        """An index of a stage, counted from 0; what is none stays for `check_fields` to name."""
-        if isinstance(index, bool):
-            return index
-        try:
-            index = operator.index(index)
-        except TypeError:
-            return index
-        count = len(self.architecture.layers)
-        return index + count if -count <= index < 0 else index
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        raise NotImplementedError
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of the feature map of each stage."""
+        raise NotImplementedError
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """Size of the image over that of the feature map of each stage."""
+        raise NotImplementedError
 
     @property
     def mergeable(self) -> bool:
         """Whether there is a merged structure."""
-        return True
+        raise NotImplementedError
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, for learning rates that depend on the layer."""
+        raise NotImplementedError
 
     @nn.nowrap
-    def check_call(self, x: jax.Array, features: bool) -> None:
+    def layer_of(self, path: Path) -> int:
+        """The layer of a parameter, from 0, nearest the image, to `num_layers` - 1.
+
+        Args:
+          path: of the parameter, such as ("stages_0", "blocks_0", "pw1", "conv", "kernel").
+
+        Raises:
+          ValueError: it is in no layer.
+        """
+        raise NotImplementedError
+
+    @property
+    def num_stage_groups(self) -> int:
+        """Number of groups of `stage_of`."""
+        return len(self.stage_channels) + 2
+
+    @nn.nowrap
+    def stage_of(self, path: Path) -> int:
+        """The group of a parameter, where each stage is a group.
+
+        The stem is 0, stage s with its transition 1 + s, and all else `num_stage_groups` - 1.
+
+        Args:
+          path: as of `layer_of`.
+
+        Raises:
+          ValueError: it is in no group.
+        """
+        raise NotImplementedError
+
+    @nn.nowrap
+    def part_of(self, path: Path) -> str:
+        """The part of the network that a module belongs to, as in a `summary`.
+
+        Args:
+          path: of the module, at least one name.
+        """
+        raise NotImplementedError
+
+    @nn.nowrap
+    def hyperparameters(self) -> dict[str, Any]:
+        """Widths, depths and the like by name, for people to read."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def check_call(self, x: jax.Array) -> None:
         """Checks images (N, H, W, in_channels), and the fields of the module.
 
         Raises:
           ValueError: images of another shape, or fields that make no sense.
           TypeError: images that are not floating point.
         """
-        family, channels = type(self).__name__, self.architecture.in_channels
+        name, channels = type(self).__name__, self.in_channels
         if x.ndim != 4 or x.shape[-1] != channels:
-            raise ValueError(
-                f"{family} takes images of shape (N, H, W, {channels}); got {x.shape}."
-            )
+            raise ValueError(f"{name} takes images of shape (N, H, W, {channels}); got {x.shape}.")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
-                f"{family} takes normalised floating-point images; got {x.dtype}. "
+                f"{name} takes normalised floating-point images; got {x.dtype}. "
                 "Convert them, and apply the mean and standard deviation of the checkpoint."
             )
         self.check_fields()
-        if features and self.out_indices is not None:
-            raise ValueError(
-                "A backbone (out_indices) returns feature maps of its stages; it has no features "
-                "before a classifier. Leave out features=True, or use clone(out_indices=None)."
-            )
-        if features and self.deploy and self.norm_joins_head and self.num_classes is not None:
-            raise ValueError(
-                "The merged classifier holds the final batch norm, so its features are gone. "
-                "Build the model with num_classes=None and re-parameterize the variables "
-                f"without params/{self.head_name}: that keeps the norm as scale and bias."
-            )
 
     @nn.nowrap
     def check_fields(self) -> None:
@@ -111,42 +141,45 @@ class Network(ReparameterizableModule, kw_only=True):
         classes = self.num_classes
         if classes is not None and not (isinstance(classes, int) and classes > 0):
             raise ValueError(f"num_classes must be positive, or None; got {classes}.")
-        stages = range(len(self.architecture.layers))
-        if not isinstance(self.out_indices, tuple | None):
-            raise ValueError(
-                f"out_indices must be a sequence of stages, or None; got {self.out_indices!r}."
-            )
-        # `True in range(4)` holds.
-        unknown = [s for s in self.out_indices or () if type(s) is not int or s not in stages]
-        if unknown:
-            raise ValueError(
-                f"out_indices names stages {unknown}; this architecture has {list(stages)}."
-            )
-        if self.output_stride not in (None, *self.output_strides):
-            *others, last = self.output_strides
-            raise ValueError(
-                f"output_stride must be {', '.join(map(str, others))}, {last} or None; got "
-                f"{self.output_stride}."
-            )
 
     @nn.nowrap
-    def sow_stage(self, stage: int, output: jax.Array) -> None:
-        """Stores the output of a stage, (N, H, W, C), in `intermediates` as `stage_0`, ..."""
-        self.sow("intermediates", f"stage_{stage}", output)
+    def describe(self) -> dict[str, Any]:
+        """What `from_description` builds the network from again, as JSON can hold it."""
+        fields = {
+            name: stored.encode(getattr(self, name)) for name, stored in self.stored_fields.items()
+        }
+        return {"family": type(self).__name__, **fields}
 
-    def classify(self, x: jax.Array, features: bool) -> jax.Array:
-        """Features (N, C) to logits (N, num_classes); or back as they are, where they are wanted.
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> Self:
+        """Builds the network that `describe` described, with the default type of computation.
 
-        Both in at least float32.
+        Raises:
+          KeyError, TypeError, ValueError: something else, or a network of another class.
         """
-        if features or self.num_classes is None:
-            return x
-        fan_in = x.shape[-1]
-        return nn.Dense(
-            self.num_classes,
-            dtype=x.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=pytorch_init(fan_in),
-            bias_init=pytorch_init(fan_in),
-            name=self.head_name,
-        )(x)
+        fields = dict(description)
+        network = _NETWORKS[fields.pop("family")]
+        if not issubclass(network, cls):
+            raise ValueError(f"{network.__name__} is no {cls.__name__}")
+        for name, value in fields.items():
+            stored = network.stored_fields[name]
+            if not stored.is_valid(value):
+                raise ValueError(f"{name} cannot be {value!r}")
+            fields[name] = stored.decode(value)
+        return network(**fields)
+
+
+_NETWORKS: dict[str, type[Network]] = {}  # those that a description may be of, by name
+
+
+def register_network(network: NetworkClass) -> NetworkClass:
+    """Makes `from_description` find a class of networks, by its name; decorates the class.
+
+    Raises:
+      ValueError: there is one of that name in another module.
+    """
+    known = _NETWORKS.setdefault(network.__name__, network)
+    if known.__module__ != network.__module__:
+        raise ValueError(f"There is a network {network.__name__} already, in {known.__module__}.")
+    _NETWORKS[network.__name__] = network
+    return network

@@ -10,9 +10,9 @@ import re
 from pathlib import PurePath
 from typing import NamedTuple
 
-import flax.linen as nn
-
 from replk_jax.models.aliases import spelling
+from replk_jax.models.backbone import Backbone
+from replk_jax.models.network import Network
 from replk_jax.models.pretrained_table import PRETRAINED, WITHOUT_WEIGHTS, Pretrained
 from replk_jax.models.registry import ARCHITECTURES, name_of, resolve_name
 from replk_jax.vision.preprocessing import Preprocessing
@@ -147,16 +147,16 @@ def _hint(name: str) -> str:
     return f"Did you mean {', '.join(dict.fromkeys(by_lower_case[match] for match in close))}?"
 
 
-def recognize(path: str | os.PathLike, model: nn.Module) -> Pretrained | None:
+def recognize(path: str | os.PathLike, model: Network) -> Pretrained | None:
     """The published checkpoint of a network: by its file's name, architecture and classes."""
     named = find(path)
-    if named is None or named.model != name_of(model.architecture):
+    if named is None or named.model != name_of(model):
         return None
     classes = {named.num_classes, model.num_classes}
     return named if None in classes or len(classes) == 1 else None
 
 
-def default_preprocessing(model: nn.Module) -> Preprocessing | None:
+def default_preprocessing(model: Network) -> Preprocessing | None:
     """How images are prepared for networks like this one, which for this one is a guess.
 
     As for the first in `PRETRAINED` of this architecture, and with as many classes if there is
@@ -164,12 +164,11 @@ def default_preprocessing(model: nn.Module) -> Preprocessing | None:
     as for the first of the family.
 
     Returns:
-      The preprocessing, or None for a network of other than colour images.
+      The preprocessing, or None for a composite network or one of other than colour images.
     """
-    architecture = model.architecture
-    if architecture.in_channels != 3:
+    if not isinstance(model, Backbone) or model.in_channels != 3:
         return None
-    name, kind = name_of(architecture), type(architecture)
+    name, kind = name_of(model), type(model.architecture)
     family = [entry for entry in PRETRAINED if type(ARCHITECTURES[entry.model]) is kind]
     alike = [entry for entry in family if entry.model == name] or family[:1]
     return min(alike, key=lambda entry: entry.num_classes != model.num_classes).preprocessing

@@ -19,6 +19,7 @@ from replk_jax.models.layers import (
     convolution,
     pytorch_init,
 )
+from replk_jax.ops import DepthwiseConv2D
 from replk_jax.ops.dtypes import accumulation_dtype
 from replk_jax.reparam.algebra import affine_of_norm, dirac_kernel, identity_kernel
 
@@ -40,10 +41,11 @@ class ConvBlock(ReparameterizableModule, kw_only=True):
     groups: int = 1
     dilation: int = 1
 
-    def common_kwargs(self) -> dict[str, Any]:
+    @nn.nowrap
+    def branch_kwargs(self) -> dict[str, Any]:
         """The fields that the branches share."""
         names = ("features", "stride", "groups", "dilation")
-        return {name: getattr(self, name) for name in names} | self.common_kwargs()
+        return {name: getattr(self, name) for name in names} | super().common_kwargs()
 
     def merged(self, x: jax.Array) -> jax.Array:
         """The merged structure: a convolution with bias."""
@@ -83,7 +85,7 @@ class AsymmetricConvBlock(ConvBlock, kw_only=True):
         self.check(x)
         if self.deploy:
             return self.merged(x)
-        branch = partial(ConvNorm, **self.common_kwargs())
+        branch = partial(ConvNorm, **self.branch_kwargs())
         k = self.kernel_size
         return (
             branch(kernel_size=(k, k), name="square")(x, train)
@@ -111,7 +113,7 @@ class DiverseBranchBlock(ConvBlock, kw_only=True):
         self.check(x)
         if self.deploy:
             return self.merged(x)
-        k, fields = self.kernel_size, self.common_kwargs()
+        k, fields = self.kernel_size, self.branch_kwargs()
         return (
             ConvNorm(**fields, kernel_size=k, name="dbb_origin")(x, train)
             + ConvNorm(**fields, name="dbb_1x1")(x, train)
@@ -197,6 +199,62 @@ def norm_and_pad(norm: BatchNorm, x: jax.Array, margin: int, train: bool) -> jax
     around = ((0, 0), (margin, margin), (margin, margin), (0, 0))
     inside = jnp.pad(jnp.ones((1, *y.shape[1:3], 1), bool), around)
     return jnp.where(inside, jnp.pad(y, around), border)
+
+
+class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
+    """A K x K depthwise convolution with parallel small ones (RepLKNet's guideline 3).
+
+    Each has its own batch norm and the results are added. Merged, one K x K depthwise
+    convolution with bias, `lkb_reparam`.
+
+    Attributes:
+      kernel_size: odd K.
+      small_kernel: size of a parallel kernel, at most K; None for none.
+      dilated_branches: (size, dilation) of more parallel kernels.
+      stride, dilation: of both axes.
+    """
+
+    kernel_size: int
+    small_kernel: int | None
+    dilated_branches: tuple[tuple[int, int], ...] = ()
+    stride: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, C) to (N, ceil(H / stride), ceil(W / stride), C).
+
+        Raises:
+          ValueError: an even kernel, or a small one that is larger.
+        """
+        if self.kernel_size % 2 == 0 or (self.small_kernel or 1) > self.kernel_size:
+            raise ValueError(
+                "kernel_size must be odd, and no less than small_kernel; got "
+                f"{self.kernel_size} and {self.small_kernel}."
+            )
+        if self.deploy:
+            return DepthwiseConv2D(
+                kernel_size=(self.kernel_size, self.kernel_size),
+                strides=self.stride,
+                kernel_dilation=self.dilation,
+                padding=self.dilation * (self.kernel_size // 2),
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=pytorch_init(self.kernel_size**2),
+                bias_init=pytorch_init(self.kernel_size**2),
+                implementation=self.implementation,
+                name="lkb_reparam",
+            )(x)
+        settings = dict(stride=self.stride, dilation=self.dilation, **self.common_kwargs())
+        branch = partial(ConvNorm, features=x.shape[-1], depthwise=True, **settings)
+        y = branch(kernel_size=self.kernel_size, name="lkb_origin")(x, train)
+        if self.small_kernel is not None:
+            y += branch(kernel_size=self.small_kernel, name="small_conv")(x, train)
+        for k, d in self.dilated_branches:
+            y += branch(kernel_size=k, dilation=d * self.dilation, name=f"dilated_{k}x{k}_{d}")(
+                x, train
+            )
+        return y
 
 
 class ResidualKernelConv(nn.Module):

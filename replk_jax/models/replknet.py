@@ -7,6 +7,8 @@ there is `params/stages_2/blocks_4/pw1/conv/kernel` here.
 
 import dataclasses
 import math
+import re
+from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
@@ -15,31 +17,31 @@ import jax
 import numpy as np
 
 from replk_jax.models.architecture import (
-    expect_entry_per_stage,
-    expect_odd,
-    keep_whole_numbers,
+    Architecture,
+    Count,
+    OddOrNone,
+    OddPerStage,
+    PerStage,
     whole_numbers,
 )
-from replk_jax.models.dilation import sample_stages
+from replk_jax.models.backbone import Backbone, ModuleGroup
+from replk_jax.models.family import ModelFamily
 from replk_jax.models.layers import (
     BatchNorm,
     ConvNorm,
     DropPath,
-    GlobalAveragePool,
     ReparameterizableModule,
-    pytorch_init,
     rematerialized,
 )
-from replk_jax.models.network import Network
-from replk_jax.ops import DepthwiseConv2D
+from replk_jax.models.network import Path, register_network
+from replk_jax.models.reparam_convs import ReparamLargeKernelConv
+from replk_jax.models.stored import FLAG, StoredField, stored_architecture
 from replk_jax.ops.materialize import materialize
-
-_STEM_STRIDE = 4  # of its two convolutions with a stride
 
 
 @dataclasses.dataclass(frozen=True)
-class RepLKNetArchitecture:
-    """The hyper-parameters that tell one RepLKNet from another (paper, section 4.1).
+class RepLKNetArchitecture(Architecture):
+    """The hyper-parameters that distinguish one RepLKNet from another (paper, section 4.1).
 
     Attributes:
       kernel_sizes: K of the large depthwise kernels, one per stage, odd.
@@ -56,27 +58,24 @@ class RepLKNetArchitecture:
       ValueError: an architecture that cannot exist.
     """
 
-    kernel_sizes: tuple[int, ...]
-    layers: tuple[int, ...]
-    channels: tuple[int, ...]
-    small_kernel: int | None = 5
+    stem_stride: ClassVar[int] = 4  # of its two convolutions with a stride
+
+    kernel_sizes: OddPerStage
+    layers: PerStage
+    channels: PerStage
+    small_kernel: OddOrNone = 5
     dw_ratio: float = 1.0
     ffn_ratio: float = 4.0
-    in_channels: int = 3
+    in_channels: Count = 3
     dilated_branches: tuple[tuple[int, int], ...] = ()
 
-    def __post_init__(self):
-        per_stage = ("kernel_sizes", "layers", "channels")
-        keep_whole_numbers(self, per_stage, ("in_channels",), optional=("small_kernel",))
-        expect_entry_per_stage(self, per_stage)
-        expect_odd(self.kernel_sizes, self.small_kernel)
-        if self.small_kernel is not None:
-            too_small = [k for k in self.kernel_sizes if k < self.small_kernel]
-            if too_small:
-                raise ValueError(
-                    f"small_kernel={self.small_kernel} must not be larger than the smallest of "
-                    f"kernel_sizes={self.kernel_sizes}; None builds no small kernel."
-                )
+    def check(self) -> None:
+        """See `Architecture`."""
+        if self.small_kernel is not None and self.small_kernel > min(self.kernel_sizes):
+            raise ValueError(
+                f"small_kernel={self.small_kernel} must not be larger than the smallest of "
+                f"kernel_sizes={self.kernel_sizes}; None builds no small kernel."
+            )
         self._check_dilated_branches()
         narrowest = [ratio * min(self.channels) for ratio in (self.dw_ratio, self.ffn_ratio)]
         if not all(1 <= width < math.inf for width in narrowest):
@@ -84,6 +83,11 @@ class RepLKNetArchitecture:
                 f"Every convolution needs a channel; got channels={self.channels}, "
                 f"dw_ratio={self.dw_ratio}, ffn_ratio={self.ffn_ratio}."
             )
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """See `Architecture`."""
+        return self.channels
 
     def _check_dilated_branches(self):
         try:
@@ -110,52 +114,6 @@ class RepLKNetArchitecture:
         """One rate per (RepLKBlock, ConvFFN) pair, a tuple per stage, from 0 up to `rate`."""
         rates = np.linspace(0.0, rate, sum(self.layers))
         return [tuple(stage.tolist()) for stage in np.split(rates, np.cumsum(self.layers)[:-1])]
-
-
-class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
-    """A K x K depthwise convolution with parallel small ones (paper, guideline 3).
-
-    Each has its own batch norm and the results are added. Merged, one K x K depthwise
-    convolution with bias, `lkb_reparam`.
-    """
-
-    kernel_size: int
-    small_kernel: int | None
-    dilated_branches: tuple[tuple[int, int], ...] = ()
-    stride: int = 1
-    dilation: int = 1
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps (N, H, W, C) to (N, ceil(H / stride), ceil(W / stride), C)."""
-        if self.kernel_size % 2 == 0 or (self.small_kernel or 1) > self.kernel_size:
-            raise ValueError(
-                "kernel_size must be odd, and no less than small_kernel; got "
-                f"{self.kernel_size} and {self.small_kernel}."
-            )
-        if self.deploy:
-            return DepthwiseConv2D(
-                kernel_size=(self.kernel_size, self.kernel_size),
-                strides=self.stride,
-                kernel_dilation=self.dilation,
-                padding=self.dilation * (self.kernel_size // 2),
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=pytorch_init(self.kernel_size**2),
-                bias_init=pytorch_init(self.kernel_size**2),
-                implementation=self.implementation,
-                name="lkb_reparam",
-            )(x)
-        settings = dict(stride=self.stride, dilation=self.dilation, **self.common_kwargs())
-        branch = partial(ConvNorm, features=x.shape[-1], depthwise=True, **settings)
-        y = branch(kernel_size=self.kernel_size, name="lkb_origin")(x, train)
-        if self.small_kernel is not None:
-            y += branch(kernel_size=self.small_kernel, name="small_conv")(x, train)
-        for k, d in self.dilated_branches:
-            y += branch(kernel_size=k, dilation=d * self.dilation, name=f"dilated_{k}x{k}_{d}")(
-                x, train
-            )
-        return y
 
 
 class RepLKBlock(ReparameterizableModule, kw_only=True):
@@ -262,7 +220,8 @@ class Stage(ReparameterizableModule, kw_only=True):
         return x, BatchNorm(**self.common_kwargs(), name="norm")(x, train)
 
 
-class RepLKNet(Network, kw_only=True):
+@register_network
+class RepLKNet(Backbone, kw_only=True):
     """RepLKNet as a classifier, as a feature extractor or as a backbone.
 
         model = replk_jax.create_model("replknet_31b")
@@ -278,11 +237,17 @@ class RepLKNet(Network, kw_only=True):
         batch norm of their output each (the paper's XL on COCO and ADE20K). Merged, they remain
         as scale and bias.
       architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
-        implementation: see `Network`. An `output_stride` of 4 dilates all stages but the first.
+        implementation: see `Backbone`. An `output_stride` of 4 dilates all stages but the first.
     """
 
+    stored_fields: ClassVar[Mapping[str, StoredField]] = {
+        **Backbone.stored_fields,
+        "architecture": stored_architecture(RepLKNetArchitecture),
+        "norm_intermediate_features": FLAG,
+    }
     norm_joins_head: ClassVar[bool] = True
     output_strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
+    rates: ClassVar[tuple[str, ...]] = ("drop_path_rate",)
 
     architecture: RepLKNetArchitecture
     drop_path_rate: float = 0.0
@@ -314,8 +279,6 @@ class RepLKNet(Network, kw_only=True):
         self.check_call(x, features)
         conv_norm = partial(ConvNorm, **self.common_kwargs())
         drop_path_rates = arch.drop_path_rates(self.drop_path_rate)
-        strides = [1] + [2] * (len(arch.layers) - 1)
-        samplings = sample_stages(strides, _STEM_STRIDE, self.output_stride)
         normed = self.normed_stages()
 
         def conv_norm_relu(maps, name, width, **settings):
@@ -328,7 +291,7 @@ class RepLKNet(Network, kw_only=True):
         x = conv_norm_relu(x, "stem_3", width, kernel_size=3, stride=2, depthwise=True)
 
         outputs = []
-        for s, sampling in enumerate(samplings):
+        for s, sampling in enumerate(self.stage_samplings()):
             if s > 0:
                 width = arch.channels[s]
                 x = conv_norm_relu(x, f"transitions_{s - 1}_0", width)
@@ -362,7 +325,7 @@ class RepLKNet(Network, kw_only=True):
         # Merged, this batch norm is part of the classifier.
         if not (self.deploy and self.num_classes is not None):
             x = BatchNorm(**self.common_kwargs(), name="norm")(x, train)
-        return self.classify(GlobalAveragePool()(x), features)
+        return self.classify(self.pool(x), features)
 
     @nn.nowrap
     def normed_stages(self) -> tuple[int, ...]:
@@ -373,8 +336,65 @@ class RepLKNet(Network, kw_only=True):
         return every_stage if self.out_indices is None else self.out_indices
 
     @nn.nowrap
-    def check_fields(self) -> None:
-        """As `Network`, and the rate of stochastic depth."""
-        super().check_fields()
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must lie in [0, 1); got {self.drop_path_rate}.")
+    def module_groups(self) -> list[ModuleGroup]:
+        """See `Backbone`. A transition is in the group of the stage before it."""
+        stages = len(self.architecture.layers)
+        groups = [ModuleGroup("stem", 0, tuple(f"stem_{i}" for i in range(4)))]
+        for s in range(stages):
+            groups.append(ModuleGroup(f"stages_{s}", 1 + s, (f"stages_{s}",)))
+            if s + 1 < stages:
+                modules = (f"transitions_{s}_0", f"transitions_{s}_1")
+                groups.append(ModuleGroup(f"transitions_{s}", 1 + s, modules))
+        return [*groups, ModuleGroup("head", 1 + stages, ("norm", self.head_name))]
+
+    @property
+    def num_layers(self) -> int:
+        """Fourteen, whatever the architecture: see `layer_of`."""
+        return 14
+
+    @nn.nowrap
+    def layer_of(self, path: Path) -> int:
+        """The layers of the official code.
+
+        Stem 0; stages 0 and 1 with the transition after each, 1 and 2; stage 2 in fours of its
+        blocks, 3 to 11, the transition after it 11; stage 3, 12; final norm and classifier 13. The
+        numbers are those of depths 2, 2, 18, 2, whatever the model.
+
+        Raises:
+          ValueError: it is in no layer, or in a fifth stage.
+        """
+        group = self.stage_of(path)
+        if group == self.num_stage_groups - 1:
+            return 13
+        if group < 3:
+            return group
+        if group == 3:
+            block = re.fullmatch(r"stages_2/blocks_(\d+)", "/".join(path[:2]))
+            return min(11, 3 + int(block[1]) // 4) if block else 11
+        if group == 4:
+            return 12
+        raise ValueError("A RepLKNet of more than four stages has no layers, only stages.")
+
+
+_DEPTHS = (2, 2, 18, 2)
+_BASE = (128, 256, 512, 1024)
+_LARGE = (192, 384, 768, 1536)
+_XLARGE = (256, 512, 1024, 2048)
+
+FAMILY = ModelFamily(
+    name="replknet",
+    network=RepLKNet,
+    architecture=RepLKNetArchitecture,
+    # 31B, 31L and XL are the paper's section 4.1; the others its Table 5.
+    architectures={
+        "replknet_3": RepLKNetArchitecture((3, 3, 3, 3), _DEPTHS, _BASE, small_kernel=None),
+        "replknet_7": RepLKNetArchitecture((7, 7, 7, 7), _DEPTHS, _BASE),
+        "replknet_13": RepLKNetArchitecture((13, 13, 13, 13), _DEPTHS, _BASE),
+        "replknet_25": RepLKNetArchitecture((25, 25, 25, 13), _DEPTHS, _BASE),
+        "replknet_31b": RepLKNetArchitecture((31, 29, 27, 13), _DEPTHS, _BASE),
+        "replknet_31l": RepLKNetArchitecture((31, 29, 27, 13), _DEPTHS, _LARGE),
+        "replknet_xl": RepLKNetArchitecture(
+            (27, 27, 27, 13), _DEPTHS, _XLARGE, small_kernel=None, dw_ratio=1.5
+        ),
+    },
+)

@@ -5,33 +5,35 @@ The modules carry the names of the official PyTorch code (DingXiaoH/RepVGG), so 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from replk_jax.models.architecture import keep_whole_numbers, whole_numbers
-from replk_jax.models.dilation import sample_stages
+from replk_jax.models.architecture import Architecture, Count, Counts, Flag, OneOf, whole_numbers
+from replk_jax.models.backbone import Backbone, ModuleGroup, stage_groups
+from replk_jax.models.dilation import Sampling, sample_stages
+from replk_jax.models.family import ModelFamily
 from replk_jax.models.layers import (
     BatchNorm,
     ConvNorm,
-    GlobalAveragePool,
     ReparameterizableModule,
     convolution,
     pytorch_init,
     rematerialized,
 )
-from replk_jax.models.network import Network
+from replk_jax.models.network import register_network
 from replk_jax.models.reparam_convs import (
     AsymmetricConvBlock,
     DiracConv,
     DiverseBranchBlock,
     ResidualKernelConv,
 )
+from replk_jax.models.stored import StoredField, stored_architecture
 from replk_jax.ops.broadcasting import scale_maps
 from replk_jax.ops.dtypes import accumulation_dtype
 
@@ -83,8 +85,8 @@ class Layer(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RepVGGArchitecture:
-    """The hyper-parameters that tell one RepVGG from another (paper, tables 2 and 3).
+class RepVGGArchitecture(Architecture):
+    """The hyper-parameters that distinguish one RepVGG from another (paper, tables 2 and 3).
 
     Attributes:
       layers: number of 3 x 3 layers, of stages 1 to 4; stage 0 is a single one.
@@ -101,29 +103,27 @@ class RepVGGArchitecture:
       ValueError: an architecture that cannot exist.
     """
 
-    layers: tuple[int, ...]
-    channels: tuple[int, ...]
-    groups: int | tuple[int, ...] = 1
-    squeeze_excite: bool = False
-    block: str = "repvgg"
-    in_channels: int = 3
+    stem_stride: ClassVar[int] = 2  # of stage 0
 
-    def __post_init__(self):
-        keep_whole_numbers(self, ("layers", "channels"), ("in_channels",))
+    layers: Counts
+    channels: Counts
+    groups: int | tuple[int, ...] = 1
+    squeeze_excite: Flag = False
+    block: Annotated[str, OneOf(BLOCKS)] = "repvgg"
+    in_channels: Count = 3
+
+    def check(self) -> None:
+        """See `Architecture`."""
         if not self.layers or len(self.channels) != len(self.layers) + 1:
             raise ValueError(
                 "channels must have one entry more than layers, for stage 0; got "
                 f"layers={self.layers}, channels={self.channels}."
             )
-        if not isinstance(self.squeeze_excite, bool):
-            raise ValueError(f"squeeze_excite must be True or False; got {self.squeeze_excite!r}.")
         if self.squeeze_excite and min(self.channels) < SqueezeExcite.reduction:
             raise ValueError(
                 "squeeze_excite narrows every width to one sixteenth, so channels must be at "
                 f"least {SqueezeExcite.reduction}; got {self.channels}."
             )
-        if self.block not in BLOCKS:
-            raise ValueError(f"block must be one of {', '.join(BLOCKS)}; got {self.block!r}.")
         if self.block == "residual":
             self._check_residual()
         self._check_groups()
@@ -170,6 +170,16 @@ class RepVGGArchitecture:
                 'block="residual" has no squeeze-excite: set squeeze_excite=False or another block.'
             )
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """See `Architecture`."""
+        return (2,) * len(self.layers)
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """See `Architecture`."""
+        return self.channels[1:]
+
     def stages(self, output_stride: int | None = None) -> list[list[Layer]]:
         """Every layer, by stage, stage 0 first.
 
@@ -181,7 +191,8 @@ class RepVGGArchitecture:
         if isinstance(groups, int):
             groups = _groups_by_layer(groups, sum(counts))
         of_layer, inputs = iter(groups), self.in_channels
-        samplings = sample_stages([2] * len(counts), 1, output_stride)
+        later = sample_stages(self.strides, self.stem_stride, output_stride)
+        samplings = [Sampling(self.stem_stride), *later]
         stages = []
         for sampling, count, features in zip(samplings, counts, self.channels, strict=True):
             stage = []
@@ -374,7 +385,8 @@ class ResidualPair(ReparameterizableModule, kw_only=True):
         return y + x
 
 
-class RepVGG(Network, kw_only=True):
+@register_network
+class RepVGG(Backbone, kw_only=True):
     """RepVGG as a classifier, as a feature extractor or as a backbone.
 
         model = replk_jax.create_model("repvgg_a0")
@@ -383,10 +395,14 @@ class RepVGG(Network, kw_only=True):
 
     Attributes:
       architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
-        implementation: see `Network`. Of the stages in the architecture, stage 1 is the first one
+        implementation: see `Backbone`. Of the stages in the architecture, stage 1 is the first one
         here, index 0.
     """
 
+    stored_fields: ClassVar[Mapping[str, StoredField]] = {
+        **Backbone.stored_fields,
+        "architecture": stored_architecture(RepVGGArchitecture),
+    }
     head_name: ClassVar[str] = "linear"
 
     architecture: RepVGGArchitecture
@@ -423,7 +439,7 @@ class RepVGG(Network, kw_only=True):
                 self.sow_stage(s - 1, x)
         if self.out_indices is not None:
             return tuple(outputs[s] for s in self.out_indices)
-        return self.classify(GlobalAveragePool()(x), features)
+        return self.classify(self.pool(x), features)
 
     @nn.nowrap
     def blocks(self, layers: list[Layer]) -> list[Callable[..., nn.Module]]:
@@ -439,14 +455,24 @@ class RepVGG(Network, kw_only=True):
         pairs = zip(layers[::2], layers[1::2], strict=True)
         return [partial(rematerialized(ResidualPair, self.remat), layers=pair) for pair in pairs]
 
+    @nn.nowrap
+    def module_groups(self) -> list[ModuleGroup]:
+        """See `Backbone`."""
+        blocks = [len(self.blocks(layers)) for layers in self.architecture.stages()[1:]]
+        return [
+            ModuleGroup("stage0", 0, ("stage0",)),
+            *stage_groups("stage", blocks),
+            ModuleGroup("head", 1 + len(blocks), (self.head_name,)),
+        ]
+
     @property
     def mergeable(self) -> bool:
-        """Whether there is a merged structure."""
+        """See `Network`."""
         return self.architecture.block != "relu_in_branches"
 
     @nn.nowrap
     def check_fields(self) -> None:
-        """As `Network`, and whether there is a merged structure to build."""
+        """As `Backbone`, and whether there is a merged structure to build."""
         super().check_fields()
         if self.deploy and not self.mergeable:
             raise ValueError(
@@ -454,3 +480,36 @@ class RepVGG(Network, kw_only=True):
                 "linear map of the input, so no single convolution is equal to it. Build the "
                 "model with deploy=False."
             )
+
+
+def _by_multipliers(layers: tuple[int, ...], a: float, b: float, **fields) -> RepVGGArchitecture:
+    """By the paper's multipliers of the widths: a of all stages but the last, which has b."""
+    channels = (min(64, int(64 * a)), int(64 * a), int(128 * a), int(256 * a), int(512 * b))
+    return RepVGGArchitecture(layers, channels, **fields)
+
+
+_A = (2, 4, 14, 1)
+_B = (4, 6, 16, 1)
+
+FAMILY = ModelFamily(
+    name="repvgg",
+    network=RepVGG,
+    architecture=RepVGGArchitecture,
+    # Tables 2 and 3 of the paper; D2se is of the official code.
+    architectures={
+        "repvgg_a0": _by_multipliers(_A, 0.75, 2.5),
+        "repvgg_a1": _by_multipliers(_A, 1, 2.5),
+        "repvgg_a2": _by_multipliers(_A, 1.5, 2.75),
+        "repvgg_b0": _by_multipliers(_B, 1, 2.5),
+        "repvgg_b1": _by_multipliers(_B, 2, 4),
+        "repvgg_b1g2": _by_multipliers(_B, 2, 4, groups=2),
+        "repvgg_b1g4": _by_multipliers(_B, 2, 4, groups=4),
+        "repvgg_b2": _by_multipliers(_B, 2.5, 5),
+        "repvgg_b2g2": _by_multipliers(_B, 2.5, 5, groups=2),
+        "repvgg_b2g4": _by_multipliers(_B, 2.5, 5, groups=4),
+        "repvgg_b3": _by_multipliers(_B, 3, 5),
+        "repvgg_b3g2": _by_multipliers(_B, 3, 5, groups=2),
+        "repvgg_b3g4": _by_multipliers(_B, 3, 5, groups=4),
+        "repvgg_d2se": _by_multipliers((8, 14, 24, 1), 2.5, 5, squeeze_excite=True),
+    },
+)

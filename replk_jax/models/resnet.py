@@ -7,30 +7,26 @@ RepLKNet's paper compares its effective receptive field with that of ResNet-101 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from replk_jax.models.architecture import expect_entry_per_stage, keep_whole_numbers
-from replk_jax.models.dilation import Sampling, sample_stages
-from replk_jax.models.layers import (
-    ConvNorm,
-    GlobalAveragePool,
-    ReparameterizableModule,
-    rematerialized,
-)
-from replk_jax.models.network import Network
+from replk_jax.models.architecture import Architecture, Count, Flag, OneOf, PerStage
+from replk_jax.models.backbone import Backbone, ModuleGroup, stage_groups
+from replk_jax.models.dilation import Sampling
+from replk_jax.models.family import ModelFamily
+from replk_jax.models.layers import ConvNorm, ReparameterizableModule, rematerialized
+from replk_jax.models.network import register_network
+from replk_jax.models.stored import StoredField, stored_architecture
 from replk_jax.ops.materialize import materialize
-
-_STEM_STRIDE = 4  # of the first convolution and the max pool
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetArchitecture:
+class ResNetArchitecture(Architecture):
     """The hyper-parameters of a ResNet.
 
     Attributes:
@@ -49,25 +45,26 @@ class ResNetArchitecture:
       ValueError: an architecture that cannot exist.
     """
 
-    layers: tuple[int, ...]
-    channels: tuple[int, ...] = (64, 128, 256, 512)
-    in_channels: int = 3
-    block: str = "bottleneck"
-    stride_in_1x1: bool = False
+    stem_stride: ClassVar[int] = 4  # of the first convolution and the max pool
 
-    def __post_init__(self):
-        per_stage = ("layers", "channels")
-        keep_whole_numbers(self, per_stage, ("in_channels",))
-        expect_entry_per_stage(self, per_stage)
-        if self.block not in BLOCKS:
-            raise ValueError(f"block must be one of {', '.join(BLOCKS)}; got {self.block!r}.")
-        if not isinstance(self.stride_in_1x1, bool):
-            raise ValueError(f"stride_in_1x1 must be True or False; got {self.stride_in_1x1!r}.")
+    layers: PerStage
+    channels: PerStage = (64, 128, 256, 512)
+    in_channels: Count = 3
+    block: Annotated[str, OneOf(("basic", "bottleneck"))] = "bottleneck"
+    stride_in_1x1: Flag = False
+
+    def check(self) -> None:
+        """See `Architecture`."""
         if self.stride_in_1x1 and self.block == "basic":
             raise ValueError(
                 'block="basic" has no 1 x 1 convolution before its 3 x 3 ones: set '
                 'stride_in_1x1=False, or block="bottleneck".'
             )
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """See `Architecture`."""
+        return tuple(BLOCKS[self.block].expansion * width for width in self.channels)
 
 
 class ResidualBlock(ReparameterizableModule, kw_only=True):
@@ -143,7 +140,8 @@ class Bottleneck(ResidualBlock, kw_only=True):
 BLOCKS: dict[str, type[ResidualBlock]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
-class ResNet(Network, kw_only=True):
+@register_network
+class ResNet(Backbone, kw_only=True):
     """ResNet as a classifier, as a feature extractor or as a backbone.
 
         model = replk_jax.create_model("resnet_101", out_indices=(3,))
@@ -152,9 +150,13 @@ class ResNet(Network, kw_only=True):
 
     Attributes:
       architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
-        implementation: see `Network`.
+        implementation: see `Backbone`.
     """
 
+    stored_fields: ClassVar[Mapping[str, StoredField]] = {
+        **Backbone.stored_fields,
+        "architecture": stored_architecture(ResNetArchitecture),
+    }
     head_name: ClassVar[str] = "fc"
 
     architecture: ResNetArchitecture
@@ -191,9 +193,7 @@ class ResNet(Network, kw_only=True):
         x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 
         outputs, block = [], rematerialized(BLOCKS[arch.block], self.remat)
-        strides = [1] + [2] * (len(arch.layers) - 1)
-        stages = sample_stages(strides, _STEM_STRIDE, self.output_stride)
-        for s, stage in enumerate(stages):
+        for s, stage in enumerate(self.stage_samplings()):
             for i, sampling in enumerate(stage.blocks(arch.layers[s])):
                 x = block(
                     features=arch.channels[s],
@@ -206,4 +206,29 @@ class ResNet(Network, kw_only=True):
             self.sow_stage(s, x)
         if self.out_indices is not None:
             return tuple(outputs[s] for s in self.out_indices)
-        return self.classify(GlobalAveragePool()(x), features)
+        return self.classify(self.pool(x), features)
+
+    @nn.nowrap
+    def module_groups(self) -> list[ModuleGroup]:
+        """See `Backbone`."""
+        layers = self.architecture.layers
+        return [
+            ModuleGroup("conv1", 0, ("conv1",)),
+            *stage_groups("layer", layers),
+            ModuleGroup("head", 1 + len(layers), (self.head_name,)),
+        ]
+
+
+FAMILY = ModelFamily(
+    name="resnet",
+    network=ResNet,
+    architecture=ResNetArchitecture,
+    # Table 1 of the paper. The last two are baselines of RepLKNet's effective receptive fields.
+    architectures={
+        "resnet_18": ResNetArchitecture((2, 2, 2, 2), block="basic"),
+        "resnet_34": ResNetArchitecture((3, 4, 6, 3), block="basic"),
+        "resnet_50": ResNetArchitecture((3, 4, 6, 3)),
+        "resnet_101": ResNetArchitecture((3, 4, 23, 3)),
+        "resnet_152": ResNetArchitecture((3, 8, 36, 3)),
+    },
+)

@@ -7,14 +7,15 @@ height x width x kernel x channels, as the papers do.
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 
+from replk_jax.models.description import architecture_in_words
 from replk_jax.models.layers import BatchNorm, GlobalAveragePool
-from replk_jax.models.variables import abstract_variables
+from replk_jax.models.network import Network
+from replk_jax.models.variables import abstract_image, abstract_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Count:
     Attributes:
       parameters: trainable numbers, so running statistics are not among them.
       convolution: multiply-adds of all convolutions.
-      linear: multiply-adds of the classifier.
+      linear: multiply-adds of linear layers, such as the classifier.
       batch_norm_elements: elements that leave a batch norm.
       pooled_elements: elements that enter a global average pool.
     """
@@ -64,9 +65,10 @@ class Summary:
 
     Attributes:
       title: what was counted, at which image size.
-      parts: of the network from image to classifier, by the names of its top-level modules.
-      training, merged: totals of the training-time and of the re-parameterized structure, which
-        for a network that cannot be merged is the training-time one.
+      parts: of the network from image to outputs, by `Network.part_of`.
+      training: total of the training-time structure, with the heads that only training runs.
+      merged: total of what inference runs, in the re-parameterized structure; of a network that
+        cannot be merged, in the training-time one.
     """
 
     title: str
@@ -115,7 +117,7 @@ class Summary:
         )
 
 
-def summary(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summary:
+def summary(model: Network, image_size: int | tuple[int, int] = 224) -> Summary:
     """Counts the parameters and multiply-adds of both structures of a model.
 
     Nothing is computed on images: shapes alone are followed through the network.
@@ -125,13 +127,13 @@ def summary(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Summar
       image_size: one number or (height, width).
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    training = _count(model.clone(deploy=False), height, width)
-    merged = _count(model.clone(deploy=model.mergeable), height, width)
+    training = _count(model.clone(deploy=False), (height, width), training=True)
+    merged = _count(model.clone(deploy=model.mergeable), (height, width), training=False)
     parts = tuple(
         Part(name, shape, count, merged.get(name, (shape, Count()))[1])
         for name, (shape, count) in training.items()
     )
-    title = f"{type(model).__name__} on {height}x{width} images, {model.architecture}"
+    title = f"{type(model).__name__} on {height}x{width} images: {architecture_in_words(model)}"
     training_total = sum((part.training for part in parts), Count())
     merged_total = sum((part.merged for part in parts), Count())
     return Summary(title, parts, training_total, merged_total)
@@ -151,44 +153,56 @@ def planned_memory(compiled: jax.stages.Compiled) -> int:
     return occupied - plan.alias_size_in_bytes
 
 
-def _count(model: nn.Module, height: int, width: int) -> dict[str, tuple[tuple[int, ...], Count]]:
-    """Output shape and cost of every top-level part."""
+def _count(
+    model: Network, image_size: tuple[int, int], training: bool
+) -> dict[str, tuple[tuple[int, ...], Count]]:
+    """Output shape and cost of every part.
+
+    Args:
+      model: the network.
+      image_size: (height, width).
+      training: count what has variables, rather than what eval mode runs.
+    """
     parts: dict[str, tuple[tuple[int, ...], Count]] = {}
+    seen: set[tuple[str, ...]] = set()  # a module that is called again has no more parameters
 
     def tally(module: nn.Module, x: jax.Array, y: jax.Array) -> None:
         own = module.variables.get("params", {})
         leaves = {k: v for k, v in own.items() if hasattr(v, "shape")}
-        count = {"parameters": sum(math.prod(leaf.shape) for leaf in leaves.values())}
+        count = {}
+        if module.path not in seen:
+            count["parameters"] = sum(math.prod(leaf.shape) for leaf in leaves.values())
+            seen.add(module.path)
         if kernels := [leaf for leaf in leaves.values() if leaf.ndim == 4]:
             ((rows, columns, in_per_group, _),) = (kernel.shape for kernel in kernels)
             count["convolution"] = math.prod(y.shape) * rows * columns * in_per_group
         elif isinstance(module, nn.Dense):
-            count["linear"] = math.prod(leaves["kernel"].shape)
+            count["linear"] = math.prod(y.shape) * x.shape[-1]
         elif isinstance(module, BatchNorm) and not module.deploy:
             count["batch_norm_elements"] = math.prod(y.shape)
         elif isinstance(module, GlobalAveragePool):
             count["pooled_elements"] = math.prod(x.shape)
-        name = _part_name(module.path[0])
+        name = model.part_of(module.path)
         _, so_far = parts.get(name, (None, Count()))
         parts[name] = (y.shape[1:], so_far + Count(**count))
 
     def interceptor(call: Callable, args, kwargs, context: nn.module.InterceptorContext):
         y = call(*args, **kwargs)
-        if context.method_name == "__call__" and context.module.path and hasattr(y, "shape"):
-            tally(context.module, args[0], y)
+        module = context.module
+        is_part = context.method_name == "__call__" and not isinstance(module, Network)
+        if is_part and hasattr(y, "shape"):
+            tally(module, args[0], y)
         return y
 
-    with nn.intercept_methods(interceptor):
-        abstract_variables(model.clone(remat=None), (height, width))
+    model = model.clone(remat=None)
+    if training:
+        with nn.intercept_methods(interceptor):
+            abstract_variables(model, image_size)
+    else:
+        variables = abstract_variables(model, image_size)
+        with nn.intercept_methods(interceptor):
+            jax.eval_shape(model.apply, variables, abstract_image(model, image_size))
     return parts
-
-
-def _part_name(module: str) -> str:
-    """The part that a top-level module belongs to: `transitions_0_1` to `transitions_0`."""
-    if re.fullmatch(r"(stages_|stage|layer)\d+|transitions_\d+|stem|conv\d", module):
-        return module
-    blocks = re.fullmatch(r"(transitions_\d+|stem|stage\d+|layer\d+)_\d+", module)
-    return blocks[1] if blocks else "head"
 
 
 def _figures(count: Count) -> tuple[str, str]:

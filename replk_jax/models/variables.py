@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
+from replk_jax.models.network import Network
 
-def abstract_variables(model: nn.Module, image_size: tuple[int, int] = (32, 32)) -> dict[str, Any]:
+
+def abstract_variables(model: Network, image_size: tuple[int, int] = (32, 32)) -> dict[str, Any]:
     """Shapes and dtypes of a model's variables, as `jax.ShapeDtypeStruct` leaves.
 
     Args:
@@ -16,8 +17,17 @@ def abstract_variables(model: nn.Module, image_size: tuple[int, int] = (32, 32))
       image_size: (height, width) of the image that is followed through the network; the
         variables do not depend on it.
     """
-    image = jax.ShapeDtypeStruct((1, *image_size, model.architecture.in_channels), model.dtype)
-    return jax.eval_shape(model.init, jax.random.key(0), image)
+    return jax.eval_shape(model.init, jax.random.key(0), abstract_image(model, image_size))
+
+
+def abstract_image(model: Network, image_size: tuple[int, int]) -> jax.ShapeDtypeStruct:
+    """One image (1, H, W, in_channels) in the dtype of a model's computation.
+
+    Args:
+      model: any model of this package.
+      image_size: (H, W).
+    """
+    return jax.ShapeDtypeStruct((1, *image_size, model.in_channels), model.dtype)
 
 
 _MOST_LINES = 7

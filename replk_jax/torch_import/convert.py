@@ -15,7 +15,7 @@ from replk_jax.models.variables import differences, in_lines
 from replk_jax.reparam import merge_branches, reparameterize
 from replk_jax.torch_import import names
 from replk_jax.torch_import.families import family_of
-from replk_jax.torch_import.structures import Structure, abstract_structure, structure_of
+from replk_jax.torch_import.structures import Structure, abstract_structure
 
 _Places = Mapping[str, tuple[names.Path, Any]]
 
@@ -42,7 +42,7 @@ def convert_state_dict(state_dict: Mapping[str, TensorLike], model: Network) -> 
       ValueError: merged weights for a training-time model; or, in one error, every key that is
         missing, left over, of the wrong shape or not floating point.
     """
-    structure = structure_of(state_dict)
+    structure = family_of(model).STRUCTURES.structure_of(state_dict)
     if structure is not Structure.TRAINING and not model.deploy:
         raise ValueError(
             f"The weights are those of a {structure.value} network, from which the training-time "
@@ -112,7 +112,8 @@ def faults(state_dict: Mapping[str, TensorLike], model: Network) -> list[str]:
 
     Reads no tensor; `deploy` of the model does not matter.
     """
-    return _faults(state_dict, places_of(model, structure_of(state_dict)))
+    structure = family_of(model).STRUCTURES.structure_of(state_dict)
+    return _faults(state_dict, places_of(model, structure))
 
 
 def _by_key(variables: Mapping[str, Any], model: Network) -> _Places:

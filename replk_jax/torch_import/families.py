@@ -6,8 +6,9 @@ from typing import Any, Protocol
 
 import flax.linen as nn
 
-from replk_jax.models.network import Network
+from replk_jax.models.backbone import Backbone
 from replk_jax.torch_import import mobilenet_v2, replknet, repvgg, resnet
+from replk_jax.torch_import.structures import StructureNames
 
 
 class Family(Protocol):
@@ -19,13 +20,15 @@ class Family(Protocol):
       NETWORK: the network here.
       KEYS: what a key begins with that no other family has, in any naming.
       CLASSIFIER: the official name of the classifier.
+      STRUCTURES: the official names by which the structure of weights is known.
       ASSUMED: what names and shapes do not determine, and what is assumed of it, in words.
       ORDER: the parts of official names as PyTorch lists them (see `names.in_order`).
     """
 
-    NETWORK: type[Network]
+    NETWORK: type[Backbone]
     KEYS: re.Pattern[str]
     CLASSIFIER: str
+    STRUCTURES: StructureNames
     ASSUMED: str
     ORDER: str
 
@@ -43,7 +46,7 @@ class Family(Protocol):
           ValueError: names of two kinds, or two tensors that come to have the same name.
         """
 
-    def names_in(self, weights: Mapping[str, Any], model: Network) -> Mapping[str, Any]:
+    def names_in(self, weights: Mapping[str, Any], model: Backbone) -> Mapping[str, Any]:
         """Renames weights to official names as they are in this model.
 
         Args:
@@ -65,7 +68,7 @@ class Family(Protocol):
         For every network of the family, also those that were never published.
         """
 
-    def infer_model(self, weights: Mapping[str, Any]) -> Network:
+    def infer_model(self, weights: Mapping[str, Any]) -> Backbone:
         """The network that weights are for, told from keys and shapes alone.
 
         Args:
@@ -78,7 +81,7 @@ class Family(Protocol):
           ValueError: weights that are no such network's.
         """
 
-    def expect_published(self, model: Network, merged: bool) -> None:
+    def expect_published(self, model: Backbone, merged: bool) -> None:
         """Raises unless the official code could load what would be saved.
 
         Args:

@@ -15,7 +15,7 @@ from replk_jax.models.network import Network
 from replk_jax.torch_import import names
 from replk_jax.torch_import.convert import by_official_name, convert_state_dict, places_of
 from replk_jax.torch_import.families import family_of
-from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.structures import Structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +135,10 @@ def _fit_input(
     Raises:
       ValueError: they are for another number, and `adapt` is not set.
     """
-    wanted = model.architecture.in_channels
+    wanted = model.in_channels
     fitted = dict(weights)
-    for key, (_, leaf) in places_of(model, structure_of(weights)).items():
+    structure = family_of(model).STRUCTURES.structure_of(weights)
+    for key, (_, leaf) in places_of(model, structure).items():
         shape = names.torch_shape(leaf.shape)
         held = weights[key].shape if key in weights else ()
         same_but_inputs = len(held) == 4 and (held[0], *held[2:]) == (shape[0], *shape[2:])

@@ -156,7 +156,7 @@ class _Search:
         if self.found.preprocessing is not None:
             return
         value = _attempt("preprocessing", source, interpret, fields)
-        channels = self.model.architecture.in_channels
+        channels = self.model.in_channels
         if value is not None and value.channels != channels:
             warn_user(
                 f"The preprocessing in {source} is not used: it is of {value.channels} channels, "
@@ -238,7 +238,8 @@ def _matches(model: Network, config: Mapping[str, Any]) -> bool | None:
 
 def _is_named(model: Network, name: str, arguments: Mapping[str, Any]) -> bool | None:
     """Whether timm gives a network this name with these arguments; None if that is not known."""
-    registered = registry.name_of(dataclasses.replace(model.architecture, in_channels=3))
+    colour = dataclasses.replace(model.architecture, in_channels=3)
+    registered = registry.name_of(model.clone(architecture=colour))
     try:
         known = registry.resolve_name(name)
     except ValueError:
@@ -248,7 +249,7 @@ def _is_named(model: Network, name: str, arguments: Mapping[str, Any]) -> bool |
         return True if re.match(rf"{type(model).__name__.lower()}\d", _key(name)) else None
     if known == registered:
         return True
-    same_family = registry.FAMILIES[type(registry.ARCHITECTURES[known])] is type(model)
+    same_family = type(registry.ARCHITECTURES[known]) is type(model.architecture)
     return same_family and bool(arguments.keys() - _NOT_OF_SIZE)
 
 

@@ -18,12 +18,13 @@ from replk_jax.models import create_model
 from replk_jax.models.mobilenet_v2 import MobileNetV2, MobileNetV2Architecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
-from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.structures import Structure, StructureNames
 from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = MobileNetV2
 KEYS = re.compile(r"features\.\d+\.conv\.\d|layer\d+\.\d+\.conv\.\d|blocks\.\d+\.\d+\.conv_pwl\.")
 CLASSIFIER = "classifier.1"
+STRUCTURES = StructureNames(fused_bias="features.0.0.bias", merged_kernel="lkb_reparam")
 ASSUMED = "the strides and shortcuts of the paper, and ReLU6"
 ORDER = "features classifier conv weight bias running_mean running_var num_batches_tracked"
 
@@ -111,7 +112,7 @@ def infer_model(weights: Mapping[str, Any]) -> MobileNetV2:
             in_channels=stem[1],
         ),
         num_classes=shapes.classes("classifier.1"),
-        deploy=structure_of(weights) is not Structure.TRAINING,
+        deploy=STRUCTURES.structure_of(weights) is not Structure.TRAINING,
         out_indices=tuple(range(len(layers))) if is_backbone else None,
     )
 

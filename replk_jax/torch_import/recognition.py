@@ -13,7 +13,7 @@ from replk_jax.torch_import.convert import faults
 from replk_jax.torch_import.entries import ANY, Selection
 from replk_jax.torch_import.names import without_classifier
 from replk_jax.torch_import.reader import read
-from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.structures import Structure
 from replk_jax.torch_import.torch_files import Contents
 from replk_jax.torch_import.weights import find_weights
 
@@ -110,9 +110,9 @@ def recognize(contents: Contents, selection: Selection = ANY) -> Recognized:
         model = family.infer_model(without)  # the classifier is among the faults
     return Recognized(
         model=model,
-        name=registry.name_of(model.architecture),
+        name=registry.name_of(model),
         naming=naming,
-        structure=structure_of(weights),
+        structure=family.STRUCTURES.structure_of(weights),
         place=found.place,
         ignored=found.ignored,
         faults=tuple(faults(weights, model)),

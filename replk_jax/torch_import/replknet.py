@@ -10,12 +10,13 @@ from typing import Any
 from replk_jax.models import RepLKNet, RepLKNetArchitecture, create_model, registry
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
-from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.structures import Structure, StructureNames
 from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = RepLKNet
 KEYS = re.compile(r"stages\.\d+\.blocks\.\d+\.(?:pw[12]|large_kernel|prelkb_bn|preffn_bn)\.")
 CLASSIFIER = "head"
+STRUCTURES = StructureNames(fused_bias="stem.0.conv.bias", merged_kernel="lkb_reparam")
 ASSUMED = "an output stride of 32"
 ORDER = (
     "stem stages transitions blocks norm head "
@@ -87,7 +88,7 @@ def infer_model(weights: Mapping[str, Any]) -> RepLKNet:
         raise ValueError("these are not the weights of a RepLKNet: no stem.0.conv or no stages.0")
     shapes.expect_believable(sum(layers))
     blocks = [f"stages.{s}.blocks" for s in range(len(layers))]
-    structure = structure_of(weights)
+    structure = STRUCTURES.structure_of(weights)
     large = "lkb_origin.conv" if structure.has_branches else "lkb_reparam"
     small = "stages.0.blocks.0.large_kernel.small_conv.conv.weight"
     channels = [shapes.kernel(f"{block}.0.pw2.conv.weight")[0] for block in blocks]

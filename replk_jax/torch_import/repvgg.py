@@ -15,7 +15,7 @@ from replk_jax.models import create_model
 from replk_jax.models.repvgg import RepVGG, RepVGGArchitecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
-from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.structures import Structure, StructureNames
 from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = RepVGG
@@ -24,6 +24,7 @@ KEYS = re.compile(
     r"|stem\.(?:conv_kxk\.(?:conv|bn)|reparam_conv)\."
 )
 CLASSIFIER = "linear"
+STRUCTURES = StructureNames(fused_bias="stage0.rbr_dense.conv.bias", merged_kernel="rbr_reparam")
 ASSUMED = "an output stride of 32"
 ORDER = (
     "stage linear se down up rbr_identity rbr_dense rbr_1x1 rbr_reparam "
@@ -118,7 +119,7 @@ def infer_model(weights: Mapping[str, Any]) -> RepVGG:
     variables.
     """
     shapes = Shapes(weights, "RepVGG")
-    structure = structure_of(weights)
+    structure = STRUCTURES.structure_of(weights)
     branch = "rbr_dense.conv" if structure.has_branches else "rbr_reparam"
     layers = shapes.layers(r"stage(\d+)\.(\d+)\.")
     shapes.expect_believable(sum(layers))

@@ -8,12 +8,13 @@ from replk_jax.models import create_model
 from replk_jax.models.resnet import Bottleneck, ResNet, ResNetArchitecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
-from replk_jax.torch_import.structures import Structure, structure_of
+from replk_jax.torch_import.structures import Structure, StructureNames
 from replk_jax.torch_import.unrecorded import expect_recorded
 
 NETWORK = ResNet
 KEYS = re.compile(r"layer\d+\.\d+\.conv\d\.(?:weight|parametrizations\.)")
 CLASSIFIER = "fc"
+STRUCTURES = StructureNames(fused_bias="conv1.bias", merged_kernel=None)
 ASSUMED = "an output stride of 32, the stride of a block in its 3 x 3 convolution, no anti-aliasing"
 ORDER = (
     "conv1 bn1 conv2 bn2 conv3 bn3 downsample layer fc "
@@ -70,7 +71,7 @@ def infer_model(weights: Mapping[str, Any]) -> ResNet:
             block="bottleneck" if "layer1.0.conv3.weight" in shapes else "basic",
         ),
         num_classes=shapes.classes("fc"),
-        deploy=structure_of(weights) is not Structure.TRAINING,
+        deploy=STRUCTURES.structure_of(weights) is not Structure.TRAINING,
     )
 
 

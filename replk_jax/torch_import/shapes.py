@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from replk_jax.io.text import brief
-from replk_jax.models.description import MOST_LAYERS
+from replk_jax.models.stored import MOST_LAYERS
 from replk_jax.torch_import.names import CLASSIFIER
 
 

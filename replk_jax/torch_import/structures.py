@@ -5,6 +5,7 @@ structure here has folded away; `replk_jax.reparameterize` takes them the rest o
 RepVGG's merged one is the one here.
 """
 
+import dataclasses
 import enum
 from collections.abc import Mapping
 from typing import Any
@@ -35,22 +36,24 @@ class Structure(enum.Enum):
         return self in (Structure.TRAINING, Structure.FUSED_BRANCHES)
 
 
-# The bias that the first convolution of a network has when its batch norm is fused.
-_FUSED_BIAS = {
-    "stem.0.conv.bias",  # RepLKNet
-    "stage0.rbr_dense.conv.bias",  # RepVGG
-    "features.0.0.bias",  # MobileNet V2
-    "conv1.bias",  # ResNet
-}
+@dataclasses.dataclass(frozen=True)
+class StructureNames:
+    """The official names by which the structure of a family's weights is known.
 
+    Attributes:
+      fused_bias: that the first convolution has when its batch norm is fused.
+      merged_kernel: a module in the name of every merged kernel; None if none is ever merged.
+    """
 
-def structure_of(keys: Mapping[str, Any]) -> Structure:
-    """The structure of weights in official names."""
-    merged = any(".lkb_reparam." in key or ".rbr_reparam." in key for key in keys)
-    fused = not _FUSED_BIAS.isdisjoint(keys)
-    if merged:
-        return Structure.FUSED if fused else Structure.MERGED
-    return Structure.FUSED_BRANCHES if fused else Structure.TRAINING
+    fused_bias: str
+    merged_kernel: str | None
+
+    def structure_of(self, keys: Mapping[str, Any]) -> Structure:
+        """The structure of weights in official names."""
+        merged = any(self.merged_kernel in key.split(".") for key in keys)
+        if self.fused_bias in keys:
+            return Structure.FUSED if merged else Structure.FUSED_BRANCHES
+        return Structure.MERGED if merged else Structure.TRAINING
 
 
 def abstract_structure(model: nn.Module, structure: Structure) -> dict[str, Any]:

@@ -235,6 +235,8 @@ def test_mistakes(monkeypatch, tmp_path):
     program = Program(lambda: 0, lambda _: None, compiled_text=lambda: "")
     with pytest.raises(ValueError, match="has no operation of the program"):
         profile_program(program, {}, tmp_path / "trace")
+    with pytest.raises(ValueError, match="no text of the compiled program"):
+        profile_program(Program(lambda: 0), {}, tmp_path / "other")
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="tpu")])
     with pytest.raises(ValueError, match="on cpu and gpu, not on tpu"):
         profile_program(program, {}, tmp_path)

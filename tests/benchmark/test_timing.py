@@ -2,6 +2,8 @@
 
 import itertools
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from replk_jax.benchmark import timing as stopwatch
@@ -75,6 +77,26 @@ def test_memory_is_given_back_after_a_turn(works):
         assert log == ["held", "released", "other"] * 3
     else:
         assert log == ["held", "released", "other", "other", "other"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("large", [4, 1 << 20], ids=["on the device", "in NumPy"])
+def test_results_that_are_not_finite_are_not_timed(value, large, monkeypatch):
+    """The other programs are timed."""
+    monkeypatch.setattr(stopwatch, "_LARGE_ARRAY", large)
+    log = []
+    results = {"y": jnp.ones(3), "dx": jnp.ones((2, 3), jnp.bfloat16).at[1, 2].set(value)}
+
+    def start():
+        log.append("start")
+        return [results, jnp.arange(3)]
+
+    contenders = {"wrong": Contender(lambda: Program(start)), "right": sleeper(0.3, [], "right")}
+    found = compete(contenders, seconds=0.1)
+    assert isinstance(found["wrong"], FloatingPointError)
+    assert str(found["wrong"]) == "The result[0]['dx'] has NaN or infinite elements."
+    assert log == ["start"]
+    assert found["right"].runs == 3
 
 
 def test_long_programs_run_seldom():

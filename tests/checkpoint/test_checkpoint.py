@@ -5,13 +5,21 @@ import json
 import os
 import shutil
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 import replk_jax
-from replk_jax import Checkpoint, RepVGGArchitecture, ResNetArchitecture, load, save
+from replk_jax import (
+    Checkpoint,
+    RepLKNetArchitecture,
+    RepVGGArchitecture,
+    ResNetArchitecture,
+    load,
+    save,
+)
 from replk_jax.checkpoint import load_into
 from replk_jax.checkpoint.torch_format import describe
 from replk_jax.io.safetensors import write_safetensors
@@ -21,7 +29,7 @@ from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.reader import WeightsFile, read
 from replk_jax.torch_import.writer import write_torch
 from replk_jax.vision.preprocessing import Preprocessing
-from tests.helpers import TINY, random_variables
+from tests.helpers import TINY, random_images, random_variables
 from tests.torch_import.archives import add_entries
 
 PREPROCESSING = Preprocessing(32, crop_fraction=None, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -405,3 +413,32 @@ def test_a_torch_file_in_a_folder_and_in_shards(tmp_path):
         loaded = load(path)
         jax.tree.map(np.testing.assert_array_equal, loaded.variables, saved.variables)
         assert loaded.class_names is None
+
+
+# Written by version 0.1.0, before a composite network could be described, with the logits that the
+# network gave then.
+STORED = Path(__file__).parent / "stored"
+
+
+@pytest.mark.parametrize(
+    ("name", "prefer_ema", "logits"),
+    [
+        ("replknet.safetensors", False, "file"),
+        ("replknet_run", False, "run"),
+        ("replknet_run", True, "run_ema"),
+    ],
+)
+def test_files_of_an_earlier_version(name, prefer_ema, logits):
+    loaded = load(STORED / name, prefer_ema=prefer_ema)
+    expected = np.array(json.loads((STORED / "logits.json").read_text())[logits])
+    actual = jax.jit(loaded.model.apply)(loaded.variables, random_images(loaded.model))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+    if logits == "file":
+        architecture = RepLKNetArchitecture((7, 5), (1, 1), (8, 8), small_kernel=3)
+        fields = {"num_classes": 4, "norm_intermediate_features": True}
+        assert loaded.model == replk_jax.create_model(architecture, **fields)
+        wanted = Preprocessing(32, crop_fraction=0.875, mean=(0.5,) * 3, std=(0.25,) * 3)
+        assert loaded.preprocessing == wanted
+        assert loaded.class_names == ("ant", "bee", "cat", "dog")
+    else:
+        assert loaded.class_names == tuple("0123456789")

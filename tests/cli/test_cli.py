@@ -5,11 +5,13 @@ import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from replk_jax.benchmark import depthwise, tune
 from replk_jax.benchmark import model as benchmark
-from replk_jax.benchmark.network_programs import MODES, network_program
+from replk_jax.benchmark.depthwise_programs import draw_operands
+from replk_jax.benchmark.network_programs import MODES, draw_inputs, network_program
 from replk_jax.cli.arguments import add_reading
 from replk_jax.cli.main import main
 from replk_jax.models import list_models, registry
@@ -246,6 +248,26 @@ def test_bench_model_without_memory_for_all(tmp_path, capsys, monkeypatch):
     assert "In batches of 4:" in out
 
 
+def test_bench_model_of_nan(capsys, monkeypatch):
+    """The speed of a network that computes NaN is not reported."""
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
+
+    def draw_nan(*arguments):
+        variables, images = draw_inputs(*arguments)
+        return variables, images * jnp.nan
+
+    monkeypatch.setattr(benchmark, "draw_inputs", draw_nan)
+    settings = ["--image-size", "32", "--seconds", "0.01", "--modes", "inference"]
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "model", "--model", "tiny", *settings])
+    failure = "FloatingPointError: The result has NaN or infinite elements."
+    assert str(caught.value.code).splitlines() == [
+        "error: not all could be measured.",
+        f"tiny, batch 1, inference: {failure}",
+    ]
+    assert f"not measured: {failure}" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("quick_compilation")
 def test_bench_profile(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
@@ -302,6 +324,22 @@ def test_bench_depthwise(tmp_path, capsys, monkeypatch, tiny_layers):
     assert "PyTorch cannot be imported" in out
     assert out.count("\n6/3 ") == 4
     assert "Slower than another contender" in out
+
+
+def test_bench_depthwise_of_nan(capsys, monkeypatch, tiny_layers):
+    def draw_nan(*arguments):
+        return [(x * jnp.nan, kernel, g) for x, kernel, g in draw_operands(*arguments)]
+
+    monkeypatch.setattr(depthwise, "draw_operands", draw_nan)
+    settings = ["--seconds", "0.001", "--implementations", "--no-peers"]
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "depthwise", *settings])
+    lines = str(caught.value.code).splitlines()
+    assert lines[0] == "error: not all could be measured."
+    failure = "failed, FloatingPointError: The result[0] has NaN or infinite elements."
+    assert lines[1] == f"6/3, 2 channels, batch 1, forward: {failure}"
+    assert lines[2].startswith("6/3, 2 channels, batch 1, forward+backward: failed, Floating")
+    assert f"not measured: {failure}" in capsys.readouterr().out
 
 
 def test_bench_depthwise_tune(tmp_path, capsys, monkeypatch, tiny_layers):

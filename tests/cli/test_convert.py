@@ -14,7 +14,7 @@ from replk_jax.reparam import merge_branches
 from replk_jax.torch_import import infer_architecture, load_torch, save_torch
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure
-from tests import golden
+from tests import reference_data
 from tests.checkpoint.test_checkpoint import PREPROCESSING, network
 from tests.helpers import random_variables
 
@@ -88,7 +88,7 @@ def test_for_torch_merged(torch_file, tmp_path, capsys):
     run(torch_file, path, "--deploy")
     assert infer_architecture(path).structure is Structure.MERGED
     saved = network()
-    expected = golden.by_official_name(jax.jit(merge_branches)(saved.variables))
+    expected = reference_data.by_official_name(jax.jit(merge_branches)(saved.variables))
     tensors = {k: t.read() for k, t in read(path).items() if not k.endswith("num_batches_tracked")}
     assert tensors.keys() == expected.keys()
     for key, tensor in expected.items():
@@ -140,14 +140,14 @@ def test_preprocessing(torch_file, tmp_path, capsys):
     assert load(tmp_path / "model.safetensors").preprocessing == told
 
 
-@golden.requires_golden
+@reference_data.required
 def test_the_moving_average(tmp_path, capsys):
-    source = golden.ROOT / "checkpoints" / "training.pth"
+    source = reference_data.ROOT / "checkpoints" / "training.pth"
     for name, options in (("weights", []), ("weights_ema", ["--ema"])):
         path = tmp_path / f"{name}.safetensors"
         run(source, path, *options)
-        expected = golden.arrays(f"checkpoints/{name}.npz")
-        for key, leaf in golden.by_official_name(load(path).variables).items():
+        expected = reference_data.arrays(f"checkpoints/{name}.npz")
+        for key, leaf in reference_data.by_official_name(load(path).variables).items():
             np.testing.assert_array_equal(leaf, expected[key])
     run(path, tmp_path / "one.pth")
     for single in (path, tmp_path / "one.pth"):

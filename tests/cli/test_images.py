@@ -17,7 +17,7 @@ from replk_jax.cli.main import main
 from replk_jax.cli.predict import read_names
 from replk_jax.inference.image_program import ImageProgram
 from replk_jax.models import pretrained
-from tests import golden
+from tests import reference_data
 from tests.helpers import TINY, random_variables
 from tests.io.test_files import strict
 from tests.vision.test_images import picture
@@ -174,9 +174,9 @@ def test_predict_like_a_released_checkpoint(name, weights, folder, capsys):
     assert err == ""
 
 
-@golden.requires_golden
+@reference_data.required
 def test_the_moving_average(folder, tmp_path, capsys):
-    path, weights = folder / "a.png", golden.ROOT / "checkpoints" / "training.pth"
+    path, weights = folder / "a.png", reference_data.ROOT / "checkpoints" / "training.pth"
     like = ["--like", "RepLKNet-31B_ImageNet-1K_224"]
     options = ["--weights", weights, "--json", "--top", 10, "--ema", *like]
     _, out, _ = run(capsys, "predict", path, *options)

@@ -15,7 +15,7 @@ from replk_jax.torch_import import save_torch
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.writer import write_torch
-from tests import golden
+from tests import reference_data
 from tests.checkpoint.test_checkpoint import PREPROCESSING, network
 from tests.helpers import ONE_STAGE, TINY, random_variables
 from tests.torch_import.archives import (
@@ -26,7 +26,7 @@ from tests.torch_import.archives import (
     write_with_header,
 )
 
-CHECKPOINTS = golden.ROOT / "checkpoints"
+CHECKPOINTS = reference_data.ROOT / "checkpoints"
 NO_NETWORK = "no network that is known here"
 
 
@@ -55,12 +55,14 @@ def refusal(capsys):
     return refusal
 
 
-@golden.requires_golden
+@reference_data.required
 class TestGolden:
     def test_what_training_wrote(self, show):
         path = CHECKPOINTS / "training.pth"
         shown = show(path)
-        values = sum(array.size for array in golden.arrays("checkpoints/weights.npz").values())
+        values = sum(
+            array.size for array in reference_data.arrays("checkpoints/weights.npz").values()
+        )
         assert f"{path}, a PyTorch checkpoint of {path.stat().st_size:,} bytes" in shown
         for line in (
             rf"^  model +251 tensors, {values:,} values, float32, int64$",
@@ -86,7 +88,7 @@ class TestGolden:
 
     def test_every_tensor(self, show):
         shown = show(CHECKPOINTS / "under_model.pth", "--tensors").splitlines()
-        arrays = golden.arrays("checkpoints/weights.npz")
+        arrays = reference_data.arrays("checkpoints/weights.npz")
         wanted = [f"model.{key}  {array.shape}  {array.dtype}" for key, array in arrays.items()]
         assert sorted(shown[-len(wanted) :]) == sorted(wanted)
         assert not any(line.startswith("model.") for line in shown[: -len(wanted)])

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import replk_jax
-from replk_jax import Checkpoint, Preprocessing, cli, export_model, save
+from replk_jax import Checkpoint, Preprocessing, export_model, save
+from replk_jax.cli.main import main
 from replk_jax.export.program import plain_function
 from replk_jax.models import registry
 from replk_jax.ops.depthwise import dispatch
@@ -21,6 +22,8 @@ from replk_jax.ops.depthwise.measurements import Measurement, Table, own_path, w
 from replk_jax.vision.base_preprocessing import normalize
 from tests.helpers import TINY, random_images, random_variables
 from tests.miniatures import miniature, repvgg_variants
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 SIZE = 32
 PREPROCESSING = Preprocessing(SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -269,7 +272,7 @@ class TestCommandLine:
         return tmp_path / "out" / "network.jaxexport"
 
     def test_writes_a_program_and_its_description(self, weights, out, capsys):
-        cli.main(["export", weights, str(out)])
+        main(["export", weights, str(out)])
         printed = capsys.readouterr().out
         assert str(out) in printed
         assert sorted(path.name for path in out.parent.iterdir()) == [out.name, f"{out.name}.json"]
@@ -291,7 +294,7 @@ class TestCommandLine:
 
     def test_options(self, weights, out):
         options = "--image-size 40 --batch-size 2 --platforms cpu --dtype bfloat16 --normalize"
-        cli.main(["export", weights, str(out), *options.split()])
+        main(["export", weights, str(out), *options.split()])
         program = jax.export.deserialize(bytearray(out.read_bytes()))
         assert program.platforms == ("cpu",)
         (images,) = program.in_avals
@@ -310,7 +313,7 @@ class TestCommandLine:
 
         monkeypatch.setattr("replk_jax.cli.export.export_model", stop)
         with pytest.raises(SystemExit):
-            cli.main(["export", str(tmp_path / "nan.safetensors"), str(out)])
+            main(["export", str(tmp_path / "nan.safetensors"), str(out)])
         warning, _ = capsys.readouterr().err.splitlines()
         assert warning.startswith("warning: One tensor has NaN or infinite values")
         assert "it is params/head/bias." in warning
@@ -320,12 +323,12 @@ class TestCommandLine:
         for taken in (out, beside):
             taken.write_text("mine")
             with pytest.raises(SystemExit):
-                cli.main(["export", weights, str(out)])
+                main(["export", weights, str(out)])
             assert f"{taken} exists already; --force" in capsys.readouterr().err
             assert [path.read_text() for path in out.parent.iterdir()] == ["mine"]
             taken.unlink()
         out.write_text("mine")
-        cli.main(["export", weights, str(out), "--force"])
+        main(["export", weights, str(out), "--force"])
         assert jax.export.deserialize(bytearray(out.read_bytes())).platforms == ("cpu", "cuda")
 
     def test_leaves_nothing_where_it_fails(self, weights, out, monkeypatch):
@@ -334,7 +337,7 @@ class TestCommandLine:
 
         monkeypatch.setattr("os.fsync", fail)
         with pytest.raises(SystemExit):
-            cli.main(["export", weights, str(out)])
+            main(["export", weights, str(out)])
         assert not list(out.parent.iterdir())
 
     def test_images_of_which_nothing_is_known(self, tmp_path, out, capsys):
@@ -343,12 +346,12 @@ class TestCommandLine:
         weights = str(tmp_path / "bare.safetensors")
         for options in ([], ["--image-size", "32", "--normalize"]):
             with pytest.raises(SystemExit):
-                cli.main(["export", weights, str(out), *options])
+                main(["export", weights, str(out), *options])
             assert "does not say how images are prepared" in capsys.readouterr().err
-        cli.main(["export", weights, str(out), "--image-size", "32"])
+        main(["export", weights, str(out), "--image-size", "32"])
         assert out.exists()
         like = ["--like", "RepLKNet-XL_MegData73M_ImageNet1K", "--normalize", "--force"]
-        cli.main(["export", weights, str(out), "--image-size", "32", *like])
+        main(["export", weights, str(out), "--image-size", "32", *like])
         description = json.loads(out.with_name(f"{out.name}.json").read_text())
         assert description["preprocessing"]["mean"] == [0.5] * 3
         assert description["preprocessing"]["image_size"] == 32

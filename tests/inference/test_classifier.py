@@ -15,6 +15,8 @@ from replk_jax.vision.images import ImageError
 from tests.helpers import TINY, random_variables
 from tests.vision.test_images import picture
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 PREPROCESSING = Preprocessing(32, 0.8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 NAMES = tuple(f"name {i}" for i in range(7))
 
@@ -121,7 +123,7 @@ def test_few_shapes_are_compiled(monkeypatch):
 def test_a_merged_network_is_taken_as_it_is(classifier):
     model, variables = network()
     merged = Classifier(
-        model.clone(deploy=True), replk_jax.reparameterize(variables), PREPROCESSING
+        model.clone(deploy=True), jax.jit(replk_jax.reparameterize)(variables), PREPROCESSING
     )
     images = [picture(40, 40, seed=seed) for seed in range(3)]
     np.testing.assert_allclose(merged.logits(images), classifier.logits(images), **TOLERANCE)

@@ -1,5 +1,6 @@
 """FeatureExtractor: what a network makes of images."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from replk_jax import FeatureExtractor, Preprocessing
 from replk_jax.checkpoint import Checkpoint, save
 from tests.helpers import TINY, random_variables
 from tests.vision.test_images import picture
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 PREPROCESSING = Preprocessing(32, 0.8)
 
@@ -68,7 +71,7 @@ def test_a_backbone_has_stages_alone(images):
 def test_merged_networks(images):
     """Without a head nothing is lost; with one, the last norm is in it."""
     model, variables = network(num_classes=None)
-    merged = replk_jax.reparameterize(variables)
+    merged = jax.jit(replk_jax.reparameterize)(variables)
     whole = FeatureExtractor(model, variables, PREPROCESSING)(images)
     again = FeatureExtractor(model.clone(deploy=True), merged, PREPROCESSING)(images)
     for key in whole:
@@ -76,7 +79,7 @@ def test_merged_networks(images):
     model, variables = network()
     with pytest.raises(ValueError, match="merged classifier holds the norm"):
         FeatureExtractor(
-            model.clone(deploy=True), replk_jax.reparameterize(variables), PREPROCESSING
+            model.clone(deploy=True), jax.jit(replk_jax.reparameterize)(variables), PREPROCESSING
         )
 
 
@@ -88,7 +91,7 @@ def test_from_file(images, tmp_path):
     actual = FeatureExtractor.from_file(path, maps=True, batch_size=2)(images)
     for key in expected:
         np.testing.assert_allclose(actual[key], expected[key], **TOLERANCE)
-    merged = replk_jax.reparameterize(variables)
+    merged = jax.jit(replk_jax.reparameterize)(variables)
     save(path, Checkpoint(model.clone(deploy=True), merged, PREPROCESSING), overwrite=True)
     with pytest.raises(ValueError, match=r"network\.safetensors: The merged classifier"):
         FeatureExtractor.from_file(path)

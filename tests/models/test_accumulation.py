@@ -178,7 +178,7 @@ def test_no_network_has_one(architecture, deploy):
     if hasattr(model, "drop_path_rate"):
         model = model.clone(drop_path_rate=0.5)
     variables = abstract_variables(model, (32, 32))
-    images = jax.ShapeDtypeStruct((4, 32, 32, model.architecture.in_channels), jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((4, 32, 32, model.in_channels), jnp.bfloat16)
 
     def loss(params, rest, images):
         logits, _ = model.apply(

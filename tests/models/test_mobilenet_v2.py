@@ -11,7 +11,7 @@ from jax import lax
 import replk_jax
 from replk_jax.models.mobilenet_v2 import MobileNetV2Architecture
 from replk_jax.models.variables import abstract_variables
-from tests import golden
+from tests import reference_data
 from tests.helpers import assert_equal_in_float64, random_images, random_variables
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -153,7 +153,7 @@ def reference(state, x, output_stride=32, shortcuts=True, dilation=1, train=Fals
     return logits, statistics, jnp.stack(peaks)
 
 
-@golden.requires_golden
+@reference_data.required
 def test_tensors_are_torchvisions():
     """All of them, in its order, but for the counters of batches."""
     model = replk_jax.create_model("mobilenet_v2")
@@ -161,16 +161,16 @@ def test_tensors_are_torchvisions():
     state = torchvision_state(variables, model.architecture.layers)
     expected = [
         (name, shape)
-        for name, shape, _ in golden.manifest("mobilenet_v2.torchvision.train.json")
+        for name, shape, _ in reference_data.manifest("mobilenet_v2.torchvision.train.json")
         if not name.endswith("num_batches_tracked")
     ]
     assert [(name, leaf.shape) for name, leaf in state.items()] == expected
     assert len(jax.tree.leaves(variables)) == len(expected) == 314 - 52
 
 
-@golden.requires_golden
+@reference_data.required
 def test_counts_are_torchvisions():
-    facts = json.loads((golden.ROOT / "manifests/macs.json").read_text())["MobileNetV2-1.0"]
+    facts = json.loads((reference_data.ROOT / "manifests/macs.json").read_text())["MobileNetV2-1.0"]
     facts = facts["224"]["train"]
     counts = replk_jax.summary(replk_jax.create_model("mobilenet_v2"), 224)
     assert counts.training.parameters == facts["params"] == 3_504_872

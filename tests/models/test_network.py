@@ -6,19 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 import replk_jax
+from replk_jax import RepLKNetArchitecture
 from replk_jax.models import registry
 from replk_jax.models.variables import abstract_variables
 from tests.helpers import ONE_STAGE, data_mesh, random_images, random_variables
-from tests.miniatures import miniature, repvgg_variants
+from tests.miniatures import miniature, registered, repvgg_variants
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 FAMILIES = {
-    family.__name__: miniature(next(a for a in registry.ARCHITECTURES.values() if type(a) is kind))
-    for kind, family in registry.FAMILIES.items()
+    family.network.__name__: miniature(next(iter(family.architectures.values())))
+    for family in registry.FAMILIES
 }
 
 
@@ -39,11 +41,14 @@ def test_classifier_features_and_maps_agree(family):
         return logits, model.apply(variables, images, features=True), state["intermediates"]
 
     logits, features, shown = run(variables)
+    (final,) = shown["final_feature_map"]
+    np.testing.assert_allclose(final.mean((1, 2)), features, rtol=1e-5, atol=1e-5)
+    assert shown.keys() == {*model.feature_names, "final_feature_map"}
     head = variables["params"][model.head_name]
     expected = features @ head["kernel"] + head["bias"][None]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
-    stages = range(len(model.architecture.layers))
+    stages = range(len(model.feature_names))
     backbone = model.clone(out_indices=tuple(stages))
     wanted = jax.eval_shape(backbone.init, jax.random.key(0), images)
 
@@ -56,6 +61,98 @@ def test_classifier_features_and_maps_agree(family):
     maps = jax.jit(backbone.apply)(pruned, images)
     for s in stages:
         np.testing.assert_allclose(maps[s], shown[f"stage_{s}"][0], rtol=1e-5, atol=1e-5)
+
+
+# Of a miniature of every registered network, and of blocks that none of them has.
+ARCHITECTURES = {**registered(), **repvgg_variants()}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_parameter_is_in_a_layer(name):
+    """Layers and groups by stage rise from the image to the classifier, and none is empty."""
+    model = replk_jax.create_model(ARCHITECTURES[name], num_classes=4)
+    params = abstract_variables(model)["params"]
+    order = [module for group in model.module_groups() for module in group.modules]
+    assert {*params} == {*order}
+    paths = sorted(traverse_util.flatten_dict(params), key=lambda path: order.index(path[0]))
+    layers, stages = [*map(model.layer_of, paths)], [*map(model.stage_of, paths)]
+    assert layers == sorted(layers)
+    assert stages == sorted(stages)
+    assert {*stages} == {*range(len(model.stage_channels) + 2)} == {*range(model.num_stage_groups)}
+    assert (layers[0], layers[-1]) == (0, model.num_layers - 1)
+    if not name.startswith("replknet"):  # which counts fourteen, whatever its depth
+        assert {*layers} == {*range(model.num_layers)}
+    for number in (model.layer_of, model.stage_of):
+        with pytest.raises(ValueError, match="has no parameter other/kernel"):
+            number(("other", "kernel"))
+
+
+def test_layers_by_hand():
+    """A layer for the stem, one for each block, and one for what follows."""
+    resnet = replk_jax.create_model("resnet_50")
+    assert resnet.num_layers == 1 + (3 + 4 + 6 + 3) + 1
+    assert resnet.layer_of(("conv1", "conv", "kernel")) == 0
+    assert resnet.layer_of(("layer1_0", "conv1", "conv", "kernel")) == 1
+    assert resnet.layer_of(("layer3_5", "conv3", "bn", "scale")) == 3 + 4 + 6
+    assert resnet.layer_of(("fc", "kernel")) == 17
+    assert resnet.stage_of(("layer4_0", "downsample", "conv", "kernel")) == 4
+    mobilenet = replk_jax.create_model("mobilenet_v2")
+    assert mobilenet.num_layers == 19
+    assert mobilenet.layer_of(("layer7_0", "conv_0", "conv", "kernel")) == 17
+    assert mobilenet.layer_of(("conv2", "conv", "kernel")) == 18
+    assert mobilenet.stage_of(("conv2", "conv", "kernel")) == 8
+    pairs = replk_jax.create_model("repvgg_b0", block="residual")
+    assert pairs.num_layers == 1 + (2 + 3 + 8 + 1) + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "layer", "stage"),
+    [
+        ("stem_3/conv/kernel", 0, 0),
+        ("stages_0/blocks_3/pw2/bn/bias", 1, 1),
+        ("transitions_0_1/conv/kernel", 1, 1),
+        ("stages_1/blocks_0/prelkb_bn/scale", 2, 2),
+        ("stages_2/blocks_0/pw1/conv/kernel", 3, 3),
+        ("stages_2/blocks_3/pw1/conv/kernel", 3, 3),
+        ("stages_2/blocks_4/pw1/conv/kernel", 4, 3),
+        ("stages_2/blocks_35/pw1/conv/kernel", 11, 3),
+        ("stages_2/norm/scale", 11, 3),
+        ("transitions_2_0/conv/kernel", 11, 3),
+        ("stages_3/blocks_0/pw1/conv/kernel", 12, 4),
+        ("norm/scale", 13, 5),
+        ("head/kernel", 13, 5),
+    ],
+)
+def test_the_fourteen_layers_of_replknet(path, layer, stage):
+    """As the official code numbers them."""
+    model = replk_jax.create_model("replknet_31b")
+    assert model.num_layers == 14
+    assert model.layer_of(tuple(path.split("/"))) == layer
+    assert model.stage_of(tuple(path.split("/"))) == stage
+
+
+def test_replknets_of_five_stages_have_no_layers():
+    model = replk_jax.create_model(RepLKNetArchitecture((3,) * 5, (1,) * 5, (4,) * 5, None))
+    with pytest.raises(ValueError, match="more than four stages"):
+        model.layer_of(("stages_4", "blocks_0", "pw1", "conv", "kernel"))
+    assert model.stage_of(("stages_4", "blocks_0", "pw1", "conv", "kernel")) == 5
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_channels_and_strides_of_the_stages(name):
+    """Those that the feature maps have, with strides and with dilation in their place."""
+    for output_stride in (None, 8):
+        model = replk_jax.create_model(
+            ARCHITECTURES[name], out_indices=(0, 1), output_stride=output_stride
+        )
+        assert model.in_channels == 3
+        assert model.feature_names[:2] == ("stage_0", "stage_1")
+        images = jax.ShapeDtypeStruct((1, 64, 128, 3), jnp.float32)
+        maps, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+        for feature_map, channels, stride in zip(
+            maps, model.stage_channels, model.stage_strides, strict=False
+        ):
+            assert feature_map.shape == (1, 64 // stride, 128 // stride, channels)
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"RepLKNet"}))
@@ -82,7 +179,6 @@ def test_remat_changes_no_gradient(family):
     assert "remat" in text or "checkpoint" in text
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "architecture",
     [*FAMILIES.values(), *repvgg_variants().values()],
@@ -97,7 +193,6 @@ def test_is_tabulated_without_a_warning(architecture):
     assert f"{sum(leaf.size for leaf in parameters):,}" in text
 
 
-@pytest.mark.filterwarnings("error")
 def test_initializes_without_a_warning():
     model = replk_jax.create_model(ONE_STAGE, num_classes=4)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))

@@ -11,9 +11,9 @@ import pytest
 
 import replk_jax
 from replk_jax import RepLKNetArchitecture
-from replk_jax.models.replknet import ReparamLargeKernelConv
+from replk_jax.models.reparam_convs import ReparamLargeKernelConv
 from replk_jax.models.variables import abstract_variables
-from tests import golden
+from tests import reference_data
 from tests.helpers import TINY, random_images, random_variables
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -66,10 +66,10 @@ def test_fields_that_make_no_sense(fields):
         model.init(jax.random.key(0), random_images(model))
 
 
-@golden.requires_golden
+@reference_data.required
 def test_drop_path_rates_are_the_official_ones():
     """float32 values written out there, so a rounding of float32 apart."""
-    cases = json.loads((golden.ROOT / "training/drop_path_rates.json").read_text())
+    cases = json.loads((reference_data.ROOT / "training/drop_path_rates.json").read_text())
     assert cases
     for name, expected in cases.items():
         rate, layers = name.removeprefix("rate ").split(", layers ")

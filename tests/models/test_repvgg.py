@@ -11,7 +11,7 @@ import pytest
 import replk_jax
 from replk_jax.models.description import describe, from_description
 from replk_jax.models.repvgg import BLOCKS, Layer, RepVGGArchitecture, RepVGGBlock
-from tests import golden, helpers
+from tests import helpers, reference_data
 from tests.helpers import random_images, random_variables
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -87,11 +87,11 @@ def test_groups_by_layer():
     assert from_description(stored) == model
 
 
-@golden.requires_golden
+@reference_data.required
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_and_multiply_adds(name):
     """Those of the official models, exactly."""
-    macs = json.loads((golden.ROOT / "manifests/macs.json").read_text())
+    macs = json.loads((reference_data.ROOT / "manifests/macs.json").read_text())
     official = name.replace("repvgg_", "").capitalize()
     expected = macs[f"RepVGG-{official}"]["224"]
     summary = replk_jax.summary(replk_jax.create_model(name))

@@ -6,7 +6,7 @@ import math
 import pytest
 
 import replk_jax
-from tests import golden
+from tests import reference_data
 from tests.helpers import TINY
 
 # mmpretrain's model index: parameters and FLOPs of the training-time structure.
@@ -63,10 +63,10 @@ def test_parameters_with_every_batch_norm_folded():
     assert counts.merged.parameters == 79_438_952 - standing == 79_388_776
 
 
-@golden.requires_golden
+@reference_data.required
 def test_every_raw_count():
     """macs.json, read off the official models."""
-    reference = json.loads((golden.ROOT / "manifests/macs.json").read_text())
+    reference = json.loads((reference_data.ROOT / "manifests/macs.json").read_text())
     checked = 0
     for official, sizes in reference.items():
         if not official.startswith("RepLKNet"):

@@ -12,10 +12,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import replk_jax
 from replk_jax import RepLKNetArchitecture, check_equivalence, merge_branches, reparameterize
 from replk_jax.models.variables import abstract_variables
-from tests import golden
-from tests.golden import assert_close
+from tests import reference_data
 from tests.helpers import TINY, random_images, random_variables
 from tests.models.test_replknet_golden import CASES, load
+from tests.reference_data import assert_close
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -302,7 +302,7 @@ def test_check_equivalence_wants_the_training_time_model():
 LIKE_OTHERS = {"replk_13_7_5", "replk_backbone_two_maps"}
 
 
-@golden.requires_golden
+@reference_data.required
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.exhaustive) if n in LIKE_OTHERS else n for n in CASES],
@@ -311,12 +311,12 @@ def test_golden_merged_kernels_and_outputs(name):
     """The official `structural_reparam()` gives the same kernels, and its network the same
     outputs. Kernels are sums of two products: 1e-6 is ten roundings."""
     model, variables = load(name)
-    expected = golden.arrays(f"small/{name}.npz")
+    expected = reference_data.arrays(f"small/{name}.npz")
     merged = merge_branches(variables)
     for key, value in expected.items():
         if not key.startswith("merged."):
             continue
-        *modules, last = golden.flax_path(key.removeprefix("merged."))
+        *modules, last = reference_data.flax_path(key.removeprefix("merged."))
         node = merged["params"]
         for part in modules:
             node = node[part]
@@ -324,22 +324,22 @@ def test_golden_merged_kernels_and_outputs(name):
         leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf
         assert_close(leaf, value, 1e-6, key)
 
-    x = golden.nhwc(expected["x1"])
+    x = reference_data.nhwc(expected["x1"])
     outputs = jax.jit(model.clone(deploy=True).apply)(reparameterize(variables), x)
     for form in ("deploy_form", "deep_fused_form"):
         if f"x1.logits.{form}" in expected:
             assert_close(outputs, expected[f"x1.logits.{form}"], 1e-5, form)
         if f"x1.out0.{form}" in expected:
             for i, output in enumerate(outputs):
-                assert_close(output, golden.nhwc(expected[f"x1.out{i}.{form}"]), 1e-5, form)
+                assert_close(output, reference_data.nhwc(expected[f"x1.out{i}.{form}"]), 1e-5, form)
 
 
-@golden.requires_golden
+@reference_data.required
 def test_golden_deep_fused_file():
     """The official `deep_fuse_BN()` leaves the batch norms before blocks standing; its state
     dict, which is merged in part, comes to the same as ours from the training-time weights."""
     _, variables = load("replk_31")
-    fused = _partly_merged(golden.state_dict("small/replk_31.deep_fused.pth"))
+    fused = _partly_merged(reference_data.state_dict("small/replk_31.deep_fused.pth"))
     chex.assert_trees_all_close(
         reparameterize(fused), reparameterize(variables), rtol=1e-4, atol=1e-5
     )
@@ -352,7 +352,7 @@ def _partly_merged(state_dict):
     for key, value in state_dict.items():
         if key.endswith("num_batches_tracked"):
             continue
-        *path, last = golden.flax_path(key)
+        *path, last = reference_data.flax_path(key)
         kind = {1: "scale", 2: "kernel", 4: "kernel"}[value.ndim]
         leaf = leaf_names.get(last, kind)
         collection = "batch_stats" if last.startswith("running") else "params"
@@ -361,11 +361,11 @@ def _partly_merged(state_dict):
     return variables
 
 
-@golden.requires_golden
+@reference_data.required
 @pytest.mark.parametrize("name", ["replknet_31b", "replknet_31l", "replknet_xl"])
 def test_golden_parameter_counts(name):
     """Counts of the training-time form and of the official merged form, to the digit."""
-    index = golden.manifest_index()
+    index = reference_data.manifest_index()
     abstract = abstract_variables(replk_jax.create_model(name))
     merged = jax.eval_shape(merge_branches, abstract)
 

@@ -8,7 +8,7 @@ import pytest
 import replk_jax
 from replk_jax.models.variables import abstract_variables
 from replk_jax.torch_import import convert_state_dict
-from tests import golden
+from tests import reference_data
 from tests.helpers import TINY
 
 
@@ -115,7 +115,7 @@ def test_re_parameterized_for_a_merged_model():
     jax.tree.map(np.testing.assert_array_equal, merged, wanted)
 
 
-@golden.requires_golden
+@reference_data.required
 @pytest.mark.parametrize(
     ("name", "file", "fields"),
     [
@@ -133,7 +133,7 @@ def test_names_and_shapes_of_the_full_models(name, file, fields):
     """Every tensor of the official models has its place, without making the tensors."""
     weights = {
         key: np.broadcast_to(np.zeros((), dtype), shape)
-        for key, shape, dtype in golden.manifest(file)
+        for key, shape, dtype in reference_data.manifest(file)
     }
     convert_state_dict(weights, replk_jax.create_model(name, **fields))
     del weights["stages.3.blocks.0.pw1.conv.weight"]

@@ -30,7 +30,7 @@ from replk_jax.torch_import.families import FAMILIES, family_of
 from replk_jax.torch_import.names import CLASSIFIER
 from replk_jax.torch_import.structures import Structure
 from replk_jax.torch_import.writer import write_torch
-from tests import golden
+from tests import reference_data
 from tests.helpers import TINY, random_variables
 
 REPVGG = RepVGGArchitecture((1, 2, 2, 1), (16, 16, 24, 32, 48), groups=2, squeeze_excite=True)
@@ -106,29 +106,29 @@ def run(model, variables, x):
     return model.apply(variables, x)
 
 
-MANIFESTS = [f for f in golden.manifest_index() if not f.startswith("replknet")]
+MANIFESTS = [f for f in reference_data.manifest_index() if not f.startswith("replknet")]
 
 
-@golden.requires_golden
+@reference_data.required
 class TestManifests:
     @pytest.mark.parametrize("file", MANIFESTS)
     def test_recognized(self, file):
         """By names and shapes, and as registered."""
         name, naming, form, _ = file.split(".")
-        weights = shapes(golden.manifest(file))
+        weights = shapes(reference_data.manifest(file))
         family = the_family_of_keys(weights)
         official, told = family.official_names(weights)
         assert told == naming
         assert family.infer_model(official) == replk_jax.create_model(name, deploy=form == "deploy")
         if naming == "mmpretrain":
             first = "torchvision" if name == "mobilenet_v2" else "official"
-            assert official == shapes(golden.manifest(f"{name}.{first}.{form}.json"))
+            assert official == shapes(reference_data.manifest(f"{name}.{first}.{form}.json"))
 
     @pytest.mark.parametrize("file", [f for f in MANIFESTS if "mmpretrain" not in f])
     def test_every_tensor_has_its_place(self, file):
         name, _, form, _ = file.split(".")
         model = replk_jax.create_model(name, deploy=form == "deploy")
-        assert not faults(shapes(golden.manifest(file)), model)
+        assert not faults(shapes(reference_data.manifest(file)), model)
 
     @pytest.mark.parametrize(
         "file",
@@ -142,34 +142,34 @@ class TestManifests:
         """Names, shapes, dtypes and order. Of the merged one without a merge of that size."""
         name, _, form, _ = file.split(".")
         model = replk_jax.create_model(name, deploy=form == "deploy")
-        assert listed(to_state_dict(filled(model), model)) == golden.manifest(file)
+        assert listed(to_state_dict(filled(model), model)) == reference_data.manifest(file)
 
     @pytest.mark.parametrize(
         ("name", "official"), [("mobilenet_v2", "torchvision"), ("repvgg_a0", "official")]
     )
     def test_each_name_of_mmpretrain(self, name, official):
         """Both lists have the same tensors in the same order."""
-        theirs = shapes(golden.manifest(f"{name}.mmpretrain.train.json"))
-        ours = [key for key, _, _ in golden.manifest(f"{name}.{official}.train.json")]
+        theirs = shapes(reference_data.manifest(f"{name}.mmpretrain.train.json"))
+        ours = [key for key, _, _ in reference_data.manifest(f"{name}.{official}.train.json")]
         renamed, _ = the_family_of_keys(theirs).official_names(theirs)
         assert list(renamed) == ours
 
 
-CASES = list(golden.small_cases("repvgg_"))
+CASES = list(reference_data.small_cases("repvgg_"))
 
 
-@golden.requires_golden
+@reference_data.required
 @pytest.mark.parametrize("name", CASES)
 class TestSmallRepVGG:
     """Logits to 1e-5 of the largest: rounding, and a tenth of the least slip in one layer."""
 
     def files(self, name):
-        folder = golden.ROOT / "small"
+        folder = reference_data.ROOT / "small"
         return {path.name.split(".")[1]: path for path in folder.glob(f"{name}.*.pth")}
 
     def test_logits(self, name):
-        expected = golden.arrays(f"small/{name}.npz")
-        x = golden.nhwc(expected["x1"])
+        expected = reference_data.arrays(f"small/{name}.npz")
+        x = reference_data.nhwc(expected["x1"])
         for form, path in self.files(name).items():
             model, variables = load_torch(path)
             assert model.deploy == (form == "deploy")
@@ -179,7 +179,7 @@ class TestSmallRepVGG:
             np.testing.assert_allclose(run(model, variables, x), wanted, atol=tolerance)
 
     def test_architecture(self, name):
-        arch = golden.small_cases("repvgg_")[name]["arch"]
+        arch = reference_data.small_cases("repvgg_")[name]["arch"]
         wanted = RepVGGArchitecture(
             arch["num_blocks"],
             # int(64 a), ..., int(512 b), and stage 0 no wider than stage 1
@@ -212,7 +212,7 @@ class TestSmallRepVGG:
         files = self.files(name)
         model, variables = load_torch(files["train"])
         train, deploy = (
-            golden.state_dict(f"small/{name}.{form}.pth") for form in ("train", "deploy")
+            reference_data.state_dict(f"small/{name}.{form}.pth") for form in ("train", "deploy")
         )
         again = to_state_dict(variables, model)
         assert listed(again) == listed(train)
@@ -234,7 +234,7 @@ class TestSmallRepVGG:
             .replace("se.down", "se_layer.conv1.conv")
             .replace("se.up", "se_layer.conv2.conv")
             .replace("linear", "head.fc"): value
-            for key, value in golden.state_dict(f"small/{path.name}").items()
+            for key, value in reference_data.state_dict(f"small/{path.name}").items()
         }
         write_torch(tmp_path / "merged.pth", for_mmpretrain)
         model, variables = load_torch(tmp_path / "merged.pth")

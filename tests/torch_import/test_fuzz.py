@@ -35,12 +35,10 @@ from replk_jax.torch_import.placeholders import Placeholder
 from replk_jax.torch_import.reader import WeightsFile
 from replk_jax.torch_import.writer import write_torch
 from replk_jax.vision.preprocessing import Preprocessing
-from tests import golden
+from tests import reference_data
 from tests.torch_import.archives import write_archive, write_with_header
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-CHECKPOINTS = golden.ROOT / "checkpoints"
+CHECKPOINTS = reference_data.ROOT / "checkpoints"
 SECONDS_EACH = 2  # of processor time; a hang is much longer, a busy machine makes it no longer
 SECONDS_TO_LOAD = 5  # JAX builds the network
 BYTES_EACH = 4 << 20  # and ten times the file, by what Python allocates
@@ -235,7 +233,7 @@ def test_indices_of_shards(tmp_path):
     assert outcomes["read"] >= 5, outcomes
 
 
-@golden.requires_golden
+@reference_data.required
 class TestGoldenFiles:
     @pytest.mark.parametrize(
         ("name", "times"),

@@ -16,14 +16,14 @@ from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.replknet import infer_model, official_names
 from replk_jax.torch_import.structures import Structure
 from replk_jax.torch_import.writer import write_torch
-from tests import golden
+from tests import reference_data
 from tests.helpers import TINY, random_variables
 
-FOLDER = golden.ROOT / "checkpoints"
+FOLDER = reference_data.ROOT / "checkpoints"
 
 
 def expected(name):
-    return golden.arrays("checkpoints/expected.npz")[name]
+    return reference_data.arrays("checkpoints/expected.npz")[name]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -34,7 +34,7 @@ def run(model, variables, x):
 def assert_computes(model, variables, name):
     """1e-5 of the largest logit: rounding in float32, and a tenth of the least slip."""
     wanted = expected(name)
-    x = golden.nhwc(expected("x"))
+    x = reference_data.nhwc(expected("x"))
     actual = run(model, variables, x)
     np.testing.assert_allclose(actual, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
 
@@ -55,7 +55,7 @@ LOGITS = dict.fromkeys(PLAIN.split(), "logits") | {
 }
 
 
-@golden.requires_golden
+@reference_data.required
 class TestOneModelInManyWrappers:
     @pytest.mark.parametrize(("file", "logits"), LOGITS.items())
     def test_logits(self, file, logits):
@@ -74,10 +74,10 @@ class TestOneModelInManyWrappers:
     def test_backbone_of_a_segmenter(self):
         with pytest.warns(UserWarning, match="3 tensors of other networks are left out"):
             model, variables = load_torch(FOLDER / "mmseg_backbone.pth")
-        maps = jax.jit(model.apply)(variables, golden.nhwc(expected("x")))
+        maps = jax.jit(model.apply)(variables, reference_data.nhwc(expected("x")))
         assert len(maps) == 4
         for s, actual in enumerate(maps):
-            wanted = golden.nhwc(expected(f"backbone_out{s}"))
+            wanted = reference_data.nhwc(expected(f"backbone_out{s}"))
             np.testing.assert_allclose(actual, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
         found = infer_architecture(FOLDER / "mmseg_backbone.pth")
         assert found.ignored
@@ -127,18 +127,18 @@ class TestOneModelInManyWrappers:
 
 SMALL = [
     f"{name}.{form}.pth"
-    for name in golden.small_cases()
+    for name in reference_data.small_cases()
     for form in ("train", "deploy", "deep_fused", "mmpretrain")
-    if (golden.ROOT / f"small/{name}.{form}.pth").exists()
+    if (reference_data.ROOT / f"small/{name}.{form}.pth").exists()
 ]
 
 
-@golden.requires_golden
+@reference_data.required
 @pytest.mark.parametrize("file", SMALL)
 def test_architectures_of_the_small_models(file):
     name, form, _ = file.split(".")
-    arch = golden.small_cases()[name]["arch"]
-    model = infer_architecture(golden.ROOT / "small" / file).model
+    arch = reference_data.small_cases()[name]["arch"]
+    model = infer_architecture(reference_data.ROOT / "small" / file).model
     merged = form in ("deploy", "deep_fused")
     wanted = replk_jax.RepLKNetArchitecture(
         arch["large_kernel_sizes"],
@@ -160,11 +160,13 @@ class Shaped:
         self.shape = shape
 
 
-@golden.requires_golden
-@pytest.mark.parametrize("file", [f for f in golden.manifest_index() if f.startswith("replknet")])
+@reference_data.required
+@pytest.mark.parametrize(
+    "file", [f for f in reference_data.manifest_index() if f.startswith("replknet")]
+)
 def test_full_models_by_name(file):
     name, naming, form, _ = file.split(".")
-    weights = {key: Shaped(shape) for key, shape, _ in golden.manifest(file)}
+    weights = {key: Shaped(shape) for key, shape, _ in reference_data.manifest(file)}
     if naming == "mmpretrain":
         weights = {key.removeprefix("backbone."): value for key, value in weights.items()}
     weights, told = official_names(weights)
@@ -302,14 +304,14 @@ class TestSave:
         assert model == tiny[0]
         jax.tree.map(np.testing.assert_array_equal, variables, tiny[1])
 
-    @golden.requires_golden
+    @reference_data.required
     @pytest.mark.parametrize("file", ["bare.pth", "mmseg_backbone.pth", "mmpretrain.safetensors"])
     def test_what_was_loaded_is_saved_unchanged(self, tmp_path, file):
         """But for the counters."""
         with warnings.catch_warnings(action="ignore"):  # of what else is in a segmenter
             model, variables = load_torch(FOLDER / file)
         save_torch(variables, model, tmp_path / "again.pth")
-        wanted = golden.arrays("checkpoints/weights.npz")
+        wanted = reference_data.arrays("checkpoints/weights.npz")
         again = read(tmp_path / "again.pth")
         if file != "mmseg_backbone.pth":
             assert again.keys() == wanted.keys()
@@ -319,7 +321,7 @@ class TestSave:
             elif not key.endswith(("norm.weight", "norm.bias")) and key in wanted:
                 np.testing.assert_array_equal(tensor.read(), wanted[key])
 
-    @golden.requires_golden
+    @reference_data.required
     @pytest.mark.parametrize(
         ("file", "fields"),
         [
@@ -343,12 +345,12 @@ class TestSave:
         )
         state_dict = to_state_dict(variables, model, merged=form == "deploy")
         actual = [(key, value.shape, value.dtype.name) for key, value in state_dict.items()]
-        assert actual == golden.manifest(file)
+        assert actual == reference_data.manifest(file)
 
     def test_torch_loads_it(self, tiny, tiny_file):
         torch = pytest.importorskip("torch")
         loaded = torch.load(tiny_file, weights_only=True)
-        wanted = golden.by_official_name(tiny[1])
+        wanted = reference_data.by_official_name(tiny[1])
         for key, value in wanted.items():
             np.testing.assert_array_equal(loaded[key].numpy(), value)
         counters = loaded.keys() - wanted.keys()

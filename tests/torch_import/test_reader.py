@@ -34,11 +34,11 @@ from replk_jax.torch_import.pickle_machine import Unpickler
 from replk_jax.torch_import.placeholders import Placeholder, UnreadableTensor
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.writer import write_torch
-from tests import golden
+from tests import reference_data
 from tests.helpers import assert_same_bits
 from tests.torch_import.archives import state_dict, tensor, write_archive, write_with_header
 
-CHECKPOINTS = golden.ROOT / "checkpoints"
+CHECKPOINTS = reference_data.ROOT / "checkpoints"
 
 # Under which key each of these files has the weights of which .npz file, and what it puts before
 # their names.
@@ -84,13 +84,13 @@ def under(contents, key):
     return contents if key is None else contents[key]
 
 
-@golden.requires_golden
+@reference_data.required
 class TestGoldenFiles:
     @pytest.mark.parametrize("name", WEIGHTS)
     def test_weights(self, name):
         key, prefix, array_file = WEIGHTS[name]
         weights = under(read(CHECKPOINTS / name), key)
-        expected = golden.arrays(f"checkpoints/{array_file}.npz")
+        expected = reference_data.arrays(f"checkpoints/{array_file}.npz")
         assert set(weights) == {prefix + key for key in expected}
         for key, value in expected.items():
             assert_same_bits(weights[prefix + key], value)
@@ -99,7 +99,7 @@ class TestGoldenFiles:
     def test_other_types(self, name):
         key, dtype = NARROWED[name]
         weights = under(read(CHECKPOINTS / name), key)
-        expected = golden.arrays("checkpoints/weights.npz")
+        expected = reference_data.arrays("checkpoints/weights.npz")
         assert set(weights) == set(expected)
         for key, value in expected.items():
             floating = value.dtype == np.float32
@@ -108,7 +108,7 @@ class TestGoldenFiles:
     @pytest.mark.parametrize("name", RENAMED)
     def test_other_names(self, name):
         weights = under(read(CHECKPOINTS / name), RENAMED[name])
-        expected = golden.arrays("checkpoints/weights.npz")
+        expected = reference_data.arrays("checkpoints/weights.npz")
 
         def bits(values):
             return collections.Counter((value.shape, value.tobytes()) for value in values)
@@ -118,7 +118,7 @@ class TestGoldenFiles:
     @pytest.mark.parametrize("name", ["training.pth", "legacy_training.pth"])
     def test_what_training_saves(self, name):
         contents = read(CHECKPOINTS / name)
-        for key, value in golden.arrays("checkpoints/weights_ema.npz").items():
+        for key, value in reference_data.arrays("checkpoints/weights_ema.npz").items():
             assert_same_bits(contents["model_ema"][key], value)
         namespace = contents["args"]
         assert (namespace.path, namespace.called) == ("argparse.Namespace", False)
@@ -130,7 +130,7 @@ class TestGoldenFiles:
     def test_a_segmenter(self):
         contents = read(CHECKPOINTS / "mmseg_backbone.pth")
         assert contents["meta"]["CLASSES"] == ["a", "b"]
-        expected = golden.arrays("checkpoints/weights.npz")
+        expected = reference_data.arrays("checkpoints/weights.npz")
         names = [n for n in contents["state_dict"] if n.removeprefix("backbone.") in expected]
         assert len(names) == len([n for n in expected if not n.startswith(("norm.", "head."))])
         for name in names:
@@ -139,7 +139,7 @@ class TestGoldenFiles:
     @pytest.mark.parametrize("name", ["odd_tensors.pth", "legacy_odd_tensors.pth"])
     def test_odd_tensors(self, name):
         tensors = read(CHECKPOINTS / name)
-        expected = golden.arrays("checkpoints/odd_tensors.npz")
+        expected = reference_data.arrays("checkpoints/odd_tensors.npz")
         assert set(tensors) == set(expected)
         for key, value in expected.items():
             bfloat16 = tensors[key].dtype == ml_dtypes.bfloat16

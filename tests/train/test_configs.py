@@ -14,8 +14,9 @@ from replk_jax.models.registry import FAMILIES, name_of
 from replk_jax.models.repvgg import BLOCKS
 from replk_jax.models.variables import abstract_variables
 from train.engine import config as configuration
-from train.engine.optimizer import warmup_cosine
+from train.engine.schedules import warmup_cosine
 from train.errors import RunError
+from train.tasks import classification_config
 
 PLAIN = ["31b", "31b_384", "common", "digits", "finetune", "photographs", "xl_pretraining"]
 ROWS = {
@@ -48,10 +49,11 @@ def test_every_file_is_here():
 def test_every_row_makes_sense_and_builds_its_model(file, row):
     config = load(file, row)
     configuration.check(config)
+    classification_config.check(config)
     model = configuration.build_model(config)
     assert model.dtype == config.model.dtype
     if file not in CHANGED:
-        assert name_of(model.architecture) == config.model.name
+        assert name_of(model) == config.model.name
 
 
 @pytest.mark.parametrize("file", ROWS)
@@ -164,7 +166,7 @@ def test_the_recipes_of_replknet(file, row, expected, images):
         on_fewer.accumulation, on_fewer.eval_batch_size = 1, config.eval_batch_size
         assert on_fewer == config
     if expected[9]:  # what a GPU had at a time was mixed alike
-        assert mixing.images_per_draw == images
+        assert mixing.mixup_group_size == images
 
 
 @pytest.mark.parametrize(
@@ -185,10 +187,10 @@ def test_gpus_that_make_no_batch(text, message):
 def test_every_field_of_a_family_is_in_its_section():
     """All of the architecture but what the sections share; of the network only what it has."""
     sections = common.get_config().model
-    for architecture, family in FAMILIES.items():
-        section = set(sections[configuration.family_section(family)])
-        of_architecture = {field.name for field in dataclasses.fields(architecture)}
-        of_network = {field.name for field in dataclasses.fields(family)}
+    for family in FAMILIES:
+        section = set(sections[family.name])
+        of_architecture = {field.name for field in dataclasses.fields(family.architecture)}
+        of_network = {field.name for field in dataclasses.fields(family.network)}
         assert of_architecture - {"in_channels"} <= section
         assert section <= of_architecture | of_network
 
@@ -199,6 +201,7 @@ def test_the_digits_take_any_name(name):
     config = digits.get_config()
     config.model.name = name
     configuration.check(config)
+    classification_config.check(config)
     model = configuration.build_model(config)
     leaves = jax.tree.leaves(abstract_variables(model)["params"])
     assert sum(leaf.size for leaf in leaves) < 2e6

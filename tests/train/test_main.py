@@ -266,7 +266,7 @@ MISTAKES = [
     (TINY, "--config.data.eval_split=validation", "it has test, train"),
     (TINY, "--config.batch_size=3200", "do not fill one batch"),
     (TINY, "--config.accumulation=3", "config.accumulation = 3 does not divide"),
-    (TINY, "--config.augmentation.images_per_draw=3", "16 images"),
+    (TINY, "--config.augmentation.mixup_group_size=3", "16 images"),
     (TINY, "--config.mesh.fsdp=3", "config.mesh.fsdp = 3 does not divide"),
     (TINY, "--config.model.remat=some", "model.remat must be None or one of full, save_depthwise"),
     (TINY, "--config.ema_decay=1", "config.ema_decay must be 0 or more and less than 1"),

@@ -95,7 +95,7 @@ def test_a_sheet_of_digits(data_dir, tmp_path):
 def test_the_images_are_those_of_the_first_step(data_dir, accumulation):
     """Few are read, and come out as from the whole batch in the step itself."""
     config = augmented(
-        data_dir, accumulation=accumulation, seed=3, **{"augmentation.images_per_draw": 4}
+        data_dir, accumulation=accumulation, seed=3, **{"augmentation.mixup_group_size": 4}
     )
     images, targets, class_names = classification.first_inputs(config, 6)
     assert class_names == tuple("0123456789")

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.augmentation.mixup_alpha = 0.2
     config.augmentation.cutmix_alpha = 1.0
     config.augmentation.switch_probability = 0.2
-    config.augmentation.images_per_draw = 8
+    config.augmentation.mixup_group_size = 8
     config.batch_size = 32
     config.accumulation = 2
     config.ema_decay = 0.9
@@ -43,5 +43,5 @@ def loss(
     off = dict.fromkeys(
         ("label_smoothing", "erasing_probability", "mixup_alpha", "cutmix_alpha"), 0.0
     )
-    on = {"mix_probability": 1.0, "switch_probability": 0.5, "images_per_draw": 8}
+    on = {"mix_probability": 1.0, "switch_probability": 0.5, "mixup_group_size": 8}
     return cross_entropy(Augmentation(num_classes, mean, std, **{**off, **on, **augmentation}))

@@ -34,7 +34,7 @@ class Augmentation:
       label_smoothing: s; a target is (1 - s) for its class and s / K for each.
       erasing_probability: of erasing a part of an image.
       mixup_alpha, cutmix_alpha, mix_probability, switch_probability: see `draw_mixing`.
-      images_per_draw: how many consecutive images are mixed alike, among themselves.
+      mixup_group_size: how many consecutive images are mixed alike, among themselves.
       dtype: that the network computes in. All arithmetic here is in float32, and the images are
         rounded at the end: the network would round them first, so it loses nothing, and where they
         have to be stored it is half the memory.
@@ -49,7 +49,7 @@ class Augmentation:
     cutmix_alpha: float
     mix_probability: float
     switch_probability: float
-    images_per_draw: int
+    mixup_group_size: int
     dtype: Any = jnp.float32
 
     @property
@@ -76,7 +76,7 @@ class Augmentation:
         if self.mixes:
             mixing = draw_mixing(
                 of_mixing,
-                count_groups(len(images), self.images_per_draw),
+                count_groups(len(images), self.mixup_group_size),
                 images.shape[1:3],
                 mixup_alpha=self.mixup_alpha,
                 cutmix_alpha=self.cutmix_alpha,
@@ -241,21 +241,21 @@ def draw_mixing(
     return Mixing(jnp.where(cuts, 1.0, share), Boxes(top, bottom, left, right))
 
 
-def count_groups(batch_size: int, images_per_draw: int) -> int:
-    """How many groups of `images_per_draw` a batch has; one that is smaller is one group.
+def count_groups(batch_size: int, mixup_group_size: int) -> int:
+    """How many groups of `mixup_group_size` a batch has; one that is smaller is one group.
 
     Raises:
       RunError: a larger batch that is no multiple.
     """
-    if batch_size <= images_per_draw:
+    if batch_size <= mixup_group_size:
         return 1
-    if batch_size % images_per_draw:
+    if batch_size % mixup_group_size:
         raise RunError(
             f"A batch of {batch_size} images (config.batch_size / config.accumulation) is no "
-            f"multiple of config.augmentation.images_per_draw = {images_per_draw}; set that to a "
+            f"multiple of config.augmentation.mixup_group_size = {mixup_group_size}; set that to a "
             f"divisor of {batch_size}, or choose another batch."
         )
-    return batch_size // images_per_draw
+    return batch_size // mixup_group_size
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], number: int) -> jax.Array:

@@ -44,7 +44,7 @@ class Checkpoints:
       folder: where they lie; all processes see the same.
       keep: how many of the latest to keep, besides the one of the best score.
       description: what to store beside each for whoever finds it: which model it is of.
-      on_failure: when one cannot be written, "stop" or "go_on" without it.
+      on_failure: when one cannot be written, "stop", or "continue" without it.
       report: is told, in the main process, what the user should hear of.
 
     Raises:
@@ -63,7 +63,7 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._keep = keep
         self._description = description
-        self._goes_on = on_failure == "go_on"
+        self._continues = on_failure == "continue"
         self._main = parallel.is_main_process()
         self._report = report if self._main else lambda text: None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -201,7 +201,7 @@ class Checkpoints:
             if writing:
                 writing.result()
         except Exception as error:  # whatever Orbax makes of a full disk
-            if not self._goes_on:
+            if not self._continues:
                 raise RunError(f"{self._failure(error)} Then start the same command again.") from (
                     error
                 )

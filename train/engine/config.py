@@ -1,58 +1,194 @@
-"""What a configuration must satisfy, what it means, and how a run remembers it."""
+"""What a configuration must satisfy, what is built from it, and how a run remembers it."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import optax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import replk_jax
 from replk_jax.io.files import json_text, replace_text
+from replk_jax.models.backbone import Backbone
 from replk_jax.models.layers import REMAT_POLICIES
-from replk_jax.models.network import Network
-from replk_jax.vision.preprocessing import Preprocessing
-from train.data.transforms import RESIZING
-from train.engine.optimizer import DECAY_OF, LAYER_DECAY_BY
+from replk_jax.models.registry import FAMILIES, family_of
+from train.engine.freezing import Freezing
+from train.engine.optimizer import (
+    DECAY_OF,
+    LAYER_DECAY_BY,
+    OPTIMIZERS,
+    LayeredNetwork,
+    layer_lr_factor,
+    make_optimizer,
+)
+from train.engine.regularization import Penalty, custom_l2_penalty
+from train.engine.schedules import SCHEDULES, WARMUPS, make_schedule
 from train.errors import RunError
 
 
-def check(config: ConfigDict) -> None:
-    """Raises RunError, naming field and value, where a value makes no sense.
+class Rule(NamedTuple):
+    """What the values of some fields must be.
 
-    The fields of the model and the data check themselves where they are used.
+    Attributes:
+      fields: their names, "optimizer.b1 optimizer.b2" for example.
+      condition: holds for a value that is allowed. A TypeError counts as False.
+      wanted: the condition in words, to follow "must be".
     """
-    for fields, holds, wanted in _RULES:
+
+    fields: str
+    condition: Callable[[Any], bool]
+    wanted: str
+
+
+def check(config: ConfigDict) -> None:
+    """Checks the fields that the runs of all tasks have.
+
+    The fields of the model and of the data check themselves where they are used.
+
+    Raises:
+      RunError: a value that makes no sense, or an old name of a field.
+    """
+    _expect_new_names(config)
+    check_fields(config, RUN_RULES)
+    for epochs, steps in _LENGTHS:
+        _expect_one_of(config, epochs, steps)
+    _expect_warmup_within_run(config)
+    _expect_milestones(config)
+    _expect_whole_micro_batches(config)
+    _expect_processes(config.distributed)
+
+
+def check_fields(config: ConfigDict, rules: Iterable[Rule]) -> None:
+    """Raises RunError, naming field and value, for the first value that breaks a rule."""
+    for fields, condition, wanted in rules:
         for field in fields.split():
             value = _get(config, field)
-            if not _holds(holds, value):
+            if not _holds(condition, value):
                 raise RunError(f"config.{field} must be {wanted}; it is {value}.")
-    if config.batch_size % config.accumulation:
-        raise RunError(
-            f"config.accumulation = {config.accumulation} does not divide config.batch_size = "
-            f"{config.batch_size}."
-        )
-    if config.optimizer.warmup_epochs > config.epochs:
-        raise RunError(
-            f"config.optimizer.warmup_epochs = {config.optimizer.warmup_epochs} is more than "
-            f"config.epochs = {config.epochs}."
-        )
-    distributed = config.distributed
-    several = distributed.coordinator not in (None, "auto")
-    if several != (distributed.num_processes > 1) or (
-        not 0 <= distributed.process_id < distributed.num_processes
-    ):
-        raise RunError(
-            "config.distributed must name coordinator, num_processes (at least 2) and process_id "
-            "(0 to num_processes - 1) together; a single process, or coordinator=auto, names "
-            f"neither number. It is {distributed.to_dict()}."
-        )
 
 
-def build_model(config: ConfigDict) -> Network:
+def one_of(names: Iterable[str]) -> tuple[Callable[[Any], bool], str]:
+    """Condition and words of a rule for values that are among these names."""
+    names = tuple(names)
+    words = " or ".join(names) if len(names) == 2 else f"one of {', '.join(names)}"
+    return names.__contains__, words
+
+
+@dataclasses.dataclass(frozen=True)
+class RunLength:
+    """Lengths in steps.
+
+    Attributes:
+      total: of the run.
+      warmup: of the warm-up.
+      evaluation: between one evaluation and the next.
+      milestones: where the learning rate falls, by the schedule "step".
+    """
+
+    total: int
+    warmup: int
+    evaluation: int
+    milestones: tuple[int, ...]
+
+
+def run_length(config: ConfigDict, steps_per_epoch: int) -> RunLength:
+    """The lengths that a configuration gives in epochs or in steps.
+
+    Args:
+      config: see configs/common.py.
+      steps_per_epoch: of the training split.
+
+    Raises:
+      RunError: the warm-up is longer than the run.
+    """
+
+    def in_steps(epochs: float | None, steps: int | None) -> int:
+        return steps if epochs is None else round(epochs * steps_per_epoch)
+
+    recipe = config.optimizer
+    per_milestone = 1 if config.epochs is None else steps_per_epoch
+    length = RunLength(
+        total=max(1, in_steps(config.epochs, config.steps)),
+        warmup=in_steps(recipe.warmup_epochs, recipe.warmup_steps),
+        evaluation=max(1, in_steps(config.eval_every_epochs, config.eval_every_steps)),
+        milestones=tuple(round(milestone * per_milestone) for milestone in recipe.milestones),
+    )
+    if length.warmup > length.total:
+        raise RunError(
+            f"The warm-up of config.optimizer, {length.warmup} steps, is longer than the run of "
+            f"{length.total} steps."
+        )
+    return length
+
+
+def build_schedule(recipe: ConfigDict, length: RunLength) -> optax.Schedule:
+    """The learning rate of `config.optimizer` by step, float32 ()."""
+    return make_schedule(
+        recipe.schedule,
+        peak_lr=recipe.peak_lr,
+        total_steps=length.total,
+        final_lr=recipe.final_lr,
+        power=recipe.power,
+        milestones=length.milestones,
+        milestone_factor=recipe.milestone_factor,
+        warmup=recipe.warmup,
+        warmup_steps=length.warmup,
+        warmup_from=recipe.warmup_from,
+    )
+
+
+def build_freezing(config: ConfigDict, network: LayeredNetwork) -> Freezing:
+    """What `config.freeze` keeps as it is.
+
+    Raises:
+      RunError: more stages than the network has.
+    """
+    return Freezing(network, **config.freeze)
+
+
+def build_optimizer(
+    recipe: ConfigDict, schedule: optax.Schedule, freezing: Freezing
+) -> optax.GradientTransformation:
+    """The optimizer of `config.optimizer`, for the parameters that are not frozen.
+
+    Args:
+      recipe: `config.optimizer`.
+      schedule: learning rate by step.
+      freezing: of the network, from `build_freezing`.
+    """
+    factor = None
+    if (recipe.layer_decay, recipe.head_lr_factor) != (1, 1):
+        factor = layer_lr_factor(
+            freezing.network, recipe.layer_decay, recipe.layer_decay_by, recipe.head_lr_factor
+        )
+    optimizer = make_optimizer(
+        recipe.name,
+        schedule,
+        weight_decay=recipe.weight_decay,
+        decay_of=recipe.decay_of,
+        custom_l2=recipe.custom_l2,
+        clip_norm=recipe.clip_norm,
+        lr_factor=factor,
+        b1=recipe.b1,
+        b2=recipe.b2,
+        eps=recipe.eps,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+    )
+    return freezing.optimizer(optimizer)
+
+
+def build_penalty(recipe: ConfigDict) -> Penalty | None:
+    """The term that `config.optimizer` adds to the loss, or None."""
+    return custom_l2_penalty(recipe.weight_decay) if recipe.custom_l2 else None
+
+
+def build_model(config: ConfigDict) -> Backbone:
     """The model that `config.model` describes; its `num_classes` follows from the data.
 
     Raises:
@@ -60,7 +196,7 @@ def build_model(config: ConfigDict) -> Network:
     """
     model = config.model
     try:
-        section = family_section(type(replk_jax.create_model(model.name)))
+        section = family_of(model.name).name
         shared = {name: model[name] for name in ("in_channels", "output_stride", "remat")}
         fields = {**shared, **model[section]}
         fields = {name: value for name, value in fields.items() if value is not None}
@@ -71,41 +207,6 @@ def build_model(config: ConfigDict) -> Network:
         return network
     except (ValueError, TypeError) as error:
         raise RunError(f"config.model: {error}") from error
-
-
-def build_preprocessing(data: ConfigDict, channels: int) -> Preprocessing:
-    """Of the images to evaluate on, as the `data` part of a configuration says.
-
-    Args:
-      data: see configs/common.py.
-      channels: that the network takes.
-
-    Raises:
-      RunError: fields that make no sense, or are not for so many channels.
-    """
-    if channels not in (1, 3):
-        raise RunError(
-            f"Images have 1 (grey) or 3 (colour) channels; config.model.in_channels is {channels}."
-        )
-    if not len(data.mean) == len(data.std) == channels:
-        raise RunError(
-            f"config.data.mean and config.data.std must have {channels} values, one for each "
-            f"channel; they are {data.mean} and {data.std}."
-        )
-    try:
-        return Preprocessing(
-            image_size=data.image_size,
-            crop_fraction=data.eval_crop_fraction,
-            mean=data.mean,
-            std=data.std,
-        )
-    except ValueError as error:
-        raise RunError(f"config.data: {error}") from error
-
-
-def family_section(family: type[Network]) -> str:
-    """The section of `config.model` for a family: it is called as the file of the family is."""
-    return family.__module__.rpartition(".")[2]
 
 
 def remember(config: ConfigDict, workdir: Path) -> list[str]:
@@ -131,6 +232,71 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged ({error}): take it away.") from error
 
 
+# Fields that were renamed: the old name and the new one.
+RENAMED = {"augmentation.images_per_draw": "augmentation.mixup_group_size"}
+
+# Lengths: a field in epochs and one in steps, of which exactly one is set.
+_LENGTHS = (
+    ("epochs", "steps"),
+    ("eval_every_epochs", "eval_every_steps"),
+    ("optimizer.warmup_epochs", "optimizer.warmup_steps"),
+)
+
+
+def _expect_new_names(config: ConfigDict) -> None:
+    for old, new in RENAMED.items():
+        section, _, name = old.rpartition(".")
+        if name in _get(config, section):
+            raise RunError(f"config.{old} is now called config.{new}.")
+
+
+def _expect_one_of(config: ConfigDict, epochs: str, steps: str) -> None:
+    values = {field: _get(config, field) for field in (epochs, steps)}
+    given = [f"config.{field} = {value}" for field, value in values.items() if value is not None]
+    if len(given) == 2:
+        raise RunError(f"{' and '.join(given)} are both set: set one of them to None.")
+    if not given:
+        raise RunError(f"config.{epochs} must be set, or config.{steps}; both are None.")
+
+
+def _expect_warmup_within_run(config: ConfigDict) -> None:
+    """Checks lengths of one unit; `run_length` checks the others."""
+    for unit in ("epochs", "steps"):
+        warmup, run = config.optimizer[f"warmup_{unit}"], config[unit]
+        if None not in (warmup, run) and warmup > run:
+            raise RunError(
+                f"config.optimizer.warmup_{unit} = {warmup} is more than config.{unit} = {run}."
+            )
+
+
+def _expect_milestones(config: ConfigDict) -> None:
+    if config.optimizer.schedule == "step" and not config.optimizer.milestones:
+        raise RunError(
+            "config.optimizer.schedule = step needs config.optimizer.milestones, (27, 33) for "
+            "example."
+        )
+
+
+def _expect_whole_micro_batches(config: ConfigDict) -> None:
+    if config.batch_size % config.accumulation:
+        raise RunError(
+            f"config.accumulation = {config.accumulation} does not divide config.batch_size = "
+            f"{config.batch_size}."
+        )
+
+
+def _expect_processes(distributed: ConfigDict) -> None:
+    several = distributed.coordinator not in (None, "auto")
+    if several != (distributed.num_processes > 1) or (
+        not 0 <= distributed.process_id < distributed.num_processes
+    ):
+        raise RunError(
+            "config.distributed must name coordinator, num_processes (at least 2) and process_id "
+            "(0 to num_processes - 1) together; a single process, or coordinator=auto, names "
+            f"neither number. It is {distributed.to_dict()}."
+        )
+
+
 def _holds(condition: Callable[[Any], bool], value: Any) -> bool:
     try:
         return condition(value)
@@ -138,90 +304,13 @@ def _holds(condition: Callable[[Any], bool], value: Any) -> bool:
         return False
 
 
-def _range(value: tuple[float, float], top: float) -> bool:
-    return len(value) == 2 and 0 < value[0] <= value[1] <= top
+def _is_positive(value: float) -> bool:
+    return 0 < value < math.inf
 
 
-# Fields, the condition on each, and the condition in words.
-_RULES: list[tuple[str, Callable[[Any], bool], str]] = [
-    (
-        "batch_size accumulation eval_batch_size log_every_steps checkpoints.every_steps "
-        "checkpoints.keep data.image_size mesh.fsdp "
-        "augmentation.images_per_draw",
-        lambda value: value >= 1,
-        "at least 1",
-    ),
-    (
-        "epochs eval_every_epochs optimizer.peak_lr optimizer.eps",
-        lambda value: 0 < value < math.inf,
-        "positive and finite",
-    ),
-    (
-        "optimizer.final_lr optimizer.warmup_epochs optimizer.weight_decay "
-        "data.reading.workers data.color_jitter augmentation.mixup_alpha "
-        "augmentation.cutmix_alpha",
-        lambda value: 0 <= value < math.inf,
-        "0 or more",
-    ),
-    ("seed", lambda value: 0 <= value < 2**32, "0 or more and less than 2**32"),
-    (
-        "label_smoothing ema_decay optimizer.b1 optimizer.b2 optimizer.momentum "
-        "model.replknet.drop_path_rate model.mobilenet_v2.dropout_rate",
-        lambda value: 0 <= value < 1,
-        "0 or more and less than 1",
-    ),
-    (
-        "augmentation.mix_probability augmentation.switch_probability "
-        "augmentation.erasing_probability",
-        lambda value: 0 <= value <= 1,
-        "between 0 and 1",
-    ),
-    (
-        "data.reading.threads",
-        lambda value: value is None or value >= 1,
-        "None, or at least 1",
-    ),
-    (
-        "optimizer.clip_norm",
-        lambda value: value is None or 0 < value < math.inf,
-        "None, or positive and finite",
-    ),
-    (
-        "data.resizing",
-        lambda value: value in RESIZING,
-        f"one of {', '.join(RESIZING)}",
-    ),
-    ("data.unreadable", lambda value: value in ("stop", "replace"), "stop or replace"),
-    ("checkpoints.on_failure", lambda value: value in ("stop", "go_on"), "stop or go_on"),
-    (
-        "data.eval_crop_fraction",
-        lambda value: value is None or 0 < value <= 1,
-        "None, or more than 0 and at most 1",
-    ),
-    ("data.crop_scale", lambda value: _range(value, 1), "two shares in order, (0.08, 1.0)"),
-    ("data.mean", lambda value: all(map(math.isfinite, value)), "a number for each channel"),
-    ("data.std", lambda value: min(value, default=0) > 0, "positive, a value for each channel"),
-    ("data.crop_ratio", lambda value: _range(value, float("inf")), "two ratios in order"),
-    ("mode", lambda value: value in ("train", "eval"), "train or eval"),
-    (
-        "model.remat",
-        lambda value: value is None or value in REMAT_POLICIES,
-        f"None or one of {', '.join(REMAT_POLICIES)}",
-    ),
-    ("optimizer.layer_decay", lambda value: 0 < value <= 1, "more than 0 and at most 1"),
-    (
-        "optimizer.layer_decay_by",
-        lambda value: value in LAYER_DECAY_BY,
-        f"one of {', '.join(LAYER_DECAY_BY)}",
-    ),
-    ("optimizer.name", lambda value: value in ("adamw", "sgd"), "adamw or sgd"),
-    ("optimizer.decay_of", lambda value: value in DECAY_OF, f"one of {', '.join(DECAY_OF)}"),
-    (
-        "model.dtype",
-        lambda value: value in ("float32", "bfloat16"),
-        "float32 or bfloat16",
-    ),
-]
+def _is_rising(values: tuple[float, ...]) -> bool:
+    """Whether the values are positive and finite, and each is larger than the one before it."""
+    return all(map(_is_positive, values)) and list(values) == sorted(set(values))
 
 
 def _get(config: ConfigDict, field: str) -> Any:
@@ -229,3 +318,69 @@ def _get(config: ConfigDict, field: str) -> Any:
     for part in field.split("."):
         value = value[part]
     return value
+
+
+# Of dropping, in the sections of the families.
+_RATES = [f"model.{family.name}.{rate}" for family in FAMILIES for rate in family.network.rates]
+
+RUN_RULES = (
+    Rule(
+        "batch_size accumulation eval_batch_size log_every_steps checkpoints.every_steps "
+        "checkpoints.keep mesh.fsdp",
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    Rule(
+        "steps eval_every_steps data.reading.threads",
+        lambda value: value is None or value >= 1,
+        "at least 1, or None",
+    ),
+    Rule(
+        "optimizer.peak_lr optimizer.eps optimizer.power optimizer.head_lr_factor",
+        _is_positive,
+        "positive and finite",
+    ),
+    Rule(
+        "epochs eval_every_epochs optimizer.clip_norm",
+        lambda value: value is None or _is_positive(value),
+        "positive and finite, or None",
+    ),
+    Rule(
+        "optimizer.final_lr optimizer.weight_decay data.reading.workers",
+        lambda value: 0 <= value < math.inf,
+        "0 or more",
+    ),
+    Rule(
+        "optimizer.warmup_epochs optimizer.warmup_steps",
+        lambda value: value is None or 0 <= value < math.inf,
+        "0 or more, or None",
+    ),
+    Rule("seed", lambda value: 0 <= value < 2**32, "0 or more and less than 2**32"),
+    Rule(
+        " ".join(("ema_decay optimizer.b1 optimizer.b2 optimizer.momentum", *_RATES)),
+        lambda value: 0 <= value < 1,
+        "0 or more and less than 1",
+    ),
+    Rule("optimizer.warmup_from", lambda value: 0 <= value <= 1, "between 0 and 1"),
+    Rule(
+        "optimizer.layer_decay optimizer.milestone_factor",
+        lambda value: 0 < value <= 1,
+        "more than 0 and at most 1",
+    ),
+    Rule("optimizer.milestones", _is_rising, "positive and in rising order, (27, 33) for example"),
+    Rule("optimizer.name", *one_of(OPTIMIZERS)),
+    Rule("optimizer.schedule", *one_of(SCHEDULES)),
+    Rule("optimizer.warmup", *one_of(WARMUPS)),
+    Rule("optimizer.decay_of", *one_of(DECAY_OF)),
+    Rule("optimizer.layer_decay_by", *one_of(LAYER_DECAY_BY)),
+    Rule("freeze.stages", lambda value: value >= -1, "-1 or more"),
+    Rule("data.unreadable", *one_of(("stop", "replace"))),
+    Rule("checkpoints.on_failure", *one_of(("stop", "continue"))),
+    Rule("mode", *one_of(("train", "eval"))),
+    Rule("model.dtype", *one_of(("float32", "bfloat16"))),
+    Rule(
+        "model.remat",
+        lambda value: value is None or value in REMAT_POLICIES,
+        f"None or one of {', '.join(REMAT_POLICIES)}",
+    ),
+)

@@ -16,6 +16,7 @@ from replk_jax.cli.argument_types import user_path
 from replk_jax.cli.clean_exit import clean_exit
 from replk_jax.io.errors import error_text
 from replk_jax.io.text import escape_unencodable_output
+from train.engine.config import RENAMED
 from train.errors import RunError, stop, stopping
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file", lock_config=True)
@@ -205,6 +206,8 @@ def _get(section: Any, name: str, field: str) -> Any:
     names = list(section) if isinstance(section, ConfigDict) else []
     if name in names:
         return section[name]
+    if field in RENAMED:
+        raise RunError(f"config.{field} is now called config.{RENAMED[field]}.")
     close = difflib.get_close_matches(name, names, n=1)
     rest = f'. Did you mean "{close[0]}"?' if close else "; configs/common.py lists all fields."
     raise RunError(f"There is no field config.{field}{rest}")

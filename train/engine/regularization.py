@@ -1,6 +1,6 @@
 """Terms of the loss that are of the parameters alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,15 +17,9 @@ _DENSE, _POINTWISE = "rbr_dense", "rbr_1x1"
 _KERNEL, _SCALE, _VARIANCE = ("conv", "kernel"), ("bn", "scale"), ("bn", "var")
 
 
-def make_penalty(recipe: Mapping[str, Any]) -> Penalty | None:
-    """What a recipe adds to the loss, or None.
-
-    Args:
-      recipe: `config.optimizer`, of which `custom_l2` and `weight_decay` matter.
-    """
-    if not recipe["custom_l2"]:
-        return None
-    return lambda params, stats: recipe["weight_decay"] / 2 * custom_l2(params, stats)
+def custom_l2_penalty(weight_decay: float) -> Penalty:
+    """RepVGG's term of the loss: half the weight decay times `custom_l2`, float32 ()."""
+    return lambda params, batch_stats: weight_decay / 2 * custom_l2(params, batch_stats)
 
 
 def custom_l2(params: Any, batch_stats: Any) -> jax.Array:

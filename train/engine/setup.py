@@ -10,11 +10,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from replk_jax.checkpoint import Checkpoint, load_into
+from train.engine import config as configuration
 from train.engine import parallel
 from train.engine.checkpoints import Checkpoints
 from train.engine.evaluations import Evaluations
-from train.engine.optimizer import make_optimizer, warmup_cosine
-from train.engine.regularization import make_penalty
 from train.engine.step import TrainState, TrainStep, abstract_state, init_state, make_train_step
 from train.engine.task import Task
 from train.errors import RunError
@@ -155,7 +154,7 @@ class Setup:
         if latest > total:
             raise RunError(
                 f"{checkpoints.path(latest)} is beyond the {total} steps of this run; raise "
-                "config.epochs, or use another --workdir."
+                "config.epochs or config.steps, or use another --workdir."
             )
 
 
@@ -168,16 +167,24 @@ def set_up(config: ConfigDict, workdir: Path, task: Task) -> Setup:
       task: what the network is trained for.
 
     Raises:
-      RunError: a batch that the devices cannot share.
+      RunError: a batch that the devices cannot share, a warm-up that is longer than the run, or
+        more frozen stages than the network has.
     """
     mesh = parallel.device_mesh(
         config.batch_size // config.accumulation, config.eval_batch_size, fsdp=config.mesh.fsdp
     )
-    plan = _plan(config, task.training.steps_per_epoch)
-    recipe = config.optimizer
-    warmup_steps = round(recipe.warmup_epochs * plan.steps_per_epoch)
-    schedule = warmup_cosine(recipe.peak_lr, recipe.final_lr, warmup_steps, plan.total_steps)
-    optimizer = make_optimizer(recipe, schedule)
+    steps_per_epoch = task.training.steps_per_epoch
+    length = configuration.run_length(config, steps_per_epoch)
+    plan = Plan(
+        total_steps=length.total,
+        steps_per_epoch=steps_per_epoch,
+        log_every=config.log_every_steps,
+        save_every=config.checkpoints.every_steps,
+        evaluate_every=length.evaluation,
+    )
+    schedule = configuration.build_schedule(config.optimizer, length)
+    freezing = configuration.build_freezing(config, task.model)
+    optimizer = configuration.build_optimizer(config.optimizer, schedule, freezing)
     step = make_train_step(
         task.model,
         optimizer,
@@ -186,7 +193,7 @@ def set_up(config: ConfigDict, workdir: Path, task: Task) -> Setup:
         mesh=mesh,
         accumulation=config.accumulation,
         ema_decay=config.ema_decay,
-        penalty=make_penalty(recipe),
+        penalty=configuration.build_penalty(config.optimizer),
     )
     unreadable = UnreadableList(workdir / "unreadable.txt", warn)
     return Setup(
@@ -216,14 +223,4 @@ def initial_weights(config: ConfigDict) -> InitialWeights | None:
         prefix=config.init_prefix,
         reset_head=config.init_reset_head,
         adapt_input=config.init_adapt_input,
-    )
-
-
-def _plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
-    return Plan(
-        total_steps=max(1, round(config.epochs * steps_per_epoch)),
-        steps_per_epoch=steps_per_epoch,
-        log_every=config.log_every_steps,
-        save_every=config.checkpoints.every_steps,
-        evaluate_every=max(1, round(config.eval_every_epochs * steps_per_epoch)),
     )

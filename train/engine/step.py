@@ -90,7 +90,7 @@ def abstract_state(
 
 
 def _draw(model: Network, image_size: tuple[int, int], key: jax.Array) -> Variables:
-    shape = (1, *image_size, model.architecture.in_channels)
+    shape = (1, *image_size, model.in_channels)
     return model.init(key, jnp.zeros(shape, model.dtype))
 
 

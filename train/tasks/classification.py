@@ -10,6 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from replk_jax.checkpoint import Checkpoint
+from replk_jax.models.backbone import Backbone
 from replk_jax.vision import imagenet
 from replk_jax.vision.base_preprocessing import normalize
 from replk_jax.vision.preprocessing import Preprocessing
@@ -37,7 +38,7 @@ def make_task(config: ConfigDict) -> Task:
     """
     data = config.data
     model = configuration.build_model(config)
-    channels = model.architecture.in_channels
+    channels = model.in_channels
     preprocessing = configuration.build_preprocessing(data, channels)
     transform = make_train_transform(data, channels)
     names = _evaluation_names(data)
@@ -84,11 +85,11 @@ def make_evaluations(config: ConfigDict, network: Checkpoint) -> dict[str, Evalu
       RunError: no classifier, one of other classes, or data that are not there.
     """
     data = config.data
-    if not network.model.num_classes or network.model.out_indices is not None:
+    if not (isinstance(network.model, Backbone) and network.model.has_classifier):
         raise RunError(f"{config.init_from} is of a network without classifier.")
     preprocessing = network.preprocessing
     if preprocessing is None or data.eval_as_configured:
-        channels = network.model.architecture.in_channels
+        channels = network.model.in_channels
         preprocessing = configuration.build_preprocessing(data, channels)
     names = _evaluation_names(data)
 

@@ -29,7 +29,7 @@ from train.tasks.classification import make_augmentation
 PAPER = Augmentation(
     num_classes=10, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), label_smoothing=0.1,
     erasing_probability=0.25, mixup_alpha=0.8, cutmix_alpha=1.0, mix_probability=1.0,
-    switch_probability=0.5, images_per_draw=8,
+    switch_probability=0.5, mixup_group_size=8,
 )  # fmt: skip
 OFF = dataclasses.replace(PAPER, erasing_probability=0.0, mix_probability=0.0)
 PAPERS_DRAWS = dict(
@@ -270,18 +270,18 @@ def test_nothing_is_mixed(off):
 # As a step has it.
 
 
-@pytest.mark.parametrize(("fsdp", "images_per_draw"), [(1, 8), (2, 64)])
-def test_eight_devices_give_what_one_gives(fsdp, images_per_draw):
+@pytest.mark.parametrize(("fsdp", "mixup_group_size"), [(1, 8), (2, 64)])
+def test_eight_devices_give_what_one_gives(fsdp, mixup_group_size):
     """Up to fused products; a wrong draw would be far off. With whole groups on each device no
     image leaves it."""
     batch = random_batch(64)
-    augment = jax.jit(dataclasses.replace(PAPER, images_per_draw=images_per_draw))
+    augment = jax.jit(dataclasses.replace(PAPER, mixup_group_size=mixup_group_size))
     split = next(parallel.global_batches([batch], data_mesh(8, fsdp)))
     compiled = augment.lower(KEY, split).compile()
     for actual, expected in zip(compiled(KEY, split), augment(KEY, batch), strict=True):
         assert len({str(shard.index) for shard in actual.addressable_shards}) == 8
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
-    if images_per_draw == 8:
+    if mixup_group_size == 8:
         for moving in ("all-gather", "all-to-all", "collective-permute"):
             assert moving not in compiled.as_text()
 
@@ -306,7 +306,7 @@ def test_a_key_gives_the_same_again_and_another_key_something_else():
 def test_groups_of_a_batch():
     assert count_groups(2048, 64) == 32
     assert count_groups(64, 64) == count_groups(17, 64) == count_groups(1, 64) == 1
-    with pytest.raises(RunError, match=r"96 images .*images_per_draw = 64; .* divisor of 96"):
+    with pytest.raises(RunError, match=r"96 images .*mixup_group_size = 64; .* divisor of 96"):
         count_groups(96, 64)
     with pytest.raises(RunError, match="12 images"):
         jax.jit(PAPER)(KEY, random_batch(12))
@@ -319,7 +319,7 @@ def test_augmentation_of_a_configuration():
     assert augmentation == Augmentation(
         num_classes=1000, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
         label_smoothing=0.1, erasing_probability=0.25, mixup_alpha=0.8, cutmix_alpha=1.0,
-        mix_probability=1.0, switch_probability=0.5, images_per_draw=64, dtype=jnp.bfloat16,
+        mix_probability=1.0, switch_probability=0.5, mixup_group_size=64, dtype=jnp.bfloat16,
     )  # fmt: skip
     grey = make_augmentation(digits.get_config(), 10)
     images, _ = jax.jit(grey)(KEY, random_batch(3, channels=1))

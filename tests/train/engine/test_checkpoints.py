@@ -268,7 +268,7 @@ def test_a_full_disk_stops_the_run(tmp_path):
 def test_a_full_disk_is_reported_and_the_run_goes_on(tmp_path):
     fill(tmp_path, 1, 2)
     said = []
-    with Checkpoints(tmp_path, 2, {}, on_failure="go_on", report=said.append) as checkpoints:
+    with Checkpoints(tmp_path, 2, {}, on_failure="continue", report=said.append) as checkpoints:
         with full_disk():
             checkpoints.save(3, state(3))
             checkpoints.score(3, 0.9)

@@ -23,20 +23,16 @@ def test_the_configurations_pass(module):
         ("log_every_steps", 0),
         ("checkpoints.every_steps", 0),
         ("checkpoints.keep", 0),
-        ("data.image_size", 0),
         ("data.reading.threads", 0),
         ("data.reading.workers", -1),
         ("epochs", 0.0),
         ("epochs", float("nan")),
         ("epochs", float("inf")),
         ("seed", -1),
-        ("data.std", (0.0,)),
-        ("data.std", ()),
         ("eval_every_epochs", 0.0),
         ("optimizer.peak_lr", 0.0),
         ("optimizer.weight_decay", -0.1),
         ("optimizer.b2", 1.0),
-        ("label_smoothing", 1.0),
         ("model.replknet.drop_path_rate", 5.0),
         ("model.mobilenet_v2.dropout_rate", -0.1),
         ("optimizer.name", "adam"),
@@ -45,17 +41,27 @@ def test_the_configurations_pass(module):
         ("optimizer.layer_decay_by", "block"),
         ("optimizer.momentum", 1.0),
         ("model.dtype", "float8"),
-        ("data.eval_crop_fraction", 2.0),
-        ("data.crop_scale", (0.5, 0.1)),
-        ("data.crop_scale", (0.0, 1.0)),
-        ("data.crop_ratio", (1.0,)),
-        ("data.crop_ratio", ("a", "b")),
-        ("data.crop_scale", None),
-        ("data.std", ("a",)),
-        ("data.mean", ("a",)),
-        ("data.mean", (float("nan"),)),
         ("seed", 2**32),
         ("epochs", None),
+        ("steps", 0),
+        ("eval_every_epochs", None),
+        ("eval_every_steps", 0),
+        ("optimizer.warmup_epochs", -1.0),
+        ("optimizer.warmup_epochs", None),
+        ("optimizer.warmup_steps", -1),
+        ("optimizer.warmup_from", 1.5),
+        ("optimizer.warmup", "exponential"),
+        ("optimizer.schedule", "linear"),
+        ("optimizer.power", 0.0),
+        ("optimizer.milestones", (33, 27)),
+        ("optimizer.milestones", (27, 27)),
+        ("optimizer.milestones", (0, 27)),
+        ("optimizer.milestones", ("a",)),
+        ("optimizer.milestone_factor", 0.0),
+        ("optimizer.head_lr_factor", 0.0),
+        ("freeze.stages", -2),
+        ("data.unreadable", "skip"),
+        ("checkpoints.on_failure", "go_on"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(field, value):
@@ -76,6 +82,85 @@ def test_warm_up_longer_than_the_run():
     config.optimizer.warmup_epochs = 31.0
     with pytest.raises(RunError, match="more than"):
         configuration.check(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        # ADE20K in mmsegmentation: all lengths in iterations.
+        (
+            {"epochs": None, "steps": 160_000, "eval_every_epochs": None,
+             "eval_every_steps": 2000, "optimizer.warmup_epochs": None,
+             "optimizer.warmup_steps": 1500},
+            (160_000, 1500, 2000, ()),
+        ),
+        # Cascade in mmdetection: epochs, but for the warm-up.
+        (
+            {"epochs": 36.0, "optimizer.warmup_epochs": None, "optimizer.warmup_steps": 500,
+             "optimizer.milestones": (27, 33)},
+            (36 * 300, 500, 300, (8100, 9900)),
+        ),
+        ({"epochs": 2.5, "optimizer.warmup_epochs": 0.5}, (750, 150, 300, ())),
+        (
+            {"epochs": None, "steps": 90, "optimizer.warmup_epochs": 0.1,
+             "optimizer.milestones": (50, 80), "eval_every_epochs": 0.001},
+            (90, 30, 1, (50, 80)),
+        ),
+    ],
+)  # fmt: skip
+def test_lengths_in_epochs_and_in_steps(fields, expected):
+    """Of epochs of 300 steps."""
+    config = common.get_config()
+    config.update_from_flattened_dict(fields)
+    configuration.check(config)
+    length = configuration.run_length(config, 300)
+    assert (length.total, length.warmup, length.evaluation, length.milestones) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("steps", 100, r"config\.epochs = 30\.0 and config\.steps = 100 are both set"),
+        ("eval_every_steps", 5, r"config\.eval_every_epochs = 2\.0 and .* are both set"),
+        ("optimizer.warmup_steps", 5, r"config\.optimizer\.warmup_epochs = 3\.0 and .* both set"),
+        ("optimizer.schedule", "step", r"needs config\.optimizer\.milestones"),
+        (
+            "augmentation.images_per_draw",
+            8,
+            r"is now called config\.augmentation\.mixup_group_size",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other(field, value, message):
+    config = digits.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(RunError, match=message):
+        configuration.check(config)
+
+
+def test_warm_up_in_steps_longer_than_the_run_in_epochs():
+    config = digits.get_config()
+    config.update_from_flattened_dict(
+        {"optimizer.warmup_epochs": None, "optimizer.warmup_steps": 301}
+    )
+    configuration.check(config)
+    assert configuration.run_length(config, 11).warmup == 301
+    with pytest.raises(RunError, match="301 steps, is longer than the run of 300 steps"):
+        configuration.run_length(config, 10)
+
+
+def test_the_schedule_of_a_configuration():
+    """Cascade's of mmdetection, at the start, in the warm-up, and after each milestone."""
+    config = common.get_config()
+    config.epochs = 36.0
+    config.optimizer.update(
+        schedule="step", peak_lr=4e-4, milestones=(27, 33), warmup_from=1e-3,
+        warmup_epochs=None, warmup_steps=500,
+    )  # fmt: skip
+    schedule = configuration.build_schedule(config.optimizer, configuration.run_length(config, 300))
+    expected = {0: 4e-7, 100: 8.032e-5, 500: 4e-4, 8099: 4e-4, 8100: 4e-5, 9900: 4e-6}
+    for step, rate in expected.items():
+        assert float(schedule(step)) == pytest.approx(rate, rel=1e-5)
 
 
 @pytest.mark.parametrize(

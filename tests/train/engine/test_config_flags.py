@@ -74,7 +74,12 @@ def get(config, field):
 
 
 def test_every_optional_field_takes_a_value_and_none():
-    assert {"init_from", "optimizer.clip_norm", "model.replknet.layers"} <= OPTIONAL.keys()
+    assert {
+        "init_from",
+        "optimizer.clip_norm",
+        "model.replknet.layers",
+        "epochs",
+    } <= OPTIONAL.keys()
     values = {field: VALUES[kind] for field, kind in OPTIONAL.items()}
     texts = {
         field: repr(tuple(value)) if isinstance(value, list) else str(value)
@@ -133,7 +138,7 @@ def test_an_error_inside_a_configuration_keeps_its_traceback(tmp_path):
 def test_help_that_cannot_be_written():
     read, write = os.pipe()
     os.close(read)
-    program = "from train import command_line; command_line.run(print)"
+    program = "from train.engine import config_flags; config_flags.run(print)"
     command = [sys.executable, "-c", program, "--help"]
     with os.fdopen(write, "w") as gone, open("/dev/full", "w") as full:
         statuses, errors = [], []
@@ -188,6 +193,10 @@ MISTAKES = [
     (["--config=configs/digits.py:row"], "This configuration has no rows"),
     (["--config=configs/xl_320.py:row"], "no row 'row'; it has paper, official"),
     (["--config=train/errors.py"], "train/errors.py: this file has no function get_config"),
+    (
+        [CONFIG, "--config.augmentation.images_per_draw=8"],
+        "config.augmentation.images_per_draw is now called config.augmentation.mixup_group_size.",
+    ),
     ([CONFIG, "--config.batchsize=1"], 'config.batchsize. Did you mean "batch_size"'),
     ([CONFIG, "--config.batch_size=many"], "config.batch_size takes a whole number; got 'many'"),
     ([CONFIG, "--config.batch_size=1.5"], "config.batch_size takes a whole number; got '1.5'"),

@@ -68,7 +68,7 @@ def test_a_merged_network(config, tmp_path):
     ("saved", "reason"),
     [
         (None, "--config.init_from=FILE"),
-        (network(num_classes=7), "tells 7 classes apart; the split 'test' has 10"),
+        (network(num_classes=7), "has 7 classes; the split 'test' has 10"),
         (network(num_classes=None), "without classifier"),
         (network(class_names=tuple("0123456798")), "number 8 is '9' there and '8' here"),
         (network(in_channels=3), r"config\.data\.mean and config\.data\.std must have 3 values"),

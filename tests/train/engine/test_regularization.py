@@ -8,7 +8,8 @@ import replk_jax
 from configs import repvgg_imagenet
 from tests.helpers import random_variables
 from train.engine import regularization
-from train.engine.regularization import make_penalty, penalised_kernels
+from train.engine.config import build_penalty
+from train.engine.regularization import penalised_kernels
 from train.errors import RunError
 
 custom_l2 = jax.jit(regularization.custom_l2)
@@ -49,9 +50,9 @@ def test_against_the_formula(groups):
     expected = by_hand(tree["params"], tree["batch_stats"])
     np.testing.assert_allclose(custom_l2(tree["params"], tree["batch_stats"]), expected, rtol=1e-5)
     recipe = repvgg_imagenet.get_config().optimizer
-    assert make_penalty(recipe) is None
+    assert build_penalty(recipe) is None
     recipe.custom_l2 = True
-    penalty = jax.jit(make_penalty(recipe))(tree["params"], tree["batch_stats"])
+    penalty = jax.jit(build_penalty(recipe))(tree["params"], tree["batch_stats"])
     np.testing.assert_allclose(penalty, 0.5e-4 * expected, rtol=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,17 +11,16 @@ import optax
 import pytest
 
 import replk_jax
-from configs import common
-from tests import golden
+from tests import reference_data
 from tests.helpers import data_mesh
 from tests.models.test_replknet_golden import load
 from tests.train import tiny
 from train.engine import parallel
-from train.engine.optimizer import make_optimizer, warmup_cosine
-from train.engine.step import TrainState, init_state, make_train_step
+from train.engine.optimizer import make_optimizer
+from train.engine.schedules import warmup_cosine
+from train.engine.step import TrainState, abstract_state, init_state, make_train_step
 from train.errors import RunError
 
-RECIPE = common.get_config().optimizer  # AdamW's
 # One stage has every kind of layer but a transition.
 NETWORK = replk_jax.RepLKNetArchitecture((7,), (1,), (8,), small_kernel=3)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -39,7 +39,7 @@ def losses(devices, steps=8, seed=0, fsdp=1, accumulation=1, **augmentation):
     """The losses, the state after the last step, and the statistics after the first."""
     model = replk_jax.create_model(NETWORK, num_classes=4, drop_path_rate=0.1)
     mesh = data_mesh(devices, fsdp)
-    optimizer = make_optimizer(RECIPE, warmup_cosine(2e-3, 1e-5, 2, 8))
+    optimizer = make_optimizer("adamw", warmup_cosine(2e-3, 1e-5, 2, 8), weight_decay=0.05)
     state = init_state(model, optimizer, (16, 16), seed, mesh, ema=True)
     step = make_train_step(
         model, optimizer, tiny.loss(MEAN, STD, label_smoothing=0.1, **augmentation),
@@ -89,16 +89,32 @@ def held_by_a_device(state):
     return sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.usefixtures("strict_promotion")
+def test_promotes_no_dtype():
+    """But for optax's AdamW, which raises a float to the power of an integer, and for random
+    erasing and mixing."""
+    model = replk_jax.create_model(NETWORK, num_classes=4, drop_path_rate=0.1)
+    optimizer, mesh = optax.sgd(0.1, momentum=0.9), data_mesh(1)
+    state = abstract_state(model, optimizer, (16, 16), mesh, ema=True)
+    step = make_train_step(
+        model, optimizer, tiny.loss(MEAN, STD, label_smoothing=0.1),
+        seed=0, mesh=mesh, accumulation=2, ema_decay=0.9,
+    )  # fmt: skip
+    after, metrics = jax.eval_shape(step, state, next(batches(1)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert {metric.dtype for metric in metrics.values()} == {np.dtype(np.float32)}
+
+
 @pytest.mark.usefixtures("quick_compilation")
-@golden.requires_golden
+@reference_data.required
 def test_three_steps_of_the_official_training():
     """The losses of PyTorch's AdamW with the official parameter groups.
 
     The batch there is made of multiples of 1/16, which uint8 images become again by the mean
     and deviation given here. Layer-wise decay scales each update, which AdamW's are linear in.
     """
-    case = golden.small_cases()["replk_13_7_5"]
-    expected = golden.arrays("small/replk_13_7_5.npz")
+    case = reference_data.small_cases()["replk_13_7_5"]
+    expected = reference_data.arrays("small/replk_13_7_5.npz")
     recipe = case["steps"]
     model, variables = load("replk_13_7_5")
 
@@ -116,9 +132,7 @@ def test_three_steps_of_the_official_training():
 
     scales = jax.tree_util.tree_map_with_path(decay, variables["params"])
     optimizer = optax.chain(
-        make_optimizer(
-            {**RECIPE, "weight_decay": recipe["weight_decay"]}, lambda step: recipe["lr"]
-        ),
+        make_optimizer("adamw", lambda step: recipe["lr"], weight_decay=recipe["weight_decay"]),
         optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, scales)),
     )
     mesh = data_mesh(1)
@@ -129,7 +143,7 @@ def test_three_steps_of_the_official_training():
         model, optimizer, tiny.loss((128 / 255,) * 3, (16 / 255,) * 3, num_classes=10),
         seed=0, mesh=mesh,
     )  # fmt: skip
-    sixteenths = golden.nhwc(expected["train.x"]) * 16
+    sixteenths = reference_data.nhwc(expected["train.x"]) * 16
     assert np.abs(sixteenths).max() < 128
     np.testing.assert_array_equal(sixteenths, np.round(sixteenths))
     batch = {
@@ -158,7 +172,7 @@ def test_loss_and_statistics_of_one_step():
     """Cross entropy with smoothed labels and the norms, computed apart."""
     model = replk_jax.create_model(NETWORK, num_classes=4)
     mesh = data_mesh(1)
-    optimizer = make_optimizer(RECIPE, lambda step: 1e-3)
+    optimizer = make_optimizer("adamw", lambda step: 1e-3, weight_decay=0.05)
     state = init_state(model, optimizer, (16, 16), 0, mesh)
     before = jax.tree.map(np.array, state)
     step = make_train_step(

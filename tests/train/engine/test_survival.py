@@ -161,7 +161,7 @@ def test_a_full_disk(start, tmp_path):
             f"--config.epochs={4 / 46}",
             "--config.optimizer.warmup_epochs=0",
             "--config.checkpoints.every_steps=1",
-            "--config.checkpoints.on_failure=go_on",
+            "--config.checkpoints.on_failure=continue",
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1000",  # nothing torn goes there
             **QUICK,
         )

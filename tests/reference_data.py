@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 # Continuous integration must run these checks, so there a missing folder is a failure of the
 # test that wants it.
-requires_golden = pytest.mark.skipif(
+required = pytest.mark.skipif(
     not ROOT.is_dir() and not os.environ.get("CI"),
     reason=f"the reference data is not there: {ROOT}",
 )

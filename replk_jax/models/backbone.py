@@ -1,0 +1,277 @@
+"""What the networks of all families have in common: classifiers, feature extractors, backbones."""
+
+import dataclasses
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from replk_jax.models.architecture import Architecture
+from replk_jax.models.dilation import Sampling, sample_stages
+from replk_jax.models.layers import GlobalAveragePool, pytorch_init
+from replk_jax.models.network import Network, Path
+from replk_jax.models.stored import COUNT_OR_NONE, INDICES_OR_NONE, StoredField
+
+FINAL_FEATURE_MAP = "final_feature_map"
+
+
+class ModuleGroup(NamedTuple):
+    """Top-level modules that follow one another.
+
+    Attributes:
+      name: of the part of the network that they are.
+      stage: the group of `Network.stage_of` that they are in.
+      modules: their names, from the image on.
+    """
+
+    name: str
+    stage: int
+    modules: tuple[str, ...]
+
+
+def stage_groups(prefix: str, blocks: Sequence[int]) -> list[ModuleGroup]:
+    """Stages whose blocks are top-level modules.
+
+    Args:
+      prefix: of their names, which stage and block follow: "layer" of layer1_0.
+      blocks: how many each stage has.
+    """
+    return [
+        ModuleGroup(f"{prefix}{s}", s, tuple(f"{prefix}{s}_{i}" for i in range(count)))
+        for s, count in enumerate(blocks, 1)
+    ]
+
+
+class Backbone(Network, kw_only=True):
+    """A classifier, a feature extractor or a backbone, which one architecture describes.
+
+    What it returns is chosen by three fields and arguments:
+    - logits (N, num_classes), in at least float32, by default;
+    - with `num_classes=None`, or `features=True` in a call, the features that enter the
+      classifier, (N, C), in at least float32;
+    - with `out_indices` a tuple of feature maps, (N, H / stride, W / stride, C) of each stage
+      named, in `dtype`, with the strides and channels in `stage_strides` and `stage_channels`.
+
+    Beside any of these the collection `intermediates`, if it is mutable, receives the feature map
+    of every stage by its name in `feature_names`; and, unless there are `out_indices`,
+    "final_feature_map", (N, H / stride, W / stride, C): the mean of it over the image is the
+    features. Where a norm ends the features the map has passed it; in a merged classifier the norm
+    is part of the classifier, which applies to the map as it is.
+
+    A family defines `__call__(x, train=False, *, features=False)`, which begins with
+    `check_call`, passes the output of each stage to `sow_stage`, and ends with `pool` and
+    `classify`; and `module_groups`.
+
+    Attributes:
+      architecture: widths, depths and kernels.
+      num_classes: outputs of the classifier; None builds no classifier, and the model
+        returns what would enter it. 0 means None.
+      out_indices: stages whose feature maps to return, in this order, counted from 0 (the stem
+        is not among them), or from the end if negative: any sequence or array of integers, which
+        is kept as a tuple of non-negative numbers. The model is then a backbone, without
+        classifier whatever `num_classes` says.
+      output_stride: size of the image over that of the last feature map, one of
+        `output_strides`; None for that of the architecture. Strides beyond it become dilation
+        (see `dilation.sample_stages`); the variables stay the same.
+      remat, deploy, dtype, param_dtype, implementation: see `Network`.
+    """
+
+    stored_fields: ClassVar[Mapping[str, StoredField]] = {
+        **Network.stored_fields,
+        "out_indices": INDICES_OR_NONE,
+        "output_stride": COUNT_OR_NONE,
+    }
+    head_name: ClassVar[str] = "head"  # of the classifier among the parameters
+    # Whether a batch norm precedes the classifier, into which it is folded.
+    norm_joins_head: ClassVar[bool] = False
+    output_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    rates: ClassVar[tuple[str, ...]] = ()  # fields that are probabilities of dropping something
+
+    architecture: Architecture
+    num_classes: int | None = 1000
+    out_indices: tuple[int, ...] | None = None
+    output_stride: int | None = None
+
+    def __post_init__(self):
+        given = self.out_indices
+        is_array = isinstance(given, np.ndarray | jax.Array) and given.ndim == 1
+        if is_array or (isinstance(given, Sequence) and not isinstance(given, str)):
+            self.out_indices = tuple(map(self._stage, given))
+        super().__post_init__()
+
+    @nn.nowrap
+    def _stage(self, index: Any) -> Any:
+        """An index of a stage, counted from 0; what is none stays for `check_fields` to name."""
+        if isinstance(index, bool):
+            return index
+        try:
+            index = operator.index(index)
+        except TypeError:
+            return index
+        count = len(self.architecture.layers)
+        return index + count if -count <= index < 0 else index
+
+    @property
+    def in_channels(self) -> int:
+        """See `Network`."""
+        return self.architecture.in_channels
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """See `Network`."""
+        return self.architecture.stage_channels
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """See `Network`."""
+        strides = (sampling.stride for sampling in self.stage_samplings())
+        stem_stride = self.architecture.stem_stride
+        return tuple(itertools.accumulate(strides, operator.mul, initial=stem_stride))[1:]
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the feature maps of the stages: "stage_0" and so on."""
+        return tuple(f"stage_{s}" for s in range(len(self.architecture.layers)))
+
+    @property
+    def mergeable(self) -> bool:
+        """See `Network`."""
+        return True
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether it returns logits."""
+        return self.num_classes is not None and self.out_indices is None
+
+    @nn.nowrap
+    def stage_samplings(self) -> list[Sampling]:
+        """Stride and dilation of the first block of every stage."""
+        arch = self.architecture
+        return sample_stages(arch.strides, arch.stem_stride, self.output_stride)
+
+    @nn.nowrap
+    def module_groups(self) -> list[ModuleGroup]:
+        """The top-level modules with parameters, from the image to the classifier."""
+        raise NotImplementedError
+
+    @property
+    def num_layers(self) -> int:
+        """Stem, each block of the stages, and all that follows."""
+        last = self.num_stage_groups - 1
+        blocks = [group.modules for group in self.module_groups() if 0 < group.stage < last]
+        return sum(map(len, blocks)) + 2
+
+    @nn.nowrap
+    def layer_of(self, path: Path) -> int:
+        """See `Network`. The stem is layer 0, each block of the stages one, and all else the last.
+
+        Raises:
+          ValueError: it is in no layer.
+        """
+        group, last = self._group(path), self.num_stage_groups - 1
+        if group.stage in (0, last):
+            return 0 if group.stage == 0 else self.num_layers - 1
+        groups = (each for each in self.module_groups() if 0 < each.stage < last)
+        blocks = itertools.chain.from_iterable(each.modules for each in groups)
+        return 1 + list(blocks).index(path[0])
+
+    @nn.nowrap
+    def stage_of(self, path: Path) -> int:
+        """See `Network`."""
+        return self._group(path).stage
+
+    @nn.nowrap
+    def part_of(self, path: Path) -> str:
+        """See `Network`. What has no parameters, as the global average pool, is in the head."""
+        groups = (group.name for group in self.module_groups() if path[0] in group.modules)
+        return next(groups, "head")
+
+    @nn.nowrap
+    def _group(self, path: Path) -> ModuleGroup:
+        for group in self.module_groups():
+            if path[0] in group.modules:
+                return group
+        raise ValueError(f"This {type(self).__name__} has no parameter {'/'.join(path)}.")
+
+    @nn.nowrap
+    def hyperparameters(self) -> dict[str, Any]:
+        """See `Network`."""
+        return dataclasses.asdict(self.architecture)
+
+    @nn.nowrap
+    def check_call(self, x: jax.Array, features: bool = False) -> None:
+        """As `Network`, and whether there are features to return.
+
+        Raises:
+          ValueError: images of another shape, fields that make no sense, or `features` of a
+            backbone or a merged classifier.
+          TypeError: images that are not floating point.
+        """
+        super().check_call(x)
+        if features and self.out_indices is not None:
+            raise ValueError(
+                "A backbone (out_indices) returns feature maps of its stages; it has no features "
+                "before a classifier. Leave out features=True, or use clone(out_indices=None)."
+            )
+        if features and self.deploy and self.norm_joins_head and self.num_classes is not None:
+            raise ValueError(
+                "The merged classifier holds the final batch norm, so its features are gone. "
+                "Build the model with num_classes=None and re-parameterize the variables "
+                f"without params/{self.head_name}: that keeps the norm as scale and bias."
+            )
+
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """Raises ValueError for fields that make no sense."""
+        super().check_fields()
+        stages = range(len(self.architecture.layers))
+        if not isinstance(self.out_indices, tuple | None):
+            raise ValueError(
+                f"out_indices must be a sequence of stages, or None; got {self.out_indices!r}."
+            )
+        # `True in range(4)` holds.
+        unknown = [s for s in self.out_indices or () if type(s) is not int or s not in stages]
+        if unknown:
+            raise ValueError(
+                f"out_indices names stages {unknown}; this architecture has {list(stages)}."
+            )
+        if self.output_stride not in (None, *self.output_strides):
+            *others, last = self.output_strides
+            raise ValueError(
+                f"output_stride must be {', '.join(map(str, others))}, {last} or None; got "
+                f"{self.output_stride}."
+            )
+        for rate in self.rates:
+            if not 0 <= getattr(self, rate) < 1:
+                raise ValueError(f"{rate} must lie in [0, 1); got {getattr(self, rate)}.")
+
+    @nn.nowrap
+    def sow_stage(self, stage: int, output: jax.Array) -> None:
+        """Stores the output of a stage, (N, H, W, C), in `intermediates`."""
+        self.sow("intermediates", self.feature_names[stage], output)
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """The final feature map (N, H, W, C), which is stored, to features (N, C)."""
+        self.sow("intermediates", FINAL_FEATURE_MAP, x)
+        return GlobalAveragePool()(x)
+
+    def classify(self, x: jax.Array, features: bool) -> jax.Array:
+        """Features (N, C) to logits (N, num_classes); or back as they are, where they are wanted.
+
+        Both in at least float32.
+        """
+        if features or self.num_classes is None:
+            return x
+        fan_in = x.shape[-1]
+        return nn.Dense(
+            self.num_classes,
+            dtype=x.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=pytorch_init(fan_in),
+            bias_init=pytorch_init(fan_in),
+            name=self.head_name,
+        )(x)

@@ -1,0 +1,108 @@
+"""Networks of a backbone with heads on it, such as segmenters and detectors."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+
+from replk_jax.models.backbone import Backbone
+from replk_jax.models.network import Network, Path
+from replk_jax.models.stored import StoredField
+
+# What the network decides for its backbone.
+_SHARED = ("deploy", "dtype", "param_dtype", "implementation", "remat")
+
+STORED_BACKBONE = StoredField(
+    lambda value: isinstance(value, Mapping),
+    encode=lambda backbone: backbone.describe(),
+    decode=Backbone.from_description,
+)
+
+
+class CompositeNetwork(Network, kw_only=True):
+    """A backbone, whose variables are under `backbone/`, and heads that a subclass adds.
+
+    A subclass is decorated with `register_network`, stores its own fields (`stored_fields`), and
+    defines
+
+        @nn.compact
+        def __call__(self, x, train=False):
+            self.check_call(x)
+            feature_maps = self.backbone(x, train)
+            ...
+
+    Heads are top-level modules, made with `common_kwargs()`. A head for training alone is called
+    if `train or self.is_initializing()`, so that its variables are always there.
+
+    Attributes:
+      backbone: as a rule with `out_indices`. Its `deploy`, `dtype`, `param_dtype`,
+        `implementation` and `remat` are replaced by those of this network.
+      num_classes, remat, deploy, dtype, param_dtype, implementation: see `Network`.
+    """
+
+    stored_fields: ClassVar[Mapping[str, StoredField]] = {
+        **Network.stored_fields,
+        "backbone": STORED_BACKBONE,
+    }
+
+    backbone: Backbone
+
+    def __post_init__(self):
+        self.backbone = self.backbone.clone(**{name: getattr(self, name) for name in _SHARED})
+        super().__post_init__()
+
+    @property
+    def in_channels(self) -> int:
+        """See `Network`."""
+        return self.backbone.in_channels
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """See `Network`. Of the stages of the backbone."""
+        return self.backbone.stage_channels
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """See `Network`. Of the stages of the backbone."""
+        return self.backbone.stage_strides
+
+    @property
+    def mergeable(self) -> bool:
+        """See `Network`."""
+        return self.backbone.mergeable
+
+    @property
+    def num_layers(self) -> int:
+        """That of the backbone, whose last layer has the heads too."""
+        return self.backbone.num_layers
+
+    @nn.nowrap
+    def layer_of(self, path: Path) -> int:
+        """See `Network`."""
+        in_backbone = path[0] == "backbone"
+        return self.backbone.layer_of(path[1:]) if in_backbone else self.num_layers - 1
+
+    @nn.nowrap
+    def stage_of(self, path: Path) -> int:
+        """See `Network`."""
+        in_backbone = path[0] == "backbone"
+        return self.backbone.stage_of(path[1:]) if in_backbone else self.num_stage_groups - 1
+
+    @nn.nowrap
+    def part_of(self, path: Path) -> str:
+        """See `Network`. Those of the backbone, and every other top-level module."""
+        in_backbone = path[0] == "backbone"
+        return self.backbone.part_of(path[1:]) if in_backbone else path[0]
+
+    @nn.nowrap
+    def hyperparameters(self) -> dict[str, Any]:
+        """See `Network`. Those of the backbone, after its family and the fields of this network."""
+        shared = CompositeNetwork.stored_fields
+        own = {name: getattr(self, name) for name in self.stored_fields if name not in shared}
+        return own | {"backbone": type(self.backbone).__name__} | self.backbone.hyperparameters()
+
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """Raises ValueError for fields that make no sense."""
+        super().check_fields()
+        self.backbone.check_fields()
