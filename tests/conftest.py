@@ -1,6 +1,7 @@
 """The CPU as eight devices, and compiled programs kept between runs."""
 
 import os
+import warnings
 from pathlib import Path
 
 import jax
@@ -45,3 +46,11 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def printed_warnings():
+    """Our warnings are no errors: the command line prints them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        yield

@@ -17,6 +17,8 @@ from tests.helpers import random_variables
 from tests.miniatures import miniature, repvgg_variants
 from tests.vision.test_images import picture
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PREPROCESSING = Preprocessing(32, crop_fraction=0.875, interpolation="bilinear")
 NETWORKS = {
     "repvgg_d2se": (miniature(registry.ARCHITECTURES["repvgg_d2se"]), {}),
@@ -35,7 +37,10 @@ def network(name):
     return Checkpoint(model, random_variables(model), PREPROCESSING)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.exhaustive) if n == "resnet_18" else n for n in NETWORKS],
+)
 def test_from_a_file_to_predictions_and_features(name, tmp_path, capsys):
     saved = network(name)
     path = tmp_path / "network.safetensors"

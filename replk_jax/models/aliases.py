@@ -1,6 +1,7 @@
 """Names of models and arguments as timm, torchvision and others have them."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from replk_jax.models.backbone import Backbone
@@ -22,31 +23,8 @@ _ORIGIN = re.compile(
     re.IGNORECASE,
 )
 _RESNET_VERSION = re.compile(r"(?<=\d)[-_ ]?v1(?:b|\.5)$", re.IGNORECASE)
-# Names of others, in lower case without separators, that are not spelt as the registered ones.
-_SAME_NETWORK = ((re.compile(r"mobilenetv2(?:100|1\.0\d*)"), "mobilenetv2"),)  # width 1.0
-# What resembles a registered name, in the same spelling, and what to do.
-_OTHERS = (
-    (
-        r".*\.(?:pth?|bin|safetensors)",
-        "a file. Load it with replk_jax.load_torch(path), or give the name of the network alone.",
-    ),
-    (
-        r"mobilenetv2(?:\d{3}d?|\d\.\d+)",
-        "a MobileNetV2 of another width or depth. Give channels, layers, stem_channels and "
-        "last_channels to create_model('mobilenet_v2', ...).",
-    ),
-    (r"mobilenet(?:v[1345]|edgetpu).*", "another MobileNet than V2, which is not known here."),
-    (
-        r"resnet\d+",
-        "a ResNet of another depth. Give layers to create_model('resnet_18', ...) for basic "
-        "blocks, or to create_model('resnet_50', ...) for bottleneck blocks.",
-    ),
-    (
-        r"resnet(?:\d+[a-z]|[a-z]).*|.+resnet.*|.*(?:resne[xs]t|res2net).*",
-        "a variant of ResNet that is not known here.",
-    ),
-    (r"repvggplus.*|repvgg.+plus.*", "RepVGGplus, which is not known here."),
-)
+# What is no name, in the spelling of `plain_name`.
+_FILE = re.compile(r".*\.(?:pth?|bin|safetensors)")
 
 
 def spelling(name: str) -> str:
@@ -59,13 +37,22 @@ def plain_name(name: str) -> str:
 
     `timm/resnet101.tv_in1k`, `microsoft/resnet-101` and `tv_resnet101` are all `resnet101`.
     """
-    key = spelling(_RESNET_VERSION.sub("", _ORIGIN.sub("", name)))
-    return next((ours for theirs, ours in _SAME_NETWORK if theirs.fullmatch(key)), key)
+    return spelling(_RESNET_VERSION.sub("", _ORIGIN.sub("", name)))
 
 
-def describe_other(plain: str) -> str | None:
-    """What a name stands for that resembles a registered one, and what to do; None if unknown."""
-    return next((text for names, text in _OTHERS if re.fullmatch(names, plain)), None)
+def describe_other(plain: str, lookalikes: Mapping[str, str]) -> str | None:
+    """What a name stands for that resembles a registered one, and what to do; None if unknown.
+
+    Args:
+      plain: from `plain_name`.
+      lookalikes: see `ModelFamily`, of all families.
+    """
+    if _FILE.fullmatch(plain):
+        return (
+            "a file. Load it with replk_jax.load_torch(path), or give the name of the network "
+            "alone."
+        )
+    return next((text for names, text in lookalikes.items() if re.fullmatch(names, plain)), None)
 
 
 def translate(

@@ -62,9 +62,8 @@ class Backbone(Network, kw_only=True):
     features. Where a norm ends the features the map has passed it; in a merged classifier the norm
     is part of the classifier, which applies to the map as it is.
 
-    A family defines `__call__(x, train=False, *, features=False)`, which begins with
-    `check_call`, passes the output of each stage to `sow_stage`, and ends with `pool` and
-    `classify`; and `module_groups`.
+    A family defines `run_stages`, `final_feature_map` where anything follows the stages, and
+    `module_groups`.
 
     Attributes:
       architecture: widths, depths and kernels.
@@ -249,14 +248,59 @@ class Backbone(Network, kw_only=True):
             if not 0 <= getattr(self, rate) < 1:
                 raise ValueError(f"{rate} must lie in [0, 1); got {getattr(self, rate)}.")
 
-    @nn.nowrap
-    def sow_stage(self, stage: int, output: jax.Array) -> None:
-        """Stores the output of a stage, (N, H, W, C), in `intermediates`."""
-        self.sow("intermediates", self.feature_names[stage], output)
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, *, features: bool = False
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        """Runs the network.
 
-    def pool(self, x: jax.Array) -> jax.Array:
-        """The final feature map (N, H, W, C), which is stored, to features (N, C)."""
+        Args:
+          x: normalised images, (N, H, W, in_channels), floating point; any H and W.
+          train: batch norm uses the batch and updates `batch_stats` (which must be mutable), and
+            what is dropped at random draws from the `dropout` stream.
+          features: return what would enter the classifier.
+
+        Returns:
+          Logits, features or feature maps: see `Backbone`. The sizes of feature maps are rounded
+          up.
+
+        Raises:
+          ValueError: images of another shape, features of a merged classifier whose norm is part
+            of it, or fields of the module that make no sense.
+          TypeError: images that are not floating point.
+        """
+        self.check_call(x, features)
+        outputs, x = self.run_stages(x, train)
+        for name, output in zip(self.feature_names, outputs, strict=True):
+            self.sow("intermediates", name, output)
+        if self.out_indices is not None:
+            return tuple(outputs[s] for s in self.out_indices)
+        x = self.final_feature_map(x, train)
         self.sow("intermediates", FINAL_FEATURE_MAP, x)
+        return self.classify(self.pool(x, train), features)
+
+    @nn.nowrap
+    def run_stages(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], jax.Array]:
+        """Runs the stem and the stages.
+
+        Args:
+          x: images (N, H, W, in_channels).
+          train: as of `__call__`.
+
+        Returns:
+          The feature map of each stage, (N, H / stride, W / stride, C), and what enters
+          `final_feature_map`, of the shape of the last.
+        """
+        raise NotImplementedError
+
+    @nn.nowrap
+    def final_feature_map(self, x: jax.Array, train: bool) -> jax.Array:
+        """What follows the stages of a network that is no backbone, up to the average pool."""
+        return x
+
+    @nn.nowrap
+    def pool(self, x: jax.Array, train: bool) -> jax.Array:
+        """The final feature map (N, H, W, C) to features (N, C)."""
         return GlobalAveragePool()(x)
 
     def classify(self, x: jax.Array, features: bool) -> jax.Array:

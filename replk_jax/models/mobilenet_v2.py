@@ -163,36 +163,18 @@ class MobileNetV2(Backbone, kw_only=True):
     architecture: MobileNetV2Architecture
     dropout_rate: float = 0.0
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool = False, *, features: bool = False
-    ) -> jax.Array | tuple[jax.Array, ...]:
-        """Runs the network.
-
-        Args:
-          x: normalised images, (N, H, W, in_channels), floating point; any H and W.
-          train: batch norm uses the batch and updates `batch_stats` (which must be
-            mutable), and dropout draws from the `dropout` stream.
-          features: return what would enter the classifier.
-
-        Returns:
-          Logits (N, num_classes), or features (N, last_channels): both in at least float32. Or,
-          with `out_indices`, one map (N, H / t, W / t, C) for each stage named, in `dtype`; t is
-          2, the stem's stride, times the strides up to that stage, at most `output_stride`.
-          Odd sizes round up.
-
-        Raises:
-          ValueError: images of another shape, or fields of the module that make no sense.
-          TypeError: images that are not floating point.
-        """
+    @nn.nowrap
+    def run_stages(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], jax.Array]:
+        """See `Backbone`."""
         arch = self.architecture
-        self.check_call(x, features)
-
-        def conv_norm_relu6(maps, name, width, **settings):
-            conv_norm = ConvNorm(features=width, **settings, **self.common_kwargs(), name=name)
-            return nn.relu6(conv_norm(maps, train))
-
-        x = conv_norm_relu6(x, "conv1", arch.stem_channels, kernel_size=3, stride=arch.stem_stride)
+        conv1 = ConvNorm(
+            features=arch.stem_channels,
+            kernel_size=3,
+            stride=arch.stem_stride,
+            **self.common_kwargs(),
+            name="conv1",
+        )
+        x = nn.relu6(conv1(x, train))
         outputs, block = [], rematerialized(InvertedResidual, self.remat)
         for s, stage in enumerate(self.stage_samplings()):
             for i, sampling in enumerate(stage.blocks(arch.layers[s])):
@@ -209,13 +191,18 @@ class MobileNetV2(Backbone, kw_only=True):
                     name=f"layer{s + 1}_{i}",
                 )(x, train)
             outputs.append(x)
-            self.sow_stage(s, x)
-        if self.out_indices is not None:
-            return tuple(outputs[s] for s in self.out_indices)
+        return outputs, x
 
-        x = conv_norm_relu6(x, "conv2", arch.last_channels)
-        x = nn.Dropout(self.dropout_rate)(self.pool(x), deterministic=not train)
-        return self.classify(x, features)
+    @nn.nowrap
+    def final_feature_map(self, x: jax.Array, train: bool) -> jax.Array:
+        """See `Backbone`. The 1 x 1 convolution `conv2` follows the stages."""
+        width = self.architecture.last_channels
+        return nn.relu6(ConvNorm(features=width, **self.common_kwargs(), name="conv2")(x, train))
+
+    @nn.nowrap
+    def pool(self, x: jax.Array, train: bool) -> jax.Array:
+        """See `Backbone`. Dropout follows the average pool."""
+        return nn.Dropout(self.dropout_rate)(super().pool(x, train), deterministic=not train)
 
     @nn.nowrap
     def module_groups(self) -> list[ModuleGroup]:
@@ -251,5 +238,13 @@ FAMILY = ModelFamily(
         # Table 11 of its first arXiv version: 3 x 3 kernels that reach as far as 9 x 9 and 13 x 13.
         "mobilenet_v2_dilated_4": MobileNetV2Architecture(dilation=4),
         "mobilenet_v2_dilated_6": MobileNetV2Architecture(dilation=6),
+    },
+    synonyms={r"mobilenetv2(?:100|1\.0\d*)": "mobilenet_v2"},  # width 1.0
+    lookalikes={
+        r"mobilenetv2(?:\d{3}d?|\d\.\d+)": (
+            "a MobileNetV2 of another width or depth. Give channels, layers, stem_channels and "
+            "last_channels to create_model('mobilenet_v2', ...)."
+        ),
+        r"mobilenet(?:v[1345]|edgetpu).*": "another MobileNet than V2, which is not known here.",
     },
 )

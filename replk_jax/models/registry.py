@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
+import re
 from typing import Any
 
 from replk_jax.models import mobilenet_v2, replknet, repvgg, resnet
@@ -22,6 +23,9 @@ FAMILIES: tuple[ModelFamily, ...] = (
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for name, architecture in family.architectures.items()
 }
+# Of all families; see `ModelFamily`.
+_SYNONYMS = {theirs: ours for family in FAMILIES for theirs, ours in family.synonyms.items()}
+_LOOKALIKES = {names: text for family in FAMILIES for names, text in family.lookalikes.items()}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -51,7 +55,10 @@ def resolve_name(name: str) -> str:
     plain = plain_name(name)
     if plain in registered:
         return registered[plain]
-    if other := describe_other(plain):
+    for theirs, ours in _SYNONYMS.items():
+        if re.fullmatch(theirs, plain):
+            return ours
+    if other := describe_other(plain, _LOOKALIKES):
         raise ValueError(f"Unknown model {name!r}: {other} {_registered_names()}")
     close = difflib.get_close_matches(plain, registered, cutoff=0.75)
     hint = f" Did you mean {' or '.join(repr(registered[c]) for c in close)}?" if close else ""

@@ -253,36 +253,16 @@ class RepLKNet(Backbone, kw_only=True):
     drop_path_rate: float = 0.0
     norm_intermediate_features: bool = False
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool = False, *, features: bool = False
-    ) -> jax.Array | tuple[jax.Array, ...]:
-        """Runs the network.
-
-        Args:
-          x: normalised images, (N, H, W, in_channels), floating point; any H and W.
-          train: batch norm uses the batch and updates `batch_stats` (which must be
-            mutable), and stochastic depth draws from the `dropout` stream.
-          features: return what would enter the classifier.
-
-        Returns:
-          Logits (N, num_classes), or features (N, C of the last stage): both in at least
-          float32. Or, with `out_indices`, one feature map (N, H / t, W / t, C) for each stage s
-          named, in `dtype`; t is 4 2^s, at most `output_stride`. Odd sizes round up.
-
-        Raises:
-          ValueError: images of another shape, features of a merged classifier, or fields of
-            the module that make no sense.
-          TypeError: images that are not floating point.
-        """
+    @nn.nowrap
+    def run_stages(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], jax.Array]:
+        """See `Backbone`."""
         arch = self.architecture
-        self.check_call(x, features)
         conv_norm = partial(ConvNorm, **self.common_kwargs())
         drop_path_rates = arch.drop_path_rates(self.drop_path_rate)
         normed = self.normed_stages()
 
-        def conv_norm_relu(maps, name, width, **settings):
-            return nn.relu(conv_norm(features=width, **settings, name=name)(maps, train))
+        def conv_norm_relu(x, name, width, **settings):
+            return nn.relu(conv_norm(features=width, **settings, name=name)(x, train))
 
         width = arch.channels[0]
         x = conv_norm_relu(x, "stem_0", width, kernel_size=3, stride=2)
@@ -318,14 +298,14 @@ class RepLKNet(Backbone, kw_only=True):
                 name=f"stages_{s}",
             )(x, train)
             outputs.append(output)
-            self.sow_stage(s, output)
-        if self.out_indices is not None:
-            return tuple(outputs[s] for s in self.out_indices)
+        return outputs, x
 
-        # Merged, this batch norm is part of the classifier.
-        if not (self.deploy and self.num_classes is not None):
-            x = BatchNorm(**self.common_kwargs(), name="norm")(x, train)
-        return self.classify(self.pool(x), features)
+    @nn.nowrap
+    def final_feature_map(self, x: jax.Array, train: bool) -> jax.Array:
+        """See `Backbone`. Merged, the batch norm is part of the classifier, if there is one."""
+        if self.deploy and self.num_classes is not None:
+            return x
+        return BatchNorm(**self.common_kwargs(), name="norm")(x, train)
 
     @nn.nowrap
     def normed_stages(self) -> tuple[int, ...]:

@@ -407,28 +407,9 @@ class RepVGG(Backbone, kw_only=True):
 
     architecture: RepVGGArchitecture
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool = False, *, features: bool = False
-    ) -> jax.Array | tuple[jax.Array, ...]:
-        """Runs the network.
-
-        Args:
-          x: normalised images, (N, H, W, in_channels), floating point; any H and W.
-          train: batch norm uses the batch and updates `batch_stats` (which must be mutable).
-          features: return what would enter the classifier.
-
-        Returns:
-          Logits (N, num_classes), or features (N, C of the last stage): both in at least
-          float32. Or, with `out_indices`, one feature map (N, H / t, W / t, C) for each stage s
-          named, in `dtype`; t is 4 2^s, at most `output_stride`. Odd sizes round up.
-
-        Raises:
-          ValueError: images of another shape, fields of the module that make no sense, or the
-            merged structure of a block that has none.
-          TypeError: images that are not floating point.
-        """
-        self.check_call(x, features)
+    @nn.nowrap
+    def run_stages(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], jax.Array]:
+        """See `Backbone`."""
         outputs = []
         for s, layers in enumerate(self.architecture.stages(self.output_stride)):
             for i, block in enumerate(self.blocks(layers)):
@@ -436,10 +417,7 @@ class RepVGG(Backbone, kw_only=True):
                 x = nn.relu(block(**self.common_kwargs(), name=name)(x, train))
             if s:
                 outputs.append(x)
-                self.sow_stage(s - 1, x)
-        if self.out_indices is not None:
-            return tuple(outputs[s] for s in self.out_indices)
-        return self.classify(self.pool(x), features)
+        return outputs, x
 
     @nn.nowrap
     def blocks(self, layers: list[Layer]) -> list[Callable[..., nn.Module]]:
@@ -512,4 +490,5 @@ FAMILY = ModelFamily(
         "repvgg_b3g4": _by_multipliers(_B, 3, 5, groups=4),
         "repvgg_d2se": _by_multipliers((8, 14, 24, 1), 2.5, 5, squeeze_excite=True),
     },
+    lookalikes={r"repvggplus.*|repvgg.+plus.*": "RepVGGplus, which is not known here."},
 )

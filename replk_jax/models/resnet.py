@@ -161,28 +161,10 @@ class ResNet(Backbone, kw_only=True):
 
     architecture: ResNetArchitecture
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool = False, *, features: bool = False
-    ) -> jax.Array | tuple[jax.Array, ...]:
-        """Runs the network.
-
-        Args:
-          x: normalised images, (N, H, W, in_channels), floating point; any H and W.
-          train: batch norm uses the batch and updates `batch_stats`, which must be mutable.
-          features: return what would enter the classifier.
-
-        Returns:
-          Logits (N, num_classes), or features (N, C of the last stage): both in at least
-          float32. Or, with `out_indices`, one feature map (N, H / t, W / t, C) for each stage s
-          named, in `dtype`; t is 4 2^s, at most `output_stride`. Odd sizes round up.
-
-        Raises:
-          ValueError: images of another shape, or fields of the module that make no sense.
-          TypeError: images that are not floating point.
-        """
+    @nn.nowrap
+    def run_stages(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], jax.Array]:
+        """See `Backbone`."""
         arch = self.architecture
-        self.check_call(x, features)
         stem = ConvNorm(
             features=arch.channels[0], kernel_size=7, stride=2, **self.common_kwargs(), name="conv1"
         )
@@ -203,10 +185,7 @@ class ResNet(Backbone, kw_only=True):
                     name=f"layer{s + 1}_{i}",
                 )(x, train)
             outputs.append(x)
-            self.sow_stage(s, x)
-        if self.out_indices is not None:
-            return tuple(outputs[s] for s in self.out_indices)
-        return self.classify(self.pool(x), features)
+        return outputs, x
 
     @nn.nowrap
     def module_groups(self) -> list[ModuleGroup]:
@@ -230,5 +209,14 @@ FAMILY = ModelFamily(
         "resnet_50": ResNetArchitecture((3, 4, 6, 3)),
         "resnet_101": ResNetArchitecture((3, 4, 23, 3)),
         "resnet_152": ResNetArchitecture((3, 8, 36, 3)),
+    },
+    lookalikes={
+        r"resnet\d+": (
+            "a ResNet of another depth. Give layers to create_model('resnet_18', ...) for basic "
+            "blocks, or to create_model('resnet_50', ...) for bottleneck blocks."
+        ),
+        r"resnet(?:\d+[a-z]|[a-z]).*|.+resnet.*|.*(?:resne[xs]t|res2net).*": (
+            "a variant of ResNet that is not known here."
+        ),
     },
 )

@@ -18,6 +18,8 @@ from tests import reference_data
 from tests.checkpoint.test_checkpoint import PREPROCESSING, network
 from tests.helpers import random_variables
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture
 def torch_file(tmp_path):

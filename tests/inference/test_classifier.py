@@ -15,7 +15,7 @@ from replk_jax.vision.images import ImageError
 from tests.helpers import TINY, random_variables
 from tests.vision.test_images import picture
 
-pytestmark = pytest.mark.usefixtures("strict_promotion")
+pytestmark = pytest.mark.usefixtures("strict_promotion", "quick_compilation")
 
 PREPROCESSING = Preprocessing(32, 0.8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 NAMES = tuple(f"name {i}" for i in range(7))
@@ -38,7 +38,8 @@ def expected_logits(images):
     """One image at a time, in the training-time structure."""
     model, variables = network()
     batch = jnp.stack([PREPROCESSING(image) for image in images])
-    return np.concatenate([model.apply(variables, image[None]) for image in batch])
+    apply = jax.jit(model.apply)
+    return np.concatenate([apply(variables, image[None]) for image in batch])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9])

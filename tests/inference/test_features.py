@@ -1,5 +1,7 @@
 """FeatureExtractor: what a network makes of images."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from replk_jax.checkpoint import Checkpoint, save
 from tests.helpers import TINY, random_variables
 from tests.vision.test_images import picture
 
-pytestmark = pytest.mark.usefixtures("strict_promotion")
+pytestmark = pytest.mark.usefixtures("strict_promotion", "quick_compilation")
 
 PREPROCESSING = Preprocessing(32, 0.8)
 
@@ -36,19 +38,26 @@ def prepared(images):
 @pytest.mark.parametrize("num_classes", [7, None])
 def test_global_features_are_what_enters_the_classifier(images, num_classes):
     model, variables = network(num_classes=num_classes)
-    expected = model.apply(variables, prepared(images), features=True)
+    expected = jax.jit(partial(model.apply, features=True))(variables, prepared(images))
     result = FeatureExtractor(model, variables, PREPROCESSING)(images)
     assert list(result) == ["features", "stage_0", "stage_1"]
     assert all(array.dtype == np.float32 for array in result.values())
     np.testing.assert_allclose(result["features"], expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("norms", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("norms", "dtype"),
+    [
+        (True, "float32"),
+        (False, "bfloat16"),
+        pytest.param(False, "float32", marks=pytest.mark.exhaustive),
+        pytest.param(True, "bfloat16", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_stages_are_those_of_a_backbone(images, norms, dtype):
     model, variables = network(norm_intermediate_features=norms)
     backbone = model.clone(out_indices=(0, 1))
-    expected = backbone.apply(variables, prepared(images))
+    expected = jax.jit(backbone.apply)(variables, prepared(images))
     model = model.clone(dtype=jnp.dtype(dtype))
     # Sixteen bits have 8 of precision, through some ten layers.
     tolerance = TOLERANCE if dtype == "float32" else {"rtol": 0.1, "atol": 0.1}
@@ -62,7 +71,7 @@ def test_stages_are_those_of_a_backbone(images, norms, dtype):
 
 def test_a_backbone_has_stages_alone(images):
     model, variables = network(num_classes=None, out_indices=(1,))
-    (expected,) = model.apply(variables, prepared(images))
+    (expected,) = jax.jit(model.apply)(variables, prepared(images))
     result = FeatureExtractor(model, variables, PREPROCESSING, maps=True)(images)
     assert list(result) == ["stage_0", "stage_1"]
     np.testing.assert_allclose(result["stage_1"], expected, **TOLERANCE)

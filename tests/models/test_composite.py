@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from replk_jax import Checkpoint, load, save
 from replk_jax.export import export_model, plain_function
 from replk_jax.models import registry
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.description import describe, from_description
 from replk_jax.models.network import Network, register_network
 from replk_jax.models.variables import abstract_variables
@@ -20,7 +22,7 @@ from replk_jax.reparam import for_inference
 from replk_jax.vision.preprocessing import Preprocessing
 from tests.helpers import random_images, random_variables
 from tests.miniatures import miniature
-from tests.models.composite import TinySegmenter, tiny_segmenter
+from tests.models.composite import ScoreHead, TinySegmenter, tiny_segmenter
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -179,6 +181,26 @@ def test_summary_by_hand():
     assert counts.training.convolution == (
         backbone.training.convolution + macs + auxiliary.training.convolution
     )
+
+
+class SharedHead(CompositeNetwork, kw_only=True):
+    """One head for the feature maps of two stages, as detectors have it."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
+        """Maps (N, H, W, 3) to scores of both stages."""
+        head = ScoreHead(channels=6, num_classes=3, **self.common_kwargs(), name="bbox_head")
+        return tuple(head(feature_map, train) for feature_map in self.backbone(x, train))
+
+
+def test_summary_of_a_shared_head():
+    """It has its parameters once, and computes for every feature map."""
+    architecture = replk_jax.ResNetArchitecture((1, 1), (4, 4))
+    backbone = replk_jax.create_model(architecture, num_classes=None, out_indices=(0, 1))
+    head = replk_jax.summary(SharedHead(backbone=backbone), 32).parts[-1]
+    assert head.name == "bbox_head"
+    assert head.merged.parameters == 9 * 16 * 6 + 6 + 6 * 3 + 3
+    assert head.merged.convolution == (8 * 8 + 4 * 4) * (9 * 16 * 6 + 6 * 3)
 
 
 def test_layers_are_those_of_the_backbone():

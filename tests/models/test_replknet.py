@@ -135,6 +135,18 @@ def test_merged_features_need_a_model_without_head():
     )
 
 
+def test_the_merged_classifier_applies_to_the_final_feature_map():
+    """The classifier at every position gives a map of class scores, whose mean are the logits."""
+    model = make(deploy=True)
+    variables, x = random_variables(model), random_images(model)
+    run = jax.jit(lambda v, x: model.apply(v, x, mutable=["intermediates"]))
+    logits, state = run(variables, x)
+    (final,), head = state["intermediates"]["final_feature_map"], variables["params"]["head"]
+    assert final.shape == (2, 4, 4, 12)
+    scores = final @ head["kernel"] + head["bias"][None, None, None]
+    np.testing.assert_allclose(scores.mean((1, 2)), logits, rtol=0, atol=1e-5)
+
+
 def test_stage_norm_does_not_touch_the_next_stage():
     """Only what is emitted passes the norm, so a change of it leaves the later map alone."""
     model = make(out_indices=(0, 1), norm_intermediate_features=True)

@@ -194,6 +194,7 @@ def set_up(config: ConfigDict, workdir: Path, task: Task) -> Setup:
         accumulation=config.accumulation,
         ema_decay=config.ema_decay,
         penalty=configuration.build_penalty(config.optimizer),
+        freezing=freezing,
     )
     unreadable = UnreadableList(workdir / "unreadable.txt", warn)
     return Setup(

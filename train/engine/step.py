@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from replk_jax.models.network import Network
 from train.engine import parallel
+from train.engine.freezing import Freezing
 from train.engine.regularization import Penalty
 from train.engine.task import Batch, Loss
 
@@ -158,6 +159,7 @@ def make_train_step(
     accumulation: int = 1,
     ema_decay: float = 0.0,
     penalty: Penalty | None = None,
+    freezing: Freezing | None = None,
 ) -> TrainStep:
     """Builds the compiled function (state, batch) -> (state, metrics).
 
@@ -179,11 +181,13 @@ def make_train_step(
       accumulation: M.
       ema_decay: d of the EMA a := d a + (1 - d) v of parameters and statistics.
       penalty: added to the loss; takes the running statistics after the micro-batch.
+      freezing: what stays as it is; None for nothing.
 
     Raises:
       ValueError: from a call, where a term of the loss has the name of another metric.
     """
     whole = parallel.replicated(mesh)
+    freezing = freezing or Freezing(model)
 
     def gradients(
         params: Any, batch_stats: Any, keys: tuple[jax.Array, jax.Array], batch: Batch
@@ -192,8 +196,10 @@ def make_train_step(
         loss_key, dropout_key = keys
 
         def total_loss(params: Any) -> tuple[jax.Array, tuple[StepMetrics, Any]]:
+            params = freezing.constant(params)
             forward = _Forward(model, params, batch_stats, dropout_key)
-            total, terms = loss(forward, loss_key, batch)
+            with freezing.eval_mode():
+                total, terms = loss(forward, loss_key, batch)
             terms = dict(terms)
             if penalty is not None:
                 terms["penalty"] = penalty(params, forward.batch_stats)

@@ -25,6 +25,7 @@ from train.engine.step import random_keys
 from train.engine.task import Batch, Evaluation, Forward, Loss, Metrics, Preview, Task, TaskKind
 from train.errors import RunError
 from train.reporting.console import warn
+from train.tasks.classification_config import build_preprocessing, check
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -39,7 +40,7 @@ def make_task(config: ConfigDict) -> Task:
     data = config.data
     model = configuration.build_model(config)
     channels = model.in_channels
-    preprocessing = configuration.build_preprocessing(data, channels)
+    preprocessing = build_preprocessing(data, channels)
     transform = make_train_transform(data, channels)
     names = _evaluation_names(data)
 
@@ -90,7 +91,7 @@ def make_evaluations(config: ConfigDict, network: Checkpoint) -> dict[str, Evalu
     preprocessing = network.preprocessing
     if preprocessing is None or data.eval_as_configured:
         channels = network.model.in_channels
-        preprocessing = configuration.build_preprocessing(data, channels)
+        preprocessing = build_preprocessing(data, channels)
     names = _evaluation_names(data)
 
     def evaluations() -> dict[str, Evaluation]:
@@ -143,7 +144,7 @@ def first_inputs(config: ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray
     micro_batch = config.batch_size // config.accumulation
     if count > micro_batch:
         raise RunError(f"--count={count} is more than the {micro_batch} of a (micro-)batch.")
-    group = config.augmentation.images_per_draw
+    group = config.augmentation.mixup_group_size
     needed = min(micro_batch, math.ceil(count / group) * group)
     config = config.copy_and_resolve_references()
     config.batch_size = needed * config.accumulation
@@ -177,7 +178,7 @@ def make_augmentation(config: ConfigDict, num_classes: int) -> Augmentation:
         **config.augmentation,
     )
     if augmentation.mixes:
-        count_groups(config.batch_size // config.accumulation, augmentation.images_per_draw)
+        count_groups(config.batch_size // config.accumulation, augmentation.mixup_group_size)
     return augmentation
 
 
@@ -346,7 +347,7 @@ def _pixels(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 CLASSIFICATION = TaskKind(
-    check=lambda config: None,
+    check=check,
     task=make_task,
     evaluations=make_evaluations,
     preview=preview,

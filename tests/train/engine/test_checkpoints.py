@@ -299,11 +299,12 @@ def test_a_save_that_fails_besides_does_not_hide_what_stopped_the_run(tmp_path):
     assert names(tmp_path) == {"1"}
 
 
-def test_killed_at_random_moments(tmp_path):
-    """Forty times SIGKILL, while programs start, restore, save and delete: each finds the latest
-    that the one before knew to be complete, or a later one, whole and of one step."""
+@pytest.mark.parametrize("times", [12, pytest.param(40, marks=pytest.mark.exhaustive)])
+def test_killed_at_random_moments(times, tmp_path):
+    """SIGKILL, while programs start, restore, save and delete: each finds the latest that the one
+    before knew to be complete, or a later one, whole and of one step."""
     log = subprocess.run(
-        [sys.executable, "-m", "tests.train.killed_saving", tmp_path, "40"],
+        [sys.executable, "-m", "tests.train.killed_saving", tmp_path, str(times)],
         capture_output=True,
         text=True,
         check=True,
@@ -311,15 +312,15 @@ def test_killed_at_random_moments(tmp_path):
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     runs = [json.loads(line) for line in log.stdout.splitlines()]
-    assert len(runs) == 40
+    assert len(runs) == times
     known = 0
     for run in runs:
         assert run["error"] == ""
         for step in run["steps"]:  # first the one that was restored, then what was completed
             assert step >= known
             known = step
-    assert known > 20
-    assert sum(len(run["steps"]) > 1 for run in runs) > 5
+    assert known > times // 2
+    assert sum(len(run["steps"]) > 1 for run in runs) > times // 8
     restored, step = restore(tmp_path)
     assert step >= known
     assert_equal(restored, state(step))

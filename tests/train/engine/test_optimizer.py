@@ -193,7 +193,7 @@ def test_norms_of_stage_outputs_are_in_their_stages():
 
 def test_a_step_by_stage():
     """One step of SGD, which is the learning rate times the gradient, here 1."""
-    paths = [("stem_3", "conv"), ("stages_0", "blocks_0"), ("transitions_0", "0"),
+    paths = [("stem_3", "conv"), ("stages_0", "blocks_0"), ("transitions_0_0", "conv"),
              ("stages_1", "blocks_3"), ("norm", "bn"), ("head", "linear")]  # fmt: skip
     params = {first: {second: {"kernel": jnp.ones((2, 2))}} for first, second in paths}
     model = replk_jax.create_model(

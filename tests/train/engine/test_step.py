@@ -16,6 +16,7 @@ from tests.helpers import data_mesh
 from tests.models.test_replknet_golden import load
 from tests.train import tiny
 from train.engine import parallel
+from train.engine.freezing import Freezing
 from train.engine.optimizer import make_optimizer
 from train.engine.schedules import warmup_cosine
 from train.engine.step import TrainState, abstract_state, init_state, make_train_step
@@ -203,6 +204,32 @@ def test_loss_and_statistics_of_one_step():
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         state.batch_stats, stats,
     )  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_step_leaves_frozen_stages_alone():
+    """The stem and the only stage, with their statistics; norm and head alone have gradients."""
+    model = replk_jax.create_model(NETWORK, num_classes=4)
+    mesh, freezing = data_mesh(1), Freezing(model, stages=1)
+    optimizer = freezing.optimizer(make_optimizer("adamw", lambda step: 1e-2, weight_decay=0.1))
+    state = init_state(model, optimizer, (16, 16), 0, mesh)
+    before = jax.tree.map(np.array, state.variables)
+    step = make_train_step(
+        model, optimizer, tiny.loss(MEAN, STD), seed=0, mesh=mesh, freezing=freezing
+    )
+    state, _ = step(state, next(batches(1)))
+    for collection in ("params", "batch_stats"):
+        changed = {
+            name
+            for name, leaves in before[collection].items()
+            for old, new in zip(
+                jax.tree.leaves(leaves),
+                jax.tree.leaves(state.variables[collection][name]),
+                strict=True,
+            )
+            if np.any(old != new)
+        }
+        assert changed == ({"norm", "head"} if collection == "params" else {"norm"})
 
 
 @pytest.mark.usefixtures("quick_compilation")
