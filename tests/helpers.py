@@ -5,6 +5,7 @@ import numpy as np
 from flax import traverse_util
 
 from replk_jax import RepLKNetArchitecture
+from replk_jax.io.tensors import StoredTensor
 from replk_jax.models.variables import abstract_variables
 
 TINY = RepLKNetArchitecture((7, 5), (1, 1), (8, 12), small_kernel=3)
@@ -90,3 +91,17 @@ def assert_equal_in_float64(actual, expected):
     assert np.shape(actual) == expected.shape
     assert np.isfinite(expected).all()
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+
+
+def assert_same_bits(stored, expected):
+    """A tensor in a file is an array, with its own memory."""
+    assert isinstance(stored, StoredTensor)
+    assert (stored.shape, stored.dtype) == (expected.shape, expected.dtype)
+    assert (stored.size, stored.ndim, stored.nbytes) == (
+        expected.size, expected.ndim, expected.nbytes,
+    )  # fmt: skip
+    value = stored.read()
+    assert (value.shape, value.dtype) == (expected.shape, expected.dtype)
+    assert value.flags.c_contiguous
+    assert value.flags.writeable
+    assert value.tobytes() == expected.tobytes()

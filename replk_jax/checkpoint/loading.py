@@ -55,12 +55,18 @@ def load_into(
 ) -> Checkpoint:
     """Reads the variables of a network of the caller's, to train them further.
 
+    A composite network starts from a file of its own, or from one of its backbone or of a
+    classifier with it: what follows the last stage is left out, and the heads are drawn at
+    random. A warning says so.
+
     Args:
-      model: the network; its architecture must be that of the file.
+      model: the network; its architecture, or that of its backbone, must be that of the file.
       path, prefer_ema, key, prefix, rename: as in `load`.
       adapt_input: make the kernels that see the image take the model's number of channels, as
         `in_channels` of `load_torch` does.
-      reset_head, seed: as in `load_torch`.
+      reset_head: draw a new classifier, or in the heads of a composite network new weights for
+        its classes, if the file's is for another number of classes.
+      seed: of what is drawn.
 
     Returns:
       The model with its variables, and what else is known of the network in the file.

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 from flax import traverse_util
 
 from replk_jax.checkpoint.record import Checkpoint
+from replk_jax.checkpoint.starting import fit_network
 from replk_jax.io.errors import naming
+from replk_jax.models.network import Network
 from replk_jax.models.variables import abstract_variables
-from replk_jax.torch_import import Fitting, Selection, fit_variables
+from replk_jax.torch_import import Fitting, Selection
 
 
 class OwnCheckpoint(abc.ABC):
@@ -61,8 +62,8 @@ class OwnCheckpoint(abc.ABC):
         variables = self.read_variables(selection.prefer_ema)
         return dataclasses.replace(self.description, variables=variables)
 
-    def load_into(self, model: nn.Module, selection: Selection, fitting: Fitting) -> Checkpoint:
-        """Reads the variables of another model of the same architecture.
+    def load_into(self, model: Network, selection: Selection, fitting: Fitting) -> Checkpoint:
+        """Reads the variables of a model of the same architecture, or with it as its backbone.
 
         Raises:
           ValueError: as `load_into`.
@@ -74,14 +75,13 @@ class OwnCheckpoint(abc.ABC):
                     "it is re-parameterized, and what is merged cannot be trained on as it was: "
                     "name the file from before the merge."
                 )
-            if type(loaded.model) is not type(model):
-                raise ValueError(
-                    f"it holds a {type(loaded.model).__name__}, not a {type(model).__name__}."
-                )
-            variables = fit_variables(
-                loaded.variables, loaded.model, model, fitting, source=os.fspath(self.path)
-            )
-        return dataclasses.replace(loaded, model=model, variables=variables)
+            variables = fit_network(loaded, model, fitting, source=os.fspath(self.path))
+        same_classes = (type(model), model.num_classes) == (
+            type(loaded.model),
+            loaded.model.num_classes,
+        )
+        names = loaded.class_names if same_classes else None
+        return dataclasses.replace(loaded, model=model, variables=variables, class_names=names)
 
 
 def by_path(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def by_path(variables: Mapping[str, Any]) -> dict[str, Any]:
     return traverse_util.flatten_dict(variables, sep="/")
 
 
-def older_variables(model: nn.Module) -> dict[str, Any]:
+def older_variables(model: Network) -> dict[str, Any]:
     """As `abstract_variables`, of the files of version 0.1.0.
 
     There a backbone with `norm_intermediate_features` had a norm in each stage, also in those that

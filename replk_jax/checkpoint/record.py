@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-
 from replk_jax.io.errors import error_text
 from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
 from replk_jax.models import pretrained, registry
 from replk_jax.models.description import describe, from_description
+from replk_jax.models.network import Network
 from replk_jax.vision.preprocessing import Preprocessing
 
 
@@ -31,7 +30,7 @@ class Checkpoint:
         and the model does not have; None where there is no such difference.
     """
 
-    model: nn.Module
+    model: Network
     variables: Mapping[str, Any]
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None

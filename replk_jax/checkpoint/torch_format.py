@@ -3,12 +3,13 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 from replk_jax.checkpoint.nearby import pointing_to_checkpoint
 from replk_jax.checkpoint.record import Checkpoint
+from replk_jax.checkpoint.starting import fit_contents
 from replk_jax.io.errors import naming
 from replk_jax.io.user_warnings import warn_user
+from replk_jax.models.backbone import Backbone
 from replk_jax.models.network import Network
 from replk_jax.torch_import import (
     Contents,
@@ -47,39 +48,34 @@ class TorchCheckpoint:
         Raises:
           ValueError: as `load`.
         """
-        model, variables = self._load(None, selection, Fitting())
-        return dataclasses.replace(self.describe(model), variables=variables)
+        contents = self.contents
+        with pointing_to_checkpoint(self.path), naming(self.path):
+            model, fitted = load_contents(
+                contents, selection=selection, source=os.fspath(self.path), fitting=Fitting()
+            )
+        return dataclasses.replace(self.describe(model), variables=fitted.variables)
 
     def load_into(self, model: Network, selection: Selection, fitting: Fitting) -> Checkpoint:
-        """Reads the variables of a model.
+        """Reads the variables of a model, or of the backbone of a composite one.
 
         Raises:
           ValueError: as `load_into`.
         """
-        model, variables = self._load(model, selection, fitting)
+        contents = self.contents
+        with pointing_to_checkpoint(self.path), naming(self.path):
+            backbone, variables = fit_contents(
+                contents, model, selection, fitting, source=os.fspath(self.path)
+            )
         # The classes may be others than those of the file.
-        described = self.describe(model.clone(num_classes=None))
+        described = self.describe(backbone.clone(num_classes=None))
         return dataclasses.replace(described, model=model, variables=variables)
 
-    def describe(self, model: Network) -> Checkpoint:
+    def describe(self, model: Backbone) -> Checkpoint:
         """As the function `describe`, of this checkpoint."""
         return describe(self.path, self.contents, model)
 
-    def _load(
-        self, model: Network | None, selection: Selection, fitting: Fitting
-    ) -> tuple[Network, dict[str, Any]]:
-        contents = self.contents
-        with pointing_to_checkpoint(self.path), naming(self.path):
-            return load_contents(
-                contents,
-                model,
-                selection=selection,
-                source=os.fspath(self.path),
-                fitting=fitting,
-            )
 
-
-def describe(path: Path, contents: Contents, model: Network) -> Checkpoint:
+def describe(path: Path, contents: Contents, model: Backbone) -> Checkpoint:
     """What a PyTorch checkpoint says of a network besides its weights; without variables.
 
     Args:

@@ -144,7 +144,12 @@ def _around(opened: TorchCheckpoint, model: Network) -> Iterator[str]:
     if known.class_names:
         names = printable(list(known.class_names))
         yield f"names of the classes, from {known.class_names_source}: {names}"
-    entry = pretrained.recognize(opened.path, model)
+    yield from _published(opened.path, model)
+
+
+def _published(path: Path, model: Network) -> Iterator[str]:
+    """The accuracy of a published checkpoint, by the file's name."""
+    entry = pretrained.recognize(path, model)
     if entry and entry.top1 is not None:
         top5 = "" if entry.top5 is None else f", {entry.top5} % top-5"
         yield f"published by this name: {entry.top1} % top-1{top5} on ImageNet-1K"

@@ -5,7 +5,7 @@ Modules outside of this package import from here alone.
 
 from replk_jax.torch_import.convert import convert_state_dict
 from replk_jax.torch_import.entries import Selection
-from replk_jax.torch_import.fitting import Fitting, fit_variables
+from replk_jax.torch_import.fitting import Fitted, Fitting, fit_variables
 from replk_jax.torch_import.folders import UnknownFolderError
 from replk_jax.torch_import.load import load_contents, load_torch
 from replk_jax.torch_import.metadata import find_metadata
@@ -18,6 +18,7 @@ from replk_jax.torch_import.torch_files import Contents
 __all__ = [
     "TORCH_ENDINGS",
     "Contents",
+    "Fitted",
     "Fitting",
     "Placeholder",
     "Recognized",

@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from replk_jax.io.tensors import TensorLike
-from replk_jax.models.network import Network
+from replk_jax.models.backbone import Backbone
 from replk_jax.models.variables import differences, in_lines
 from replk_jax.reparam import merge_branches, reparameterize
 from replk_jax.torch_import import names
@@ -20,7 +20,7 @@ from replk_jax.torch_import.structures import Structure, abstract_structure
 _Places = Mapping[str, tuple[names.Path, Any]]
 
 
-def convert_state_dict(state_dict: Mapping[str, TensorLike], model: Network) -> dict[str, Any]:
+def convert_state_dict(state_dict: Mapping[str, TensorLike], model: Backbone) -> dict[str, Any]:
     """Maps a state dict in official naming to the variables of `model`.
 
     Strict: every key is used once and every leaf filled. The counters of the batch norms
@@ -56,7 +56,7 @@ def convert_state_dict(state_dict: Mapping[str, TensorLike], model: Network) -> 
 
 
 def to_state_dict(
-    variables: Mapping[str, Any], model: Network, *, merged: bool = False
+    variables: Mapping[str, Any], model: Backbone, *, merged: bool = False
 ) -> dict[str, np.ndarray]:
     """Maps the variables of a model to the state dict of the official code.
 
@@ -87,7 +87,7 @@ def to_state_dict(
     return names.in_order(state_dict | counters, family.ORDER)
 
 
-def by_official_name(variables: Mapping[str, Any], model: Network) -> dict[str, np.ndarray]:
+def by_official_name(variables: Mapping[str, Any], model: Backbone) -> dict[str, np.ndarray]:
     """The variables of a network in PyTorch's names and layouts, whether published or not.
 
     Without counters, and in the order of the variables.
@@ -99,7 +99,7 @@ def by_official_name(variables: Mapping[str, Any], model: Network) -> dict[str, 
 
 
 @functools.lru_cache(maxsize=8)  # to trace a network takes a second, and loading asks twice
-def places_of(model: Network, structure: Structure) -> _Places:
+def places_of(model: Backbone, structure: Structure) -> _Places:
     """By official key, where each tensor of a structure goes, and the leaf that is there.
 
     `deploy` of the model does not matter.
@@ -107,7 +107,7 @@ def places_of(model: Network, structure: Structure) -> _Places:
     return _by_key(abstract_structure(model.clone(deploy=False), structure), model)
 
 
-def faults(state_dict: Mapping[str, TensorLike], model: Network) -> list[str]:
+def faults(state_dict: Mapping[str, TensorLike], model: Backbone) -> list[str]:
     """What keeps `convert_state_dict` from converting, one line for each tensor at fault.
 
     Reads no tensor; `deploy` of the model does not matter.
@@ -116,7 +116,7 @@ def faults(state_dict: Mapping[str, TensorLike], model: Network) -> list[str]:
     return _faults(state_dict, places_of(model, structure))
 
 
-def _by_key(variables: Mapping[str, Any], model: Network) -> _Places:
+def _by_key(variables: Mapping[str, Any], model: Backbone) -> _Places:
     official_key, architecture = family_of(model).official_key, model.architecture
     return names.by_key(variables, lambda key: official_key(key, architecture))
 
@@ -135,7 +135,7 @@ def _faults(state_dict: Mapping[str, TensorLike], places: _Places) -> list[str]:
     ]
 
 
-def _expect_to_fit(state_dict: Mapping[str, TensorLike], places: _Places, model: Network) -> None:
+def _expect_to_fit(state_dict: Mapping[str, TensorLike], places: _Places, model: Backbone) -> None:
     if found := _faults(state_dict, places):
         hint = ""
         if any(fault.startswith("not in the model") for fault in found):

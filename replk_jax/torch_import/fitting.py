@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from replk_jax.io.tensors import TensorLike
 from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
+from replk_jax.models.backbone import Backbone
 from replk_jax.models.layers import pytorch_init
-from replk_jax.models.network import Network
 from replk_jax.torch_import import names
 from replk_jax.torch_import.convert import by_official_name, convert_state_dict, places_of
 from replk_jax.torch_import.families import family_of
@@ -34,9 +34,22 @@ class Fitting:
     seed: int = 0
 
 
+class Fitted(NamedTuple):
+    """Weights that fit a model.
+
+    Attributes:
+      variables: of the model.
+      left_out: official names of the weights that the model has no place for: a classifier, and
+        for a backbone all that follows its last stage.
+    """
+
+    variables: dict[str, Any]
+    left_out: tuple[str, ...]
+
+
 def fit(
-    weights: Mapping[str, TensorLike], model: Network, fitting: Fitting, *, source: str
-) -> dict[str, Any]:
+    weights: Mapping[str, TensorLike], model: Backbone, fitting: Fitting, *, source: str
+) -> Fitted:
     """Converts weights to the variables of a model.
 
     Args:
@@ -50,12 +63,14 @@ def fit(
     """
     weights = family_of(model).names_in(weights, model)
     weights = _fit_input(weights, model, fitting.adapt_input, source)
-    return convert_state_dict(_fit_head(weights, model, fitting), model)
+    fitted = _fit_head(weights, model, fitting)
+    left_out = tuple(name for name in weights if name not in fitted)
+    return Fitted(convert_state_dict(fitted, model), left_out)
 
 
 def fit_variables(
-    variables: Mapping[str, Any], own: Network, model: Network, fitting: Fitting, *, source: str
-) -> dict[str, Any]:
+    variables: Mapping[str, Any], own: Backbone, model: Backbone, fitting: Fitting, *, source: str
+) -> Fitted:
     """Fits the variables of a network to another model of the same family.
 
     Args:
@@ -70,7 +85,7 @@ def fit_variables(
 
 
 def _fit_head(
-    weights: Mapping[str, TensorLike], model: Network, fitting: Fitting
+    weights: Mapping[str, TensorLike], model: Backbone, fitting: Fitting
 ) -> dict[str, TensorLike]:
     """Without the final layers that the model lacks, and with a new classifier if asked."""
     if model.out_indices is not None or model.num_classes is None:
@@ -116,7 +131,7 @@ def _describe_classifier(weights: Mapping[str, TensorLike], kernel: str, bias: s
     return f"is of another kind ({problem}; there are {brief(parts)})"
 
 
-def _draw_classifier(model: Network, kernel: str, bias: str, seed: int) -> dict[str, np.ndarray]:
+def _draw_classifier(model: Backbone, kernel: str, bias: str, seed: int) -> dict[str, np.ndarray]:
     """Initial weights of a classifier, in PyTorch's layout."""
     _, leaf = places_of(model, Structure.TRAINING)[kernel]
     width, classes = leaf.shape
@@ -128,7 +143,7 @@ def _draw_classifier(model: Network, kernel: str, bias: str, seed: int) -> dict[
 
 
 def _fit_input(
-    weights: Mapping[str, TensorLike], model: Network, adapt: bool, source: str
+    weights: Mapping[str, TensorLike], model: Backbone, adapt: bool, source: str
 ) -> dict[str, TensorLike]:
     """The weights with the kernels that see the image made for the model's number of channels.
 
@@ -169,7 +184,7 @@ def _other_inputs(kernel: np.ndarray, count: int) -> np.ndarray:
     return (repeated.astype(np.float32) * (held / count)).astype(kernel.dtype)
 
 
-def _keys(model: Network) -> set[str]:
+def _keys(model: Backbone) -> set[str]:
     """The official names of a training-time network's tensors."""
     keys = places_of(model, Structure.TRAINING)
     return {*keys, *names.counters(keys)}

@@ -9,10 +9,10 @@ from replk_jax.io.errors import naming
 from replk_jax.io.tensors import StoredTensor
 from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
-from replk_jax.models.network import Network
+from replk_jax.models.backbone import Backbone
 from replk_jax.torch_import.entries import Selection
 from replk_jax.torch_import.families import Family
-from replk_jax.torch_import.fitting import Fitting, fit
+from replk_jax.torch_import.fitting import Fitted, Fitting, fit
 from replk_jax.torch_import.names import without_classifier
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.torch_files import Contents
@@ -21,7 +21,7 @@ from replk_jax.torch_import.weights import Weights, find_weights
 
 def load_torch(
     path: str | os.PathLike,
-    model: Network | None = None,
+    model: Backbone | None = None,
     *,
     num_classes: int | None = None,
     in_channels: int | None = None,
@@ -31,7 +31,7 @@ def load_torch(
     prefix: str | None = None,
     rename: Callable[[str], str | None] | None = None,
     seed: int = 0,
-) -> tuple[Network, dict[str, Any]]:
+) -> tuple[Backbone, dict[str, Any]]:
     """Loads a PyTorch checkpoint, without PyTorch and without running what is in it.
 
         model, variables = load_torch("RepLKNet-31B_ImageNet-1K_224.pth")
@@ -73,7 +73,7 @@ def load_torch(
       OSError: it cannot be opened.
     """
     with naming(path):
-        return load_contents(
+        model, fitted = load_contents(
             read(path),
             model,
             selection=Selection(prefer_ema, key, prefix, rename),
@@ -82,18 +82,19 @@ def load_torch(
             in_channels=in_channels,
             fitting=Fitting(reset_head=reset_head, seed=seed),
         )
+        return model, fitted.variables
 
 
 def load_contents(
     contents: Contents,
-    model: Network | None = None,
+    model: Backbone | None = None,
     *,
     selection: Selection,
     source: str,
     num_classes: int | None = None,
     in_channels: int | None = None,
     fitting: Fitting,
-) -> tuple[Network, dict[str, Any]]:
+) -> tuple[Backbone, Fitted]:
     """`load_torch` of the contents of a file; its errors do not name the file.
 
     Args:
@@ -126,7 +127,7 @@ def load_contents(
 
 def _infer_model(
     weights: Mapping[str, StoredTensor], family: Family, num_classes: int | None, reset_head: bool
-) -> Network:
+) -> Backbone:
     # A classifier that is to be replaced may be of any kind.
     kept = without_classifier(weights) if reset_head or num_classes == 0 else weights
     model = family.infer_model(kept)
@@ -155,13 +156,13 @@ def _warn_of_what_is_there(
         )
 
 
-def _with_classes(model: Network, num_classes: int) -> Network:
+def _with_classes(model: Backbone, num_classes: int) -> Backbone:
     if model.out_indices is not None:
         raise ValueError("it is of a backbone, which has no classifier for num_classes.")
     return model.clone(num_classes=num_classes or None)
 
 
-def _with_in_channels(model: Network, in_channels: int) -> Network:
+def _with_in_channels(model: Backbone, in_channels: int) -> Backbone:
     if type(in_channels) is not int or in_channels < 1:
         raise ValueError(f"in_channels must be a positive integer; got {in_channels!r}.")
     return model.clone(

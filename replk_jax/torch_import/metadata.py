@@ -15,7 +15,7 @@ from typing import Any
 from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
 from replk_jax.models import pretrained, registry
-from replk_jax.models.network import Network
+from replk_jax.models.backbone import Backbone
 from replk_jax.torch_import.config_fields import crop_fraction, number, whole_number
 from replk_jax.torch_import.json_config import (
     timm_class_names,
@@ -24,7 +24,7 @@ from replk_jax.torch_import.json_config import (
     transformers_preprocessing,
 )
 from replk_jax.torch_import.mm_config import (
-    Backbone,
+    BackboneSettings,
     mm_backbone,
     mm_class_names,
     mm_preprocessing,
@@ -72,10 +72,10 @@ class Metadata:
     preprocessing_source: str | None = None
     class_names: tuple[str, ...] | None = None
     class_names_source: str | None = None
-    backbone: Backbone | None = None
+    backbone: BackboneSettings | None = None
 
 
-def find_metadata(path: str | os.PathLike, contents: Contents, model: Network) -> Metadata:
+def find_metadata(path: str | os.PathLike, contents: Contents, model: Backbone) -> Metadata:
     """What a checkpoint, the JSON files next to it and its name say of images and classes.
 
     The checkpoint's own entries take precedence. JSON files next to it come next if the path is a
@@ -110,7 +110,7 @@ class _Search:
       found: so far.
     """
 
-    def __init__(self, model: Network):
+    def __init__(self, model: Backbone):
         self.model = model
         self.found = Metadata()
 
@@ -148,7 +148,7 @@ class _Search:
         stride = _timm_arguments(config).get("output_stride")
         if stride not in (None, 32) and self.found.backbone is None:
             setting = f"model_args has output_stride={stride}"
-            backbone = Backbone((setting,), (("output_stride", stride),))
+            backbone = BackboneSettings((setting,), (("output_stride", stride),))
             self.found = dataclasses.replace(self.found, backbone=backbone)
 
     def preprocessing(self, source: str, interpret: Callable, fields: Mapping[str, Any]) -> None:
@@ -222,7 +222,7 @@ def _has_json_by_name(path: Path) -> bool:
     return path.is_dir() or _OF_FOLDER.fullmatch(path.name) is not None
 
 
-def _matches(model: Network, config: Mapping[str, Any]) -> bool | None:
+def _matches(model: Backbone, config: Mapping[str, Any]) -> bool | None:
     """Whether a config.json is of a network; None if it does not identify one."""
     name = config.get("architecture")
     if isinstance(name, str):
@@ -236,7 +236,7 @@ def _matches(model: Network, config: Mapping[str, Any]) -> bool | None:
     return True if family in names else None
 
 
-def _is_named(model: Network, name: str, arguments: Mapping[str, Any]) -> bool | None:
+def _is_named(model: Backbone, name: str, arguments: Mapping[str, Any]) -> bool | None:
     """Whether timm gives a network this name with these arguments; None if that is not known."""
     colour = dataclasses.replace(model.architecture, in_channels=3)
     registered = registry.name_of(model.clone(architecture=colour))

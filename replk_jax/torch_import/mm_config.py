@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from replk_jax.models.network import Network
+from replk_jax.models.backbone import Backbone
 from replk_jax.torch_import.config_fields import (
     class_labels,
     crop_fraction,
@@ -33,7 +33,7 @@ _USUAL_STRIDES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Backbone:
+class BackboneSettings:
     """What a configuration says of a network that no tensor records.
 
     Attributes:
@@ -44,7 +44,7 @@ class Backbone:
     settings: tuple[str, ...]
     fields: tuple[tuple[str, Any], ...]
 
-    def difference(self, model: Network) -> str | None:
+    def difference(self, model: Backbone) -> str | None:
         """What a model lacks of it, in words: fields, and settings without an equal field."""
         lacking = [f"{name}={value}" for name, value in self.fields if _of(model, name) != value]
         if self.fields and not lacking:
@@ -53,7 +53,7 @@ class Backbone:
         return f"{', '.join(lacking)} ({settings})" if lacking else settings
 
 
-def _of(model: Network, field: str) -> Any:
+def _of(model: Backbone, field: str) -> Any:
     return getattr(model, field) if hasattr(model, field) else getattr(model.architecture, field)
 
 
@@ -121,7 +121,7 @@ def resizes_with_opencv(config: Mapping[str, Any]) -> bool:
     return bool(resize) and resize.get("backend", "cv2") != "pillow"
 
 
-def mm_backbone(config: Mapping[str, Any], family: str) -> Backbone | None:
+def mm_backbone(config: Mapping[str, Any], family: str) -> BackboneSettings | None:
     """Strides and dilation of the backbone; None where they are the usual ones or not given.
 
     Args:
@@ -159,7 +159,7 @@ def mm_backbone(config: Mapping[str, Any], family: str) -> Backbone | None:
                 f"contract_dilation={contracted}, with which the first block of a dilated stage "
                 "differs from the one here"
             )
-    return Backbone(tuple(settings), tuple(fields)) if settings else None
+    return BackboneSettings(tuple(settings), tuple(fields)) if settings else None
 
 
 def _output_stride(strides: tuple[int, ...], usual: tuple[int, ...]) -> list[tuple[str, int]]:

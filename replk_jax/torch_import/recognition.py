@@ -7,8 +7,8 @@ from collections.abc import Callable
 from replk_jax.io.errors import naming
 from replk_jax.io.text import brief
 from replk_jax.models import registry
+from replk_jax.models.backbone import Backbone
 from replk_jax.models.description import architecture_in_words
-from replk_jax.models.network import Network
 from replk_jax.torch_import.convert import faults
 from replk_jax.torch_import.entries import ANY, Selection
 from replk_jax.torch_import.names import without_classifier
@@ -36,7 +36,7 @@ class Recognized:
       has_ema: whether the file holds an EMA, of these or other weights.
     """
 
-    model: Network
+    model: Backbone
     name: str | None
     naming: str
     structure: Structure

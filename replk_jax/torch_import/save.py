@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from replk_jax.io.safetensors import write_safetensors
-from replk_jax.models.network import Network
+from replk_jax.models.backbone import Backbone
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.writer import write_torch
@@ -13,7 +13,7 @@ from replk_jax.torch_import.writer import write_torch
 TORCH_ENDINGS = (".pth", ".pt", ".bin")  # of the files of torch.save
 
 
-def check_published(model: Network, *, merged: bool) -> None:
+def check_published(model: Backbone, *, merged: bool) -> None:
     """Checks that `save_torch` can save a network, before there is anything to save.
 
     Args:
@@ -27,7 +27,7 @@ def check_published(model: Network, *, merged: bool) -> None:
 
 def save_torch(
     variables: Mapping[str, Any],
-    model: Network,
+    model: Backbone,
     path: str | os.PathLike,
     *,
     merged: bool = False,

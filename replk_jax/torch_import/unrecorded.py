@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from replk_jax.models.network import Network
+from replk_jax.models.backbone import Backbone
 
 
-def expect_recorded(model: Network, assumed: Mapping[str, Any]) -> None:
+def expect_recorded(model: Backbone, assumed: Mapping[str, Any]) -> None:
     """Raises unless a reader of the file would build the same network.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from replk_jax import create_model, list_models, list_pretrained
-from replk_jax.cli.inspect import _around
+from replk_jax.cli.inspect import _published
 from replk_jax.models import pretrained
 from replk_jax.vision.base_preprocessing import IMAGENET_MEAN
 from replk_jax.vision.preprocessing import Preprocessing
@@ -143,8 +143,8 @@ def test_other_names_are_not(path):
     ],
 )
 def test_what_inspect_says_of_it(path, model, published):
-    *_, last = _around(Path(path), {}, create_model(model))
-    assert last == f"published by this name: {published}"
+    (line,) = _published(Path(path), create_model(model))
+    assert line == f"published by this name: {published}"
 
 
 def test_every_entry_is_of_a_model_and_no_name_is_used_twice():

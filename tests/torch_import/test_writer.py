@@ -234,14 +234,3 @@ def test_more_than_two_gigabytes_need_another_kind_of_entry(tmp_path, monkeypatc
     torch = pytest.importorskip("torch")
     loaded = torch.load(tmp_path / "f.pth", weights_only=True)
     np.testing.assert_array_equal(loaded["2"].numpy(), arrays["2"])
-
-
-@pytest.mark.parametrize("metadata_", [{"a": 1}, {1: "a"}])
-def test_metadata_that_are_not_strings(metadata_, tmp_path):
-    with pytest.raises(ValueError, match=r"must be strings by strings"):
-        write_safetensors(tmp_path / "f", {}, metadata_)
-
-
-def test_a_name_that_is_taken(tmp_path):
-    with pytest.raises(ValueError, match="cannot be named '__metadata__'"):
-        write_safetensors(tmp_path / "f", {"__metadata__": np.zeros(3)}, {})
