@@ -15,7 +15,7 @@ from replk_jax.benchmark.depthwise_programs import (
     draw_operands,
 )
 from replk_jax.benchmark.environment import describe_environment
-from replk_jax.benchmark.timing import Timing, compete
+from replk_jax.benchmark.timing import Contender, Timing, compete
 from replk_jax.benchmark.verify import find_faults, layers_to_verify
 from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS
 from replk_jax.ops.depthwise.implementation import DIRECTIONS, Direction
@@ -129,7 +129,7 @@ def _measure(
     operands = draw_operands(layer.shape, layer.batch, dtype, calls_of(jax.devices()[0].platform))
     excluded = layer.explain(dtype).unsupported.keys() | before.unusable.keys()
     candidates = [name for name in IMPLEMENTATIONS if name not in excluded]
-    contenders = {
+    contenders: dict[tuple[Direction, str], Contender] = {
         (direction, name): contender(
             direction_function(direction, layer.shape.convolution, name), operands
         )
