@@ -57,9 +57,9 @@ def read_image(source: ImageLike, channels: int = 3, name: str | None = None) ->
     """Reads an image whole, as grey or colour.
 
     As torchvision's and timm's loaders for ImageNet do: transparency is dropped, not blended; the
-    EXIF orientation is not applied, except to a TIFF, to which Pillow applies it; of an animation or
-    a file with several pages, the first frame is read. Unlike these loaders, it scales values of 9
-    to 16 bits to 8 bits instead of clipping them at 255.
+    EXIF orientation is not applied, except to a TIFF, to which Pillow applies it; only the first
+    frame or page is read. Unlike these loaders, it scales values of 9 to 16 bits to 8 bits instead
+    of clipping them at 255.
 
     Several threads may read the same image of Pillow.
 
