@@ -1,12 +1,12 @@
 # make demo              train a small RepLKNet on handwritten digits
 # make test              run the tests
 # make lint              check style and types
-# make test-jax-latest   run with the newest JAX what it may break
-# make kernels-sass      compile the GPU kernels, without a GPU, and see what they occupy
+# make test-jax-latest   test with the newest JAX the code that its releases may break
+# make kernels-sass      compile the GPU kernels, without a GPU, and check registers and memory
 #
-# PYTHON names the interpreter that the environment is made with, VENV where it lies, and JOBS
-# how many tests run at once. The last two need Python 3.12 or newer, which they look for or
-# LATEST_PYTHON names, and have environments of their own; to update one, delete its folder.
+# Variables: PYTHON is the interpreter of the environment, VENV its folder, and JOBS the number of
+# parallel tests. The last two targets need Python 3.12 or newer: they search for one, or use
+# LATEST_PYTHON. They have their own environments; to update one, delete its folder.
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -33,9 +33,9 @@ test-jax-latest:
 	elif test "$$LATEST_PYTHON"; then echo "$$python" >&2; exit 1; \
 	else echo "test-jax-latest is skipped: $$python"; fi
 
-# The tests of what uses JAX in ways that its releases change: kernels, its profiler's traces and the
-# conversion to ONNX. Those of the implementations in plain JAX are left out. What a new release
-# deprecates is shown, and is no failure yet.
+# Tests of the code that depends on interfaces that change between releases of JAX: kernels, traces
+# of the profiler and the conversion to ONNX. Implementations in plain JAX are not tested. What a new
+# release deprecates is shown, and does not fail the tests.
 test-operators: $(VENV)/latest.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -W default -m "not slow and not gpu and not exhaustive" \
 	  tests/ops --ignore tests/ops/depthwise/test_implementations.py tests/export/test_program.py::test_onnx \
@@ -44,12 +44,12 @@ test-operators: $(VENV)/latest.stamp
 kernels-sass:
 	@python=$$(.ci/newer-python) || { echo "kernels-sass needs a newer Python: $$python" >&2; exit 1; }; \
 	$(MAKE) --no-print-directory VENV=.venv-sass PYTHON=$$python .venv-sass/sass.stamp || \
-	  { echo "kernels-sass: see above why its packages (1.5 GB) could not be installed." >&2; exit 1; }
+	  { echo "kernels-sass: its packages (1.5 GB) could not be installed; see above." >&2; exit 1; }
 	.venv-sass/bin/python .ci/sass/check.py
 
-# The environment, with the dependencies of one extra of pyproject.toml.
+# The environment with the dependencies of an extra of pyproject.toml.
 $(VENV)/%.stamp: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Choose another with: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
 	touch $@

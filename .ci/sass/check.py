@@ -1,16 +1,15 @@
 """Compiles the Hopper kernels to machine code on a machine that has no GPU.
 
-The interpreter that the tests run the kernels in knows neither registers nor what the assembler
-makes of `wgmma`. The assembler, ptxas, needs no GPU, and its log tells of two faults that cost a
-kernel most of its speed: registers spilled to memory, and `wgmma` instructions serialized, each
-waiting for the one before. This program takes every kernel of `KERNELS` that way and fails where
-it finds either.
+The tests run the kernels in an interpreter, which does not model registers or the assembly of
+`wgmma`. The assembler, ptxas, needs no GPU. Its log reports two faults that make a kernel several
+times slower: registers spilled to memory, and serialized `wgmma` instructions, each of which waits
+for the previous one. This program compiles all `KERNELS` and fails if it finds such a fault.
 
-    lower   JAX lowers the operator for CUDA; the kernel is an attribute of a call in the result.
-    compile The CUDA plugin compiles the attribute's value, with ptxas, for the GPU that the driver
-            names: `libcuda_stub.c` stands in for the driver, and names a Hopper.
+    lower   JAX lowers the operator for CUDA. The kernel is an attribute of a call in the result.
+    compile The CUDA plugin compiles the attribute with ptxas, for the GPU that the driver reports.
+            `libcuda_stub.c` replaces the driver and reports a Hopper GPU.
 
-It is to be run as `make kernels-sass`, with the packages of the extra `sass` of pyproject.toml.
+Run it with `make kernels-sass`, which installs the extra `sass` of pyproject.toml.
 """
 
 import argparse
@@ -38,14 +37,14 @@ from replk_jax.ops.depthwise.mosaic_gpu.kernel_gradient import (
 )
 from replk_jax.ops.depthwise.mosaic_gpu.plan import unsupported_reason
 
-# Each with what says why it cannot compute a case. The input gradient is the forward kernel.
+# Each operator with its `unsupported_reason`. The input gradient uses the forward kernel.
 OPERATORS = {
     "forward": (forward, unsupported_reason),
     "kernel_gradient": (kernel_gradient, unsupported_gradient_reason),
 }
 
 SHARED_MEMORY = 227 * 1024
-"""Bytes that a block of threads can have on Hopper."""
+"""Bytes that a thread block can have on Hopper."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Kernel:
         return traced.lower(lowering_platforms=("cuda",)).compiler_ir("stablehlo")
 
 
-# The stages of RepLKNet-31 at 224 and at 384 pixels, but for the one of 7 x 7.
+# The stages of RepLKNet-31 at 224 and at 384 pixels, without the one of 7 x 7.
 LAYERS = tuple(
     (shape.size[0], shape.channels, shape.kernel_size[0])
     for shape in (*shapes.REPLKNET_224[:3], *shapes.REPLKNET_384)
@@ -105,10 +104,10 @@ KERNELS = tuple(
 
 
 def compile_kernel(kernel: Kernel) -> None:
-    """Compiles what `kernel` calls; ptxas and the driver's stand-in report on standard output.
+    """Compiles a kernel; ptxas and the stub of the driver report on standard output.
 
     Raises:
-      RuntimeError: the operator calls no kernel, or the plugin compiles it to nothing.
+      RuntimeError: the operator calls no kernel, or the plugin returns no result.
     """
     from jax_plugins import xla_cuda13
 
@@ -120,11 +119,11 @@ def compile_kernel(kernel: Kernel) -> None:
         raise RuntimeError("The operator calls no Mosaic GPU kernel.")
     for module in modules:
         if not compile_module(module, len(module)):
-            raise RuntimeError("MosaicGpuCompile compiled the kernel to nothing.")
+            raise RuntimeError("MosaicGpuCompile returned no compiled kernel.")
 
 
 def mosaic_gpu_modules(lowered) -> list[bytes]:
-    """The kernels that a StableHLO module calls, serialized."""
+    """The serialized kernels that a StableHLO module calls."""
     modules = []
 
     def visit(operation):
@@ -143,14 +142,14 @@ def mosaic_gpu_modules(lowered) -> list[bytes]:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What compiling one kernel said.
+    """The report of compiling one kernel.
 
     Attributes:
       registers: of one thread.
-      spilled: bytes stored to and loaded from memory for want of registers.
-      shared_memory: bytes of one block of threads.
-      remarks: numbers of ptxas's remarks on `wgmma`.
-      faults: what is wrong; empty for a good kernel.
+      spilled: bytes of registers stored to or loaded from memory.
+      shared_memory: bytes of one thread block.
+      remarks: numbers of the remarks of ptxas on `wgmma`.
+      faults: descriptions of the faults; empty for a good kernel.
     """
 
     registers: int = 0
@@ -171,7 +170,7 @@ class Report:
         if any(spilled):
             faults.append("Registers are spilled.")
         if max(shared_memory) > SHARED_MEMORY:
-            faults.append(f"Hopper has {SHARED_MEMORY} bytes of shared memory for a block.")
+            faults.append(f"The kernel needs more than {SHARED_MEMORY} bytes of shared memory.")
         return cls(
             registers=max(registers),
             spilled=max(spilled),
@@ -182,7 +181,7 @@ class Report:
 
 
 def build_stub(folder: Path) -> None:
-    """Builds the driver's stand-in as `folder`/libcuda.so.1, the name that the plugin loads."""
+    """Builds the stub of the driver as `folder`/libcuda.so.1, the name that the plugin loads."""
     source = Path(__file__).with_name("libcuda_stub.c")
     command = ["cc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", source]
     try:
@@ -194,11 +193,11 @@ def build_stub(folder: Path) -> None:
 
 
 def report(kernel: Kernel, stub: Path) -> Report:
-    """Compiles a kernel in a process of its own, which the plugin may abort."""
+    """Compiles a kernel in a separate process, since the plugin may abort it."""
     tools = Path(sysconfig.get_path("purelib"), "nvidia", "cu13", "bin")
     environment = {
         **os.environ,
-        "JAX_PLATFORMS": "cpu",  # the stand-in can run nothing
+        "JAX_PLATFORMS": "cpu",  # the stub cannot run programs
         "LD_LIBRARY_PATH": str(stub),
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",  # this ptxas before any other
         "MOSAIC_GPU_DUMP_PTXAS": "1",  # its log to standard output
@@ -216,7 +215,7 @@ def report(kernel: Kernel, stub: Path) -> Report:
 
 
 def check(kernels) -> int:
-    """Prints a line for each kernel, then all faults, and returns how many kernels have one."""
+    """Prints a line per kernel, then all faults; returns the number of faulty kernels."""
     compiled = [kernel for kernel in kernels if kernel.unsupported is None]
     faulty = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -248,8 +247,8 @@ def main() -> None:
         return compile_kernel(KERNELS[arguments.compile])
     failed = check(KERNELS)
     if failed:
-        sys.exit(f"{failed} of {len(KERNELS)} kernels are at fault.")
-    print("No kernel spills registers, and none has its wgmma instructions serialized.")
+        sys.exit(f"{failed} of {len(KERNELS)} kernels are faulty.")
+    print("No kernel spills registers or serializes its wgmma instructions.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast things run here: a network, or the depthwise convolution alone.
+"""Measures the speed of networks and of the depthwise convolution on the current device.
 
-Every figure is taken in one process with its peers, in turns; `timing` says how.
+All contenders of a comparison run interleaved in one process; see `timing`.
 """

@@ -1,4 +1,4 @@
-"""Compiles programs of JAX's; threads may ask for several at once."""
+"""Compiles JAX programs, from several threads if necessary."""
 
 import threading
 import time
@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-# Only XLA's part of a compilation gains by running beside another; Python's would just have to be
-# safe for it.
+# Only XLA's part of a compilation is faster in parallel. Python's part would gain nothing and would
+# have to be thread-safe.
 _LOWERING = threading.Lock()
 
 
@@ -18,12 +18,15 @@ def compile_program(
     donate_argnums: tuple[int, ...] = (),
     options: dict[str, Any] | None = None,
 ) -> tuple[jax.stages.Compiled, float]:
-    """A function of the operands, compiled, and the seconds that this took.
+    """Compiles a function for the given operands.
 
     Args:
-      function, donate_argnums: as of `jax.jit`.
-      operands: arrays, or trees of them.
+      function, donate_argnums: as in `jax.jit`.
+      operands: arrays, or trees of arrays.
       options: of XLA.
+
+    Returns:
+      The compiled function and the seconds that the compilation took.
     """
     with _LOWERING:
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The depthwise convolution alone, compared with XLA's and PyTorch's, on layers of networks."""
+"""Times the depthwise convolution, next to those of XLA and PyTorch, on layers of networks."""
 
 import dataclasses
 import math
@@ -34,20 +34,22 @@ FORWARD, BOTH = PASSES = ("forward", "forward+backward")
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution and the number of images that it is given at once."""
+    """A convolution and its batch size."""
 
     shape: Shape
     batch: int
 
     @property
     def products(self) -> int:
-        """Multiplications, those with padding included. The time of direct methods is in
-        proportion to them."""
+        """The number of multiplications, including those with padding.
+
+        The time of direct methods is proportional to it.
+        """
         outputs = math.prod(self.shape.convolution.output_size)
         return self.batch * outputs * self.shape.channels * math.prod(self.shape.kernel_size)
 
     def explain(self, dtype: str) -> Explanation:
-        """What computes it, and what cannot."""
+        """The implementations that compute it, and why the others do not."""
         convolution, channels = self.shape.convolution, self.shape.channels
         return explain(
             (self.batch, *convolution.size, channels),
@@ -67,8 +69,11 @@ def _layers(shapes: Iterable[Shape], batch: int) -> list[Layer]:
 
 
 def _paper() -> list[Layer]:
-    """RepLKNet's layers, the paper's Table 1, and a detector's. The most informative come first,
-    and the small before the large, so that the time of the large can be foreseen."""
+    """The layers of RepLKNet, of the paper's Table 1 and of a detector.
+
+    The most informative come first, and small ones before large ones, so that the time of the
+    large ones can be predicted.
+    """
     large = [shape for shape in TABLE_1 if max(shape.kernel_size) == 31]
     others = [shape for shape in reversed(TABLE_1) if shape not in large]
     replknet = [*reversed(REPLKNET_224), *reversed(REPLKNET_384)]
@@ -93,7 +98,7 @@ SUITES = {
 
 
 def layers_of(suite: str, batch: int | None = None) -> list[Layer]:
-    """The layers of one of `SUITES`, all at another batch if one is given."""
+    """The layers of one of `SUITES`, with the given batch size instead of their own."""
     layers = SUITES[suite]
     if batch is not None:
         layers = [dataclasses.replace(layer, batch=batch) for layer in layers]
@@ -102,17 +107,17 @@ def layers_of(suite: str, batch: int | None = None) -> list[Layer]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One contender on one layer.
+    """The result of one contender on one layer.
 
     Attributes:
-      layer: what was computed.
+      layer: the convolution.
       passes: one of `PASSES`.
-      contender: `OURS`, which is the operator as called without naming an implementation; an
-        implementation; "torch" and a layout; or `PACKED`, the kernel without changes of layout.
-      chosen: for `OURS`, the implementations of each direction.
-      timing: None where nothing was measured.
-      roofline: the roofline's time over the median; None for a device that it is not known of.
-      skipped: why nothing was measured.
+      contender: `OURS`, the operator with its default choice; the name of an implementation;
+        "torch" and a layout; or `PACKED`, the Hopper kernel without the changes of layout.
+      chosen: for `OURS`, the implementation of each direction.
+      timing: None if it was not measured.
+      roofline: the time of the roofline over the median; None for a device without known peaks.
+      skipped: why it was not measured; None if it was.
     """
 
     layer: Layer
@@ -124,12 +129,12 @@ class Row:
     skipped: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields on one level, fit for JSON."""
+        """All fields as one flat dictionary for JSON."""
         fields = {name: getattr(self, name) for name in ("passes", "contender", "chosen")}
         timing = dataclasses.asdict(self.timing) if self.timing else {}
-        last = {"roofline": self.roofline, "skipped": self.skipped}
+        outcome = {"roofline": self.roofline, "skipped": self.skipped}
         shape = dataclasses.asdict(self.layer.shape)
-        return {**shape, "batch": self.layer.batch, **fields, **timing, **last}
+        return {**shape, "batch": self.layer.batch, **fields, **timing, **outcome}
 
     def __str__(self) -> str:
         shape = self.layer.shape
@@ -150,25 +155,25 @@ class Row:
 
 
 HEADER = (
-    f"{'layer':17}{'N':>4}{'C':>5} {'':17}{'':20}{'median ms':>10}{'least ms':>10}{'runs':>6}"
+    f"{'layer':17}{'N':>4}{'C':>5} {'':17}{'':20}{'median ms':>10}{'min ms':>10}{'runs':>6}"
     f"{'roofline':>10}{'compile s':>11}"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """What is measured of every layer, on the default device.
+    """Times layers on the default device.
 
-    JAX's persistent compilation cache must be off for the compile time to mean anything.
+    The compile times are meaningful only without JAX's persistent compilation cache.
 
     Attributes:
       dtype: of all arrays, "float32", "bfloat16" or "float16".
-      implementations: of the operator, measured in addition to its own choice.
-      peers: whether PyTorch is measured too, where it is installed.
-      seconds: to repeat each program for; at least two runs are timed.
-      limit: seconds of one call. Another contender than `OURS` that is expected to take longer
-        is skipped; what to expect follows from the number of products and the layer nearest in
-        size that was measured before.
+      implementations: of the operator, measured in addition to its default choice.
+      peers: whether to measure PyTorch as well, if it is installed.
+      seconds: how long to repeat each program; at least two runs are timed.
+      limit: seconds of one call. A contender other than `OURS` is skipped if it is expected to
+        take longer. The expectation is its time for the measured layer with the nearest number of
+        products, scaled by the number of products.
 
     Raises:
       ValueError: an unknown implementation.
@@ -188,7 +193,7 @@ class Benchmark:
             )
 
     def run(self, layers: Sequence[Layer], minutes: float = math.inf) -> Iterator[Row]:
-        """Measures layer after layer, and begins none once the minutes are over."""
+        """Measures the layers in order; starts none after the given minutes."""
         end = time.monotonic() + 60 * minutes
         rows: list[Row] = []
         for layer in layers:
@@ -201,7 +206,7 @@ class Benchmark:
             yield from new
 
     def _rows(self, layer: Layer, operands: list, before: list[Row]) -> list[Row]:
-        """All contenders on one layer, in turns."""
+        """The rows of all contenders on one layer, which run interleaved."""
         explanation = layer.explain(self.dtype)
         contenders = {
             (passes, name): each
@@ -216,8 +221,8 @@ class Benchmark:
             elif name != OURS and expected > self.limit:
                 reason = f"{expected:.3g} s expected, more than {self.limit:g} s"
                 skipped[passes, name] = reason
-        able = {key: each for key, each in contenders.items() if key not in skipped}
-        results = compete(able, self.seconds, least_runs=2)
+        runnable = {key: each for key, each in contenders.items() if key not in skipped}
+        results = compete(runnable, self.seconds, least_runs=2)
         rows = []
         for passes, name in contenders:
             directions = DIRECTIONS if passes == BOTH else DIRECTIONS[:1]
@@ -229,15 +234,15 @@ class Benchmark:
             elif isinstance(result, Exception):
                 rows.append(dataclasses.replace(row, skipped=f"failed, {_brief(result)}"))
             else:
-                least = self._roofline_seconds(layer, passes)
-                fraction = None if least is None else least / result.median
+                bound = self._roofline_seconds(layer, passes)
+                fraction = None if bound is None else bound / result.median
                 rows.append(dataclasses.replace(row, timing=result, roofline=fraction))
         return rows
 
     def _contenders(
         self, layer: Layer, passes: str, operands: list, explanation: Explanation
     ) -> dict[str, Contender]:
-        """By name; those that will be skipped included."""
+        """The contenders by name, including those that will be skipped."""
         shape, backward = layer.shape, passes == BOTH
         platform = jax.devices()[0].platform
         contenders = {
@@ -281,14 +286,20 @@ def failures(rows: Iterable[Row]) -> list[str]:
 
 
 def _packed(shape: Shape, operands: list) -> Program:
-    """The kernel of `mosaic_gpu` on images that have its layout already."""
+    """The kernel of `mosaic_gpu` on images in its own layout."""
     packed = [(jax.jit(pack)(x), kernel) for x, kernel, _ in operands]
     convolve = partial(mosaic_gpu.forward_packed, convolution=shape.convolution)
     return contender(convolve, packed).prepare()
 
 
 def _expected_seconds(layer: Layer, passes: str, name: str, before: list[Row]) -> float:
-    """What the same contender took for the layer nearest in size, in proportion; or else 0."""
+    """The time of a contender for the measured layer nearest in size, scaled; 0 if there is none.
+
+    Args:
+      layer: to predict the time of.
+      passes, name: of the contender.
+      before: the rows measured so far.
+    """
     measured = [
         (row.layer.products, row.timing.median)
         for row in before

@@ -1,4 +1,4 @@
-"""Depthwise convolutions as compiled programs of JAX's, ready to be timed."""
+"""Compiled JAX programs of depthwise convolutions, for timing."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,15 +19,18 @@ Operands = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def calls_of(platform: str) -> int:
-    """Convolutions in one program. On an accelerator the start of a program takes as long as
-    a small convolution, so several share it."""
+    """The number of convolutions in one program.
+
+    On an accelerator, launching a program takes as long as a small convolution, so several
+    convolutions share a launch.
+    """
     return 1 if platform == "cpu" else 5
 
 
 def draw_operands(shape: Shape, batch: int, dtype: str, count: int) -> list[Operands]:
     """Random x (N, H, W, C), kernel (KH, KW, 1, C) and cotangent (N, OH, OW, C), `count` times.
 
-    They differ, so that no result can be used twice, and as a rule not all fit into a cache.
+    All differ, so that no result can be reused, and usually not all fit into a cache.
     """
     convolution, channels = shape.convolution, shape.channels
     sizes = (
@@ -48,7 +51,7 @@ def draw_operands(shape: Shape, batch: int, dtype: str, count: int) -> list[Oper
 
 
 def operator(shape: Shape, backward: bool, implementation: str | None) -> Callable[..., Any]:
-    """(x, kernel, cotangent) to y, or to y, dx and dk: the operator as users call it."""
+    """The operator as a function (x, kernel, cotangent) -> y, or with `backward` -> (y, dx, dk)."""
     convolution = shape.convolution
     convolve = partial(
         depthwise_conv2d,
@@ -71,7 +74,7 @@ def operator(shape: Shape, backward: bool, implementation: str | None) -> Callab
 def direction_function(
     direction: Direction, convolution: Convolution, implementation: str
 ) -> Callable[..., jax.Array]:
-    """(x, kernel, cotangent) to the result of an implementation in one direction."""
+    """One direction of an implementation as a function (x, kernel, cotangent) -> result."""
     compute = getattr(IMPLEMENTATIONS[implementation], direction)
 
     def run(x, kernel, cotangent):
@@ -85,9 +88,9 @@ def direction_function(
 
 
 def contender(function: Callable[..., Any], operands: Sequence[tuple[jax.Array, ...]]) -> Contender:
-    """A program that calls `function` with each of the operands.
+    """A contender that calls `function` with each of the operands.
 
-    On a CPU nothing else is compiled meanwhile, so that the compile time means something.
+    On a CPU it is compiled alone, so that its compile time is meaningful.
     """
     on_cpu = jax.devices()[0].platform == "cpu"
 

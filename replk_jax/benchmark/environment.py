@@ -1,4 +1,4 @@
-"""What figures depend on: device, driver, processor, threads, versions, date and commit."""
+"""The environment of a measurement: device, driver, processor, versions, date and commit."""
 
 import datetime
 import importlib.metadata
@@ -15,7 +15,7 @@ from replk_jax.benchmark import torch_peers
 
 
 def describe_environment() -> dict[str, Any]:
-    """A dictionary fit for JSON."""
+    """The environment as a dictionary for JSON."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -33,7 +33,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def format_environment(environment: dict[str, Any]) -> str:
-    """The dictionary as text of a few lines."""
+    """The result of `describe_environment` as a few lines of text."""
     lines = [
         "{device} ({platform}), {processor}, {processors} processors, {date}",
         "Python {python}, jax {jax}, jaxlib {jaxlib}, {torch}",
@@ -44,7 +44,7 @@ def format_environment(environment: dict[str, Any]) -> str:
 
 
 def _processor() -> str:
-    """The model's name where Linux reports it, or else what Python knows."""
+    """The model name of the processor on Linux; elsewhere the name that Python reports."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text().splitlines():
@@ -54,7 +54,7 @@ def _processor() -> str:
 
 
 def _driver() -> str | None:
-    """The version of NVIDIA's driver; None where there is none, or of another maker."""
+    """The version of the NVIDIA driver; None if there is none."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
@@ -64,10 +64,10 @@ def _driver() -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this file is of, with "-dirty" behind it where files are changed.
+    """The commit of this checkout, with the suffix "-dirty" if files have changed.
 
-    For a copy without history, the variable REPLK_JAX_COMMIT gives it. None where nothing is
-    known, as of a package that was installed.
+    The environment variable REPLK_JAX_COMMIT takes precedence, for a copy without history. None if
+    it is unknown, as in an installed package.
     """
     if given := os.environ.get("REPLK_JAX_COMMIT"):
         return given

@@ -1,4 +1,4 @@
-"""A whole network: images per second and compile time, beside PyTorch's."""
+"""Times a network: images per second and compile time, optionally next to PyTorch networks."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from replk_jax.models import create_model
 
 OURS = "replk_jax"
 
-# What is measured in turns: both structures, since their ratio is what one wants to know.
-_TOGETHER = (("inference", "inference-merged"), ("gradients",), ("training",))
+# Modes whose programs are interleaved: both structures, so that their ratio is accurate.
+_MODE_GROUPS = (("inference", "inference-merged"), ("gradients",), ("training",))
 
 
 def benchmark_model(
@@ -30,27 +30,26 @@ def benchmark_model(
     peers: tuple[str, ...] = (),
     seconds: float = 10.0,
 ) -> dict[str, Any]:
-    """Times a model on the default device, on one batch that stays there.
+    """Times a model on the default device, with one batch that stays in its memory.
 
-    What cannot be made or run, for lack of memory or another reason, is told in the report, with
-    what could. JAX's persistent compilation cache must be off for the compile time to mean
-    anything; on an accelerator, programs that run in turns are compiled side by side.
+    Programs that cannot be compiled or run, or that compute NaN, are reported as failures; the
+    others are still timed. The compile times are meaningful only without JAX's persistent
+    compilation cache. On an accelerator, interleaved programs are compiled concurrently.
 
     Args:
       name: of the model.
-      image_size: height and width.
-      batch_size: images at once.
-      dtype: of the computation; parameters are float32, as they are in training.
-      modes: what to time, out of `MODES`; see `network_program`.
-      implementations: of the depthwise convolutions, which run in turns with the operator's own
-        choice.
-      peers: networks in PyTorch that run in turns with the model: "torch", the same one if it is
-        a RepLKNet; "timm:NAME", a model of timm's; "+compile" behind either: by `torch.compile`.
-      seconds: how long to repeat each; at least three runs.
+      image_size: height and width in pixels.
+      batch_size: number of images.
+      dtype: of the computation; the parameters are float32, as in training.
+      modes: what to time, a subset of `MODES`; see `network_program`.
+      implementations: of the depthwise convolutions, timed in addition to the default choice.
+      peers: PyTorch networks to time as well: "torch", the same network if it is a RepLKNet;
+        "timm:NAME", a model of timm. A suffix "+compile" applies `torch.compile`.
+      seconds: how long to repeat each program; at least three runs.
 
     Returns:
-      A dictionary fit for JSON: the settings and `timings`, each with a `failure` or with figures.
-      `memory_bytes` are those that XLA sets aside for arguments, results and what lies between.
+      A dictionary for JSON: the settings and `timings`, each with a `failure` or with times.
+      `memory_bytes` is what XLA allocates for arguments, results and temporaries.
 
     Raises:
       ValueError: an unknown model, mode or peer.
@@ -76,10 +75,10 @@ def benchmark_model(
             )
             for name, network in ours.items()
         }
-        # timm's networks have nothing to merge: one of the two kinds of inference is enough.
-        twice = mode == "inference" and "inference-merged" in modes
+        # A timm network has one structure: it is not timed again for the second inference mode.
+        repeated = mode == "inference" and "inference-merged" in modes
         for peer in () if absent else peers:
-            if not (twice and torch_peers.is_timm(peer)):
+            if not (repeated and torch_peers.is_timm(peer)):
                 prepare = partial(
                     torch_peers.network_program,
                     peer,
@@ -94,9 +93,9 @@ def benchmark_model(
         return found
 
     timings = []
-    for together in _TOGETHER:
-        wanted = [contenders(mode) for mode in together if mode in modes]
-        results = compete({k: v for found in wanted for k, v in found.items()}, seconds)
+    for group in _MODE_GROUPS:
+        by_mode = [contenders(mode) for mode in group if mode in modes]
+        results = compete({k: v for found in by_mode for k, v in found.items()}, seconds)
         for (mode, contender), result in results.items():
             timings.append(_timing(mode, contender, result, batch_size))
     return {
@@ -111,17 +110,17 @@ def benchmark_model(
 
 def format_report(report: dict[str, Any]) -> str:
     """The report of `benchmark_model` as text."""
-    wide = 1 + max(len(timing["contender"]) for timing in report["timings"])
+    width = 1 + max(len(timing["contender"]) for timing in report["timings"])
     lines = [
         f"{report['model']}, {report['image_size']} x {report['image_size']}, batch "
         f"{report['batch_size']}, {report['dtype']}",
-        f"{'':18}{'':{wide}}{'images/s':>10}{'s/step':>10}{'least':>10}{'compile s':>11}{'MB':>8}"
-        f"{'runs':>6}",
+        f"{'':18}{'':{width}}{'images/s':>10}{'s/step':>10}{'minimum':>10}{'compile s':>11}"
+        f"{'MB':>8}{'runs':>6}",
     ]
     rates = {}
     for timing in report["timings"]:
         mode, contender = timing["mode"], timing["contender"]
-        head = f"{mode:18}{contender:{wide}}"
+        head = f"{mode:18}{contender:{width}}"
         if timing["failure"]:
             lines.append(f"{head} not measured: {timing['failure'].splitlines()[0]}")
             continue
@@ -134,7 +133,7 @@ def format_report(report: dict[str, Any]) -> str:
         )
     if {("inference", OURS), ("inference-merged", OURS)} <= rates.keys():
         ratio = rates["inference-merged", OURS] / rates["inference", OURS]
-        lines.append(f"re-parameterized over training-time inference: {ratio:.2f} times as fast")
+        lines.append(f"re-parameterized inference: {ratio:.2f} times as fast as training-time")
     for (mode, contender), rate in rates.items():
         if contender != OURS and (mode, OURS) in rates:
             lines.append(f"{mode}: {rates[mode, OURS] / rate:.2f} times as fast as {contender}")
@@ -144,7 +143,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def failures(reports: Sequence[dict[str, Any]]) -> list[str]:
-    """What of our own could not be measured, a line for each."""
+    """The measurements of the models themselves that failed, one line each."""
     return [
         f"{report['model']}, batch {report['batch_size']}, {timing['mode']}: {timing['failure']}"
         for report in reports
@@ -154,7 +153,7 @@ def failures(reports: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def structures_table(reports: Sequence[dict[str, Any]]) -> str:
-    """What re-parameterization brings, as a table in Markdown with a line for each model."""
+    """The speed and memory of both structures, as a Markdown table with one row per model."""
     lines = [
         "| model | images/s, training-time | re-parameterized | ratio | MB, training-time | "
         "re-parameterized |",
@@ -177,7 +176,7 @@ def structures_table(reports: Sequence[dict[str, Any]]) -> str:
 def _timing(
     mode: str, contender: str, result: Timing | Exception, batch_size: int
 ) -> dict[str, Any]:
-    """One entry of the report's `timings`."""
+    """An entry of the report's `timings`."""
     head = {"mode": mode, "contender": contender}
     if isinstance(result, Exception):
         return {**head, "failure": f"{type(result).__name__}: {result}"}

@@ -1,4 +1,4 @@
-"""Whole networks as compiled programs of JAX's, ready to be timed or traced."""
+"""Compiled JAX programs of networks, for timing and profiling."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,14 +17,14 @@ from replk_jax.models.variables import abstract_variables
 from replk_jax.reparam import reparameterize
 
 MODES = ("inference", "inference-merged", "gradients", "training")
-DROP_PATH_RATE = 0.1  # of a training step, where the network has stochastic depth
-SCOPES = ("loss", "optimizer")  # of a training step, beside those of the network
+DROP_PATH_RATE = 0.1  # of a training step, if the network has stochastic depth
+SCOPES = ("loss", "optimizer")  # of a training step, in addition to those of the network
 
 
 def draw_inputs(model: nn.Module, batch_size: int, image_size: int) -> tuple[Any, jax.Array]:
-    """Random variables, and images (N, H, W, C), float32; speed does not depend on them.
+    """Random variables and images (N, H, W, C), float32.
 
-    The model's own initialisation is not used: to compile it takes long.
+    It does not use the initialisation of the model, which takes long to compile.
     """
     rng = np.random.default_rng(0)
     shape = (batch_size, image_size, image_size, model.in_channels)
@@ -41,29 +41,33 @@ def draw_inputs(model: nn.Module, batch_size: int, image_size: int) -> tuple[Any
 def network_program(
     mode: str, model: nn.Module, variables: Any, images: jax.Array, *, traceable: bool = False
 ) -> Program:
-    """What a network does in one of `MODES`.
+    """Compiles a network in one of `MODES`.
 
-    "inference" is of the training-time structure, "inference-merged" of the re-parameterized one,
-    both with weights in the type of the computation. "gradients" is forward and backward of the
-    training-time structure; a "training" step adds stochastic depth and AdamW, and gives its memory
-    to the next, whose state its result is.
+    - "inference": the training-time structure, with weights in the dtype of the computation.
+    - "inference-merged": the re-parameterized structure, likewise.
+    - "gradients": forward and backward pass of the training-time structure.
+    - "training": a step with stochastic depth and AdamW. Its result is the state of the next step,
+      which reuses its memory.
 
     Args:
-      mode, model, variables, images: of `MODES`; as from `draw_inputs`.
-      traceable: whether a trace shall tell each operation apart, which on a GPU costs a little.
+      mode: one of `MODES`.
+      model: the network.
+      variables, images: as from `draw_inputs`.
+      traceable: whether a trace must contain each operation separately, which is slightly slower
+        on a GPU.
 
     Raises:
       ValueError: an unknown mode.
     """
-    # A GPU runs a command buffer as one operation.
+    # A trace shows a command buffer of a GPU as one operation.
     on_gpu = images.devices().pop().platform == "gpu"
     options = {"xla_gpu_enable_command_buffer": ""} if traceable and on_gpu else None
     compiled = partial(_compiled, images=images, options=options)
-    in_type = partial(jax.tree.map, lambda leaf: leaf.astype(model.dtype))
+    cast = partial(jax.tree.map, lambda leaf: leaf.astype(model.dtype))
     if mode == "inference":
-        return compiled(model.apply, (in_type(variables),))
+        return compiled(model.apply, (cast(variables),))
     if mode == "inference-merged":
-        merged = in_type(jax.jit(reparameterize)(variables))
+        merged = cast(jax.jit(reparameterize)(variables))
         return compiled(model.clone(deploy=True).apply, (merged,))
     if mode == "gradients":
         return compiled(_differentiated(model), (variables,))
@@ -82,12 +86,12 @@ def network_program(
             params = optax.apply_updates(variables["params"], steps)
         return {"params": params, **updates}, opt_state
 
-    own = jax.tree.map(jnp.copy, variables)  # the first step gives its memory away
-    return compiled(train_step, (own, optimizer.init(own["params"])), carries=True)
+    copies = jax.tree.map(jnp.copy, variables)  # the first step donates its operands
+    return compiled(train_step, (copies, optimizer.init(copies["params"])), carries=True)
 
 
 def _differentiated(model: nn.Module) -> Callable[..., Any]:
-    """(variables, images) to the gradients of a cross entropy and the new statistics."""
+    """A function (variables, images) -> (gradients of a cross entropy, new batch statistics)."""
 
     def run(variables, images):
         def loss_of(params):
@@ -116,7 +120,7 @@ def _compiled(
     options: dict[str, Any] | None,
     carries: bool = False,
 ) -> Program:
-    """`function(*state, images)`; with `carries`, what it returns is the next state."""
+    """Compiles `function(*state, images)`; with `carries`, its result is the next state."""
     donated = tuple(range(len(state))) if carries else ()
     compiled, seconds = compile_program(
         function, *state, images, donate_argnums=donated, options=options

@@ -1,7 +1,7 @@
-"""Where the time of a network goes: its compiled operations, and the layers they are of.
+"""Profiles a network: the time of each compiled operation, attributed to layers.
 
-A trace says how long each operation took, by its name in the compiled program; the text of that
-program says what it computes and for which layer.
+A trace contains the duration of each operation under its name in the compiled program. The text of
+the program contains what the operation computes, and for which layer.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from replk_jax.benchmark.network_programs import SCOPES, network_program
 from replk_jax.benchmark.timing import Program
 from replk_jax.reparam import reparameterize
 
-# Of a trace, by platform: where each operation that has run is an event.
+# By platform: the plane of a trace that contains an event for each executed operation.
 _PLANES = {"cpu": "/host:CPU", "gpu": "/device:GPU"}
-# Lines of a GPU's plane that a reader of traces makes of the streams' events, once more.
-_DERIVED = (
+# Lines of a GPU plane that repeat the events of its streams in another form.
+_DERIVED_LINES = (
     "Steps",
     "XLA Modules",
     "XLA Ops",
@@ -31,11 +31,11 @@ _DERIVED = (
     "Framework Ops",
     "Source code",
 )
-# What the events of a GPU have that are work of it.
-_WORK = {"hlo_op", "kernel_details", "memcpy_details", "memset_details"}
-# On a CPU they are events too, beside those of what is in them.
+# A GPU event is work of the GPU if it has one of these statistics.
+_WORK_STATS = {"hlo_op", "kernel_details", "memcpy_details", "memset_details"}
+# On a CPU these opcodes are events, and so are the operations inside of them.
 _CONTAINERS = ("while", "conditional", "call")
-# What a fusion is named after, if it has one; the rest of it is what comes before and after.
+# A fusion is attributed to its operation with one of these opcodes, if it has one.
 _HEAVY = ("convolution", "dot", "custom-call", "reduce-window", "select-and-scatter")
 
 _INSTRUCTION = re.compile(
@@ -44,22 +44,22 @@ _INSTRUCTION = re.compile(
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _TRANSFORMED = re.compile(r"(?:jvp|transpose|vmap)\((.*)\)")
 _ARGUMENT = re.compile(r"\[\\?'([^'\\]+)\\?'\]")
-_STEPS_TO_A_NAME = 3
-_WIDEST = 60
+_MAX_USER_DISTANCE = 3
+_MAX_NAME_LENGTH = 60
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What an operation of a compiled program is.
+    """An operation of a compiled program.
 
     Attributes:
-      instruction: its name there without a number, such as "loop_multiply_fusion".
-      opcode: XLA's, such as "fusion"; "" where the program has no such instruction.
-      primitive: JAX's, such as "dot_general"; "" where the compiler does not say. Of a fusion the
-        heaviest, or that of its result.
-      layer: of the network, as `layer_labels` has it; "" for what belongs to none.
-      backward: whether it is of the backward pass.
-      kernel: what a GPU calls it, without a number; "" on a CPU.
+      instruction: its name in the program without the number, such as "loop_multiply_fusion".
+      opcode: of XLA, such as "fusion"; "" if the program has no such instruction.
+      primitive: of JAX, such as "dot_general"; "" if unknown. For a fusion, the primitive of its
+        most expensive operation, or else of its result.
+      layer: of the network, a label of `layer_labels`; "" if it belongs to no layer.
+      backward: whether it belongs to the backward pass.
+      kernel: the name of the GPU kernel without the number; "" on a CPU.
     """
 
     instruction: str
@@ -72,7 +72,7 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What an operation takes in one call of the program: seconds, and how often it runs."""
+    """The time of an operation in one call of the program, and how often it runs."""
 
     operation: Operation
     seconds: float
@@ -85,11 +85,12 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Where the time of one call goes.
+    """The times of the operations in one call.
 
     Attributes:
-      seconds: of a call, while it was traced.
-      costs: the longest first. On several streams or threads they add up to more than `seconds`.
+      seconds: the duration of a call while it was traced.
+      costs: sorted, the longest first. With several streams or threads, their sum exceeds
+        `seconds`.
     """
 
     seconds: float
@@ -97,7 +98,7 @@ class Profile:
 
     @property
     def unknown(self) -> float:
-        """The share of the costs of which the program has no instruction."""
+        """The share of the costs that belong to no instruction of the program."""
         unknown = sum(cost.seconds for cost in self.costs if not cost.operation.opcode)
         return unknown / sum(cost.seconds for cost in self.costs)
 
@@ -107,29 +108,29 @@ class Profile:
 
 
 def layer_labels(params: Mapping[str, Any]) -> dict[str, str]:
-    """By what name to tell of each module that has parameters, by its path.
+    """The label of each module with parameters, by the path of the module.
 
-    Numbered modules beside each other that have the same parameters, of the same shapes, are
-    alike: all are told of by the first and two points, "stages_2/blocks_1../pw1".
+    Siblings with numbered names and parameters of the same shapes share a label: the name of the
+    first, followed by two dots, such as "stages_2/blocks_1../pw1".
 
     Args:
-      params: a network's parameters, or their shapes.
+      params: the parameters of a network, or their shapes.
     """
     labels = {}
 
     def visit(tree: Mapping[str, Any], path: tuple[str, ...], label: tuple[str, ...]) -> None:
-        alike = defaultdict(list)
+        groups = defaultdict(list)
         for name, child in tree.items():
             if isinstance(child, Mapping):
                 leaves = jax.tree_util.tree_leaves_with_path(child)
-                shapes = tuple((jax.tree_util.keystr(where), leaf.shape) for where, leaf in leaves)
-                alike[re.sub(r"_\d+$", "_", name), shapes].append(name)
-        for names in alike.values():
+                shapes = tuple((jax.tree_util.keystr(keys), leaf.shape) for keys, leaf in leaves)
+                groups[re.sub(r"_\d+$", "_", name), shapes].append(name)
+        for names in groups.values():
             first = min(names, key=lambda name: (len(name), name))
-            told = (*label, first + ".." * (len(names) > 1))
+            group_label = (*label, first + ".." * (len(names) > 1))
             for name in names:
-                labels["/".join((*path, name))] = "/".join(told)
-                visit(tree[name], (*path, name), told)
+                labels["/".join((*path, name))] = "/".join(group_label)
+                visit(tree[name], (*path, name), group_label)
 
     visit(params, (), ())
     return labels
@@ -139,20 +140,28 @@ def expect_no_trace(folder: Path) -> None:
     """Checks that a trace can be written to a folder.
 
     Raises:
-      ValueError: it has one already.
-      NotADirectoryError: it is no folder.
+      ValueError: the folder already contains a trace.
+      NotADirectoryError: the path, or a parent of it, is not a folder.
     """
     for each in (folder, *folder.parents):
         if each.exists() and not each.is_dir():
-            raise NotADirectoryError(f"{each} is no folder to write a trace to.")
+            raise NotADirectoryError(f"{each} is not a folder, so no trace can be written to it.")
     if any(folder.rglob("*.xplane.pb")):
-        raise ValueError(f"{folder} has a trace already; name another folder.")
+        raise ValueError(f"{folder} already contains a trace; name another folder.")
 
 
 def profile_network(
     mode: str, model: nn.Module, variables: Any, images: jax.Array, folder: Path, calls: int = 5
 ) -> Profile:
-    """Traces a network, as `profile_program` does, and as `network_program` has it."""
+    """Profiles a network in one of `MODES`.
+
+    Args:
+      mode, model, variables, images: as in `network_program`.
+      folder, calls: as in `profile_program`.
+
+    Raises:
+      ValueError, NotADirectoryError: as in `profile_program`.
+    """
     expect_no_trace(folder)
     program = network_program(mode, model, variables, images, traceable=True)
     merged = mode == "inference-merged"
@@ -164,29 +173,30 @@ def profile_network(
 def profile_program(
     program: Program, labels: Mapping[str, str], folder: Path, calls: int = 5
 ) -> Profile:
-    """Traces some calls of a program of XLA's on a CPU or a GPU.
+    """Profiles a program of XLA on a CPU or GPU.
 
     Args:
       program: with `compiled_text`.
-      labels: names to tell of layers by, for the scopes that its operations are in.
-      folder: for the trace, which Perfetto (perfetto_trace.json.gz) and XProf can show.
-      calls: traced, one after the other, after one that is not.
+      labels: the layer labels of the scopes of its operations, as from `layer_labels`.
+      folder: for the trace, which Perfetto (perfetto_trace.json.gz) and XProf can display.
+      calls: number of consecutive calls to trace, after one call without a trace.
 
     Raises:
-      ValueError: another platform, a folder that has a trace, or nothing to be found in the trace.
-      NotADirectoryError: as `expect_no_trace`.
+      ValueError: an unsupported platform, a program without text, a folder that contains a trace,
+        or a trace without operations of the program.
+      NotADirectoryError: as in `expect_no_trace`.
     """
     platform = jax.devices()[0].platform
     if platform not in _PLANES:
-        raise ValueError(f"Operations are known by their traces on cpu and gpu, not on {platform}.")
+        raise ValueError(f"Profiles are supported on cpu and gpu, not on {platform}.")
     expect_no_trace(folder)
     text = program.compiled_text()
     if text is None:
-        raise ValueError("XLA gives no text of the compiled program, which a profile needs.")
+        raise ValueError("A profile needs the text of the compiled program, and XLA returns none.")
     operations = read_operations(text, labels)
     program.seconds()
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # calls in Python would drown the rest
+    options.python_tracer_level = 0  # Python calls would dominate the trace
     jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
     try:
         call_seconds = program.seconds(starts=calls)
@@ -196,14 +206,14 @@ def profile_program(
     planes = jax.profiler.ProfileData.from_file(str(trace)).planes
     costs = tuple(_costs(_events(planes, platform), operations, calls * program.calls))
     if not costs:
-        raise ValueError(f"The trace in {folder} has no operation of the program.")
+        raise ValueError(f"The trace in {folder} contains no operation of the program.")
     return Profile(call_seconds, costs)
 
 
 def _costs(
     events: Iterable[tuple[str, str, float]], operations: Mapping[str, Operation], calls: int
 ) -> Iterator[Cost]:
-    """Of one call, the longest first."""
+    """The costs of one call, the longest first."""
     spent: defaultdict[Operation, float] = defaultdict(float)
     counts: Counter[Operation] = Counter()
     for name, kernel, seconds in events:
@@ -218,17 +228,17 @@ def _costs(
 
 
 def _events(planes: Iterable[Any], platform: str) -> Iterator[tuple[str, str, float]]:
-    """Of what has run: the name in the program, on a GPU that of the kernel, and seconds."""
+    """The executed operations: (name in the program, GPU kernel or "", seconds)."""
     on_gpu = platform == "gpu"
     for plane in planes:
         if not plane.name.startswith(_PLANES[platform]):
             continue
         for line in plane.lines:
-            if on_gpu and line.name in _DERIVED:
+            if on_gpu and line.name in _DERIVED_LINES:
                 continue
             for event in line.events:
                 stats = dict(event.stats)
-                if on_gpu and _WORK & stats.keys():
+                if on_gpu and _WORK_STATS & stats.keys():
                     name = str(stats.get("hlo_op", event.name))
                     yield name, event.name, event.duration_ns / 1e9
                 elif not on_gpu and "hlo_op" in stats:
@@ -240,7 +250,7 @@ def read_operations(text: str, labels: Mapping[str, str]) -> dict[str, Operation
 
     Args:
       text: from `jax.stages.Compiled.as_text`.
-      labels: names to tell of layers by, for scopes such as "stages_0/blocks_1".
+      labels: the layer labels of scopes such as "stages_0/blocks_1", as from `layer_labels`.
     """
     instructions, computations = {}, defaultdict(list)
     computation = ""
@@ -257,7 +267,11 @@ def read_operations(text: str, labels: Mapping[str, str]) -> dict[str, Operation
             users[operand].append(name)
 
     def origin_of(name: str) -> "_Origin | None":
-        """Its own, that of what is in it, or for the second half of a pair that of the first."""
+        """The origin of an instruction.
+
+        Candidates in order: the heavy operations inside of it, itself, the other operations inside
+        of it, and for an asynchronous "-done" its "-start". The first with a layer wins.
+        """
         instruction = instructions[name]
         inner = computations[instruction.calls]
         found = [each.origin for each in inner if each.opcode in _HEAVY]
@@ -267,14 +281,14 @@ def read_operations(text: str, labels: Mapping[str, str]) -> dict[str, Operation
         found = [each for each in found if each]
         return next((each for each in found if each.layer), found[0] if found else None)
 
-    def origin_of_use(name: str) -> "_Origin | None":
-        """Of the nearest instruction for which it is made, if that is near."""
-        seen, nearest = {name}, [name]
-        for _ in range(_STEPS_TO_A_NAME):
-            nearest = list(dict.fromkeys(itertools.chain(*(users[each] for each in nearest))))
-            nearest = [each for each in nearest if each not in seen]
-            seen.update(nearest)
-            for each in nearest:
+    def origin_of_user(name: str) -> "_Origin | None":
+        """The origin of the nearest instruction that uses its result, without the primitive."""
+        seen, frontier = {name}, [name]
+        for _ in range(_MAX_USER_DISTANCE):
+            frontier = list(dict.fromkeys(itertools.chain(*(users[each] for each in frontier))))
+            frontier = [each for each in frontier if each not in seen]
+            seen.update(frontier)
+            for each in frontier:
                 if found := origin_of(each):
                     return dataclasses.replace(found, primitive="")
         return None
@@ -283,7 +297,7 @@ def read_operations(text: str, labels: Mapping[str, str]) -> dict[str, Operation
         name: Operation(
             _without_number(name),
             instruction.opcode,
-            **dataclasses.asdict(origin_of(name) or origin_of_use(name) or _Origin()),
+            **dataclasses.asdict(origin_of(name) or origin_of_user(name) or _Origin()),
         )
         for name, instruction in instructions.items()
     }
@@ -291,7 +305,7 @@ def read_operations(text: str, labels: Mapping[str, str]) -> dict[str, Operation
 
 @dataclasses.dataclass(frozen=True)
 class _Origin:
-    """What an instruction is of in JAX's program."""
+    """The part of the JAX program that an instruction was compiled from."""
 
     primitive: str = ""
     layer: str = ""
@@ -299,7 +313,7 @@ class _Origin:
 
 
 class _Instruction:
-    """One line of a compiled program, from its opcode on."""
+    """A line of a compiled program, without the name of its result."""
 
     def __init__(self, opcode: str, rest: str, labels: Mapping[str, str]):
         self.opcode = opcode
@@ -312,12 +326,12 @@ class _Instruction:
 
 
 def _origin(path: str, labels: Mapping[str, str]) -> _Origin:
-    """What "jit(run)/transpose(jvp(RepLKNet))/stages_0/blocks_1/pw1/conv/dot_general" says.
+    """Parses "jit(run)/transpose(jvp(RepLKNet))/stages_0/blocks_1/pw1/conv/dot_general".
 
-    Between the scopes of the network are those of its methods and of control flow. A parameter is
-    named as an argument is, "variables['params']['stem_0']['conv']['kernel']".
+    Between the scopes of modules there are scopes of methods and of control flow. A parameter has
+    the name of an argument: "variables['params']['stem_0']['conv']['kernel']".
     """
-    path, _, _ = path.partition(";")  # of several that were joined the first
+    path, _, _ = path.partition(";")  # several paths may be joined; the first is used
     if keys := _ARGUMENT.findall(path):
         return _Origin(layer=labels.get("/".join(keys[1:-1]), ""))
     module, backward = "", False
@@ -338,19 +352,19 @@ def _without_number(name: str) -> str:
 
 
 def format_profile(profile: Profile, lines: int = 15) -> str:
-    """The costs as text: by layer and by operation, `lines` of each."""
+    """The costs as two tables of up to `lines` rows: by layer and by operation."""
     total = sum(cost.seconds for cost in profile.costs)
 
     def layer(operation: Operation) -> str:
         return f"{operation.layer or '(none)'}{' backward' * operation.backward}"
 
     def kind(operation: Operation) -> str:
-        name = (operation.kernel or operation.instruction)[:_WIDEST]
+        name = (operation.kernel or operation.instruction)[:_MAX_NAME_LENGTH]
         return " of ".join(filter(None, (name, operation.primitive)))
 
     head = f"A call takes {1e3 * profile.seconds:.3f} ms, its operations {1e3 * total:.3f} ms."
     if profile.unknown:
-        head += f" Of {profile.unknown:.1%} the program does not say what they are."
+        head += f" {profile.unknown:.1%} belongs to no instruction of the program."
     return "\n".join(
         [
             head,
@@ -363,7 +377,7 @@ def format_profile(profile: Profile, lines: int = 15) -> str:
 def _grouped(
     profile: Profile, name: Callable[[Operation], str]
 ) -> Mapping[str, tuple[float, float]]:
-    """Seconds and counts by a name of the operations, the longest first."""
+    """(seconds, count) by the name of the operations, the longest first."""
     groups: dict[str, tuple[float, float]] = {}
     for cost in profile.costs:
         seconds, count = groups.get(name(cost.operation), (0.0, 0.0))

@@ -1,4 +1,4 @@
-"""What the operator is to reach, and what the rows of a benchmark say of it."""
+"""Performance targets of the operator, and reports of how benchmark rows compare with them."""
 
 import dataclasses
 import itertools
@@ -16,14 +16,18 @@ from replk_jax.ops.depthwise.shapes import (
 )
 
 TORCH = "torch channels_last"
-# Beyond this ratio to the fastest contender, another choice would have been better.
+# If the operator takes longer than the fastest contender by more than this factor, its choice of
+# implementation is reported as not the best.
 TOLERANCE = 1.05
-# Of the paper's Table 1.
+# The setting of Table 1 of the paper.
 TABLE_1_BATCH, TABLE_1_LAYERS = 64, 24
 
 
 class _Times:
-    """Seconds by shape, batch, passes and contender; KeyError where nothing was measured."""
+    """Seconds by shape, batch, passes and contender.
+
+    Its methods raise KeyError for what was not measured.
+    """
 
     def __init__(self, rows: Iterable[Row], statistic: str):
         self._timings = {
@@ -32,7 +36,7 @@ class _Times:
         self._statistic = statistic
 
     def of(self, shape: Shape, batch: int, passes: str, *contenders: str) -> float:
-        """The fastest of the contenders that were measured."""
+        """The time of the fastest of the contenders, among those that were measured."""
         layer = Layer(shape, batch)
         measured = [name for name in contenders if (layer, passes, name) in self._timings]
         return min(
@@ -63,7 +67,7 @@ class _Times:
 def _over_torch(
     shapes: Sequence[Shape], passes: str, weights: Sequence[int]
 ) -> Callable[[_Times], float]:
-    """Our total at a batch of 4 over PyTorch's."""
+    """The operator's total time over PyTorch's, at a batch size of 4."""
 
     def value(times):
         ours, torch = (
@@ -74,10 +78,10 @@ def _over_torch(
     return value
 
 
-def _least_gain(
+def _min_speedup(
     shapes: Sequence[Shape], batch: int, passes: str, *others: str
 ) -> Callable[[_Times], float]:
-    """The time of the fastest of other contenders over ours, for the shape where it is least."""
+    """The smallest speedup of any shape over the fastest of the other contenders."""
 
     def value(times):
         return min(
@@ -90,13 +94,13 @@ def _least_gain(
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A bound of a figure.
+    """A bound on a quantity.
 
     Attributes:
-      what: the figure in words.
-      value: how it follows from the times.
-      bound: what it is to reach.
-      at_least: whether the bound is the least or the largest value that will do.
+      what: a description of the quantity.
+      value: computes the quantity from the times.
+      bound: the value to reach.
+      at_least: whether the bound is a lower bound; else it is an upper bound.
     """
 
     what: str
@@ -105,22 +109,22 @@ class Target:
     at_least: bool
 
     def report(self, rows: Sequence[Row]) -> str | None:
-        """One line, or None where not all that it takes was measured."""
+        """A line of text; None if a required time was not measured."""
         try:
-            median, least = (self.value(_Times(rows, each)) for each in ("median", "minimum"))
+            median, minimum = (self.value(_Times(rows, each)) for each in ("median", "minimum"))
         except KeyError:
             return None
         reached = median >= self.bound if self.at_least else median <= self.bound
         figures = f"{median:.3g}"
-        if median != least:
-            figures += f" by the medians, {least:.3g} by the minima"
+        if median != minimum:
+            figures += f" by the medians, {minimum:.3g} by the minima"
         relation = "at least" if self.at_least else "at most"
         verdict = "reached" if reached else "MISSED"
         return f"{self.what}: {figures}; {relation} {self.bound:g}: {verdict}"
 
 
 def targets(device: str, dtype: str) -> list[Target]:
-    """Those for a kind of device and a type."""
+    """The targets for a kind of device and a dtype."""
     if (device, dtype) == ("cpu", "float32"):
         return _CPU
     if (device, dtype) == ("NVIDIA H200", "bfloat16"):
@@ -143,8 +147,8 @@ _CPU = [
         at_least=False,
     ),
     Target(
-        "the same layers, forward: lax.conv's time over ours, the least",
-        _least_gain(REPLKNET_224, 4, FORWARD, "xla"),
+        "the same layers, forward: smallest speedup over lax.conv",
+        _min_speedup(REPLKNET_224, 4, FORWARD, "xla"),
         bound=50.0,
         at_least=True,
     ),
@@ -161,7 +165,7 @@ _CPU = [
         at_least=False,
     ),
     Target(
-        "seconds to compile a layer, forward+backward, the longest",
+        "longest time to compile a layer, forward+backward, in seconds",
         lambda t: max(t.compile_seconds(shape, 4, BOTH) for shape in [*REPLKNET_224, *SMALL]),
         bound=1.0,
         at_least=False,
@@ -186,7 +190,7 @@ def _h200() -> list[Target]:
     ]
     found += [
         Target(
-            f"Table 1, {shape.name}, forward: time over the least that CUDA cores can take",
+            f"Table 1, {shape.name}, forward: time over the roofline of the CUDA cores",
             lambda t, shape=shape: t.of(shape, 64, FORWARD, OURS) / roofline(shape, "float32"),
             bound=1.0,
             at_least=False,
@@ -197,8 +201,8 @@ def _h200() -> list[Target]:
     peers = "xla", TORCH, "torch NCHW"
     found += [
         Target(
-            f"Table 1, {shape.name}, {passes}: the best of cuDNN's and PyTorch's time over ours",
-            _least_gain([shape], 64, passes, *peers),
+            f"Table 1, {shape.name}, {passes}: speedup over the faster of cuDNN and PyTorch",
+            _min_speedup([shape], 64, passes, *peers),
             bound=bound,
             at_least=True,
         )
@@ -212,11 +216,11 @@ def _h200() -> list[Target]:
 def conclusions(
     rows: Sequence[Row], layers: Sequence[Layer], device: str, dtype: str
 ) -> Iterator[str]:
-    """What follows from the rows, line by line.
+    """Lines of text: Table 1, the targets, and where another contender was faster.
 
     Args:
-      rows: measured.
-      layers: that were to be measured.
+      rows: the measured rows.
+      layers: the requested layers, some of which may not have been measured.
       device: `jax.Device.device_kind`.
       dtype: of the arrays.
     """
@@ -235,7 +239,7 @@ def conclusions(
 
 
 def _slower_than_another(rows: Sequence[Row]) -> Iterator[str]:
-    """Where another contender was faster than the operator by more than `TOLERANCE`."""
+    """A line for each layer on which a contender beat the operator by more than `TOLERANCE`."""
     for ours in rows:
         if ours.contender != OURS or not ours.timing:
             continue
@@ -253,7 +257,7 @@ def _slower_than_another(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _table_1(rows: Sequence[Row]) -> Iterator[str]:
-    """The paper's Table 1: milliseconds for its 24 layers."""
+    """Table 1 of the paper: milliseconds for its 24 layers."""
     times = {
         (row.layer, row.passes, row.contender): row.timing.median for row in rows if row.timing
     }

@@ -1,4 +1,4 @@
-"""The one way in which this package times programs."""
+"""Times programs, interleaved, so that they can be compared."""
 
 import dataclasses
 import statistics
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 ROUNDS = 5
-# Between two programs on a CPU: PyTorch's idle threads spin for some milliseconds before they
-# sleep, and take the cores from JAX's, and the other way round.
+# The pause between two programs on a CPU. Idle threads of JAX and PyTorch spin for some
+# milliseconds before they sleep, which would slow down the next program.
 PAUSE_SECONDS = 0.01
-# Asynchronous programs are started over and over for so long before they are waited for, so
-# that the device is never idle.
-SHORTEST_WAIT_SECONDS = 2e-3
-# A program that is shorter runs once more, uncounted, when its turn comes: its threads have slept
-# and the caches are another's.
+# An asynchronous program is started repeatedly for this time before it is waited for, so that the
+# device is never idle.
+MIN_WAIT_SECONDS = 2e-3
+# A program shorter than this has an untimed run at the start of each turn, to wake its threads and
+# to fill the caches.
 SHORT_SECONDS = 0.25
 _LARGE_ARRAY = 1 << 20  # elements
 
@@ -27,7 +27,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def require_finite(results: Any) -> None:
-    """Checks the results of a program: a speed at which it computes NaN is of no use.
+    """Checks that the results of a program are finite.
 
     Args:
       results: a tree of arrays.
@@ -42,7 +42,8 @@ def require_finite(results: Any) -> None:
 
 
 def _all_finite(array: Any) -> bool:
-    # NumPy compiles nothing, but an accelerator's large arrays would have to be copied for it.
+    # Small arrays are checked in NumPy, which needs no compilation. Large ones are checked on their
+    # device, which needs no copy.
     if np.size(array) < _LARGE_ARRAY:
         return bool(np.isfinite(np.asarray(array)).all())
     return bool(_all_finite_on_device(array))
@@ -55,15 +56,15 @@ def _all_finite_on_device(array: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Something to time, its operands included.
+    """A program to time, including its operands.
 
     Attributes:
-      start: starts it and returns what `finish` waits for.
-      finish: returns when the results are there.
-      calls: how often `start` does what is to be timed; times are those of one call.
+      start: starts the program and returns its results, which may not be ready.
+      finish: waits until the results are ready.
+      calls: how often `start` performs the computation; times are per call.
       asynchronous: whether it may be started again before it has finished.
-      compile_seconds: what making it took, where that is of interest.
-      memory_bytes: what it occupies at once, where that is known.
+      compile_seconds: the compile time, if it is of interest.
+      memory_bytes: the memory that it occupies, if known.
       compiled_text: gives XLA's text of the compiled program; None where there is none.
       release: called after each of its turns; frees memory that it keeps only for its next run.
       check: called once, with what the first run returned; raises an error if that is wrong.
@@ -95,11 +96,11 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """What makes a program.
+    """A program that has not been compiled.
 
     Attributes:
       prepare: compiles it.
-      concurrent: whether others may be compiled meanwhile.
+      concurrent: whether it may be compiled concurrently with others.
     """
 
     prepare: Callable[[], Program]
@@ -108,12 +109,12 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of one call.
+    """The seconds of one call.
 
     Attributes:
-      median, minimum: over `runs`, each of which was waited for.
-      runs: how many were timed.
-      compile_seconds, memory_bytes: as the program has them.
+      median, minimum: over the runs.
+      runs: number of timed runs; each ends when its results are ready.
+      compile_seconds, memory_bytes: of the program.
     """
 
     median: float
@@ -126,20 +127,20 @@ class Timing:
 def compete(
     contenders: Mapping[Name, Contender], seconds: float, least_runs: int = 3
 ) -> dict[Name, Timing | Exception]:
-    """Times programs in turns, so that a change of the clock or of the load hits all alike.
+    """Times programs, interleaved, so that changes of clock speed and load affect all equally.
 
-    Every program has its part of each of `ROUNDS` rounds, on a CPU after a pause and, if it is
-    short, after a run that is not counted. A program that is longer than its part runs once a
-    round, until it has had its time or `least_runs`, whichever comes later.
+    There are `ROUNDS` rounds, and in each of them every program has a turn. On a CPU a turn starts
+    with a pause. If the program is short, an untimed run follows. A program that takes longer than
+    a turn runs once per round until it has used up `seconds` and has had `least_runs`.
 
     Args:
       contenders: by name.
-      seconds: to repeat each program for.
-      least_runs: of each program, at most `ROUNDS`.
+      seconds: how long to repeat each program.
+      least_runs: the minimum number of runs, at most `ROUNDS`.
 
     Returns:
-      By name, what was measured, or why the program could not be made or run: the failure of
-      one does not end the others.
+      By name, the timing, or the exception of a program that could not be compiled or run. The
+      failure of one program does not affect the others.
     """
     results: dict[Name, Timing | Exception] = {}
     stopwatches = {}
@@ -160,10 +161,10 @@ def compete(
 
 
 class _Stopwatch:
-    """Times one program, turn after turn."""
+    """Times one program over several turns."""
 
     def __init__(self, program: Program):
-        """Runs it for the first time, and again while that is short."""
+        """Warms the program up and checks its results."""
         self.program = program
         self.samples: list[float] = []
         self.spent = 0.0
@@ -176,7 +177,7 @@ class _Stopwatch:
         program.release()
 
     def take_turn(self, seconds: float, least_runs: int) -> None:
-        """One round's part of the time."""
+        """Runs the program for its share of one round."""
         starts, run = self._next_run()
         if len(self.samples) >= least_runs and self.spent + run > seconds:
             return
@@ -202,16 +203,16 @@ class _Stopwatch:
         )
 
     def _next_run(self) -> tuple[int, float]:
-        """How often to start it before waiting, and the seconds that this may take."""
+        """The number of starts before the next wait, and the expected seconds until then."""
         run = self.program.calls * min(self.samples, default=self.expected)
         if not self.program.asynchronous:
             return 1, run
-        starts = max(1, round(SHORTEST_WAIT_SECONDS / run))
+        starts = max(1, round(MIN_WAIT_SECONDS / run))
         return starts, starts * run
 
 
 def _prepared(contenders: Mapping[Name, Contender]) -> dict[Name, Program | Exception]:
-    """The concurrent ones first, together; then the others, one after the other."""
+    """Compiles all programs: the concurrent ones in parallel, then the others one by one."""
 
     def attempt(contender):
         try:

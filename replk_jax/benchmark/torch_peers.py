@@ -1,9 +1,9 @@
-"""PyTorch, as a peer in the same process: the same convolution, the same network, and others.
+"""PyTorch programs to compare with, in the same process: convolutions and networks.
 
-PyTorch need not be installed; it is imported where it is used.
+PyTorch is optional and imported only when used.
 """
 
-# PyTorch and timm are optional: they are absent where the types are usually checked.
+# PyTorch and timm are optional, so types are usually checked without them.
 # pyright: reportMissingImports=false
 
 import os
@@ -18,12 +18,12 @@ from replk_jax.ops.depthwise.shapes import Shape
 
 LAYOUTS = ("NCHW", "channels_last")
 _INFERENCE = ("inference", "inference-merged")
-_COMPILED = "+compile"  # behind the name of a network: by torch.compile
+_COMPILED = "+compile"  # suffix of the name of a peer that torch.compile compiles
 
 
 def unsupported_reason(platform: str) -> str | None:
-    """Why there is no peer for JAX's platform ("cpu", "gpu", ...), or None if there is."""
-    _let_idle_threads_sleep()
+    """Why PyTorch cannot run on JAX's platform ("cpu", "gpu", ...); None if it can."""
+    _make_idle_threads_sleep()
     try:
         import torch
     except ImportError as error:
@@ -36,14 +36,17 @@ def unsupported_reason(platform: str) -> str | None:
 _WAIT_POLICY = "OMP_WAIT_POLICY"
 
 
-def _let_idle_threads_sleep() -> None:
-    """Spinning threads would take the cores from JAX's. OpenMP reads this when it is loaded."""
+def _make_idle_threads_sleep() -> None:
+    """Prevents idle OpenMP threads from spinning, which would slow down JAX's threads.
+
+    OpenMP reads the variable when PyTorch is imported.
+    """
     if "torch" not in sys.modules:
         os.environ.setdefault(_WAIT_POLICY, "passive")
 
 
 def describe() -> str:
-    """Version and settings, or why it is not there."""
+    """The version and settings of PyTorch, or why it is missing."""
     if reason := unsupported_reason("cpu"):
         return reason
     import torch
@@ -52,7 +55,7 @@ def describe() -> str:
     if _WAIT_POLICY in os.environ:
         text += f", {_WAIT_POLICY}={os.environ[_WAIT_POLICY]}"
     if torch.cuda.is_available():
-        # As `_device` has it.
+        # The settings of `_device`.
         text += f", cuDNN {torch.backends.cudnn.version()} with benchmark, float32 by TF32"
     return text
 
@@ -67,17 +70,17 @@ def convolution_program(
     calls: int,
     platform: str,
 ) -> Program:
-    """The depthwise convolution of random images, `calls` times, each with its own operands.
+    """Runs `calls` depthwise convolutions, each with its own random operands.
 
-    On a GPU the calls are one CUDA graph, so that nothing but the device is timed.
+    On a GPU the calls form one CUDA graph, so that only the work of the device is timed.
 
     Args:
-      shape: one whose padding is the same before and after.
-      batch: images at once.
+      shape: a shape with the same padding before and after.
+      batch: number of images.
       dtype: of all tensors.
       layout: one of `LAYOUTS`.
-      backward: whether both gradients follow, for a random cotangent.
-      calls: convolutions in a run.
+      backward: whether to compute both gradients as well, for a random cotangent.
+      calls: number of convolutions in a run.
       platform: "cpu" or "gpu".
     """
     import torch
@@ -111,30 +114,30 @@ def convolution_program(
         return results
 
     if platform == "cpu":
-        return Program(run, _nothing, calls, check=_nothing)
-    return Program(_captured(run), _synchronize, calls, asynchronous=True, check=_nothing)
+        return Program(run, _no_op, calls, check=_no_op)
+    return Program(_capture_graph(run), _synchronize, calls, asynchronous=True, check=_no_op)
 
 
 def check_network(peer: str, architecture: Any) -> None:
-    """Checks the name of a network that is to be a peer of one of this architecture.
+    """Checks the name of a network to compare with a network of this architecture.
 
     Raises:
-      ValueError: it is neither "torch" nor "timm:NAME", with or without "+compile" behind it; or
-        it is "torch", and the architecture is no RepLKNet's.
+      ValueError: it is not "torch" or "timm:NAME", with an optional suffix "+compile"; or it is
+        "torch", and the architecture is not a RepLKNet.
     """
     network, _, suffix = peer.partition("+")
     library, _, name = network.partition(":")
     known = network == "torch" or (library == "timm" and name)
     if not known or suffix not in ("", _COMPILED[1:]):
         raise ValueError(
-            f"Unknown peer {peer!r}; known: torch, timm:NAME, and {_COMPILED} behind either."
+            f"Unknown peer {peer!r}; known: torch, timm:NAME, and either + {_COMPILED!r}."
         )
     if network == "torch" and not isinstance(architecture, RepLKNetArchitecture):
         raise ValueError("The peer torch is a RepLKNet: compare others with timm:NAME.")
 
 
 def is_timm(peer: str) -> bool:
-    """Whether the peer of this name is a model of timm's."""
+    """Whether the peer of this name is a timm model."""
     return peer.startswith("timm:")
 
 
@@ -148,19 +151,19 @@ def network_program(
     dtype: str,
     platform: str,
 ) -> Program:
-    """A network with random weights on random images, channels_last; compiled where asked for.
+    """Runs a network with random weights on random images, in the layout channels_last.
 
     Args:
-      peer: one that `check_network` allows.
-      mode: as of our networks. timm's models have nothing to merge.
-      architecture: of the network that it is compared with.
+      peer: a name that `check_network` accepts.
+      mode: one of `MODES`; timm models have the same structure in both inference modes.
+      architecture: of the network to compare with.
       image_size, batch_size: of the images.
       dtype: of the computation. For inference the weights have it too; otherwise they are
-        float32, and the computation is autocast.
+        float32, and the computation is under autocast.
       platform: "cpu" or "gpu".
 
     Raises:
-      ImportError: timm is not there.
+      ImportError: timm is not installed.
       ValueError: an unknown mode.
     """
     import torch
@@ -169,40 +172,40 @@ def network_program(
         raise ValueError(f"Unknown mode {mode}; known: {', '.join(MODES)}.")
     network = _network(peer, mode, architecture)
     network = network.to(_device(platform), memory_format=torch.channels_last)
-    call = _compiled(network) if peer.endswith(_COMPILED) else network
+    call = _compile(network) if peer.endswith(_COMPILED) else network
     images = torch.randn(
         batch_size, architecture.in_channels, image_size, image_size, device=_device(platform)
     )
     images = images.contiguous(memory_format=torch.channels_last)
-    dtype = getattr(torch, dtype)
-    finish = release = _nothing
+    torch_dtype = getattr(torch, dtype)
+    finish = release = _no_op
     if platform != "cpu":
-        # What PyTorch keeps for itself is wanting elsewhere.
+        # PyTorch caches freed memory, which the other programs need.
         finish, release = _synchronize, torch.cuda.empty_cache
 
     if mode in _INFERENCE:
-        network.eval().to(dtype)
-        images = images.to(dtype)
+        network.eval().to(torch_dtype)
+        images = images.to(torch_dtype)
 
         @torch.inference_mode()
         def infer():
             return call(images)
 
-        return Program(infer, finish, release=release, check=_nothing)
+        return Program(infer, finish, release=release, check=_no_op)
 
     labels = torch.zeros(batch_size, dtype=torch.int64, device=images.device)
-    fused = platform == "gpu" or None  # None leaves it to PyTorch
+    fused = platform == "gpu" or None  # None: PyTorch decides
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=fused)
 
     def train():
         optimizer.zero_grad()
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(images.device.type, torch_dtype, enabled=torch_dtype != torch.float32):
             logits = call(images)
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()
         if mode == "training":
             optimizer.step()
 
-    return Program(train, finish, release=release, check=_nothing)
+    return Program(train, finish, release=release, check=_no_op)
 
 
 def _network(peer: str, mode: str, architecture: Any) -> Any:
@@ -215,16 +218,16 @@ def _network(peer: str, mode: str, architecture: Any) -> Any:
         return RepLKNet(architecture, deploy=deploy, drop_path_rate=drop_path_rate)
     import timm
 
-    # Some models have stochastic depth unless told otherwise.
-    settings = {} if mode in _INFERENCE else {"drop_path_rate": drop_path_rate}
-    return timm.create_model(name.removeprefix("timm:"), **settings)
+    # Some models have stochastic depth by default.
+    kwargs = {} if mode in _INFERENCE else {"drop_path_rate": drop_path_rate}
+    return timm.create_model(name.removeprefix("timm:"), **kwargs)
 
 
-def _compiled(network: Any) -> Any:
-    """The network by `torch.compile`, for the one shape that it is called with.
+def _compile(network: Any) -> Any:
+    """Applies `torch.compile`, which then compiles the network for each shape separately.
 
-    What is compiled belongs to the network's code, not to the network: a second shape would be
-    compiled for shapes of all kinds, and after a few nothing any more, in silence.
+    By default, PyTorch shares compiled code between networks of the same class: it compiles a
+    second shape for dynamic shapes, and after a few recompilations silently stops compiling.
     """
     import torch
 
@@ -235,10 +238,10 @@ def _compiled(network: Any) -> Any:
 
 
 def _device(platform: str) -> str:
-    """The name of PyTorch's device.
+    """The name of PyTorch's device for JAX's platform.
 
-    On a GPU, cuDNN looks for its fastest algorithms, and float32 is multiplied in TF32, in linear
-    layers as in convolutions, as XLA does.
+    On a GPU, this enables cuDNN's search for the fastest algorithms, and TF32 for float32 products
+    in linear layers and convolutions, the default of XLA.
     """
     if platform == "cpu":
         return "cpu"
@@ -250,11 +253,11 @@ def _device(platform: str) -> str:
     return "cuda"
 
 
-def _captured(run: Callable[[], Any]) -> Callable[[], None]:
-    """The device's work of a function, as a CUDA graph to replay."""
+def _capture_graph(run: Callable[[], Any]) -> Callable[[], None]:
+    """Captures the GPU work of a function as a CUDA graph and returns the function to replay it."""
     import torch
 
-    # As PyTorch asks for: first on another stream, where cuDNN chooses its algorithms.
+    # PyTorch requires warm-up runs on another stream. In these, cuDNN chooses its algorithms.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -262,7 +265,7 @@ def _captured(run: Callable[[], Any]) -> Callable[[], None]:
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # JAX's threads may allocate memory meanwhile, which the graph has nothing to do with.
+    # "thread_local" permits JAX's threads to allocate memory during the capture.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         run()
     return graph.replay
@@ -274,5 +277,5 @@ def _synchronize(_: Any) -> None:
     torch.cuda.synchronize()
 
 
-def _nothing(*_: Any) -> None:
-    """On a CPU PyTorch's functions return when they are done, and memory is the system's."""
+def _no_op(*_: Any) -> None:
+    """Does nothing: on a CPU, PyTorch is synchronous and keeps no memory. Peers are not checked."""

@@ -1,6 +1,6 @@
-"""RepLKNet written plainly in PyTorch, to compare speed with: the structure, without extras."""
+"""A plain RepLKNet in PyTorch, for speed comparisons."""
 
-# PyTorch and timm are optional: they are absent where the types are usually checked.
+# PyTorch is optional, so types are usually checked without it.
 # pyright: reportMissingImports=false
 
 from functools import partial
@@ -29,7 +29,7 @@ def conv_norm(
 
 
 def norm(channels: int, deploy: bool) -> nn.Module:
-    """A batch norm that merging makes part of the next layer."""
+    """A batch norm, or with `deploy` the identity: merging folds it into the next layer."""
     return nn.Identity() if deploy else nn.BatchNorm2d(channels)
 
 
@@ -48,7 +48,7 @@ class LargeKernelConv(nn.Module):
 
 
 class Residual(nn.Sequential):
-    """x + the sequence of x, which in training is left out of so large a share of the images."""
+    """x + layers(x), with stochastic depth per image in training."""
 
     def __init__(self, *layers: nn.Module, drop_path_rate: float):
         super().__init__(*layers)
@@ -57,8 +57,8 @@ class Residual(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)
         if self.training and self.drop_path_rate:
-            kept = 1 - self.drop_path_rate
-            y = y * y.new_empty((len(y), 1, 1, 1)).bernoulli_(kept).div_(kept)
+            keep_rate = 1 - self.drop_path_rate
+            y = y * y.new_empty((len(y), 1, 1, 1)).bernoulli_(keep_rate).div_(keep_rate)
         return x + y
 
 
@@ -66,10 +66,9 @@ class RepLKNet(nn.Sequential):
     """The classifier of 1000 classes: (N, in_channels, H, W) to (N, 1000).
 
     Args:
-      architecture: as JAX's has it.
-      deploy: the merged structure.
-      drop_path_rate: stochastic depth of the last blocks; the first have none, and between it
-        grows in equal steps.
+      architecture: of the network in JAX.
+      deploy: whether to build the merged structure.
+      drop_path_rate: of the last blocks; it increases linearly from 0 in the first blocks.
     """
 
     def __init__(

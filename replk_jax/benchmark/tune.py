@@ -1,10 +1,9 @@
-"""Verifies and measures the implementations on the device at hand and writes its table."""
+"""Verifies and measures the implementations on the current device and writes its table."""
 
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -16,7 +15,7 @@ from replk_jax.benchmark.depthwise_programs import (
     draw_operands,
 )
 from replk_jax.benchmark.environment import describe_environment
-from replk_jax.benchmark.timing import Timing, compete
+from replk_jax.benchmark.timing import Contender, Timing, compete
 from replk_jax.benchmark.verify import find_faults, layers_to_verify
 from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS
 from replk_jax.ops.depthwise.implementation import DIRECTIONS, Direction
@@ -24,21 +23,22 @@ from replk_jax.ops.depthwise.measurements import Measurement, Table, table_of, w
 from replk_jax.ops.depthwise.shapes import REPLKNET_224, SMALL, Shape, square
 
 KERNELS = (3, 5, 7, 9, 13, 21, 31)
-# For batches other than the first.
+# For all batch sizes but the first.
 FEWER_KERNELS = (3, 7, 13, 31)
 STRIDED_KERNELS = (3, 5, 7)
-# Channels that a map of this size has in the networks.
+# The channels of the feature maps of the networks, by height and width.
 CHANNELS = {7: 1024, 14: 512, 28: 256, 56: 128, 112: 64}
-# An implementation that took so many times the time of the fastest for a convolution that is at
-# most so far (`Measurement.distance`) is left out.
-HOPELESS = 50
-NEAR = 2.5
+# An implementation is not measured if it was slower than the fastest by more than MAX_SLOWDOWN at a
+# convolution nearer than MAX_DISTANCE (`Measurement.distance`).
+MAX_SLOWDOWN = 50
+MAX_DISTANCE = 2.5
 
 
 def grid(platform: str) -> list[Layer]:
     """The convolutions to measure, the most informative first.
 
-    The layers of RepLKNet-31B; kernels and maps between them; then other batches.
+    First the layers of RepLKNet-31B, then other sizes of kernels and feature maps, then other
+    batch sizes.
     """
     first, *others = (4, 1, 32) if platform == "cpu" else (32, 1, 4)
     shapes = [
@@ -62,25 +62,25 @@ def tune(
     minutes: float,
     seconds: float = 0.05,
 ) -> Iterator[str]:
-    """Measures every implementation that is able, in every direction.
+    """Measures all implementations in all directions.
 
-    Before that, all are compared with the reference implementation. Those that err are recorded
-    in the table as unusable and are not measured.
+    First, it compares the implementations with the reference implementation. Those with wrong
+    results are recorded in the table as unusable, and are not measured.
 
-    The table is written after that and after every convolution, so that it is of use when this is
-    stopped. What the device's present table holds, and is not measured anew, stays in it.
+    The table is written after the comparison and after every convolution, so an interrupted run
+    leaves a usable table. It retains the measurements of the device's previous table that are not
+    repeated.
 
     Args:
       path: of the table.
       dtypes: of the arrays.
-      layers: what to measure; None is the `grid` of the device.
-      verified: on what to compare the implementations; None is `layers_to_verify`.
-      minutes: after which no further convolution is begun.
-      seconds: to repeat each program for; at least two runs are timed.
+      layers: the convolutions to measure; None for the `grid` of the device.
+      verified: the convolutions to compare on; None for `layers_to_verify`.
+      minutes: after which no convolution is started.
+      seconds: how long to repeat each program; at least two runs are timed.
 
     Yields:
-      Which implementations are unusable; what was measured, a line for each direction of each
-      convolution; and which implementations failed.
+      Lines of text: the unusable implementations, each measurement, and each failure.
 
     Raises:
       OSError: the table cannot be written.
@@ -91,7 +91,7 @@ def tune(
     present = table_of(device.device_kind)
     measurements = {_case(each): each for each in present.measurements} if present else {}
     verified = layers_to_verify(device.platform) if verified is None else verified
-    # In every dtype: the nearest measurement may be of another one than a call has.
+    # In every dtype: dispatch also uses measurements of other dtypes than that of a call.
     unusable = find_faults(verified)
     for name, fault in unusable.items():
         yield f"{name} is unusable on this device: {fault}"
@@ -119,38 +119,40 @@ def tune(
                 yield f"{direction}: {new}"
         write(table(), path)
         if not done:
-            yield f"From now on {path} holds what is measured."
+            yield f"The measurements are written to {path}."
 
 
-def _measure(layer: Layer, dtype: str, before: Table, seconds: float) -> dict[Any, Any]:
-    """By (direction, implementation): the timings of those that can and may be fast."""
+def _measure(
+    layer: Layer, dtype: str, before: Table, seconds: float
+) -> dict[tuple[Direction, str], Timing | Exception]:
+    """The timings by (direction, implementation), without unsupported and very slow ones."""
     operands = draw_operands(layer.shape, layer.batch, dtype, calls_of(jax.devices()[0].platform))
     excluded = layer.explain(dtype).unsupported.keys() | before.unusable.keys()
-    able = [name for name in IMPLEMENTATIONS if name not in excluded]
-    contenders = {
+    candidates = [name for name in IMPLEMENTATIONS if name not in excluded]
+    contenders: dict[tuple[Direction, str], Contender] = {
         (direction, name): contender(
             direction_function(direction, layer.shape.convolution, name), operands
         )
         for direction in DIRECTIONS
-        for name in able
-        if not _is_hopeless(direction, name, layer, dtype, before)
+        for name in candidates
+        if not _is_too_slow(direction, name, layer, dtype, before)
     }
     return compete(contenders, seconds, least_runs=2)
 
 
-def _is_hopeless(direction: Direction, name: str, layer: Layer, dtype: str, before: Table) -> bool:
-    """By the nearest convolution for which it was measured, if that is near."""
+def _is_too_slow(direction: Direction, name: str, layer: Layer, dtype: str, before: Table) -> bool:
+    """Whether it was much slower than the fastest at the nearest convolution it was measured at."""
     case = layer.shape.convolution, layer.batch, layer.shape.channels, dtype
     for measured in before.by_distance(direction, *case):
         if name in measured.seconds:
             ratio = measured.seconds[name] / min(measured.seconds.values())
-            return ratio > HOPELESS and measured.distance(*case) < NEAR
+            return ratio > MAX_SLOWDOWN and measured.distance(*case) < MAX_DISTANCE
     return False
 
 
 def _case(measurement: Measurement) -> tuple:
-    """All but the seconds."""
-    return dataclasses.astuple(dataclasses.replace(measurement, seconds=None))
+    """All fields but the seconds, to identify measurements of the same case."""
+    return dataclasses.astuple(dataclasses.replace(measurement, seconds={}))[:-1]
 
 
 def _measurement(
@@ -170,7 +172,7 @@ def _measurement(
 
 
 def _shapes(kernels: tuple[int, ...], stride: int = 1) -> list[Shape]:
-    """Every kernel on every map that is not much smaller than it."""
+    """All kernels on all feature maps of more than half the size of the kernel."""
     return [
         square(size, kernel, channels, stride)
         for kernel in kernels

@@ -1,4 +1,4 @@
-"""Compares every implementation with the reference implementation on the device at hand."""
+"""Compares the implementations with the reference implementation on the current device."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -14,13 +14,13 @@ from replk_jax.ops.depthwise.dispatch import IMPLEMENTATIONS, REFERENCE
 from replk_jax.ops.depthwise.implementation import DIRECTIONS
 from replk_jax.ops.depthwise.shapes import Shape, square
 
-# Largest error, in proportion to the largest value, that rounding explains: of float32 split into
-# bfloat16 parts, and of spectra of 16-bit values in tensorfloat32.
+# The largest error, relative to the largest value, that can be rounding: of float32 as a sum of
+# bfloat16 terms, and of spectra of 16-bit values in tensorfloat32.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 1e-2}
 
 
 def layers_to_verify(platform: str) -> list[Layer]:
-    """Large and small kernels with few channels, which do not depend on one another."""
+    """Large and small kernels with few channels; channels are independent of each other."""
     shapes = [
         square(7, 13, 8),
         square(14, 27, 8),
@@ -38,15 +38,16 @@ def find_faults(
 ) -> dict[str, str]:
     """Runs all implementations in all directions and compares them with `REFERENCE`.
 
-    The reference is computed from the same rounded operands, in float32.
+    The reference is computed in float32, from the same rounded operands. An implementation is not
+    run on convolutions that it does not support.
 
     Args:
       layers: the convolutions.
       dtypes: of the arrays, keys of `TOLERANCE`.
 
     Returns:
-      By implementation that raised an error, or erred more than rounding explains: the first such
-      fault. Implementations that do not support a convolution are not run on it.
+      The first fault of each implementation that raised an error or exceeded the tolerance, by
+      the name of the implementation.
     """
     faults: dict[str, str] = {}
     for layer in layers:
@@ -61,13 +62,13 @@ def find_faults(
 
 
 def _reference(shape: Shape, operands: Operands) -> list[jax.Array]:
-    """y, dx and dk in float32."""
+    """y, dx and dk of the reference implementation, in float32."""
     exact = dataclasses.replace(shape.convolution, precision=lax.Precision.HIGHEST)
     return _run(REFERENCE, exact, [operand.astype(jnp.float32) for operand in operands])
 
 
 def _fault(shape: Shape, name: str, operands: Operands, expected: list[jax.Array]) -> str | None:
-    """What is wrong with the results of an implementation."""
+    """What is wrong with the results of an implementation; None if nothing is."""
     dtype = str(operands[0].dtype)
     try:
         results = jax.block_until_ready(_run(name, shape.convolution, operands))
@@ -83,6 +84,6 @@ def _fault(shape: Shape, name: str, operands: Operands, expected: list[jax.Array
 
 
 def _run(name: str, convolution: Convolution, operands: Sequence[jax.Array]) -> list[jax.Array]:
-    """What an implementation computes in each of `DIRECTIONS`."""
+    """The results of an implementation, in the order of `DIRECTIONS`."""
     functions = [direction_function(each, convolution, name) for each in DIRECTIONS]
     return jax.jit(lambda *operands: [function(*operands) for function in functions])(*operands)

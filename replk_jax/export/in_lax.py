@@ -1,4 +1,4 @@
-"""Functions without the primitives of this package, for tools that read those of JAX."""
+"""Rewrites functions without the primitives of this package, for tools that know only JAX's."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,20 +10,20 @@ from replk_jax.ops.depthwise import xla
 from replk_jax.ops.depthwise.primitives import forward_p
 from replk_jax.ops.materialize import materialize_p
 
-# What each primitive computes. Gradients have no need of one: what is converted is deployed.
+# The implementation of each primitive. Exported networks contain no gradients.
 _IN_LAX = {
     forward_p: lambda x, kernel, *, convolution, **_: xla.forward(x, kernel, convolution),
     materialize_p: lambda x: x,
 }
-# Calls, by the parameter that holds the function.
+# The parameter that contains the function of a call, by primitive.
 _CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
 
 
 def in_lax(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function with `lax.conv_general_dilated` for every depthwise convolution.
 
-    Slower in JAX, and what converters such as jax2onnx understand. It runs forward only, and
-    the convolutions must stand outside of loops and branches, as those of the networks do.
+    It is slower in JAX, but converters such as jax2onnx support it. It cannot be differentiated,
+    and the convolutions must be outside of loops and branches, as in the networks of this package.
 
     Args:
       function: of arrays to a tree of arrays.
@@ -32,8 +32,8 @@ def in_lax(function: Callable[..., Any]) -> Callable[..., Any]:
     def plain(*arrays: jax.Array) -> Any:
         program, result = jax.make_jaxpr(function, return_shape=True)(*arrays)
         outputs = _evaluate(program.jaxpr, program.consts, arrays)
-        # jax2onnx 0.17 transposes an output to NCHW where another layer reads it too. The barrier
-        # separates the two.
+        # jax2onnx 0.17 transposes an output to NCHW if another layer reads it too. The barrier
+        # prevents this.
         outputs = jax.lax.optimization_barrier(outputs)
         return jax.tree.unflatten(jax.tree.structure(result), outputs)
 

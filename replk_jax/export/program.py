@@ -1,11 +1,9 @@
-"""Networks as programs that run where JAX is installed, without this package and without Flax.
-
-(JAX reads them with `flatbuffers`, which it does not install by itself.)
+"""Exports networks as programs that need only JAX and `flatbuffers`, not this package or Flax.
 
     program = replk_jax.export_model(model, variables, image_size=224)
     pathlib.Path("replknet.jaxexport").write_bytes(program.serialize())
 
-and from then on, on a CPU or a GPU, in any batch size:
+The program runs on a CPU or GPU with any batch size:
 
     import jax
 
@@ -46,26 +44,26 @@ def export_model(
 ) -> jax.export.Exported:
     """The re-parameterized network as StableHLO, weights included.
 
-    JAX promises to run what `serialize` gives with releases up to six months newer and three
-    weeks older than the one that made it (https://docs.jax.dev/en/latest/export/export.html);
-    for longer, keep the weights and export again.
+    JAX guarantees that releases up to six months newer and three weeks older can run the result of
+    `serialize` (https://docs.jax.dev/en/latest/export/export.html). For a longer time, keep the
+    weights and export again.
 
-    The weights are constants, which the compiler is kept from folding: for the transforms of
-    large kernels it would take up to a minute, anew for every batch size. A file cannot exceed
-    2 GiB; RepLKNet-XL in float32 has 1.3.
+    The weights are constants. A barrier prevents the compiler from constant folding, which would
+    take up to a minute per batch size for the transforms of large kernels. A file cannot exceed
+    2 GiB; RepLKNet-XL in float32 has 1.3 GiB.
 
     Args:
       model: any network of this package, in either structure; its `dtype` is that of the
         computation.
       variables: of the model.
       image_size: side of the images in pixels, or (height, width).
-      batch_size: of the images; None leaves it open, and any from 1 on will do.
-      platforms: that it runs on: some of "cpu", "cuda", "rocm", "tpu".
-      normalization: if given, the program takes pixels and normalises them with its mean and
-        std; resizing and cropping stay outside.
-      custom_calls: admit the kernels of this package where they are known to be the fastest: on
-        a machine with a Hopper GPU, for a `batch_size` of 16 and more. Without it, all is
-        StableHLO that needs nothing beside the compiler.
+      batch_size: of the images; None for any.
+      platforms: to run on, a subset of "cpu", "cuda", "rocm", "tpu".
+      normalization: if given, the program takes pixels and normalises them with its mean and std,
+        without resizing or cropping.
+      custom_calls: whether to use the kernels of this package if they are known to be the fastest:
+        on a machine with a Hopper GPU, for a `batch_size` of at least 16. If False, the program
+        contains only operations of StableHLO.
 
     Returns:
       The program, for one device: its `call` maps images (N, H, W, C), float32 and normalised,
@@ -73,8 +71,8 @@ def export_model(
       file.
 
     Raises:
-      ValueError: a size, a platform or variables that make no sense, weights that are NaN or
-        infinite, or a normalisation of another number of channels.
+      ValueError: an invalid size, platform or variables, weights that are NaN or infinite, or a
+        normalisation for another number of channels.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1 or (batch_size is not None and batch_size < 1):
@@ -106,7 +104,7 @@ def plain_function(
     *,
     normalization: Preprocessing | None = None,
 ) -> Callable[[jax.Array], Any]:
-    """The re-parameterized network in the operations of `jax.lax` alone, for converters.
+    """The re-parameterized network in operations of `jax.lax` only, for converters.
 
         jax2onnx.to_onnx(
             plain_function(model, variables),
@@ -119,11 +117,11 @@ def plain_function(
       model, variables, normalization: as in `export_model`.
 
     Returns:
-      A function of images, as `export_model` returns a program of them.
+      A function of images, with the input and output of the program of `export_model`.
 
     Raises:
-      ValueError: variables that make no sense, weights that are NaN or infinite, or a
-        normalisation of another number of channels.
+      ValueError: invalid variables, weights that are NaN or infinite, or a normalisation for
+        another number of channels.
     """
     network, weights = _deployed(model, variables, normalization)
     return in_lax(partial(network, weights))
@@ -153,10 +151,10 @@ def _deployed(
 def _require_finite(variables: Mapping[str, Any]) -> None:
     """Raises ValueError if a weight of a merged network is NaN or infinite.
 
-    So would be what the program returns, and who runs it cannot look at the weights.
+    The outputs of the program would be too, and its users cannot inspect the weights.
     """
     if bad := diverged_tensors(variables):
         raise ValueError(
             f"{len(bad)} of the merged weights are NaN or infinite, the first in {bad[0]}. The "
-            "network may be of a run that diverged, or a variance of a batch norm be negative."
+            "training run may have diverged, or a variance of a batch norm may be negative."
         )

@@ -34,7 +34,7 @@ from replk_jax.models.reparam_convs import (
     ResidualKernelConv,
 )
 from replk_jax.models.stored import StoredField, stored_architecture
-from replk_jax.ops.broadcasting import scale_maps
+from replk_jax.ops.broadcasting import scale_channels
 from replk_jax.ops.dtypes import accumulation_dtype
 
 # What the layers may be while they train. With the top-1 accuracy that the paper's section 4.2
@@ -225,7 +225,7 @@ class SqueezeExcite(ReparameterizableModule):
         mean = jnp.mean(x.astype(accumulation_dtype(x.dtype)), (1, 2), keepdims=True)
         hidden = nn.relu(convolution(self, mean, channels // self.reduction, 1, name="down"))
         weights = nn.sigmoid(convolution(self, hidden, channels, 1, name="up"))
-        return scale_maps(x.astype(self.dtype), weights)
+        return scale_channels(x.astype(self.dtype), weights)
 
 
 class RepVGGBlock(ReparameterizableModule, kw_only=True):

@@ -1,9 +1,9 @@
 """Channel-wise arithmetic whose gradients are accumulated in float32.
 
-The gradient of a vector that is broadcast over a feature map is a sum over the map. JAX takes it
-in the dtype of the operation, and XLA accumulates it there on CPUs: in bfloat16 the sum stops
-growing after a few hundred terms. These functions compute in at least float32, so that the
-gradients are summed in it, and round their results. XLA fuses the conversions.
+The gradient of a vector that is broadcast over a feature map is a sum over all positions. JAX
+computes this sum in the dtype of the operation. In bfloat16, XLA on CPUs also accumulates in
+bfloat16, and the sum stops growing after a few hundred terms. These functions compute, and thus
+accumulate gradients, in at least float32 and round only their results. XLA fuses the conversions.
 """
 
 from functools import partial
@@ -28,13 +28,13 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     return (x.astype(wide) + bias).astype(x.dtype)
 
 
-# Rematerialized: without it, the backward pass would keep the operands in float32.
+# Without rematerialization, the backward pass would store the operands in float32.
 @partial(jax.checkpoint, prevent_cse=False)
-def scale_maps(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """x times a factor for every channel of every image.
+def scale_channels(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x * scale, with one factor per image and channel.
 
-    The gradient of `scale` is accumulated in at least float32. Only the operands are kept for the
-    backward pass.
+    The gradient of `scale` is accumulated in at least float32. The backward pass stores only the
+    operands.
 
     Args:
       x: (N, H, W, C), floating point.

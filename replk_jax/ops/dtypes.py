@@ -1,4 +1,4 @@
-"""The dtype in which sums are taken."""
+"""The dtype in which sums are accumulated."""
 
 from functools import reduce
 from typing import Any
@@ -9,10 +9,10 @@ import numpy as np
 def accumulation_dtype(*dtypes: Any) -> np.dtype:
     """The dtype that `dtypes` and float32 promote to: float32 for 16-bit types.
 
-    `jnp.promote_types` gives the same, but raises `TypePromotionError` where
-    `jax_numpy_dtype_promotion="strict"` forbids implicit promotion. This promotion is explicit.
+    `jnp.promote_types` returns the same dtype, but raises `TypePromotionError` under
+    `jax_numpy_dtype_promotion="strict"`, which forbids implicit promotion. This one is explicit.
 
     Args:
-      *dtypes: floating-point dtypes, as `numpy.dtype` takes them.
+      *dtypes: floating-point dtypes, in any form that `numpy.dtype` accepts.
     """
     return reduce(np.promote_types, map(np.dtype, dtypes), np.dtype(np.float32))

@@ -1,4 +1,4 @@
-"""Values that are computed once."""
+"""Forces XLA to compute a value once and store it."""
 
 from functools import partial
 
@@ -9,13 +9,13 @@ from jax.interpreters import ad, batching, mlir
 
 
 def materialize(x: jax.Array) -> jax.Array:
-    """x itself, which XLA computes once and stores, and likewise its gradient.
+    """The identity, but XLA computes x, and in the backward pass its gradient, only once.
 
-    XLA's compiler for CPUs merges an elementwise operation into every operation that reads its
-    result, and so computes a sum along a residual path, and backwards that of the gradients,
-    anew for each reader and from the path's beginning: the time grows with the square of the
-    depth. It removes `jax.lax.optimization_barrier` before it does so. What it does not look
-    into is a call that is not to be inlined. Compilers for other devices are left alone.
+    XLA for CPUs fuses an elementwise operation into every operation that reads its result. It then
+    recomputes the sum along a residual path from its beginning for each reader, and the sum of the
+    gradients likewise, so the time grows with the square of the depth. An
+    `jax.lax.optimization_barrier` does not help: XLA removes it before fusion. A call that must
+    not be inlined does. On other platforms, this operation has no effect.
     """
     return materialize_p.bind(x)
 

@@ -1,8 +1,8 @@
-"""The algebra of structural re-parameterization: exact steps on linear maps.
+"""The algebra of structural re-parameterization: exact operations on linear layers.
 
-A convolution is a kernel (rows, columns, I / groups, O) with a bias (O,), a dense layer a
-kernel (I, O) with a bias; both are a `Linear` here, and in equations W * x + c. A batch norm in
-eval mode is an affine map of each channel, a x + b. With these, the branches of a block become
+A `Linear` is a convolution, with a kernel (rows, columns, I / groups, O) and a bias (O,), or a
+dense layer, with a kernel (I, O) and a bias (O,); in equations W * x + c. A batch norm in eval mode
+is an affine function of each channel, a x + b. These operations merge the branches of a block into
 one convolution:
 
     a (W * x + c) + b          = (a W) * x + (a c + b)             fold_into_previous
@@ -15,8 +15,9 @@ one convolution:
     W * (w * x + c) + C        = (W w) * x + (sum W c + C)         compose, w 1 x 1
     mean over K x K, w * x + c = (w / K^2 at every tap) * x + c    pool_average, w 1 x 1
 
-Every step is exact; none looks at values. Those that hold only under a condition on the padding
-say so. The number of groups is told by the shapes: I / groups is an axis of the kernel.
+Every operation is exact and independent of the values. Some require a condition on the padding,
+which their docstrings state. The number of groups follows from the shapes: I / groups is an axis of
+the kernel.
 
 RepVGG (arXiv:2101.03697) section 3.3, Diverse Branch Block (arXiv:2103.13425) section 3.2,
 RepLKNet (arXiv:2203.06717) guideline 3, UniRepLKNet (arXiv:2311.15599) section 3.1.
@@ -28,7 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# PyTorch's default. It is a constant and not a field because a variable tree does not store it.
+# PyTorch's default. It is a constant because a variable tree does not contain it.
 BATCH_NORM_EPSILON = 1e-5
 
 # Accelerators would otherwise round the operands of products to bfloat16 or TF32.
@@ -67,13 +68,13 @@ def affine_of_norm(scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.
 
 
 def fold_into_previous(linear: Linear, affine: Affine) -> Linear:
-    """a (W * x + c) + b = (a W) * x + (a c + b): a batch norm behind a convolution.
+    """a (W * x + c) + b = (a W) * x + (a c + b): a batch norm after a convolution.
 
     Raises:
-      ValueError: another number of channels.
+      ValueError: the numbers of channels differ.
     """
     a, b = affine
-    _expect_channels("the batch norm behind it", a, linear.kernel.shape[-1])
+    _expect_channels("the batch norm after it", a, linear.kernel.shape[-1])
     bias = b if linear.bias is None else a * linear.bias + b
     return Linear(linear.kernel * _over_outputs(a, linear.kernel), bias)
 
@@ -81,23 +82,23 @@ def fold_into_previous(linear: Linear, affine: Affine) -> Linear:
 def fold_into_next(affine: Affine, linear: Linear, *, zero_padding: bool = True) -> Linear:
     """W * (a x + b) + c = (W a) * x + (sum W b + c): a batch norm before a convolution.
 
-    Also before an average pool and a dense layer, since the mean of a x + b is a mean(x) + b.
+    This also holds with an average pool in between, since the mean of a x + b is a mean(x) + b.
 
     Args:
-      affine: over the I channels that enter.
+      affine: over the I input channels.
       linear: the convolution or dense layer.
-      zero_padding: whether a kernel that is larger than 1 x 1 pads a x + b with zeros; not where
-        it does not pad, or where a x + b was padded with b.
+      zero_padding: whether a kernel larger than 1 x 1 pads a x + b with zeros. False if it does
+        not pad, or if a x + b was padded with b.
 
     Raises:
-      ValueError: a larger kernel with zero padding, which no kernel and bias are equal to; or
-        another number of channels.
+      ValueError: a larger kernel with zero padding, for which no equal kernel and bias exist; or
+        the numbers of channels differ.
     """
     a, b = affine
     kernel, bias = linear
     if zero_padding:
         _expect_no_border(kernel)
-    moved = _each_group(b, kernel)
+    moved = _response_to_constant(b, kernel)
     scaled = kernel * _over_inputs(a, kernel)
     return Linear(scaled, moved if bias is None else bias + moved)
 
@@ -117,10 +118,10 @@ def add(*branches: Linear) -> Linear:
 
 
 def pad_kernel(linear: Linear, size: tuple[int, int]) -> Linear:
-    """A convolution as one with a larger kernel, with zeros around; both padded to keep the size.
+    """The same convolution with a larger kernel, padded with zeros; both with SAME padding.
 
     Raises:
-      ValueError: a size that the kernel cannot be centred in.
+      ValueError: the kernel cannot be centred in this size.
     """
     kernel = linear.kernel
     margins = [outer - inner for outer, inner in zip(size, kernel.shape, strict=False)]
@@ -134,20 +135,20 @@ def pad_kernel(linear: Linear, size: tuple[int, int]) -> Linear:
 
 
 def embed_dilated(linear: Linear, dilation: int) -> Linear:
-    """A dilated convolution as one without: its taps with dilation - 1 zeros between them."""
+    """The same convolution without dilation: its taps with dilation - 1 zeros between them."""
     between = [(0, 0, dilation - 1)] * 2 + [(0, 0, 0)] * 2
     zero = jnp.zeros((), linear.kernel.dtype)
     return Linear(jax.lax.pad(linear.kernel, zero, between), linear.bias)
 
 
 def identity_kernel(like: jax.Array) -> jax.Array:
-    """The kernel that gives back what it gets, of the shape of another one.
+    """The kernel of the identity, in the shape of another kernel.
 
     Args:
       like: (rows, columns, C / groups, C) of odd size.
 
     Raises:
-      ValueError: there is none: the groups do not divide C, or the kernel has no middle.
+      ValueError: there is none: the groups do not divide C, or the kernel has no centre.
     """
     rows, columns, per_group, channels = like.shape
     if channels % per_group or rows % 2 == 0 or columns % 2 == 0:
@@ -158,7 +159,7 @@ def identity_kernel(like: jax.Array) -> jax.Array:
 
 
 def dirac_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """diag(a) I + diag(b) W / |W|, with |W| of each output channel; W / |W| = 0 where W = 0.
+    """diag(a) I + diag(b) W / |W|, with the norm |W| of each output channel; 0 / |0| = 0.
 
     Zagoruyko and Komodakis, "DiracNets" (arXiv:1706.00388).
 
@@ -167,20 +168,21 @@ def dirac_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
       a, b: (C,).
     """
     squared = jnp.sum(jnp.square(kernel), (0, 1, 2))
-    # The bound is that of PyTorch's normalize, 1e-12 on the root; it keeps the gradient finite.
+    # The bound 1e-12 on the norm is that of torch.nn.functional.normalize. It keeps the gradient
+    # finite.
     length = jnp.sqrt(jnp.maximum(squared, 1e-24))
     a, b, length = (_over_outputs(vector, kernel) for vector in (a, b, length))
     return a * identity_kernel(kernel) + b * kernel / length
 
 
 def pool_average(linear: Linear, size: tuple[int, int], *, zero_padding: bool = True) -> Linear:
-    """The average over windows of w * x + c = (w / windows' size, at every tap) * x + c.
+    """mean over K x L windows of (w * x + c) = (w / (K L) at every tap) * x + c.
 
     Args:
-      linear: 1 x 1.
-      size: rows and columns of the windows.
-      zero_padding: whether the pool pads w * x + c with zeros, which it counts; not where it does
-        not pad, or where w * x + c was padded with c.
+      linear: w and c, 1 x 1.
+      size: (K, L).
+      zero_padding: whether the pool pads w * x + c with zeros, and counts them. False if it does
+        not pad, or if w * x + c was padded with c.
 
     Raises:
       ValueError: a bias c before zero padding, or a kernel that is not 1 x 1.
@@ -200,12 +202,12 @@ def compose(first: Linear, second: Linear, *, zero_padding: bool = True) -> Line
     Args:
       first: (1, 1, I / groups, M).
       second: (rows, columns, M / groups, O), in the same groups.
-      zero_padding: whether the second, if larger than 1 x 1, pads w * x + c with zeros; not where
-        it does not pad, or where w * x + c was padded with c, as Diverse Branch Blocks do it.
+      zero_padding: whether the second, if larger than 1 x 1, pads w * x + c with zeros. False if
+        it does not pad, or if w * x + c was padded with c, as in Diverse Branch Blocks.
 
     Raises:
-      ValueError: a bias c before zero padding; a first kernel that is not 1 x 1; or groups that
-        do not agree.
+      ValueError: a bias c before zero padding; a first kernel that is not 1 x 1; or different
+        groups.
     """
     (rows, columns, per_group, middle), (*size, inner, outer) = (
         first.kernel.shape,
@@ -214,8 +216,8 @@ def compose(first: Linear, second: Linear, *, zero_padding: bool = True) -> Line
     groups, rest = divmod(middle, inner)
     if (rows, columns) != (1, 1) or rest or outer % groups:
         raise ValueError(
-            f"kernels of shapes {first.kernel.shape} and {second.kernel.shape} do not compose: a "
-            "1x1 convolution and one in as many groups do."
+            f"kernels of shapes {first.kernel.shape} and {second.kernel.shape} do not compose: the "
+            "first must be 1x1, and both must have the same number of groups."
         )
     w = first.kernel.reshape(per_group, groups, inner)
     big = second.kernel.reshape(*size, inner, groups, outer // groups)
@@ -225,45 +227,48 @@ def compose(first: Linear, second: Linear, *, zero_padding: bool = True) -> Line
         return Linear(kernel, second.bias)
     if zero_padding:
         _expect_no_border(second.kernel)
-    moved = _each_group(first.bias, second.kernel)
+    moved = _response_to_constant(first.bias, second.kernel)
     return Linear(kernel, moved if second.bias is None else second.bias + moved)
 
 
 def _expect_no_border(kernel: jax.Array) -> None:
-    """Raises ValueError for a kernel that sees zeros at the border, in place of a bias."""
+    """Raises ValueError for a kernel that reads zeros, instead of the bias, at the border."""
     if kernel.ndim == 4 and kernel.shape[:2] != (1, 1):
         rows, columns = kernel.shape[:2]
         raise ValueError(
-            f"a batch norm or bias cannot be moved through the {rows}x{columns} window behind it, "
-            "which pads with zeros: at the border it sees those, and not the bias. Pad before the "
-            "batch norm, or put the norm behind; zero_padding=False says that it is so."
+            f"a batch norm or bias cannot be folded into the {rows}x{columns} window after it, "
+            "which pads with zeros: at the border the window reads these zeros instead of the "
+            "bias. Pad before the batch norm and pass zero_padding=False, or move the batch norm "
+            "after the window."
         )
 
 
 def _over_outputs(vector: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A vector over the outputs (O,) as what a kernel (..., O) is multiplied with."""
+    """Reshapes a vector over the outputs (O,) to broadcast against a kernel (..., O)."""
     return vector.reshape((1,) * (kernel.ndim - 1) + vector.shape)
 
 
 def _over_inputs(vector: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A vector over the inputs (I,) as what a kernel (..., I / groups, O) is multiplied with."""
+    """Expands a vector over the inputs (I,) to broadcast against a kernel (..., I / groups, O)."""
     per_group, outer = kernel.shape[-2:]
     groups = vector.shape[0] // per_group
     if vector.shape != (groups * per_group,) or groups < 1 or outer % groups:
         raise ValueError(
-            f"{vector.shape[0]} channels do not enter a kernel of shape {kernel.shape}."
+            f"{vector.shape[0]} input channels do not match a kernel of shape {kernel.shape}."
         )
     columns = vector.reshape(groups, per_group).T
     columns = jnp.repeat(columns, outer // groups, axis=1, total_repeat_length=outer)
     return columns.reshape((1,) * (kernel.ndim - 2) + columns.shape)
 
 
-def _each_group(vector: jax.Array, kernel: jax.Array) -> jax.Array:
-    """What a kernel makes of a map that is `vector` everywhere: sum over taps and inputs."""
+def _response_to_constant(vector: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The response (O,) of a kernel to an input that equals `vector` (I,) at every position."""
     taps = kernel.sum(tuple(range(kernel.ndim - 2)))
     return (taps * _over_inputs(vector, taps)).sum(0)
 
 
 def _expect_channels(what: str, vector: jax.Array, channels: int) -> None:
     if vector.shape != (channels,):
-        raise ValueError(f"{what} has shape {vector.shape}, the convolution {channels} channels.")
+        raise ValueError(
+            f"{what} has shape {vector.shape}, and the convolution has {channels} channels."
+        )

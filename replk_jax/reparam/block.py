@@ -1,4 +1,4 @@
-"""What a kind of block is, to whoever merges it."""
+"""The description of a kind of block, and functions to read its parts."""
 
 import dataclasses
 import fnmatch
@@ -15,15 +15,15 @@ class Form:
     """The names of a block's parts, separated by spaces.
 
     Attributes:
-      parts: names that must be there.
-      optional: names that may be there, as shell-style patterns.
+      parts: the required names.
+      optional: shell-style patterns of the optional names.
     """
 
     parts: str = ""
     optional: str = ""
 
     def faults(self, names: set[str]) -> list[str]:
-        """What is missing or unknown, in words; nothing if `names` are of this form."""
+        """Describes the missing and the unknown names; empty if `names` match this form."""
         parts, optional = self.parts.split(), self.optional.split()
         missing = [part for part in parts if part not in names]
         unknown = [
@@ -32,7 +32,7 @@ class Form:
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in optional)
         ]
         found = (("missing", missing), ("not known here:", unknown))
-        return [f"{fault} {', '.join(those)}" for fault, those in found if those]
+        return [f"{fault} {', '.join(parts)}" for fault, parts in found if parts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +41,18 @@ class Block:
 
     Attributes:
       name: of the kind.
-      marks: names separated by spaces. A node with a child of any of them is such a block; with
-        `exact`, a node that has them all and no other child.
+      marks: names, separated by spaces, that identify the block. A node is such a block if any of
+        its children has one of these names; with `exact`, if its children have exactly these names.
       training: forms of its training-time structure.
-      merge: makes the merged block of its parts, which are merged themselves.
-      merged: forms of its merged structure, if that has one of the marks.
+      merge: maps the parts of a block, which are already merged, to the merged block.
+      merged: forms of its merged structure, if that contains a mark.
       exact: see `marks`.
-      parallel: whether it is a block of parallel branches; `merge_branches` merges these.
-      has_norms: whether there are batch norms somewhere in its training-time structure; a node
-        without their statistics is taken for a merged one.
-      check: raises ValueError for a node that is not as names alone can tell.
-      is_one: tells by more than the names of a node's children whether it is such a block, in
-        place of `marks`.
+      parallel: whether it has parallel branches; `merge_branches` merges only such blocks.
+      has_norms: whether its training-time structure contains batch norms; a node without their
+        statistics is then treated as merged.
+      check: raises ValueError for an invalid node; for conditions beyond the names of its parts.
+      predicate: identifies the block instead of `marks`, if the names of its children do not
+        suffice.
     """
 
     name: str
@@ -64,20 +64,20 @@ class Block:
     parallel: bool = False
     has_norms: bool = True
     check: Callable[[Parts], None] = lambda node: None
-    is_one: Callable[[Parts], bool] | None = None
+    predicate: Callable[[Parts], bool] | None = None
 
     def recognises(self, node: Parts) -> bool:
-        """Whether a node is such a block, whole or not."""
-        if self.is_one is not None:
-            return self.is_one(node)
+        """Whether a node is such a block, complete or not."""
+        if self.predicate is not None:
+            return self.predicate(node)
         marks = set(self.marks.split())
         return set(node) == marks if self.exact else not marks.isdisjoint(node)
 
     def is_training(self, node: Any) -> bool:
-        """Checks a node; returns whether it is in the training-time structure.
+        """Checks a node and returns whether it has the training-time structure.
 
         Raises:
-          ValueError: parts that are missing, foreign, or without their statistics.
+          ValueError: parts that are missing, unknown, or without their statistics.
         """
         names = set(node) if isinstance(node, Mapping) else set()
         training = not self.has_norms or has_statistics(node)
@@ -92,12 +92,12 @@ class Block:
 
 
 def arrays(node: Parts) -> set[str]:
-    """The names of a node's children that are arrays, and not nodes themselves."""
+    """The names of the children of a node that are arrays."""
     return {name for name, child in node.items() if not isinstance(child, Mapping | tuple)}
 
 
 def has_statistics(node: Any) -> bool:
-    """Whether there are running statistics somewhere below a node."""
+    """Whether a node contains running statistics at any depth."""
     if not isinstance(node, Mapping):
         return False
     return not {"mean", "var"}.isdisjoint(arrays(node)) or any(map(has_statistics, node.values()))
@@ -111,15 +111,15 @@ def _length(faults: list[str]) -> int:
 
 
 def conv_of(parts: Parts, name: str, *, biased: bool = True) -> Linear:
-    """The convolution that the part `name` is, or has by the name of "conv" and nothing else.
+    """The convolution `parts[name]`, or `parts[name]["conv"]` if that is its only child.
 
     Args:
-      parts: of a block, merged.
+      parts: the merged parts of a block.
       name: of the part.
-      biased: whether it must have a bias, as what had a batch norm behind it has.
+      biased: whether it must have a bias, which every convolution with a merged batch norm has.
 
     Raises:
-      ValueError: it is not there, or something else.
+      ValueError: it is missing, or not such a convolution.
     """
     part = _child(parts, name)
     if isinstance(part, Mapping):
@@ -127,15 +127,15 @@ def conv_of(parts: Parts, name: str, *, biased: bool = True) -> Linear:
     if not isinstance(part, Linear) or part.kernel.ndim != 4:
         raise ValueError(f"{name}: expected the 4 dimensions of a convolution's kernel.")
     if biased and part.bias is None:
-        raise ValueError(f"{name}: missing bias, or a batch norm behind it.")
+        raise ValueError(f"{name}: missing bias, or a batch norm after it.")
     return part
 
 
 def norm_of(parts: Parts, name: str) -> Affine:
-    """The batch norm that the part `name` is.
+    """The batch norm `parts[name]`.
 
     Raises:
-      ValueError: it is not there, something else, or has no running statistics.
+      ValueError: it is missing, not a batch norm, or has no running statistics.
     """
     part = _child(parts, name)
     if not isinstance(part, Affine):
@@ -146,21 +146,21 @@ def norm_of(parts: Parts, name: str) -> Affine:
 
 
 def array_of(parts: Parts, name: str) -> Any:
-    """The array that the part `name` is.
+    """The array `parts[name]`.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: it is missing, or not an array.
     """
     if name not in arrays(parts):
-        raise ValueError(f"{name}: expected an array, found a part of a network.")
+        raise ValueError(f"{name}: expected an array, found a module or nothing.")
     return parts[name]
 
 
 def node_of(parts: Parts, name: str, form: Form) -> Parts:
-    """The part `name`, which has parts itself.
+    """The node `parts[name]`, with parts of the given form.
 
     Raises:
-      ValueError: it has not those of the form.
+      ValueError: it is missing, or has other parts.
     """
     part = _child(parts, name)
     faults = form.faults(set(part) if isinstance(part, Mapping) else set())

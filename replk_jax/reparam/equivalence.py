@@ -1,4 +1,4 @@
-"""How far the merged structure of a model is from the training-time one."""
+"""Compares the outputs of the merged and the training-time structure of a model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from replk_jax.reparam.transform import reparameterize
 
 @dataclasses.dataclass(frozen=True)
 class Equivalence:
-    """How far the merged structure is from the training-time one on some images.
+    """The differences between the outputs of both structures.
 
     Attributes:
-      max_abs: largest absolute difference of any output.
-      max_rel: the same, each output's over its own largest absolute value.
+      max_abs: the largest absolute difference of any output.
+      max_rel: the largest absolute difference of an output over its largest absolute value.
     """
 
     max_abs: float
@@ -29,14 +29,14 @@ def check_equivalence(
 ) -> Equivalence:
     """Runs both structures in eval mode on the same images and compares their outputs.
 
-    Products are taken in float32, without TF32 and bfloat16, so that what is left on an
-    accelerator is the difference of the structures. With a 16-bit `dtype` the rounding of the
-    activations is in it too. A freshly initialised model proves nothing: its logits are the
-    classifier's bias for every image and every merge.
+    Products are computed in full float32, without TF32 and bfloat16, so that the differences on an
+    accelerator are those of the structures. With a 16-bit `dtype` they include the rounding of the
+    activations. A freshly initialised model is not a valid test: its logits equal the bias of the
+    classifier for every image, even if the merge is wrong.
 
     Args:
       model: in its training-time structure (`deploy=False`).
-      variables: of that model, trained ones for the check to mean anything.
+      variables: of the trained model.
       images: (N, H, W, C), normalised.
 
     Raises:

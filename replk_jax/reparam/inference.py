@@ -1,4 +1,4 @@
-"""Which structure of a network runs when nothing is to be trained."""
+"""The structure of a network for inference."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from replk_jax.reparam.transform import reparameterize
 def for_inference(
     model: nn.Module, variables: Mapping[str, Any]
 ) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The merged structure of a model with its variables; as it is, if it cannot be merged.
+    """The merged structure of a model with its variables; unchanged if it cannot be merged.
 
     Args:
       model: a network of this package, in either structure.

@@ -1,8 +1,8 @@
-"""Each kind of block and how it becomes one convolution: `BLOCKS` is the one table of them.
+"""The table of all kinds of blocks, `BLOCKS`, and the functions that merge them.
 
-A block is known by the names of its parts, for most blocks those of the official PyTorch code. It
-is merged from its parts, which are merged before it: then a convolution or dense layer is a
-`Linear`, and a batch norm an `Affine`.
+A block is identified by the names of its parts, which are usually those of the official PyTorch
+code. Its parts are merged first: a convolution or dense layer becomes a `Linear`, a batch norm an
+`Affine`.
 """
 
 import re
@@ -16,20 +16,20 @@ from replk_jax.reparam.block import Block, Form, Parts, array_of, conv_of, node_
 
 
 def register_block(block: Block) -> None:
-    """Makes `reparameterize` know a kind of block; it is looked for before the others.
+    """Registers a kind of block for `reparameterize`; it takes precedence over those before.
 
-    At the start of a program: what `jax.jit` has compiled already does not learn of it.
+    Call it at the start of a program: functions that `jax.jit` has already compiled do not change.
 
     Raises:
-      ValueError: there is one of this name.
+      ValueError: a block of this name is already registered.
     """
     if any(known.name == block.name for known in BLOCKS):
-        raise ValueError(f"A block named {block.name!r} is registered already.")
+        raise ValueError(f"A block named {block.name!r} is already registered.")
     BLOCKS.insert(0, block)
 
 
 def find_block(node: Parts) -> Block | None:
-    """The kind of block that a node is, if it is one."""
+    """The kind of block of a node; None if it is not a block."""
     return next((block for block in BLOCKS if block.recognises(node)), None)
 
 
@@ -68,7 +68,7 @@ def _diverse_branches(parts: Parts) -> Parts:
     size = origin.size
     pointwise = algebra.pad_kernel(conv_of(parts, "dbb_1x1"), size)
 
-    # Between a 1 x 1 convolution and what follows, a DBB pads with what the first makes of zero.
+    # After its 1 x 1 convolutions, a DBB pads with their response to zero, not with zeros.
     chain = node_of(parts, "dbb_1x1_kxk", Form("idconv1 bn1 conv2 bn2"))
     first, second = (conv_of(chain, name, biased=False) for name in ("idconv1", "conv2"))
     first = algebra.fold_into_previous(first, norm_of(chain, "bn1"))
@@ -87,7 +87,7 @@ def _diverse_branches(parts: Parts) -> Parts:
 
 
 def _large_kernel(parts: Parts) -> Parts:
-    """K x K with a small kernel, or with dilated ones as UniRepLKNet has them."""
+    """K x K with a small kernel, or with the dilated kernels of UniRepLKNet."""
     origin = conv_of(parts, "lkb_origin")
     branches = [origin]
     for name in sorted(set(parts) - {"lkb_origin"}):
@@ -99,13 +99,13 @@ def _large_kernel(parts: Parts) -> Parts:
 
 
 def _is_fused(branch: str, node: Parts) -> bool:
-    """Whether a branch of a block has a bias already, in place of its batch norm."""
+    """Whether the batch norm of a branch has already been fused into a bias."""
     part = node.get(branch)
     return isinstance(part, Mapping) and set(part) == {"conv"} and "bias" in part["conv"]
 
 
 def _pointwise(parts: Parts, norm_name: str) -> dict[str, Any]:
-    """What both halves of a pair share: a batch norm, folded into pw1, and pw2."""
+    """The part that both kinds of blocks share: a batch norm, folded into pw1, and pw2."""
     pw1, pw2 = conv_of(parts, "pw1"), conv_of(parts, "pw2")
     outer, inner = pw1.kernel.shape[2:]
     _expect_kernel("pw1/conv", pw1, (1, 1, outer, inner))
@@ -148,7 +148,7 @@ CONV_FFN = Block(
 
 
 def _replknet(parts: Parts) -> Parts:
-    """The final batch norm goes through the average pool into the classifier."""
+    """Folds the final batch norm through the average pool into the classifier."""
     stages = sorted(name for name in parts if name.startswith("stages_"))
     widths = {name: parts[name]["blocks_0"]["pw2"]["conv"].bias.shape for name in stages}
     for name in sorted(parts):
@@ -169,20 +169,20 @@ def _replknet(parts: Parts) -> Parts:
 
 
 def _expect_norm(path: str, part: Any, shape: tuple[int, ...]) -> None:
-    """Raises ValueError for a norm that does not fit the map of the last block."""
+    """Raises ValueError for a norm whose channels differ from those of the last block."""
     if norm_of({path: part}, path).scale.shape != shape:
         raise ValueError(f"{path}: expected shape {shape}, found {part.scale.shape}.")
 
 
 def _is_replknet(node: Parts) -> bool:
-    """Whether a stage of it has a block with a large kernel."""
+    """Whether a stage contains a block with a large kernel."""
     stages = [part for name, part in node.items() if name.startswith("stages_")]
     blocks = [block for stage in stages if isinstance(stage, Mapping) for block in stage.values()]
     return any(isinstance(block, Mapping) and REPLK_BLOCK.recognises(block) for block in blocks)
 
 
 def _check_replknet(node: Parts) -> None:
-    """Raises ValueError unless stem, stages, transitions and blocks are all there."""
+    """Raises ValueError if a part of the stem, a stage, a transition or a block is missing."""
     stages = range(max(1, sum(name.startswith("stages_") for name in node)))
     body = [f"stem_{i}" for i in range(4)]
     body += [f"stages_{s}" for s in stages]
@@ -194,7 +194,7 @@ def _check_replknet(node: Parts) -> None:
 
 
 def _check_stage(path: str, stage: Any) -> None:
-    """Raises ValueError unless large-kernel and feed-forward blocks take turns."""
+    """Raises ValueError unless large-kernel and feed-forward blocks alternate."""
     names = set(stage) if isinstance(stage, Mapping) else set()
     count = max(2, sum(name.startswith("blocks_") for name in names))
     blocks = [f"blocks_{i}" for i in range(count + count % 2)]
@@ -223,10 +223,10 @@ def _repvgg_block(parts: Parts) -> Parts:
         pointwise = conv_of(parts, "rbr_1x1", biased=normed)
         branches.append(algebra.pad_kernel(pointwise, dense.size))
     if name == "rbr_dense_and_identity" or "rbr_identity" in parts:
-        same = Linear(algebra.identity_kernel(dense.kernel))
+        identity = Linear(algebra.identity_kernel(dense.kernel))
         if "rbr_identity" in parts:
-            same = algebra.fold_into_previous(same, norm_of(parts, "rbr_identity"))
-        branches.append(same)
+            identity = algebra.fold_into_previous(identity, norm_of(parts, "rbr_identity"))
+        branches.append(identity)
     merged = algebra.add(*branches)
     if not normed:
         merged = algebra.fold_into_previous(merged, norm_of(parts, "post_bn"))
@@ -234,10 +234,10 @@ def _repvgg_block(parts: Parts) -> Parts:
     return {"rbr_reparam": merged, **squeeze_excite}
 
 
-def _refuse(node: Parts) -> None:
+def _raise_not_linear(node: Parts) -> None:
     raise ValueError(
-        "a ReLU in the branches, before they are added, is not linear: no convolution is equal to "
-        "this block. The paper has it to show what more non-linearity would bring."
+        "a ReLU in the branches, before their sum, is not linear, so no convolution equals this "
+        "block. The paper uses it only to measure the effect of more non-linearity."
     )
 
 
@@ -245,7 +245,7 @@ BLOCKS: list[Block] = [
     Block(
         "RepLKNet",
         marks="",
-        is_one=_is_replknet,
+        predicate=_is_replknet,
         training=(
             Form("norm", "stem_* stages_* transitions_* head"),
             Form("", "stem_* stages_* transitions_*"),
@@ -262,7 +262,7 @@ BLOCKS: list[Block] = [
     Block(
         "ReparamLargeKernelConv with its batch norms fused",
         marks="",
-        is_one=partial(_is_fused, "lkb_origin"),
+        predicate=partial(_is_fused, "lkb_origin"),
         training=(Form("lkb_origin", "small_conv dilated_*x*_*"),),
         merge=_large_kernel,
         parallel=True,
@@ -279,7 +279,7 @@ BLOCKS: list[Block] = [
     Block(
         "RepVGGBlock with its batch norms fused",
         marks="",
-        is_one=partial(_is_fused, "rbr_dense"),
+        predicate=partial(_is_fused, "rbr_dense"),
         training=(Form("rbr_dense", "rbr_1x1 rbr_identity se"),),
         merge=_repvgg_block,
         parallel=True,
@@ -304,7 +304,7 @@ BLOCKS: list[Block] = [
         training=(Form("", f"{_WITH_RELU} se"),),
         merge=dict,
         has_norms=False,
-        check=_refuse,
+        check=_raise_not_linear,
     ),
     Block(
         "AsymmetricConvBlock",

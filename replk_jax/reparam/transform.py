@@ -1,4 +1,4 @@
-"""Structural re-parameterization: the training-time variables become the merged ones.
+"""Structural re-parameterization: maps training-time variables to merged variables.
 
 Ding et al., "RepVGG: Making VGG-style ConvNets Great Again" (arXiv:2101.03697), section 3.3,
 and "Scaling Up Your Kernels to 31x31" (arXiv:2203.06717), guideline 3.
@@ -24,21 +24,20 @@ _NORM = Form("scale bias mean var")
 def reparameterize(variables: Tree) -> dict[str, Any]:
     """Merges parallel branches and folds every batch norm into a neighbour.
 
-    Goes further than the official code: RepLKNet's batch norms before the blocks are folded
-    forward into the pointwise convolution that follows, and the final one through the
-    average pool into the classifier. What has nothing to be folded into stays as the affine
-    map it is (`scale` and `bias`): the stage norms of a backbone, and the final norm of a
-    model without a classifier.
+    It merges more than the official code. RepLKNet's batch norms before the blocks are folded into
+    the pointwise convolutions after them, and the final batch norm through the average pool into
+    the classifier. Batch norms that cannot be folded remain as affine functions (`scale` and
+    `bias`): the stage norms of a backbone, and the final norm of a model without a classifier.
 
-    It reads the tree alone and knows blocks by the names of their parts (`table.BLOCKS`, to which
-    `register_block` adds), so a network of your own that is made of such blocks is merged as
-    well. A tree does not tell everything: a module with the two children `conv` and `bn` is taken
-    for a 2-D convolution with a batch norm behind it, and every batch norm for one of epsilon
-    1e-5. What is otherwise needs other names, or a block of its own.
+    It needs only the tree, and identifies blocks by the names of their parts (`table.BLOCKS`, which
+    `register_block` extends). So it also merges other networks that consist of such blocks. It
+    makes two assumptions: a module with exactly the children `conv` and `bn` is a 2-D convolution
+    followed by a batch norm, and every batch norm has the epsilon 1e-5. Other modules need other
+    names, or a registered block.
 
-    Pure, and works under `jax.jit`, `jax.vmap`, `jax.grad` and `jax.eval_shape` and on sharded
-    arrays. Sums are taken in at least float32. Idempotent, and it accepts trees that are merged in
-    part, such as those of `merge_branches`.
+    Pure: works under `jax.jit`, `jax.vmap`, `jax.grad` and `jax.eval_shape` and on sharded arrays.
+    Sums are accumulated in at least float32. Idempotent: accepts trees that are partly merged, such
+    as those of `merge_branches`.
 
     Args:
       variables: {"params": ..., "batch_stats": ...} of a training-time model.
@@ -48,20 +47,19 @@ def reparameterize(variables: Tree) -> dict[str, Any]:
       `model.clone(deploy=True)`.
 
     Raises:
-      ValueError: a block that is foreign, incomplete, of the wrong shape or not linear, with
-        its path.
+      ValueError: a block that is unknown, incomplete, of the wrong shape or not linear; the message
+        contains its path.
     """
     merged = _plain(_merge(_join(variables), ()))
     return {"params": _rounded(merged, variables["params"])}
 
 
 def merge_branches(variables: Tree) -> dict[str, Any]:
-    """Merges parallel branches and nothing else.
+    """Merges only parallel branches, like the official code.
 
-    What the official code does, RepLKNet's `structural_reparam()` and RepVGG's
-    `switch_to_deploy()`. RepLKNet's other batch norms stand, so the result is for export to
-    PyTorch and for study; no structure of that model here runs it. `reparameterize` takes it
-    the rest of the way.
+    That is RepLKNet's `structural_reparam()` and RepVGG's `switch_to_deploy()`. The other batch
+    norms of RepLKNet remain. No structure of that model in this package can run the result, which
+    is for export to PyTorch; `reparameterize` merges the rest.
 
     Args:
       variables: {"params": ..., "batch_stats": ...} of a training-time model.
@@ -72,7 +70,7 @@ def merge_branches(variables: Tree) -> dict[str, Any]:
     Raises:
       ValueError: as `reparameterize`.
     """
-    jax.eval_shape(reparameterize, variables)  # refuses what it does not know
+    jax.eval_shape(reparameterize, variables)  # raises the errors of invalid blocks
 
     def merge(node, source, path):
         if not isinstance(node, Mapping):
@@ -91,7 +89,7 @@ def merge_branches(variables: Tree) -> dict[str, Any]:
 
 
 def _merge(node: Any, path: _Path) -> Any:
-    """A node with all blocks in it merged, as Linear and Affine, in the dtype sums are taken in."""
+    """Merges all blocks of a node, into Linear and Affine in the dtype of accumulation."""
     if not isinstance(node, Mapping):
         if not hasattr(node, "shape"):
             raise ValueError(f"{_name(path)}: expected an array, found {node!r}.")
@@ -104,7 +102,7 @@ def _merge(node: Any, path: _Path) -> Any:
 
 
 def _layer(parts: Tree) -> Any:
-    """A layer by itself: batch norm, convolution or dense layer; anything else stays as it is."""
+    """Wraps a batch norm, convolution or dense layer; returns any other node unchanged."""
     names = arrays(parts)
     if names & {"mean", "var"}:
         if faults := _NORM.faults(set(parts)):
@@ -133,7 +131,7 @@ def _expect_alike(leaves: Tree) -> None:
 
 
 def _at(path: _Path, function: Callable[[Any], Any], node: Any) -> Any:
-    """The function's result; its errors with the path."""
+    """Calls the function and adds the path to its errors."""
     try:
         return function(node)
     except ValueError as error:
@@ -148,7 +146,7 @@ def _name(path: _Path) -> str:
 
 
 def _plain(node: Any) -> Any:
-    """Linear and Affine as the dictionaries that Flax knows."""
+    """Converts Linear and Affine to the dictionaries of Flax."""
     if isinstance(node, Affine):
         return {"scale": node.scale, "bias": node.bias}
     if isinstance(node, Linear):
@@ -159,7 +157,7 @@ def _plain(node: Any) -> Any:
 
 
 def _rounded(merged: Any, source: Any) -> Any:
-    """In the dtypes of the parameters that came in; of a new one, those of the same block."""
+    """Casts to the dtypes of the original parameters; new ones to the dtype of their block."""
     if isinstance(merged, Mapping):
         return {
             name: _rounded(
@@ -171,7 +169,7 @@ def _rounded(merged: Any, source: Any) -> Any:
 
 
 def _join(variables: Tree) -> dict[str, Any]:
-    """One tree in which a batch norm's parameters and statistics stand together."""
+    """One tree, in which a node of a batch norm has both its parameters and its statistics."""
     if "params" not in variables or not set(variables) <= {"params", "batch_stats"}:
         raise ValueError(
             'Expected the variables {"params": ..., "batch_stats": ...}; '
@@ -179,20 +177,20 @@ def _join(variables: Tree) -> dict[str, Any]:
         )
 
     if not variables["params"]:
-        raise ValueError("the variables: there are none.")
+        raise ValueError('the variables: "params" is empty.')
 
     def join(params, stats):
         joined = dict(params)
         for name, child in stats.items():
-            both_nodes = isinstance(child, Mapping) and isinstance(joined.get(name, {}), Mapping)
-            joined[name] = join(joined.get(name, {}), child) if both_nodes else child
+            are_nodes = isinstance(child, Mapping) and isinstance(joined.get(name, {}), Mapping)
+            joined[name] = join(joined.get(name, {}), child) if are_nodes else child
         return joined
 
     return join(variables["params"], variables.get("batch_stats", {}))
 
 
 def _split(tree: Tree) -> dict[str, Any]:
-    """The reverse of `_join`."""
+    """The inverse of `_join`."""
     collections: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for name, child in tree.items():
         if isinstance(child, Mapping):

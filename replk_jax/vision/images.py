@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 
-# Endings of files that data sets keep beside their images: leaving them out needs no warning.
+# Suffixes of files that data sets store next to their images. They are skipped without a warning.
 _SIDE_FILES = frozenset(
     {
         *(".txt", ".md", ".html", ".log", ".ini", ".db"),
@@ -57,9 +57,9 @@ def read_image(source: ImageLike, channels: int = 3, name: str | None = None) ->
     """Reads an image whole, as grey or colour.
 
     As torchvision's and timm's loaders for ImageNet do: transparency is dropped, not blended; the
-    orientation that a camera stores beside the pixels (EXIF) is not applied, except to a TIFF, to
-    which Pillow applies it; of an animation or a file of several pages, the first frame is read.
-    Unlike theirs, values of 9 to 16 bits are scaled to 8, not cut at 255.
+    EXIF orientation is not applied, except to a TIFF, to which Pillow applies it; only the first
+    frame or page is read. Unlike these loaders, it scales values of 9 to 16 bits to 8 bits instead
+    of clipping them at 255.
 
     Several threads may read the same image of Pillow.
 
@@ -158,7 +158,7 @@ def image_names(
 
 
 def describe_left_out(folder: str | os.PathLike, left_out: Counter[str]) -> str:
-    """A warning of what `image_names` left out of a folder: how many files of which endings."""
+    """The warning about the files that `image_names` skipped: their number by suffix."""
     shown = [f"{count:,} {kind}" for kind, count in left_out.most_common(10)]
     if more := len(left_out) - len(shown):
         shown.append(f"files of {more:,} more endings")

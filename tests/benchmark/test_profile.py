@@ -142,7 +142,7 @@ def test_layers_of_a_network(mode, tmp_path):
     microseconds, containers = traced(tmp_path)
     total = sum(cost.seconds for cost in profile.costs)
     assert total == pytest.approx((microseconds - containers) / 3e6, rel=0.1)
-    with pytest.raises(ValueError, match="has a trace already; name another folder"):
+    with pytest.raises(ValueError, match="already contains a trace; name another folder"):
         profile_network(mode, model, {}, jnp.zeros(()), tmp_path)
 
 
@@ -230,12 +230,14 @@ def test_events_of_a_gpu():
 def test_mistakes(monkeypatch, tmp_path):
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(NotADirectoryError, match="file is no folder to write a trace to"):
+    with pytest.raises(
+        NotADirectoryError, match="file is not a folder, so no trace can be written to it"
+    ):
         expect_no_trace(file / "inference")
     program = Program(lambda: 0, lambda _: None, compiled_text=lambda: "")
-    with pytest.raises(ValueError, match="has no operation of the program"):
+    with pytest.raises(ValueError, match="contains no operation of the program"):
         profile_program(program, {}, tmp_path / "trace")
-    with pytest.raises(ValueError, match="no text of the compiled program"):
+    with pytest.raises(ValueError, match="text of the compiled program"):
         profile_program(Program(lambda: 0), {}, tmp_path / "other")
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="tpu")])
     with pytest.raises(ValueError, match="on cpu and gpu, not on tpu"):
@@ -250,7 +252,7 @@ def test_text():
         Cost(Operation("copy", "", backward=True, kernel="memcpy"), 2e-3, 4),
     ]
     lines = format_profile(Profile(0.0125, tuple(costs)), lines=2).splitlines()
-    head = "A call takes 12.500 ms, its operations 10.000 ms. Of 20.0% the program does not say"
+    head = "A call takes 12.500 ms, its operations 10.000 ms. 20.0% belongs to no instruction"
     assert lines[0].startswith(head)
     assert [line.split() for line in lines[1:]] == [
         ["ms", "share", "count", "layer"],

@@ -173,7 +173,7 @@ def test_every_shape_is_compiled_for_itself(compiled_shapes):
     """Whatever was compiled before, of a network of the same code."""
     for batch_size in range(1, 12):
         network = torch_replknet.Residual(torch.nn.Linear(3, 3), drop_path_rate=0.0)
-        torch_peers._compiled(network)(torch.ones(batch_size, 3))
+        torch_peers._compile(network)(torch.ones(batch_size, 3))
     assert len(compiled_shapes) == 11
     assert all((n, 3) in found for n, found in zip(range(1, 12), compiled_shapes, strict=True))
 

@@ -287,7 +287,9 @@ def test_bench_profile(tmp_path, capsys, monkeypatch):
     assert "tiny, training, batch 2: A call takes" in out
     with pytest.raises(SystemExit):
         main(["bench", "profile", "--model", "tiny", *settings, "--trace", str(traces)])
-    assert "inference-merged has a trace already; name another folder" in capsys.readouterr().err
+    assert (
+        "inference-merged already contains a trace; name another folder" in capsys.readouterr().err
+    )
 
 
 def test_bench_model_without_torch(capsys, monkeypatch):
@@ -347,7 +349,7 @@ def test_bench_depthwise_tune(tmp_path, capsys, monkeypatch, tiny_layers):
     monkeypatch.setenv("REPLK_JAX_TABLES", str(tmp_path))
     monkeypatch.setattr(measurements, "PACKAGED", tmp_path / "none")
     main(["bench", "depthwise", "--tune", "--seconds", "0.001"])
-    assert f"From now on {tmp_path / 'cpu.json'} holds" in capsys.readouterr().out
+    assert f"written to {tmp_path / 'cpu.json'}" in capsys.readouterr().out
     assert len(measurements.table_of("cpu").measurements) == 3
     path = tmp_path / "other.json"
     main(["bench", "depthwise", "--tune", "--seconds", "0.001", "--table", str(path)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from replk_jax.ops.broadcasting import add_bias, scale_maps
+from replk_jax.ops.broadcasting import add_bias, scale_channels
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -51,7 +51,7 @@ def test_add_bias(dtype):
 def test_scale_maps(dtype):
     shape = (1, 256, 512, 2)  # 2^17 terms per channel of an image
     x, scale, g = draw(shape, dtype, 0), draw((1, 1, 1, 2), dtype, 1), draw(shape, dtype, 2, 0.01)
-    y, dx, ds = value_and_gradients(scale_maps, g, x, scale)
+    y, dx, ds = value_and_gradients(scale_channels, g, x, scale)
     assert y.dtype == dx.dtype == ds.dtype == dtype
     np.testing.assert_allclose(wide(y), wide(x) * wide(scale), rtol=half_a_unit(dtype))
     np.testing.assert_allclose(wide(dx), wide(g) * wide(scale), rtol=half_a_unit(dtype))
@@ -61,7 +61,7 @@ def test_scale_maps(dtype):
 
 def test_nothing_but_the_operands_is_kept_for_the_backward_pass():
     x, scale = draw((2, 4, 4, 3), "bfloat16", 0), draw((2, 1, 1, 3), "bfloat16", 1)
-    _, pull_back = jax.vjp(scale_maps, x, scale)
+    _, pull_back = jax.vjp(scale_channels, x, scale)
     kept = [leaf for leaf in jax.tree.leaves(pull_back) if hasattr(leaf, "dtype")]
     assert {leaf.dtype for leaf in kept} == {jnp.dtype("bfloat16")}
     assert sum(leaf.size for leaf in kept) == x.size + scale.size
@@ -72,5 +72,5 @@ def test_nothing_but_the_operands_is_kept_for_the_backward_pass():
 def test_any_order_and_both_modes():
     with jax.enable_x64(True):
         x, scale = draw((2, 2, 2, 3), "float64", 0), draw((2, 1, 1, 3), "float64", 1)
-        check_grads(scale_maps, (x, scale), order=2)
+        check_grads(scale_channels, (x, scale), order=2)
         check_grads(add_bias, (x, scale[0, 0, 0]), order=2)

@@ -97,7 +97,7 @@ def test_fold_into_next(channels, size, bias, seed):
 def test_fold_into_next_is_refused_before_zero_padding():
     rng = np.random.default_rng(0)
     w, affine = linear(rng, (3, 3), 4, 4), Affine(draw(rng, 4), draw(rng, 4))
-    with pytest.raises(ValueError, match=r"3x3 window behind it, which pads with zeros"):
+    with pytest.raises(ValueError, match=r"3x3 window after it, which pads with zeros"):
         algebra.fold_into_next(affine, w)
     x = draw(rng, 1, 5, 5, 4)
     padded = conv(scaled(x, affine), w, padding=1)

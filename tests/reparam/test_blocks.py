@@ -87,7 +87,7 @@ def test_without_registration_the_parts_are_merged_each_for_itself():
 
 
 def test_a_name_is_registered_once(registered):
-    with pytest.raises(ValueError, match="'TwoKernels' is registered already"):
+    with pytest.raises(ValueError, match="'TwoKernels' is already registered"):
         register_block(registered)
 
 
@@ -142,7 +142,7 @@ def tree(**params):
          "block: large_kernel: missing lkb_reparam"),
         (tree(dirac_kernel=CONV, a=jnp.ones(4), b=jnp.ones(4)), "dirac_kernel: expected an array"),
         (tree(dbb_origin=NORMED, dbb_1x1=POINTWISE), "missing dbb_1x1_kxk, dbb_avg"),
-        (tree(conv={"kernel": jnp.ones((3, 3, 4, 6))}, bn=NORM), "block: the batch norm behind it"),
+        (tree(conv={"kernel": jnp.ones((3, 3, 4, 6))}, bn=NORM), "block: the batch norm after it"),
         (tree(lkb_origin=NORMED, small_conv=NORMED, extra=NORMED), "not known here: extra"),
         (tree(dirac_kernel=jnp.ones((3, 3, 4, 4)), a=jnp.ones(4)), "block: missing b"),
     ],

@@ -179,7 +179,7 @@ LARGE_KERNEL = ("params", *BLOCK, "large_kernel")
         (lambda v: without(v, "params", *BLOCK, "pw2"), "blocks_0/pw2/bn: missing scale, bias"),
         (lambda v: without(v, *LARGE_KERNEL, "lkb_origin"), "lkb_origin/bn: missing scale, bias"),
         (lambda v: without(v, "params", "head", "bias"), "head: missing bias"),
-        (lambda v: {"params": {}}, "the variables: there are none"),
+        (lambda v: {"params": {}}, "the variables: \"params\" is empty"),
         (lambda v: {**v, "intermediates": {}}, "intermediates"),
         (lambda v: v["params"], "batch_stats"),
         (drop("norm"), "the variables: missing norm"),

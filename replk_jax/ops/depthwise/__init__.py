@@ -1,8 +1,9 @@
-"""The depthwise 2-D convolution: the operator, its implementations and the choice among them.
+"""The depthwise 2-D convolution: the operator, its implementations and the choice between them.
 
-`api` is the public function, `layer` the Flax layer. `primitives` are what JAX differentiates,
-`dispatch` chooses an implementation for each of them, and `measurements` is what the choice rests
-on. One module per implementation: `xla`, `dft`, `shift`, `toeplitz` and `mosaic_gpu`.
+- `api`: the public function. `layer`: the Flax layer.
+- `primitives`: the JAX primitives, one for each direction, with their differentiation rules.
+- `dispatch`: chooses an implementation for each primitive, from the tables of `measurements`.
+- `xla`, `dft`, `shift`, `toeplitz`, `mosaic_gpu`: the implementations.
 """
 
 from replk_jax.ops.depthwise.api import depthwise_conv2d, explain

@@ -1,4 +1,4 @@
-"""The depthwise 2-D convolution, the one operator every network of this package rests on."""
+"""The public functions of the depthwise 2-D convolution."""
 
 import operator
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from jax import lax
 from replk_jax.ops.broadcasting import add_bias
 from replk_jax.ops.depthwise.convolution import Convolution, Pair
 from replk_jax.ops.depthwise.dispatch import (
-    OPEN_SIZE_CHOICES,
     PLATFORMS,
+    SYMBOLIC_SIZE_CHOICES,
     Case,
     Explanation,
     platform_of,
 )
 from replk_jax.ops.depthwise.implementation import DIRECTIONS
 from replk_jax.ops.depthwise.primitives import convolve
-from replk_jax.ops.depthwise.xla import convolve_open_size
+from replk_jax.ops.depthwise.xla import convolve_symbolic_size
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 
@@ -37,61 +37,62 @@ def depthwise_conv2d(
 ) -> jax.Array:
     """Convolves every channel of `x` with its own two-dimensional kernel.
 
-    The semantics are those of `jax.lax.conv_general_dilated` with
-    `feature_group_count=C` (a cross-correlation, as in every deep-learning framework). Sums of
-    16-bit operands are accumulated in float32, in the result and in all gradients; "xla" relies
-    on XLA for that. It can be differentiated any number of times, in reverse and in forward
-    mode, with respect to `x`, `kernel` and `bias`; mapped with `vmap`; exported; and sharded
-    over N and C without communication, but for the sum of the kernel's gradient over N.
+    The semantics are those of `jax.lax.conv_general_dilated` with `feature_group_count=C`: a
+    cross-correlation, as in every deep-learning framework.
 
-    An export may leave N open, and with "xla", "portable" or None H and W as well, which are then
-    left to `lax` with its limits. A program for Hopper GPUs that is to be exported takes
-    `implementation="portable"`, or a `DisabledSafetyCheck` for their custom call.
+    Accumulation: sums of 16-bit operands are accumulated in float32, in the result and in all
+    gradients; "xla" leaves this to XLA.
 
-    The rounding errors of "dft" are in proportion to the largest value of a channel of an image
-    (in the kernel's gradient: of a channel), about 3e-7 of it in float32: with one pixel of 1e4,
-    results of the size of 1 are off by some 3e-3. Those of the others are in proportion to the
-    terms of each result. `precision="highest"` promises the latter.
+    Transformations: differentiable to any order, in reverse and forward mode, with respect to
+    `x`, `kernel` and `bias`; works under `vmap` and `jax.export`. Arrays may be sharded over N
+    and C. The only communication is the sum of the kernel gradient over N.
 
-    A value that is not finite contaminates at least the results whose sums it is in. With an
-    implementation other than "xla" and "shift" it may contaminate more of the same channel of the
-    same image (all of it with "dft" and "toeplitz"), since zeros are multiplied with it.
+    Export: N may be symbolic. H and W may be symbolic with "xla", "portable" or None, which then
+    use `lax.conv_general_dilated`, with its limitations. To export a program for Hopper GPUs,
+    pass `implementation="portable"`, or allow the custom call with a `DisabledSafetyCheck`.
+
+    Rounding: the errors of "dft" are proportional to the largest value of a channel of an image
+    (for the kernel gradient, of a channel), about 3e-7 of it in float32. With one pixel of 1e4,
+    results of magnitude 1 have errors of about 3e-3. The errors of the other implementations are
+    proportional to the terms of each result. `precision="highest"` guarantees the latter.
+
+    NaN and infinity: a value that is not finite contaminates every result whose sum contains it.
+    With "dft" and "toeplitz" it contaminates its whole channel of its image, and with
+    "mosaic_gpu" possibly a part of it, because these multiply it with zeros.
 
     Args:
       x: images, (N, H, W, C), floating point.
       kernel: (KH, KW, 1, C), the layout in which `flax.linen.Conv` stores it; odd or even,
         square or not.
-      bias: (C,), added to the result; None adds nothing.
+      bias: (C,), added to the result; None for no bias.
       stride: step of the window, one number or (rows, columns).
-      padding: "SAME" or "VALID" as `lax` defines them ("SAME" is `k // 2` on either side for
-        an odd kernel at stride 1); one number of zeros for all four sides (`k // 2` is
-        PyTorch's usual choice); or one number or pair (before, after) for the rows and one for
-        the columns.
+      padding: "SAME" or "VALID" as `lax` defines them ("SAME" is `k // 2` on both sides for an
+        odd kernel at stride 1); one number of zeros for all four sides; or one number or pair
+        (before, after) for the rows and one for the columns.
       dilation: spacing of the kernel's taps, one number or (rows, columns).
       precision: of products on matrix units: "default", "high" or "highest", or a
-        `jax.lax.Precision`; None takes `jax_default_matmul_precision` if that is one of these.
-        If neither says anything, float32 is computed in float32, with two exceptions: "xla"
-        does what XLA does on the platform, and "mosaic_gpu" makes three products of bfloat16
-        parts, with errors of 5e-6 of a typical result. "highest" (or "float32") excludes
-        "mosaic_gpu". As this argument, and not as the configuration, it also bounds the rounding
-        error of every result by the size of its own terms: it excludes "dft", unless
-        `implementation` names it. Where "xla" is what is left, large kernels are then slow: on
-        CPUs up to a hundred times.
-      implementation: None takes the fastest that is known for the platform the program is
-        compiled for, as `explain` reports; or a name: "xla" (XLA's own convolution), "dft"
-        (matrix products with Fourier matrices), "shift" (a sum over the taps), "toeplitz" (a
-        matrix product for every channel of a small map), "mosaic_gpu" (kernels for NVIDIA's
-        Hopper GPUs, which None takes only where a table of the device shows them to be faster).
-        "portable" takes the fastest of those that are XLA's operations alone: all but
-        "mosaic_gpu".
+        `jax.lax.Precision`. None uses `jax_default_matmul_precision` if that is one of these.
+        If neither is set, float32 is computed in float32, with two exceptions: "xla" uses the
+        default of XLA for the platform, and "mosaic_gpu" computes three bfloat16 products, with
+        errors of 5e-6 of a typical result. "highest" (or "float32") excludes "mosaic_gpu". If
+        "highest" is passed here, rather than configured, it also bounds the rounding error of
+        every result by the magnitude of its own terms: this excludes "dft", unless
+        `implementation` names it. If only "xla" remains, large kernels are slow, on CPUs up to a
+        hundred times.
+      implementation: None selects the fastest known implementation for the platform that the
+        program is compiled for; `explain` reports it. Or one of: "xla" (XLA's own convolution),
+        "dft" (matrix products with Fourier matrices), "shift" (a sum over the taps), "toeplitz"
+        (one matrix product per channel of a small feature map), "mosaic_gpu" (kernels for NVIDIA
+        Hopper GPUs; None selects them only if a table of the device shows that they are faster),
+        "portable" (the fastest that consists of XLA operations: any but "mosaic_gpu").
 
     Returns:
       (N, H', W', C) in the dtype that `x`, `kernel` and `bias` promote to.
 
     Raises:
-      ValueError: ranks or channel counts that do not belong together; geometry that is no
-        convolution; an implementation that is unknown or cannot compute this. Where that
-        depends on the platform, the error comes when the program is compiled.
+      ValueError: ranks or channel counts that do not match; an invalid stride, padding, dilation
+        or kernel size; an implementation that is unknown or does not support this convolution.
+        If support depends on the platform, the error is raised when the program is compiled.
       TypeError: operands that are not floating point.
     """
     _check_shapes(x.shape, kernel.shape)
@@ -102,10 +103,10 @@ def depthwise_conv2d(
     dtype = _checked_dtype(jnp.result_type(*operands))
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     if all(isinstance(size, int) for size in x.shape[1:3]):
-        how = _convolution(x.shape, kernel.shape, stride, padding, dilation, precision)
-        y = convolve(x, kernel, how, implementation)
-    elif implementation in OPEN_SIZE_CHOICES:
-        y = convolve_open_size(
+        convolution = _convolution(x.shape, kernel.shape, stride, padding, dilation, precision)
+        y = convolve(x, kernel, convolution, implementation)
+    elif implementation in SYMBOLIC_SIZE_CHOICES:
+        y = convolve_symbolic_size(
             x,
             kernel,
             stride=_pair(stride, "stride"),
@@ -115,8 +116,9 @@ def depthwise_conv2d(
         )
     else:
         raise ValueError(
-            f"implementation={implementation!r} is built for one size of the map, and height or "
-            f"width is open in {x.shape}; {', '.join(map(repr, OPEN_SIZE_CHOICES))} take it."
+            f"implementation={implementation!r} needs a fixed height and width, and x of shape "
+            f"{x.shape} has symbolic ones; use one of "
+            f"{', '.join(map(repr, SYMBOLIC_SIZE_CHOICES))}."
         )
     return y if bias is None else add_bias(y, bias.astype(dtype))
 
@@ -132,22 +134,23 @@ def explain(
     dilation: int | tuple[int, int] = 1,
     precision: lax.Precision | str | None = None,
 ) -> Explanation:
-    """Which implementation `depthwise_conv2d` takes for these shapes, and why.
+    """Reports which implementation `depthwise_conv2d` selects for these shapes, and why.
 
     Args:
       x_shape: (N, H, W, C).
       kernel_shape: (KH, KW, 1, C).
-      dtype: of both.
-      platform: "cpu", "cuda", "rocm" or "tpu"; None is that of JAX's default device.
+      dtype: of both arrays.
+      platform: "cpu", "cuda", "rocm" or "tpu"; None for the platform of JAX's default device.
       stride, padding, dilation, precision: as in `depthwise_conv2d`.
 
     Returns:
-      `choices`, by "forward", "input_gradient" and "kernel_gradient": each with a `name` and a
-      `reason`; `unsupported`: by implementation, why it cannot compute this; and `only_by_name`: by
-      implementation, why it is not chosen unless the caller names it. Print it.
+      An object to print, with the attributes `choices` (keys "forward", "input_gradient" and
+      "kernel_gradient"; values with a `name` and a `reason`), `unsupported` (by implementation,
+      why it does not support this convolution) and `only_by_name` (by implementation, why it is
+      used only if the caller names it).
 
     Raises:
-      ValueError: an unknown platform, or shapes that do not belong together.
+      ValueError: an unknown platform, or shapes that do not match.
       TypeError: a dtype that is not floating point.
     """
     _check_shapes(tuple(x_shape), tuple(kernel_shape))
@@ -168,8 +171,8 @@ def _check_shapes(x: tuple, kernel: tuple) -> None:
         )
     if kernel[2:] != (1, x[-1]) or x[-1] == 0:
         raise ValueError(
-            f"x of shape {x} has {x[-1]} channels, of which there must be some, and the kernel "
-            f"must be (KH, KW, 1, {x[-1]}); got {kernel}."
+            f"x of shape {x} has {x[-1]} channels, so the kernel must be (KH, KW, 1, {x[-1]}), "
+            f"and there must be at least one channel; got a kernel of shape {kernel}."
         )
 
 
@@ -187,7 +190,7 @@ def _convolution(
     dilation: int | tuple[int, int],
     precision: lax.Precision | str | None,
 ) -> Convolution:
-    """The checked geometry of a call."""
+    """The geometry of a call, checked."""
     size, kernel_size = (x_shape[1], x_shape[2]), (kernel_shape[0], kernel_shape[1])
     stride, dilation = _pair(stride, "stride"), _pair(dilation, "dilation")
     if min(*kernel_size, *stride, *dilation) < 1:
@@ -201,22 +204,22 @@ def _convolution(
         spans = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
         padding = lax.padtype_to_pads(size, spans, stride, padding.upper())
     resolved = _precision(precision)
-    # Only the argument: as a setting of all products it would make large kernels slow.
+    # Only the argument: the global configuration must not make large kernels slow.
     bounded = precision is not None and resolved == lax.Precision.HIGHEST
     return Convolution(size, kernel_size, stride, _explicit(padding), dilation, resolved, bounded)
 
 
-def _precision(asked: lax.Precision | str | None) -> lax.Precision | None:
-    """The given one, or the one that the user's configuration asks for."""
-    if asked is None:
+def _precision(precision: lax.Precision | str | None) -> lax.Precision | None:
+    """The given precision, or that of the user's configuration."""
+    if precision is None:
         # The configuration may name an algorithm for dot products, which convolutions lack.
         configured = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]  # JAX adds its options at import
         return lax.Precision(configured) if configured in _PRECISIONS else None
     try:
-        return lax.Precision(asked)
+        return lax.Precision(precision)
     except ValueError:
         raise ValueError(
-            f"precision must be None, 'default', 'high' or 'highest'; got {asked!r}."
+            f"precision must be None, 'default', 'high' or 'highest'; got {precision!r}."
         ) from None
 
 
@@ -224,7 +227,7 @@ _PRECISIONS = ("default", "fastest", "bfloat16", "high", "tensorfloat32", "highe
 
 
 def _explicit(padding: Any) -> tuple[Pair, Pair]:
-    """((before, after) for the rows, and for the columns)."""
+    """((before, after) of the rows, (before, after) of the columns)."""
     sides = padding if isinstance(padding, (tuple, list)) else (padding, padding)
     if len(sides) != 2:
         raise ValueError(f"padding must be for rows and columns; got {padding!r}.")
@@ -233,7 +236,7 @@ def _explicit(padding: Any) -> tuple[Pair, Pair]:
 
 
 def _pair(value: Any, name: str) -> Pair:
-    """Two whole numbers, or one for both."""
+    """(rows, columns) from two integers, or from one for both."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     try:
         first, second = map(operator.index, values)

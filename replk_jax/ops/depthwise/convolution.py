@@ -1,4 +1,4 @@
-"""What a depthwise convolution is, apart from its arrays."""
+"""The static description of a depthwise convolution."""
 
 import dataclasses
 from functools import cached_property
@@ -14,29 +14,29 @@ Pair = tuple[int, int]
 class Convolution:
     """The static description of y = x * k.
 
-    x is (N, H, W, C), k is (KH, KW, 1, C), y is (N, OH, OW, C). It is the trilinear form
+    x is (N, H, W, C), k is (KH, KW, 1, C), y is (N, OH, OW, C). Consider the trilinear form
 
         F(x, k, g) = sum g[n, i, j, c] x[n, s i + d u - p, s j + d v - q, c] k[u, v, 0, c]
 
-    with stride s, dilation d, padding p and q, and x zero outside the map: y, the gradient
-    with respect to x and that with respect to k are its three partial derivatives. An
-    implementation computes them with
+    with stride s, dilation d, padding p and q; x is zero outside the feature map. Its three partial
+    derivatives are y, the gradient with respect to x and the gradient with respect to k. An
+    implementation computes them:
 
         forward(x, k, convolution)          -> y
-        input_gradient(g, k, convolution)   -> dx, shaped as x
-        kernel_gradient(x, g, convolution)  -> dk, shaped as k
+        input_gradient(g, k, convolution)   -> dx, of the shape of x
+        kernel_gradient(x, g, convolution)  -> dk, of the shape of k
 
-    where both arrays and the result have one dtype.
+    Both operands and the result have the same dtype.
 
     Attributes:
-      size: (H, W) of the input map.
+      size: (H, W) of the input.
       kernel_size: (KH, KW).
       stride: step of the window, (rows, columns).
       padding: zeros (before, after) for the rows and for the columns; negative crops.
       dilation: spacing of the kernel's taps, (rows, columns).
-      precision: of products on matrix units; None leaves it to the implementation.
-      bounded_by_terms: whether the rounding error of a result must be in proportion to the terms
-        of its own sum, and not to the largest value of its channel.
+      precision: of products on matrix units; None for the default of the implementation.
+      bounded_by_terms: whether the rounding error of a result must be proportional to the terms
+        of its own sum, rather than to the largest value of its channel.
     """
 
     size: Pair
@@ -49,7 +49,7 @@ class Convolution:
 
     @cached_property
     def output_size(self) -> Pair:
-        """(OH, OW); 0 where the window does not fit into the padded feature map."""
+        """(OH, OW); 0 if the window is larger than the padded input."""
         return self._output_length(0), self._output_length(1)
 
     def _output_length(self, axis: int) -> int:
@@ -63,7 +63,7 @@ class Convolution:
         return self.stride == self.dilation == (1, 1)
 
     def product_precision(self, dtype: DTypeLike) -> lax.Precision:
-        """What matrix products need to lose nothing that `dtype` holds, if not asked for less.
+        """The requested precision, or else one that keeps all bits of operands of this dtype.
 
         HIGH is three bfloat16 products on a TPU and tensorfloat32 on a GPU.
         """
@@ -72,13 +72,16 @@ class Convolution:
         return lax.Precision.HIGH if jnp.dtype(dtype).itemsize < 4 else lax.Precision.HIGHEST
 
     def transposed(self) -> "Convolution":
-        """The convolution of g with the flipped kernel that is the gradient for x.
+        """The convolution of g with the flipped kernel that computes the gradient for x.
 
         Raises:
-          ValueError: with a stride or dilation it is not a convolution of this kind.
+          ValueError: the stride or dilation is not 1.
         """
         if not self.is_dense:
-            raise ValueError("Only a convolution of stride and dilation 1 has one.")
+            raise ValueError(
+                "The transpose is a convolution of this kind only at stride 1 and dilation 1; got "
+                f"{self.stride} and {self.dilation}."
+            )
         padding = tuple(
             (k - 1 - before, k - 1 - after)
             for k, (before, after) in zip(self.kernel_size, self.padding, strict=True)

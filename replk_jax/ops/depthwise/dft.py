@@ -1,27 +1,27 @@
 """The convolution as dense matrix products with short Fourier matrices, for any device.
 
-With real basis functions b in {cos, sin} of the m odd frequencies a = (2 a' + 1) pi / n, n = 2 m,
+The transform uses the real basis functions b in {cos, sin} at the m odd frequencies
+a = (2 a' + 1) pi / n, n = 2 m:
 
-    x^[a, b] = sum_t b(a t) x[t],
+    x^[a, b] = sum_t b(a t) x[t].
 
-a correlation becomes a product of spectra at every frequency, and the way back is the
-transposed matrix. The odd frequencies belong to signals that change sign after n steps, and
-they have neither a constant nor an alternating member, so all spectra are plain (cos, sin)
-pairs. In two dimensions the transform is applied along the rows, then along the columns, and
-the product algebra is that of two independent imaginary units. Everything is real.
+A correlation becomes a product of spectra at every frequency, and the inverse transform is the
+transposed matrix. The odd frequencies are those of signals that change sign after n steps. None of
+them is constant or alternating, so every spectrum consists of (cos, sin) pairs. In two dimensions
+the transform is applied along the rows, then along the columns. The product of spectra then has
+two independent imaginary units. All arithmetic is real.
 
-n needs no fast length, only to be long enough that what wraps around is not read; and
-the matrices are sampled just where data are and where results are wanted, which covers every
-padding, stride and dilation. Arrays stay (N, H, W, C) throughout: batch and channels are never
-merged with anything, so a mesh may shard either.
+n need not be a fast FFT length, only large enough that no wrapped result is used. The matrices are
+sampled at the positions of the data and of the required results, which covers every padding,
+stride and dilation. Batch and channels remain separate dimensions, so both may be sharded.
 
-A transform costs 2 m multiplications a value, whatever the kernel's size, and matrix
-products run near a device's peak. Spectra are up to four times as large as a map, and the matrices
-are repeated for every row: the gradient of one 200 x 336 map of 128 channels takes 0.4 GB.
+A transform costs 2 m multiplications per value for any kernel size, and matrix products run near
+the peak of a device. A spectrum is up to four times as large as its feature map, and the matrices
+are repeated for every row: the gradient of one 200 x 336 image of 128 channels takes 0.4 GB.
 
-Every result is a sum over the whole spectrum, so its rounding error is in proportion to the largest
-value of its channel, and not to the values under the kernel: about 3e-7 of it in float32. Where
-this matters, `precision="highest"` makes `dispatch` choose another implementation.
+Every result is a sum over the whole spectrum. So its rounding error is proportional to the largest
+value of its channel, about 3e-7 of it in float32, rather than to the values under the kernel. With
+`precision="highest"`, `dispatch` chooses another implementation.
 """
 
 import dataclasses
@@ -44,37 +44,37 @@ PROPERTIES = Properties(error_scales_with_largest=True)
 def unsupported_reason(
     convolution: Convolution, batch: int | None, channels: int, dtype: Any
 ) -> str | None:
-    """Maps and results without elements."""
+    """Empty inputs and empty results are unsupported."""
     if 0 in (*convolution.size, *convolution.output_size):
-        return "the map or the result has no elements"
+        return "the input or the result is empty"
     return None
 
 
 def estimate(convolution: Convolution) -> Estimate | None:
-    """Best for large kernels without stride and dilation."""
+    """The fastest for large kernels without stride and dilation."""
     if max(convolution.kernel_size) >= 9 and convolution.is_dense:
         return Estimate(1, "its matrix products do fewer operations")
     return None
 
 
 def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
-    """The spectra of x and k, multiplied, sampled at the output's positions."""
+    """The product of the spectra of x and k, transformed to the positions of the output."""
     on_x, on_k, on_y = _transforms(convolution, x.dtype)
     products = _correlation(on_x.spectrum(x), on_k.spectrum(kernel[None, :, :, 0]))
     return on_y.values(products).astype(x.dtype)
 
 
 def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
-    """The same with g and k, sampled at the input's positions."""
+    """The product of the spectra of g and k, transformed to the positions of the input."""
     on_x, on_k, on_y = _transforms(convolution, g.dtype)
     products = _convolution(on_y.spectrum(g), on_k.spectrum(kernel[None, :, :, 0]))
     return on_x.values(products).astype(g.dtype)
 
 
 def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax.Array:
-    """The same with x and g, summed over the batch, sampled at the kernel's taps."""
+    """The product of the spectra of x and g, summed over the batch, transformed to the taps."""
     on_x, on_k, on_y = _transforms(convolution, x.dtype)
-    # Not the spectrum of the forward pass: that would have to be kept until now.
+    # Prevents XLA from reusing the spectrum of the forward pass, and so from storing it until now.
     x = lax.optimization_barrier(x)
     products = _correlation(on_x.spectrum(x), on_y.spectrum(g))
     return on_k.values_summed(products)[0, :, :, None].astype(g.dtype)
@@ -85,8 +85,8 @@ class _Transform:
     """The two-dimensional transform of values at given positions.
 
     Attributes:
-      rows: b(a t) for the rows' basis functions and positions, (2 m, H).
-      columns: the same for the columns, (2 m', W).
+      rows: b(a t), the basis functions of the rows at their positions, (2 m, H).
+      columns: those of the columns, (2 m', W).
       precision: of the products.
     """
 
@@ -97,7 +97,8 @@ class _Transform:
     def spectrum(self, values: jax.Array) -> jax.Array:
         """(N, H, W, C) to (N, 2, m, 2, m', C), in float32 or float64.
 
-        Columns come last, and first on the way back: on a CPU twice as fast as the reverse.
+        The columns are transformed last, and inverted first. On a CPU this is twice as fast as the
+        opposite order.
         """
         values = values.astype(accumulation_dtype(values.dtype))
         n, _, _, c = values.shape
@@ -105,13 +106,15 @@ class _Transform:
         return spectrum.reshape(n, 2, self.rows.shape[0] // 2, 2, self.columns.shape[0] // 2, c)
 
     def values(self, spectrum: jax.Array) -> jax.Array:
-        """(N, 2, m, 2, m', C) to (N, H, W, C): the inverse, as far as results are wanted."""
+        """(N, 2, m, 2, m', C) to (N, H, W, C): the inverse transform at the positions."""
         rows, columns = self._inverse()
         return self._along_rows(rows, self._along_columns(columns, _merged(spectrum)))
 
     def values_summed(self, spectrum: jax.Array) -> jax.Array:
-        """The same summed over N, (1, H, W, C). The sum is part of the last matrix product,
-        which is many times faster than a reduction of its own."""
+        """`values` summed over N: (N, 2, m, 2, m', C) to (1, H, W, C).
+
+        The last matrix product includes the sum: a separate reduction is many times slower.
+        """
         rows, columns = self._inverse()
         partly = self._along_columns(columns, _merged(spectrum))
         batched = jnp.broadcast_to(rows.astype(partly.dtype), (partly.shape[0], *rows.shape))
@@ -124,14 +127,17 @@ class _Transform:
         return rows, columns
 
     def _along_rows(self, matrix: np.ndarray, values: jax.Array) -> jax.Array:
-        """(J, H) times (N, H, W, C). The matrix is given the batch's dimension, since without
-        it XLA transposes the values, which takes longer than the product."""
+        """(J, H) times (N, H, W, C), to (N, J, W, C).
+
+        The matrix is broadcast over the batch. Otherwise XLA transposes the values, which takes
+        longer than the product.
+        """
         batched = jnp.broadcast_to(matrix.astype(values.dtype), (values.shape[0], *matrix.shape))
         dimensions = (((2,), (1,)), ((0,), (0,)))
         return lax.dot_general(batched, values, dimensions, precision=self.precision)
 
     def _along_columns(self, matrix: np.ndarray, values: jax.Array) -> jax.Array:
-        """(J, W) times (N, H, W, C), in the same manner."""
+        """(J, W) times (N, H, W, C), to (N, H, J, C), with the same broadcast."""
         batched = jnp.broadcast_to(matrix.astype(values.dtype), (*values.shape[:2], *matrix.shape))
         dimensions = (((3,), (2,)), ((0, 1), (0, 1)))
         return lax.dot_general(batched, values, dimensions, precision=self.precision)
@@ -146,10 +152,11 @@ def _merged(spectrum: jax.Array) -> jax.Array:
 def _transforms(
     convolution: Convolution, dtype: DTypeLike
 ) -> tuple[_Transform, _Transform, _Transform]:
-    """The transforms at the positions of the input, of the kernel's taps and of the output.
+    """The transforms at the positions of the input, the taps and the output.
 
-    Output position y meets tap k at input position x = y + k. Frequencies a = (2 a' + 1) pi / n
-    do not distinguish x from y + k + n, so n exceeds every difference that occurs.
+    Tap k reads the input position x = y + k for the output position y. The frequencies
+    a = (2 a' + 1) pi / n do not distinguish x from y + k + n, so n exceeds every difference
+    x - y - k.
     """
     bases = []
     for axis in (0, 1):
@@ -173,7 +180,7 @@ def _transforms(
 
 
 def _correlation(x: jax.Array, k: jax.Array) -> jax.Array:
-    """x^ times the conjugate of k^, for both imaginary units; spectra (N, 2, m, 2, m', C)."""
+    """x^ times the conjugate of k^ in both imaginary units; spectra (N, 2, m, 2, m', C)."""
     return _multiply(x, k, sign=1)
 
 
@@ -183,9 +190,9 @@ def _convolution(x: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def _multiply(x: jax.Array, k: jax.Array, sign: int) -> jax.Array:
-    """(c + i s) (c' -+ i s') = c c' +- s s' + i (s c' -+ c s'), for both units at once.
+    """(c + i s) (c' -+ i s') = c c' +- s s' + i (s c' -+ c s'), in both imaginary units.
 
-    Written with reversed operands: a concatenation of four results is not vectorised by XLA.
+    Implemented with reversed operands: XLA does not vectorise a concatenation of four results.
     """
     signs = jnp.array([sign, -sign], x.dtype)
     on_rows, on_columns = signs.reshape(1, 2, 1, 1, 1, 1), signs.reshape(1, 1, 1, 2, 1, 1)

@@ -1,8 +1,8 @@
-"""Which implementation computes a given convolution, and why.
+"""Chooses the implementation of a given convolution and explains the choice.
 
-Where the device has been measured, the choice is looked up: the fastest at the nearest
-convolution of its table. Where it has not, it follows from the estimates of the implementations
-that are XLA's operations alone.
+If the device has a table of measurements, the choice is the fastest implementation at the nearest
+measured convolution. Otherwise it is the implementation with the best estimate, among those that
+consist of XLA operations.
 """
 
 import dataclasses
@@ -16,25 +16,25 @@ from replk_jax.ops.depthwise import dft, measurements, mosaic_gpu, shift, toepli
 from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.implementation import DIRECTIONS, Direction, Implementation, Properties
 
-_IN_ORDER: tuple[Implementation, ...] = (xla, dft, shift, toeplitz, mosaic_gpu)
-IMPLEMENTATIONS: Mapping[str, Implementation] = {each.NAME: each for each in _IN_ORDER}
-# What the others are compared with.
+_MODULES: tuple[Implementation, ...] = (xla, dft, shift, toeplitz, mosaic_gpu)
+IMPLEMENTATIONS: Mapping[str, Implementation] = {each.NAME: each for each in _MODULES}
+# The implementation that the others are verified against.
 REFERENCE = xla.NAME
-# Asks for the fastest without custom calls: XLA's operations run on any device, and a program that
-# is exported with them on any later JAX.
+# The name that selects the fastest implementation without custom calls. Its XLA operations run on
+# any device, and exported programs that contain them run with later releases of JAX.
 PORTABLE = "portable"
-# What may be asked for where the height and width of the feature map are symbolic.
-OPEN_SIZE_CHOICES = (
+# The values of `implementation` that support a symbolic height and width.
+SYMBOLIC_SIZE_CHOICES = (
     None,
     PORTABLE,
-    *(name for name, each in IMPLEMENTATIONS.items() if each.PROPERTIES.takes_open_sizes),
+    *(name for name, each in IMPLEMENTATIONS.items() if each.PROPERTIES.supports_symbolic_sizes),
 )
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The name of an implementation, and why it is the one."""
+    """The name of the chosen implementation, and why it was chosen."""
 
     name: str
     reason: str
@@ -49,7 +49,7 @@ class Case:
 
     Attributes:
       convolution: its geometry.
-      batch: N; a symbol where it is not known yet.
+      batch: N; a symbolic dimension if it is unknown.
       channels: C.
       dtype: of all arrays.
       platform: one of `PLATFORMS`.
@@ -63,17 +63,17 @@ class Case:
 
     @property
     def known_batch(self) -> int | None:
-        """N, or None."""
+        """N, or None if it is symbolic."""
         return self.batch if isinstance(self.batch, int) else None
 
     @property
     def table(self) -> measurements.Table | None:
-        """The measurements of the device that programs for the platform run on here."""
+        """The measurements of this machine's device of the platform."""
         device = _device_kind(self.platform)
         return measurements.table_of(device) if device else None
 
     def unsupported(self) -> dict[str, str]:
-        """By implementation: why it cannot compute this."""
+        """The reasons of the implementations that do not support this case, by their names."""
         reasons = {name: self._unsupported(each) for name, each in IMPLEMENTATIONS.items()}
         return {name: reason for name, reason in reasons.items() if reason}
 
@@ -85,7 +85,7 @@ class Case:
         )
 
     def only_by_name(self) -> dict[str, str]:
-        """By implementation that could compute this: why it is chosen only if it is named."""
+        """The reasons of the implementations that are used only if named, by their names."""
         unsupported, table = self.unsupported(), self.table
         reasons = {
             name: self._only_by_name(name, each.PROPERTIES, table)
@@ -102,46 +102,54 @@ class Case:
             return f"it failed its comparison with {REFERENCE!r} on this device: {fault}"
         if properties.custom_calls and not (table and table.has_measured(name)):
             return (
-                "kernels of this package run by default only where they have been measured; "
-                "python -m replk_jax bench depthwise --tune does that on the device at hand"
+                "kernels of this package run by default only on devices where they have been "
+                "measured; python -m replk_jax bench depthwise --tune measures them on this device"
             )
         if properties.error_scales_with_largest and self.convolution.bounded_by_terms:
             return (
-                "its rounding errors grow with the largest value of a channel, not with the terms "
-                "of each sum as precision 'highest' demands"
+                "its rounding errors grow with the largest value of a channel; precision 'highest' "
+                "requires errors that grow with the terms of each sum"
             )
         return None
 
     def choose(self, implementation: str | None, direction: Direction) -> Choice:
-        """What computes one of `DIRECTIONS`, where the caller asks for `implementation`.
+        """Chooses the implementation of one direction.
+
+        Args:
+          implementation: the name that the caller gave; None or `PORTABLE` for the fastest.
+          direction: one of `DIRECTIONS`.
 
         Raises:
-          ValueError: it is unknown or cannot compute this.
+          ValueError: the implementation is unknown or does not support this case.
         """
-        if implementation in (None, PORTABLE):
+        if implementation is None or implementation == PORTABLE:
             return self.fastest(direction, portable=implementation == PORTABLE)
-        return self._demanded(implementation)
+        return self._named(implementation)
 
-    def _demanded(self, name: str) -> Choice:
-        """An implementation by its name."""
+    def _named(self, name: str) -> Choice:
+        """The implementation of this name, if it supports this case."""
         if name not in IMPLEMENTATIONS:
             raise ValueError(
                 f"Unknown implementation {name!r}; known: {', '.join(IMPLEMENTATIONS)}, {PORTABLE}."
             )
         unsupported = self.unsupported()
         if name in unsupported:
-            able = ", ".join(each for each in IMPLEMENTATIONS if each not in unsupported)
+            supported = ", ".join(each for each in IMPLEMENTATIONS if each not in unsupported)
             raise ValueError(
                 f"implementation={name!r} cannot compute this on {self.platform}: "
-                f"{unsupported[name]}. These can: {able}; None chooses."
+                f"{unsupported[name]}. Use one of {supported}, or None for the fastest."
             )
-        return Choice(name, "it was asked for")
+        return Choice(name, "requested by name")
 
     def fastest(self, direction: Direction, *, portable: bool = False) -> Choice:
-        """The fastest implementation known for one of `DIRECTIONS`; if portable, without custom
-        calls."""
+        """The fastest known implementation of a direction.
+
+        Args:
+          direction: one of `DIRECTIONS`.
+          portable: whether to exclude implementations with custom calls.
+        """
         excluded = self.unsupported().keys() | self.only_by_name().keys()
-        able = [
+        candidates = [
             name
             for name, each in IMPLEMENTATIONS.items()
             if name not in excluded and not (portable and each.PROPERTIES.custom_calls)
@@ -149,14 +157,14 @@ class Case:
         case = self.convolution, self.known_batch, self.channels, self.dtype
         table = self.table
         for nearest in table.by_distance(direction, *case) if table else ():
-            if name := nearest.fastest(able):
-                reason = f"fastest that can, at the nearest measured convolution: {nearest}"
+            if name := nearest.fastest(candidates):
+                reason = f"fastest supported one at the nearest measured convolution: {nearest}"
                 return Choice(name, reason)
-        return self._estimated(able)
+        return self._best_estimate(candidates)
 
-    def _estimated(self, able: Iterable[str]) -> Choice:
-        """The best by the implementations' own estimates."""
-        estimates = {name: IMPLEMENTATIONS[name].estimate(self.convolution) for name in able}
+    def _best_estimate(self, candidates: Iterable[str]) -> Choice:
+        """The candidate whose own estimate ranks highest."""
+        estimates = {name: IMPLEMENTATIONS[name].estimate(self.convolution) for name in candidates}
         known = {name: estimate for name, estimate in estimates.items() if estimate}
         best = max(known, key=lambda name: known[name].rank)
         return Choice(best, f"not measured; {known[best].reason}")
@@ -164,12 +172,12 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What would run, and why nothing else.
+    """Which implementations run, and why the others do not.
 
     Attributes:
-      choices: by direction, what computes it.
-      unsupported: by implementation, why it cannot compute this at all.
-      only_by_name: by implementation, why it is chosen only with `implementation=NAME`.
+      choices: the implementation of each direction.
+      unsupported: by implementation, why it does not support this case.
+      only_by_name: by implementation, why it is used only with `implementation=NAME`.
     """
 
     choices: dict[str, Choice]
@@ -186,7 +194,7 @@ class Explanation:
 
 
 def _device_kind(platform: str) -> str | None:
-    """Of the device that programs for a platform run on here, None where there is none."""
+    """The kind of this machine's device of a platform; None if there is none."""
     if platform == "cpu":
         return "cpu"
     device = _device(platform)
@@ -194,12 +202,12 @@ def _device_kind(platform: str) -> str | None:
 
 
 def platform_of(device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
-    """The one of `PLATFORMS` that programs for a device are lowered for."""
+    """The member of `PLATFORMS` that programs for a device are lowered for."""
     return "cuda" if device.platform == "gpu" else device.platform
 
 
 def _device(platform: str) -> jax.Device | None:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     try:
         return jax.devices(platform)[0]
-    except RuntimeError:  # a program for a device that this machine does not have
+    except RuntimeError:  # this machine has no device of the platform
         return None

@@ -1,7 +1,7 @@
 """The contract of an implementation of the depthwise convolution.
 
-An implementation is a module that fulfils `Implementation`. To add one, write the module and list
-it in `dispatch.IMPLEMENTATIONS`; nothing else names implementations.
+An implementation is a module that satisfies the protocol `Implementation`. To add one, write the
+module and list it in `dispatch.IMPLEMENTATIONS`.
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", "input_gradient", "kernel_gradie
 
 @dataclasses.dataclass(frozen=True)
 class RequiredGPU:
-    """The GPUs that an implementation is limited to.
+    """The only GPUs that an implementation supports.
 
     Attributes:
       name: of these GPUs, for messages.
-      compute_capability: as `jax.Device.compute_capability` gives it.
+      compute_capability: as in `jax.Device.compute_capability`.
     """
 
     name: str
     compute_capability: str
 
     def unsupported_reason(self, platform: str, device: jax.Device | None) -> str | None:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
-        """Why a device is not one of them; None if it is, or if it is not here to be asked.
+        """Why a device is unsupported; None if it is supported or unknown.
 
         Args:
           platform: that programs are compiled for.
-          device: of that platform, or None where this machine has none.
+          device: of that platform; None if this machine has none.
         """
         needed = f"its kernels are for {self.name} (compute capability {self.compute_capability})"
         if platform != "cuda":
@@ -44,33 +44,33 @@ class RequiredGPU:
 
 @dataclasses.dataclass(frozen=True)
 class Properties:
-    """What dispatch must know about an implementation besides its speed.
+    """The properties of an implementation that dispatch needs, besides its speed.
 
     Attributes:
-      custom_calls: whether its programs contain kernels of this package, as custom calls. Such an
-        implementation is chosen only where a table of the device has measured it.
+      custom_calls: whether its programs contain kernels of this package, as custom calls. Dispatch
+        chooses such an implementation only if the table of the device has measurements of it.
       required_gpu: the only GPUs that it runs on; None if it runs anywhere.
-      partitioned_by_xla: whether XLA divides it over a mesh correctly. If not, every device
-        computes its part by itself.
-      error_scales_with_largest: whether its rounding errors are in proportion to the largest
-        value of a channel, and not to the terms of each sum.
-      takes_open_sizes: whether it computes feature maps whose height and width are symbolic.
+      partitioned_by_xla: whether XLA partitions it over a mesh correctly. If not, every device
+        computes its own shard.
+      error_scales_with_largest: whether its rounding errors are proportional to the largest value
+        of a channel, rather than to the terms of each sum.
+      supports_symbolic_sizes: whether the height and width of the feature map may be symbolic.
     """
 
     custom_calls: bool = False
     required_gpu: RequiredGPU | None = None
     partitioned_by_xla: bool = True
     error_scales_with_largest: bool = False
-    takes_open_sizes: bool = False
+    supports_symbolic_sizes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """How good an implementation is thought to be on a device that has not been measured.
+    """The expected speed of an implementation on a device without measurements.
 
     Attributes:
-      rank: the highest is chosen.
-      reason: why, for `explain`.
+      rank: dispatch chooses the highest.
+      reason: of the rank, for `explain`.
     """
 
     rank: int
@@ -78,37 +78,38 @@ class Estimate:
 
 
 class Implementation(Protocol):
-    """What the module of an implementation defines.
+    """The interface of the module of an implementation.
 
-    In the three functions that compute, all arrays have one dtype, x is (N, H, W, C), kernel
-    (KH, KW, 1, C) and g (N, OH, OW, C). Sums are accumulated in at least float32.
+    In `forward`, `input_gradient` and `kernel_gradient` all arrays have the same dtype; x is
+    (N, H, W, C), kernel (KH, KW, 1, C) and g (N, OH, OW, C). Sums are accumulated in at least
+    float32.
     """
 
     @property
     def NAME(self) -> str:
-        """By which users ask for it."""
+        """The value of `implementation` that selects it."""
         ...
 
     @property
     def PROPERTIES(self) -> Properties:
-        """What dispatch must know about it."""
+        """Its properties, for dispatch."""
         ...
 
     def unsupported_reason(
         self, convolution: Convolution, batch: int | None, channels: int, dtype: Any
     ) -> str | None:
-        """Why it cannot compute this in all directions, or None if it can.
+        """Why it does not support this case in all directions; None if it does.
 
         Args:
           convolution: the geometry.
-          batch: N; None where it is not known yet.
+          batch: N; None if it is symbolic.
           channels: C.
           dtype: of all arrays.
         """
         ...
 
     def estimate(self, convolution: Convolution) -> Estimate | None:
-        """Its estimate for a device without a table; None if it is not to be chosen there."""
+        """Its estimate for a device without a table; None if it must not be chosen there."""
         ...
 
     def forward(self, x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:

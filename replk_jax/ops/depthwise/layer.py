@@ -1,4 +1,4 @@
-"""The depthwise convolution as a Flax layer that drops into any network."""
+"""The depthwise convolution as a Flax layer."""
 
 import math
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
-"""What each implementation took for many convolutions on a device: the table behind the choice.
+"""Tables of the measured times of the implementations, one per device.
 
-Tables come with the package, one file per device, in `tables`. `python -m replk_jax bench
-depthwise --tune` measures the device at hand and writes a table of its own, which takes precedence
-over the package's.
+The package contains one file per device in `tables`. `python -m replk_jax bench depthwise --tune`
+measures the current device and writes a user table, which takes precedence.
 """
 
 import dataclasses
@@ -26,14 +25,14 @@ PACKAGED = Path(__file__).with_name("tables")
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One convolution, and the seconds that each implementation took for one direction of it.
+    """The times of the implementations for one direction of one convolution.
 
     Attributes:
       direction: "forward", "input_gradient" or "kernel_gradient".
       dtype: of the arrays, "float32", "bfloat16", ...
       batch, channels: N and C.
       size, kernel_size, stride: as in `Convolution`; the padding is half the kernel.
-      seconds: by implementation; those that could not compute it are absent.
+      seconds: by implementation, without those that do not support the convolution.
     """
 
     direction: Direction
@@ -45,14 +44,20 @@ class Measurement:
     stride: tuple[int, int]
     seconds: dict[str, float]
 
-    def fastest(self, able: Iterable[str]) -> str | None:
-        """The fastest implementation among `able` ones, None where none was measured."""
-        measured = [name for name in able if name in self.seconds]
+    def fastest(self, candidates: Iterable[str]) -> str | None:
+        """The fastest of the candidates; None if none of them was measured."""
+        measured = [name for name in candidates if name in self.seconds]
         return min(measured, key=self.seconds.__getitem__, default=None)
 
-    def distance(self, convolution: Convolution, batch: int | None, channels: int, dtype) -> float:
-        """How far another convolution is: octaves in kernel, map, batch and channels, of which
-        the first two decide most between implementations; another stride counts as two."""
+    def distance(
+        self, convolution: Convolution, batch: int | None, channels: int, dtype: Any
+    ) -> float:
+        """The distance to another convolution: the root of a sum of weighted squares.
+
+        The terms are the octaves between the sizes of kernel, feature map, batch and channels, and
+        whether stride and dtype differ. Kernel and feature map have large weights, since they
+        decide most between implementations; another stride counts like two octaves of these.
+        """
         octaves = [
             2 * _octaves(self.kernel_size, convolution.kernel_size),
             2 * _octaves(self.size, convolution.size),
@@ -80,10 +85,10 @@ class Table:
 
     Attributes:
       device: `jax.Device.device_kind`.
-      setting: what else the figures depend on: processor, threads, versions, date.
+      setting: what else the times depend on: processor, threads, versions, date.
       measurements: in any order.
-      unusable: by implementation that failed on this device or erred more than rounding explains,
-        what went wrong. Dispatch does not choose it.
+      unusable: the faults of the implementations that failed or computed wrong results on this
+        device, by their names. Dispatch does not choose them.
     """
 
     device: str
@@ -95,42 +100,53 @@ class Table:
         """Whether there is a measurement of an implementation."""
         return any(name in each.seconds for each in self.measurements)
 
-    def by_distance(self, direction: Direction, *case) -> list[Measurement]:
-        """The measurements of a direction, the nearest to a case first (`Measurement.distance`)."""
-        of_direction = [each for each in self.measurements if each.direction == direction]
-        return sorted(of_direction, key=lambda each: each.distance(*case))
+    def by_distance(
+        self,
+        direction: Direction,
+        convolution: Convolution,
+        batch: int | None,
+        channels: int,
+        dtype: Any,
+    ) -> list[Measurement]:
+        """The measurements of a direction, sorted by `Measurement.distance` to a convolution."""
+        same_direction = [each for each in self.measurements if each.direction == direction]
+        return sorted(
+            same_direction, key=lambda each: each.distance(convolution, batch, channels, dtype)
+        )
 
 
 def own_path(device: str) -> Path:
-    """The path of the user's own table of a device: in the folder that the environment variable
-    REPLK_JAX_TABLES names, or in .cache/replk_jax under the home folder."""
+    """The path of the user table of a device.
+
+    Its folder is the environment variable REPLK_JAX_TABLES, by default ~/.cache/replk_jax.
+    """
     folder = os.environ.get("REPLK_JAX_TABLES") or os.path.expanduser("~/.cache/replk_jax")
     return Path(folder) / _file_name(device)
 
 
 def table_of(device: str) -> Table | None:
-    """The user's own table of a device, or else the package's, or else None.
+    """The user table of a device, or else that of the package, or else None.
 
-    Processes that run one program together must choose alike: they use a table of the user's
-    only if REPLK_JAX_TABLES names the folder.
+    The processes of a multi-process program must choose the same implementations, so they use a
+    user table only if REPLK_JAX_TABLES is set.
 
     Raises:
-      ValueError: a file that is no table.
+      ValueError: the file is not a table.
     """
     paths = [PACKAGED / _file_name(device)]
     if jax.process_count() == 1 or os.environ.get("REPLK_JAX_TABLES"):
         paths.insert(0, own_path(device))
     for path in paths:
-        if os.path.isfile(path):  # False, too, where the folder cannot be read
+        if os.path.isfile(path):  # also False if the folder cannot be read
             return _read(path, path.stat().st_mtime_ns)
     return None
 
 
 def write(table: Table, path: Path) -> None:
-    """Writes a table; an older one stays until the new one is whole.
+    """Writes a table atomically.
 
     Raises:
-      OSError: the folder cannot be written.
+      OSError: the folder cannot be written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join("  " + json_text(dataclasses.asdict(each)) for each in table.measurements)
@@ -153,7 +169,7 @@ def _read(path: Path, modified: int) -> Table:
         return Table(content["device"], content["setting"], tuple(measurements), unusable)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not a table of measurements ({error!r}). Delete it, or write it anew with "
+            f"{path} is not a table of measurements ({error!r}). Delete it, or replace it with "
             "python -m replk_jax bench depthwise --tune."
         ) from error
 
@@ -163,6 +179,6 @@ def _file_name(device: str) -> str:
 
 
 def _octaves(measured: tuple[int, ...], wanted: tuple[int, ...]) -> float:
-    """The logarithm, to the base 2, of the ratio of two sizes; of areas, that of their sides."""
+    """The binary logarithm of the ratio of two sizes; for areas, of the ratio of their sides."""
     ratio = math.prod(wanted) / math.prod(measured)
     return abs(math.log2(ratio)) / len(measured) if ratio > 0 else math.inf

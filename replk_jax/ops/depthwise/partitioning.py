@@ -1,6 +1,7 @@
-"""How an operation that is not left to XLA to divide is divided over a mesh."""
+"""Partitions the operations that XLA must not partition itself: each device computes its shard."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental.custom_partitioning import custom_partitioning
@@ -10,54 +11,65 @@ from jax.sharding import PartitionSpec as P
 from replk_jax.ops.depthwise.implementation import Direction
 from replk_jax.ops.dtypes import accumulation_dtype
 
-# Images and channels are independent of one another: devices may hold any part of either. The
-# other dimensions are whole on every device.
-RULES = {
+# Shardy rules. Images and channels are independent, so both may be sharded. The other dimensions
+# are replicated.
+SHARDING_RULES = {
     "forward": "n h w c, u v o c -> n i j c",
     "input_gradient": "n i j c, u v o c -> n h w c",
     "kernel_gradient": "n h w c, n i j c -> u v o c",
 }
 
 
-def parts(images: P, other: P) -> tuple:
-    """The mesh axes over which each dimension of a map-like result is divided: batch as the
-    images are, channels as either operand's are, as far as the batch leaves these axes over."""
-    by_batch = _axes(images, 0)
-    taken = by_batch if isinstance(by_batch, tuple) else (by_batch,)
-    for by_channels in (_axes(images, 3), _axes(other, 3)):
-        names = by_channels if isinstance(by_channels, tuple) else (by_channels,)
-        if by_channels is not None and not set(names) & set(taken):
-            return by_batch, None, None, by_channels
-    return by_batch, None, None, None
+def output_spec(images: P, other: P) -> P:
+    """How a result (N, H, W, C) is sharded.
 
+    The batch is sharded like the batch of the images. The channels are sharded like the channels
+    of either operand, over mesh axes that do not shard the batch.
 
-def divided(direction: Direction, function: Callable) -> Callable:
-    """`function(a, b)`, computing `direction` ("forward", ...), as every device's work on its part.
-
-    Nothing is communicated but, in the kernel's gradient, its sum over parts of the batch.
+    Args:
+      images: how the operand (N, H, W, C) is sharded.
+      other: how the other operand is sharded.
     """
-    over_mesh = custom_partitioning(lambda a, b: function(a, b))
+    batch_axes = _axes(images, 0)
+    used = batch_axes if isinstance(batch_axes, tuple) else (batch_axes,)
+    for channel_axes in (_axes(images, 3), _axes(other, 3)):
+        names = channel_axes if isinstance(channel_axes, tuple) else (channel_axes,)
+        if channel_axes is not None and not set(names) & set(used):
+            return P(batch_axes, None, None, channel_axes)
+    return P(batch_axes, None, None, None)
+
+
+def partitioned(
+    direction: Direction, function: Callable[[jax.Array, jax.Array], jax.Array]
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`function`, which computes `direction`, applied by every device to its shards.
+
+    The only communication is the sum of the kernel gradient over the shards of the batch.
+    """
+    wrapped = custom_partitioning(lambda a, b: function(a, b))
 
     def partition(mesh, arguments, result):
         images, other = (argument.sharding.spec for argument in arguments)
-        by_batch, *_, by_channels = parts(images, other)
-        map_like = NamedSharding(mesh, P(by_batch, None, None, by_channels))
-        kernel_like = NamedSharding(mesh, P(None, None, None, by_channels))
+        spec = output_spec(images, other)
+        batch_axes, *_, channel_axes = spec
+        image_sharding = NamedSharding(mesh, spec)
+        kernel_sharding = NamedSharding(mesh, P(None, None, None, channel_axes))
         if direction != "kernel_gradient":
-            return mesh, function, map_like, (map_like, kernel_like)
+            return mesh, function, image_sharding, (image_sharding, kernel_sharding)
 
-        def summed(x, g):
+        def summed_over_batch(x, g):
             dk = function(x, g)
-            if by_batch is None:
+            if batch_axes is None:
                 return dk
             wide = dk.astype(accumulation_dtype(dk.dtype))
-            return jax.lax.psum(wide, by_batch).astype(dk.dtype)
+            return jax.lax.psum(wide, batch_axes).astype(dk.dtype)
 
-        return mesh, summed, kernel_like, (map_like, map_like)
+        return mesh, summed_over_batch, kernel_sharding, (image_sharding, image_sharding)
 
-    over_mesh.def_partition(partition, sharding_rule=RULES[direction])
-    return over_mesh
+    wrapped.def_partition(partition, sharding_rule=SHARDING_RULES[direction])
+    return wrapped
 
 
-def _axes(spec: P, dimension: int):
+def _axes(spec: P, dimension: int) -> Any:
+    """The mesh axis or axes that shard a dimension; None for none."""
     return spec[dimension] if dimension < len(spec) else None

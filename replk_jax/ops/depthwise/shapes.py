@@ -1,4 +1,4 @@
-"""The convolutions that are tested and measured, by name."""
+"""The convolutions that tests and benchmarks use."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ from replk_jax.ops.depthwise.convolution import Convolution, Pair
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A depthwise convolution as a layer of a network has it; the padding is half the kernel.
+    """The depthwise convolution of a layer of a network; the padding is half the kernel.
 
     Attributes:
-      name: size/kernel, with stride or dilation where they are not 1.
+      name: size/kernel, with the stride or dilation if it is not 1.
       size: (H, W).
       kernel_size: (KH, KW).
-      channels: C of the network's layer.
-      stride, dilation: for rows and columns alike.
+      channels: C.
+      stride, dilation: of both rows and columns.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Shape:
 
 
 def square(size: int, kernel: int, channels: int, stride: int = 1) -> Shape:
-    """A square kernel on a square map."""
+    """A square kernel on a square feature map."""
     name = f"{size}/{kernel}" + (f" stride {stride}" if stride > 1 else "")
     return Shape(name, (size, size), (kernel, kernel), channels, stride)
 
@@ -58,7 +58,7 @@ REPLKNET_384 = [
     square(24, 27, 512),
     square(12, 13, 1024),
 ]
-# How many layers of each of the four there are in the network.
+# The number of layers of each of the four shapes.
 REPLKNET_31B_DEPTHS = (2, 2, 18, 2)
 
 # Its other depthwise convolutions: stem, transitions, parallel branch.
@@ -77,7 +77,7 @@ TABLE_1 = [square(size, kernel, 384) for size in (16, 32, 64) for kernel in TABL
 # The first stage at a detector's 800 x 1344 pixels.
 DETECTION = [Shape("200x336/31", (200, 336), (31, 31), 128)]
 
-# What no network of the paper has, and users of the layer do.
+# Shapes that the networks of the paper do not have.
 UNUSUAL = [
     Shape("20x24/51x5", (20, 24), (51, 5), 96),  # SLaK
     Shape("24x20/5x51", (24, 20), (5, 51), 96),

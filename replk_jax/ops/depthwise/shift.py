@@ -1,7 +1,7 @@
-"""The convolution as a sum over the kernel's taps of shifted maps, for small kernels on CPUs.
+"""The convolution as a sum of shifted feature maps, one per tap, for small kernels on CPUs.
 
-XLA turns the sum into one vectorised loop over the result, which reads the map from cache. Its
-derivatives under autodiff are not of that form, so each is written in it.
+XLA fuses the sum into one vectorised loop over the result, which reads the input from cache.
+Automatic differentiation would not produce such sums, so each direction is written as one.
 """
 
 from functools import reduce
@@ -16,7 +16,7 @@ from replk_jax.ops.depthwise.implementation import Properties
 from replk_jax.ops.dtypes import accumulation_dtype
 
 # Every tap is a term in the compiled program.
-MOST_TAPS = 100
+MAX_TAPS = 100
 
 
 NAME = "shift"
@@ -26,17 +26,17 @@ PROPERTIES = Properties()
 def unsupported_reason(
     convolution: Convolution, batch: int | None, channels: int, dtype: Any
 ) -> str | None:
-    """Maps and results without elements, and kernels of very many taps."""
+    """Empty inputs, empty results and kernels of many taps are unsupported."""
     if 0 in (*convolution.size, *convolution.output_size):
-        return "the map or the result has no elements"
+        return "the input or the result is empty"
     taps = convolution.kernel_size[0] * convolution.kernel_size[1]
-    if taps > MOST_TAPS:
-        return f"shift compiles a term for every tap, and {taps} are more than {MOST_TAPS}"
+    if taps > MAX_TAPS:
+        return f"shift compiles a term for every tap, and {taps} are more than {MAX_TAPS}"
     return None
 
 
 def estimate(convolution: Convolution) -> None:
-    """None: it is fast on CPUs, which have a table."""
+    """None: it is fast only on CPUs, for which the package has a table."""
 
 
 def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
@@ -63,8 +63,8 @@ def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Ar
 def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
     """dx[t] = sum of g[i] k[u] where s i + d u - p = t.
 
-    Input positions of one residue modulo the stride meet the same taps, at shifts that are the
-    same for all of them: each of the s x s phases of dx is a convolution of stride 1.
+    All input positions with the same residue modulo the stride are read by the same taps at the
+    same shifts. So each of the s x s phases of dx is a convolution of stride 1.
     """
     if convolution.is_dense:
         return forward(g, kernel[::-1, ::-1], convolution.transposed())
@@ -72,7 +72,7 @@ def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) ->
     (sh, sw), (height, width) = convolution.stride, convolution.size
     rows, columns = (_phases(convolution, axis) for axis in (0, 1))
     size = -(-height // sh), -(-width // sw)
-    # Every phase reads a window of one map, far enough beyond its borders on all sides.
+    # Every phase reads windows of one padded array.
     (top, bottom), (left, right) = (
         _margins(phases, count, extent)
         for phases, count, extent in zip(
@@ -98,8 +98,8 @@ def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) ->
 def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax.Array:
     """dk[u] = sum_i x[s i + d u - p] g[i].
 
-    A loop over the output's rows adds the products of a row to one array for every tap, as far
-    as the map reaches; only the last step is a reduction, which XLA does slowly on CPUs.
+    A loop over the output rows adds the products of each row elementwise to one array per tap.
+    Only the last step is a reduction, because XLA reduces slowly on CPUs.
     """
     (sh, sw), (oh, _) = convolution.stride, convolution.output_size
     (dh, _), (kh, kw) = convolution.dilation, convolution.kernel_size
@@ -126,14 +126,16 @@ def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax
 
 
 def _window(x: jax.Array, top: int, left: int, size: tuple[int, int]) -> jax.Array:
-    """(N, *size, C) out of x, from (top, left) on."""
+    """The part (N, *size, C) of x whose first position is (top, left)."""
     n, _, _, c = x.shape
     return lax.slice(x, (0, top, left, 0), (n, top + size[0], left + size[1], c))
 
 
 def _bordered_window(x: jax.Array, u: int, v: int, convolution: Convolution) -> jax.Array:
-    """(N, OH, OW, C): what tap (u, v) reads, cut out of x before zeros are put around it. With a
-    stride, a border around all of x would take longer to write than what is read of it."""
+    """The input positions (N, OH, OW, C) that tap (u, v) reads, with zeros outside of x.
+
+    It slices x before it pads: with a stride, padding all of x would cost more than the reads.
+    """
     (rows, top, bottom), (columns, left, right) = (
         _reached(convolution, axis, tap) for axis, tap in enumerate((u, v))
     )
@@ -144,8 +146,11 @@ def _bordered_window(x: jax.Array, u: int, v: int, convolution: Convolution) -> 
 
 
 def _reached(convolution: Convolution, axis: int, tap: int) -> tuple[range, int, int]:
-    """The outputs for which a tap is within the map, and the first input position of these
-    and that behind the last."""
+    """The output positions at which a tap reads inside the input, and what it reads there.
+
+    Returns:
+      The output positions, the first input position, and the last input position plus one.
+    """
     step, size = convolution.stride[axis], convolution.size[axis]
     offset = tap * convolution.dilation[axis] - convolution.padding[axis][0]
     outputs = range(convolution.output_size[axis])[
@@ -157,8 +162,10 @@ def _reached(convolution: Convolution, axis: int, tap: int) -> tuple[range, int,
 
 
 def _phases(convolution: Convolution, axis: int) -> list[list[tuple[int, int]]]:
-    """For every residue r of input positions modulo the stride: the taps u that it meets, and
-    how far the output position i of tap u is from t, for the input position s t + r."""
+    """For every residue r modulo the stride: the pairs (u, i - t) of taps and offsets.
+
+    Tap u at output position i reads the input position s t + r.
+    """
     step, dilation = convolution.stride[axis], convolution.dilation[axis]
     before, _ = convolution.padding[axis]
     phases = []
@@ -171,16 +178,16 @@ def _phases(convolution: Convolution, axis: int) -> list[list[tuple[int, int]]]:
 
 
 def _margins(phases: list[list[tuple[int, int]]], size: int, extent: int) -> tuple[int, int]:
-    """Zeros needed before and after `extent` values to read `size` of them at every offset."""
+    """The padding (before, after) of `extent` values for reads of `size` values at all offsets."""
     offsets = [offset for phase in phases for _, offset in phase]
     return max(0, -min(offsets)), max(0, size + max(offsets) - extent)
 
 
 def _taps(kernel: jax.Array) -> jax.Array:
-    """(KH, KW, 1, C) to (KH, KW, 1, 1, 1, C), so that a tap [u, v] multiplies (N, H, W, C)."""
+    """(KH, KW, 1, C) to (KH, KW, 1, 1, 1, C), so that [u, v] broadcasts against (N, H, W, C)."""
     return _accumulated(kernel)[:, :, None, None]
 
 
 def _accumulated(array: jax.Array) -> jax.Array:
-    """In the dtype in which products are summed."""
+    """The array in the dtype in which products are accumulated."""
     return array.astype(accumulation_dtype(array.dtype))

@@ -1,9 +1,10 @@
-"""The convolution of a small map as one matrix for every channel: the full 2-D Toeplitz matrix.
+"""The convolution of a small feature map as one 2-D Toeplitz matrix per channel.
 
-A map of 7 x 7 is a vector of 49 values, and a kernel that covers it a matrix of 49 x 49: nearly
-all of it is used, so a batched matrix product does little in vain.
+A 7 x 7 feature map is a vector of 49 values, and a kernel is a 49 x 49 matrix. If the kernel covers
+the feature map, few elements of the matrix are zero, so a batched matrix product wastes little.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.implementation import Estimate, Properties
 from replk_jax.ops.dtypes import accumulation_dtype
 
-# The matrix has as many elements for a channel as this squared.
-LARGEST_MAP = 144
+# Positions of a feature map. The matrix of a channel has the square of this many elements.
+MAX_POSITIONS = 144
 
 
 NAME = "toeplitz"
@@ -25,22 +26,25 @@ PROPERTIES = Properties()
 def unsupported_reason(
     convolution: Convolution, batch: int | None, channels: int, dtype: Any
 ) -> str | None:
-    """All but small maps."""
-    largest = max(np.prod(convolution.size), np.prod(convolution.output_size))
-    if largest > LARGEST_MAP:
-        return f"toeplitz squares the map, and {largest} positions are more than {LARGEST_MAP}"
+    """Only small feature maps are supported."""
+    largest = max(math.prod(convolution.size), math.prod(convolution.output_size))
+    if largest > MAX_POSITIONS:
+        return (
+            "the matrix of toeplitz squares the feature map, and "
+            f"{largest} positions are more than {MAX_POSITIONS}"
+        )
     return None
 
 
 def estimate(convolution: Convolution) -> Estimate | None:
-    """Best for kernels that cover most of a small map."""
+    """The fastest for kernels that cover most of a small feature map."""
     if max(convolution.kernel_size) >= 5 and max(convolution.size) <= 8:
-        return Estimate(2, "one small matrix for every channel")
+        return Estimate(2, "one small matrix per channel")
     return None
 
 
 def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
-    """y[n, o, c] = sum_i T[c, o, i] x[n, i, c], over positions o and i."""
+    """y[n, o, c] = sum_i T[c, o, i] x[n, i, c], for output positions o and input positions i."""
     y = _product("coi,nic->noc", _matrix(kernel, convolution), _flat(x), convolution)
     return y.reshape(x.shape[0], *convolution.output_size, x.shape[-1]).astype(x.dtype)
 
@@ -52,41 +56,43 @@ def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) ->
 
 
 def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax.Array:
-    """The gradient of the matrix, summed over the elements that a tap fills."""
+    """The gradient of the matrix, summed over the elements that belong to the same tap."""
     matrix = _product("noc,nic->oic", _flat(g), _flat(x), convolution)
     channels = g.shape[-1]
     matrix = matrix.reshape(-1, channels)
     taps = _taps(convolution).ravel()
     kh, kw = convolution.kernel_size
-    # The last row collects the pairs of positions that no tap joins.
+    # The last segment collects the pairs of positions that no tap connects.
     dk = jax.ops.segment_sum(matrix, taps, num_segments=kh * kw + 1)[:-1]
     return dk.reshape(kh, kw, 1, channels).astype(g.dtype)
 
 
 def _matrix(kernel: jax.Array, convolution: Convolution) -> jax.Array:
-    """T, (C, OH OW, H W): the tap between two positions, or 0."""
+    """T, (C, OH OW, H W): the tap that connects two positions, or 0."""
     kh, kw, _, c = kernel.shape
     taps = jnp.concatenate([kernel.reshape(kh * kw, c), jnp.zeros((1, c), kernel.dtype)])
     return jnp.transpose(taps[_taps(convolution)], (2, 0, 1))
 
 
 def _taps(convolution: Convolution) -> np.ndarray:
-    """For every output and input position, (OH OW, H W), the number of the tap that joins them:
-    u KW + v, or KH KW where none does."""
-    joined, number = [], []
+    """The index u KW + v of the tap that connects an output and an input position, (OH OW, H W).
+
+    KH KW where none does.
+    """
+    connected, index = [], []
     for axis in (0, 1):
         before, _ = convolution.padding[axis]
         y = np.arange(convolution.output_size[axis]) * convolution.stride[axis] - before
         offset = np.arange(convolution.size[axis]) - y[:, None]
         tap, rest = np.divmod(offset, convolution.dilation[axis])
-        joined.append((rest == 0) & (tap >= 0) & (tap < convolution.kernel_size[axis]))
-        number.append(tap)
-    (rows, columns), (row, column) = joined, number
+        connected.append((rest == 0) & (tap >= 0) & (tap < convolution.kernel_size[axis]))
+        index.append(tap)
+    (rows, columns), (row, column) = connected, index
     kh, kw = convolution.kernel_size
     both = rows[:, None, :, None] & columns[None, :, None, :]
-    number = row[:, None, :, None] * kw + column[None, :, None, :]
-    positions = np.prod(convolution.output_size), np.prod(convolution.size)
-    return np.where(both, number, kh * kw).reshape(positions)
+    taps = row[:, None, :, None] * kw + column[None, :, None, :]
+    positions = math.prod(convolution.output_size), math.prod(convolution.size)
+    return np.where(both, taps, kh * kw).reshape(positions)
 
 
 def _flat(x: jax.Array) -> jax.Array:
@@ -96,7 +102,7 @@ def _flat(x: jax.Array) -> jax.Array:
 
 
 def _product(subscripts: str, a: jax.Array, b: jax.Array, convolution: Convolution) -> jax.Array:
-    """Sums in float32 at least."""
+    """`jnp.einsum` that accumulates in at least float32."""
     return jnp.einsum(
         subscripts,
         a,

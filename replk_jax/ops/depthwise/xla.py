@@ -10,26 +10,26 @@ from replk_jax.ops.depthwise.convolution import Convolution, Pair
 from replk_jax.ops.depthwise.implementation import Estimate, Properties
 
 NAME = "xla"
-# Its kernel gradient comes out wrong where the batch is divided over one of two axes of a mesh
-# (seen on CPUs with JAX 0.10.2 to 0.12.0).
-PROPERTIES = Properties(partitioned_by_xla=False, takes_open_sizes=True)
+# XLA computes a wrong kernel gradient if the batch is sharded over one of two axes of a mesh
+# (observed on CPUs with JAX 0.10.2 to 0.12.0).
+PROPERTIES = Properties(partitioned_by_xla=False, supports_symbolic_sizes=True)
 
 
 def unsupported_reason(
     convolution: Convolution, batch: int | None, channels: int, dtype: Any
 ) -> str | None:
-    """None: it computes everything."""
+    """None: it supports every convolution."""
     return None
 
 
 def estimate(convolution: Convolution) -> Estimate:
-    """The last resort, and the best for small kernels."""
+    """The fallback; the fastest for small kernels."""
     return Estimate(0, "limited by memory")
 
 
 def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
-    """A group for every channel."""
-    return convolve_open_size(
+    """A grouped convolution with one group per channel."""
+    return convolve_symbolic_size(
         x,
         kernel,
         stride=convolution.stride,
@@ -39,7 +39,7 @@ def forward(x: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Ar
     )
 
 
-def convolve_open_size(
+def convolve_symbolic_size(
     x: jax.Array,
     kernel: jax.Array,
     *,
@@ -48,7 +48,12 @@ def convolve_open_size(
     dilation: Pair,
     precision: lax.Precision | None,
 ) -> jax.Array:
-    """`forward` for height and width that may be symbolic; the arguments are those of `lax`."""
+    """`forward` for a height and width that may be symbolic.
+
+    Args:
+      x, kernel: (N, H, W, C) and (KH, KW, 1, C).
+      stride, padding, dilation, precision: as in `jax.lax.conv_general_dilated`.
+    """
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -62,10 +67,10 @@ def convolve_open_size(
 
 
 def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) -> jax.Array:
-    """g, spread out by the stride, convolved with the flipped kernel."""
+    """g, dilated by the stride, convolved with the flipped kernel."""
     padding = [
-        (reach - before, size - spread + before)
-        for size, reach, spread, before in _extents(convolution, g)
+        (kernel_extent - before, size - g_extent + before)
+        for size, kernel_extent, g_extent, before in _extents(convolution, g)
     ]
     return lax.conv_general_dilated(
         g,
@@ -81,10 +86,10 @@ def input_gradient(g: jax.Array, kernel: jax.Array, convolution: Convolution) ->
 
 
 def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax.Array:
-    """x convolved with g, the images in the place of input features: a sum over the batch."""
+    """x convolved with g; the batch takes the place of the input features and is summed over."""
     padding = [
-        (before, reach + spread - size - before)
-        for size, reach, spread, before in _extents(convolution, g)
+        (before, kernel_extent + g_extent - size - before)
+        for size, kernel_extent, g_extent, before in _extents(convolution, g)
     ]
     dk = lax.conv_general_dilated(
         x,
@@ -100,8 +105,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, convolution: Convolution) -> jax
 
 
 def _extents(convolution: Convolution, g: jax.Array) -> list[tuple[int, int, int, int]]:
-    """For rows and columns: the map's size, that of the kernel less one with its taps spread by
-    the dilation, that of g spread by the stride, and the zeros before the map."""
+    """(H, (KH - 1) * dilation, (OH - 1) * stride + 1, padding before), and so for the columns."""
     return [
         (
             convolution.size[axis],

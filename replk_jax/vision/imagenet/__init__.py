@@ -1,7 +1,7 @@
 """The classes of ImageNet-1K (ILSVRC 2012), in the order of the networks' outputs.
 
 Each is a synset of WordNet 3.0 (Princeton University, wordnet.princeton.edu), numbered in the
-order of their identifiers, and named by its words. The licence of WordNet lies beside them.
+order of their identifiers, and named by its words. The licence of WordNet is in the same folder.
 """
 
 import functools

@@ -158,7 +158,7 @@ def test_layer_takes_an_implementation():
     x = draw((1, 9, 9, 2))
     layer = DepthwiseConv2D((3, 3), implementation="toeplitz")
     assert layer.apply(layer.init(jax.random.key(0), x), x).shape == x.shape
-    with pytest.raises(ValueError, match="squares the map"):
+    with pytest.raises(ValueError, match="squares the feature map"):
         layer.init(jax.random.key(0), draw((1, 40, 40, 2)))
 
 

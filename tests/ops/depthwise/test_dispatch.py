@@ -316,9 +316,9 @@ class TestExplain:
         assert explanation.choices.keys() == set(DIRECTIONS)
         assert explanation.choices["forward"].name == "dft"
         text = str(explanation)
-        assert "forward: dft (fastest that can, at the nearest measured convolution" in text
-        assert "not toeplitz: toeplitz squares the map" in text
-        assert "not mosaic_gpu: its kernels are for NVIDIA's Hopper GPUs" in text
+        assert "forward: dft (fastest supported one at the nearest measured convolution" in text
+        assert "not toeplitz: the matrix of toeplitz squares the feature map" in text
+        assert "not mosaic_gpu: its kernels are for NVIDIA Hopper GPUs" in text
 
     def test_takes_the_devices_platform(self):
         shapes = (1, 9, 9, 4), (3, 3, 1, 4)
@@ -374,7 +374,11 @@ class TestDemand:
         ("name", "size", "message"),
         [
             ("cudnn", 9, "Unknown implementation 'cudnn'; known: xla, dft, shift, toeplitz"),
-            ("toeplitz", 30, "squares the map, and 900 positions.*These can: xla, dft, shift"),
+            (
+                "toeplitz",
+                30,
+                "squares the feature map, and 900 positions.*Use one of xla, dft, shift",
+            ),
             ("mosaic_gpu", 30, r"Hopper GPUs \(compute capability 9.0\), not cpu"),
         ],
     )

@@ -1,5 +1,4 @@
-"""Operations that XLA cannot look into, divided over a mesh. The operation here is XLA's own
-convolution, which runs anywhere; the wrapper sees no difference."""
+"""Partitioning over a mesh, with XLA's own convolution as the function, which runs anywhere."""
 
 import jax
 import numpy as np
@@ -8,7 +7,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from replk_jax.ops.depthwise import xla
-from replk_jax.ops.depthwise.partitioning import divided
+from replk_jax.ops.depthwise.partitioning import partitioned
 from replk_jax.ops.depthwise.shapes import Shape
 
 CONVOLUTION = Shape("", (8, 7), (5, 5), 24).convolution
@@ -31,11 +30,11 @@ OPERANDS = {"forward": (X, KERNEL), "input_gradient": (G, KERNEL), "kernel_gradi
         (P("data", None, None, "model"), P(None, None, None, "model")),
         (P(("data", "model")), P()),
         (P("data"), P(None, None, None, "data")),  # the kernel is gathered
-        (P(None, "data"), P()),  # rows are gathered: every device needs whole maps
+        (P(None, "data"), P()),  # rows are gathered: every device needs whole feature maps
     ],
     ids=str,
 )
-def test_every_device_computes_its_part(direction, images, kernel):
+def test_every_device_computes_its_shard(direction, images, kernel):
     mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
     shardings = NamedSharding(mesh, images), NamedSharding(mesh, kernel)
     if direction == "kernel_gradient":
@@ -45,7 +44,7 @@ def test_every_device_computes_its_part(direction, images, kernel):
         return getattr(xla, direction)(a, b, CONVOLUTION)
 
     compiled = (
-        jax.jit(divided(direction, operation), in_shardings=shardings)
+        jax.jit(partitioned(direction, operation), in_shardings=shardings)
         .lower(*OPERANDS[direction])
         .compile()
     )

@@ -1,4 +1,4 @@
-"""Kernels for NVIDIA's Hopper GPUs: Toeplitz matrices on the tensor cores, in Pallas Mosaic GPU."""
+"""Pallas Mosaic GPU kernels for NVIDIA Hopper GPUs: Toeplitz matrices on the tensor cores."""
 
 from typing import Any
 
@@ -23,10 +23,10 @@ __all__ = [
 ]
 
 NAME = "mosaic_gpu"
-# XLA cannot look into a custom call to divide it.
+# XLA cannot partition a custom call.
 PROPERTIES = Properties(
     custom_calls=True,
-    required_gpu=RequiredGPU("NVIDIA's Hopper GPUs", "9.0"),
+    required_gpu=RequiredGPU("NVIDIA Hopper GPUs", "9.0"),
     partitioned_by_xla=False,
 )
 
@@ -34,7 +34,10 @@ PROPERTIES = Properties(
 def unsupported_reason(
     convolution: Convolution, batch: int | None, channels: int, dtype: Any
 ) -> str | None:
-    """What any of the three kernels cannot compute; the device is not asked."""
+    """Why one of the three directions is unsupported; None if all are supported.
+
+    Dispatch checks the device (`PROPERTIES`).
+    """
     return (
         plan.unsupported_reason(convolution, batch, channels, dtype)
         or plan.unsupported_reason(convolution.transposed(), batch, channels, dtype)
@@ -43,4 +46,4 @@ def unsupported_reason(
 
 
 def estimate(convolution: Convolution) -> None:
-    """None: kernels of our own run only where they have been measured."""
+    """None: these kernels are chosen only on devices where they have been measured."""

@@ -1,4 +1,4 @@
-"""The Toeplitz bank: every row of a kernel as a matrix between columns."""
+"""The Toeplitz bank: each row of a kernel as a Toeplitz matrix."""
 
 import jax
 import jax.numpy as jnp
@@ -8,21 +8,21 @@ from replk_jax.ops.depthwise.mosaic_gpu.plan import BLOCK, Window
 
 
 def toeplitz_bank(kernel: jax.Array, convolution: Convolution, rows: int) -> jax.Array:
-    """The matrices that take a window of input columns to a block of 16 output columns.
+    """The matrices that map a window of input columns to a block of 16 output columns.
 
-    Row u of the kernel sends input column j' to output column j with weight
-    k[u, j' - j + q], q the padding on the left. Between a block of outputs and its window
-    (`Window`) that is one matrix for all blocks,
+    Row u of the kernel maps input column j' to output column j with weight k[u, j' - j + q], where
+    q is the padding on the left. The matrix from the window (`Window`) of a block to the block is
+    the same for all blocks:
 
         bank[c, 16 s + j, j'] = k[u, j' - reach - j + q]    (0 outside the kernel)
 
-    and the matrices of the rows are in slots s = KH - 1 - u + (rows - 1), the last row first,
-    between rows - 1 slots of zeros on either side. What one input row gives to `rows`
-    consecutive output rows is then a window of 16 `rows` consecutive rows of the bank.
+    The matrix of row u is in slot s = KH - 1 - u + (rows - 1), so the last row comes first. There
+    are rows - 1 slots of zeros at both ends. The contribution of one input row to `rows`
+    consecutive output rows is a product with 16 `rows` consecutive rows of the bank.
 
     Args:
       kernel: (KH, KW, 1, C).
-      convolution: its padding places the band.
+      convolution: the geometry.
       rows: output rows that one product computes.
 
     Returns:
@@ -33,7 +33,8 @@ def toeplitz_bank(kernel: jax.Array, convolution: Convolution, rows: int) -> jax
     first = window.reach - convolution.padding[1][0]
     k = jnp.transpose(kernel[::-1, :, 0], (2, 0, 1))
     k = jnp.pad(k, ((0, 0), (rows - 1, rows - 1), (first, window.depth + 1 - first - columns)))
-    # Rows of depth + 1 laid end to end and cut at depth: each starts one column further right.
+    # Concatenated rows of length depth + 1, split into rows of length depth: each row is shifted
+    # one column further to the right.
     k = jnp.broadcast_to(k[:, :, None], (channels, k.shape[1], BLOCK, window.depth + 1))
     k = k.reshape(channels, -1, BLOCK * (window.depth + 1))[..., : BLOCK * window.depth]
     return k.reshape(channels, (taps + 2 * (rows - 1)) * BLOCK, window.depth)

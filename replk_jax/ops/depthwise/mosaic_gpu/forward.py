@@ -18,25 +18,25 @@ def forward(
 ) -> jax.Array:
     """Convolves images.
 
-    16-bit types are multiplied exactly and summed in float32. float32 is split into two bfloat16
-    parts, of whose four products the smallest is left out: the error is about 5e-6 of the
-    result's root mean square. An infinite or NaN pixel contaminates more of its channel of its
-    image than the kernel reaches, since the matrix products multiply it with zeros too: whole
-    blocks of 16 columns and of the plan's rows.
+    16-bit operands are multiplied exactly and accumulated in float32. A float32 operand is split
+    into two bfloat16 terms, and the smallest of the four products is omitted. The error is about
+    5e-6 of the root mean square of the result. The matrix products also multiply with zeros, so an
+    infinite or NaN pixel contaminates whole blocks of 16 columns and `plan.rows` rows of its
+    channel of its image.
 
     Args:
       x: (N, H, W, C), bfloat16, float16 or float32.
       kernel: (KH, KW, 1, C), of the same dtype.
-      convolution: one for which `unsupported_reason` gives none.
-      plan: how to cut it, one of `plans`; None takes the one with the least estimated time.
-      interpret: False compiles for the GPU; parameters of the interpreter run the kernel on
-        the CPU (`replk_jax.compat.mosaic_interpret_params`).
+      convolution: a convolution for which `unsupported_reason` returns None.
+      plan: one of `plans`; None for the one with the shortest estimated time.
+      interpret: False compiles for the GPU. Parameters of the interpreter run the kernel on the
+        CPU (`replk_jax.compat.mosaic_interpret_params`).
 
     Returns:
       (N, OH, OW, C) in the same dtype.
 
     Raises:
-      ValueError: with the reason that `unsupported_reason` gives.
+      ValueError: with the reason that `unsupported_reason` returns.
     """
     batch, _, _, channels = x.shape
     plan = plan or choose_plan(convolution, batch, channels, x.dtype)
@@ -53,21 +53,21 @@ def forward_packed(
     plan: Plan | None = None,
     interpret=False,
 ) -> jax.Array:
-    """Convolves images in the layout of the kernel, which costs `forward` a transposition.
+    """Convolves images in the packed layout, without the transpositions of `forward`.
 
     Args:
-      x: (C, H, W', N') as `pack` makes them: W' is W rounded up to a multiple of 8, the columns
-        behind the map are zero, and N' is a multiple of the plan's batch tile.
+      x: (C, H, W', N') from `pack`: W' is W rounded up to a multiple of 8, the padding columns are
+        zero, and N' is a multiple of the plan's batch tile.
       kernel, convolution, plan, interpret: as in `forward`.
 
     Returns:
-      (C, OH, OW', N') in the same dtype. The columns behind the map are undefined.
+      (C, OH, OW', N') in the same dtype. The padding columns are undefined.
 
     Raises:
-      ValueError: with the reason that `unsupported_reason` gives, or for a plan that does not fit
+      ValueError: with the reason that `unsupported_reason` returns, or for a plan that does not fit
         or whose batch tile does not divide the batch.
     """
-    # Pallas is imported with the first convolution: the package must work where it cannot be.
+    # The package must work without Pallas, so it is imported on first use.
     from replk_jax.ops.depthwise.mosaic_gpu.row_toeplitz import row_toeplitz
 
     channels, _, _, batch = x.shape
@@ -77,8 +77,8 @@ def forward_packed(
         raise ValueError(f"{plan} does not fit on the hardware for {convolution}.")
     if batch % plan.batch_tile:
         raise ValueError(
-            f"A packed batch of {batch} is not a multiple of the batch tile {plan.batch_tile}: "
-            "use pack(x, batch_multiple) with the tile."
+            f"The packed batch of {batch} is not a multiple of the batch tile {plan.batch_tile}; "
+            f"use pack(x, batch_multiple={plan.batch_tile})."
         )
     bank = toeplitz_bank(kernel, convolution, plan.rows)
     return row_toeplitz(
@@ -99,13 +99,13 @@ def input_gradient(
     Args:
       g: the gradient with respect to the convolution's result, (N, OH, OW, C).
       kernel, convolution, interpret: as in `forward`.
-      plan: how to cut the transposed convolution; None as in `forward`.
+      plan: of the transposed convolution, as in `forward`.
 
     Returns:
       (N, H, W, C) in the same dtype.
 
     Raises:
-      ValueError: with the reason that `unsupported_reason` gives.
+      ValueError: with the reason that `unsupported_reason` returns.
     """
     flipped = kernel[::-1, ::-1]
     return forward(g, flipped, convolution.transposed(), plan=plan, interpret=interpret)

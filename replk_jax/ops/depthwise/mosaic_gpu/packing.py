@@ -1,4 +1,4 @@
-"""What the Hopper kernels take: channels first, batch last, and 16-bit numbers."""
+"""The array layout of the Hopper kernels: channels first, batch last, 16-bit elements."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,11 @@ from jax import lax
 
 
 def pack(x: jax.Array, batch_multiple: int = 16) -> jax.Array:
-    """(N, H, W, C) to (C, H, W', N'), filled up with zeros.
+    """(N, H, W, C) to (C, H, W', N'), padded with zeros.
 
-    W' is the next multiple of 8, which the TMA's tiled copies demand of every dimension above
-    8; N' the next multiple of `batch_multiple`, at least 16, so that every row of the innermost
-    dimension starts on 16 bytes and spans a 32-byte swizzle.
+    W' is W rounded up to a multiple of 8: the TMA's tiled copies require this of every dimension
+    above 8. N' is N rounded up to a multiple of `batch_multiple`, which is at least 16: so every
+    row of the innermost dimension is aligned to 16 bytes and spans a 32-byte swizzle.
     """
     n, _, w, _ = x.shape
     x = jnp.pad(x, ((0, -n % batch_multiple), (0, 0), (0, -w % 8), (0, 0)))
@@ -23,10 +23,13 @@ def unpack(y: jax.Array, batch: int, width: int) -> jax.Array:
 
 
 def split(array: jax.Array) -> tuple[jax.Array, ...]:
-    """An array of a 16-bit type alone; a float32 one as two of bfloat16 that sum to it, but for
-    its last eight bits."""
+    """The 16-bit terms whose sum is the array.
+
+    A 16-bit array is its own term. A float32 array has two terms in bfloat16, whose sum lacks its
+    last eight bits.
+    """
     if array.dtype != jnp.float32:
         return (array,)
-    # reduce_precision, because XLA may take a cast to bfloat16 and back for nothing to do.
+    # reduce_precision, because XLA may remove a cast to bfloat16 and back.
     high = lax.reduce_precision(array, exponent_bits=8, mantissa_bits=7)
     return high.astype(jnp.bfloat16), (array - high).astype(jnp.bfloat16)

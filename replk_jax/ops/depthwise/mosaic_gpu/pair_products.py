@@ -1,9 +1,9 @@
-"""Products of all pairs of columns of two maps, summed over the batch, as a Mosaic GPU kernel.
+"""Products of all pairs of columns of x and g, summed over the batch, as a Mosaic GPU kernel.
 
-One block of threads serves one channel and a group of shifts. Its producer copies tiles of g,
-and the rows of x that meet them, to shared memory; two consumers multiply, each for its own half
-of the shifts. Consecutive tiles of g meet overlapping ranges of rows of x, which therefore are in
-a ring.
+A thread block computes one channel and a group of shifts. Its producer copies tiles of g, and the
+rows of x that they are multiplied with, to shared memory. Its two consumers multiply, each for half
+of the shifts. Consecutive tiles of g need overlapping ranges of rows of x, so these rows are stored
+in a ring buffer.
 """
 
 import functools
@@ -41,7 +41,7 @@ def pair_products(
         transforms = (plgpu.TilingTransform(tile), plgpu.SwizzleTransform(swizzle))
         return plgpu.SMEM(shape, dtype, transforms=transforms)
 
-    # One swizzle for both operands, as wide as the images that are multiplied at a time.
+    # Both operands have the same swizzle: the bytes of the images that are multiplied at a time.
     swizzle = tiling.images * x.dtype.itemsize
     copies = tiling.tiles * tiling.rows
     kernel = plgpu.kernel(
@@ -60,7 +60,7 @@ def pair_products(
             g_full=plgpu.Barrier(num_arrivals=copies, num_barriers=tiling.g_stages),
             g_empty=plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=tiling.g_stages),
         ),
-        # The groups of a channel run side by side and find its maps in the L2 cache.
+        # The groups of a channel run concurrently and read the same data from the L2 cache.
         grid=(tiling.groups, channels),
         grid_names=("group", "channel"),
         num_threads=CONSUMERS + 1,
@@ -86,10 +86,10 @@ def _block(
     padding,
     tiling,
 ):
-    """What one block of threads does.
+    """The program of one thread block.
 
-    Step t multiplies the rows of g from R t on with those of x from R t + offset on. Both
-    counters, of steps for g and of stages for x, run on from one batch tile to the next.
+    Step t multiplies the rows of g that start at R t with the rows of x that start at R t + offset.
+    The counters of steps (for g) and of stages (for x) continue from one batch tile to the next.
     """
     _, height, width, batch = x.shape
     _, output_height, _, _ = g.shape
@@ -99,7 +99,7 @@ def _block(
     first_shift = lax.axis_index("group") * tiling.group
     offset = first_shift - padding
 
-    # Only the steps that meet a row of the map.
+    # Only the steps that read a row of x.
     start = lax.div(lax.max(rows - tiling.group - offset, 0), rows)
     stop = lax.div(lax.max(height - 1 - offset + rows, 0), rows)
     steps = lax.max(lax.min(stop, pl.cdiv(output_height, rows)) - start, 0)
@@ -113,9 +113,9 @@ def _block(
         return pl.multiple_of(gap + row * (width + gap) + column, 8)
 
     def copy_row(source, row, column, size, batch_tile, target, barrier):
-        # A row outside the map is read beyond the end of another one, where the hardware gives
-        # zeros. It need not do so beyond the last row, as it may address rows and channels as
-        # one dimension.
+        # The hardware returns zeros for columns beyond the end of a row, so a row outside the image
+        # is read there. Beyond the last row it need not return zeros: it may address rows and
+        # channels as one dimension.
         _, limit, end, _ = source.shape
         inside = (row >= 0) & (row < limit)
         column = pl.multiple_of(jnp.where(inside, column, end), 8)

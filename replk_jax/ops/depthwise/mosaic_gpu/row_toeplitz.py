@@ -1,9 +1,8 @@
 """The row-Toeplitz convolution on Hopper's tensor cores, as a Mosaic GPU kernel.
 
-One block of threads convolves one channel of `batch_tile` images. Its Toeplitz bank is in
-shared memory; one warpgroup, the producer, copies input rows into a ring of stages, and two
-consumers multiply each row with the window of the bank that belongs to their output rows. The
-window slides by one slot per input row; nothing is rebuilt.
+A thread block convolves one channel of `batch_tile` images. Its Toeplitz bank is in shared memory.
+One warpgroup, the producer, copies input rows into a ring of stages. Two consumers multiply each
+row with the rows of the bank for their output rows. For the next input row, these move by one slot.
 """
 
 import dataclasses
@@ -21,10 +20,10 @@ from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.mosaic_gpu.plan import BLOCK, CONSUMERS, Plan, Window, round_up
 
 _SWIZZLE = 32
-"""Bytes. `wgmma` advances by a whole swizzle, so a wider one would coarsen the Toeplitz band."""
+"""Bytes. `wgmma` advances by a whole swizzle, so a wider one would make the band coarser."""
 
 _PRODUCTS = {1: ((0, 0),), 2: ((0, 0), (0, 1), (1, 0))}
-"""Parts of the bank and of the input that are multiplied, by the number of parts."""
+"""The products of (term of the bank, term of the input), by the number of terms."""
 
 
 def row_toeplitz(
@@ -38,11 +37,11 @@ def row_toeplitz(
     """Convolves packed images with the kernel whose Toeplitz bank is given.
 
     Args:
-      xs: the images (C, H, W', N') in a 16-bit type, split into one or two parts that sum to
-        them; the padding columns are zero and N' is a multiple of the batch tile.
-      banks: the bank of `toeplitz_bank` for `plan.rows`, in as many parts of the same type.
+      xs: the terms of the images, one or two arrays (C, H, W', N') of a 16-bit dtype; the padding
+        columns are zero, and N' is a multiple of the batch tile.
+      banks: the terms of the bank of `toeplitz_bank` for `plan.rows`, of the same number and dtype.
       convolution: the convolution.
-      plan: how to cut it.
+      plan: its division into blocks.
       dtype: of the result.
       interpret: parameters of the interpreter, or None to compile.
 
@@ -52,21 +51,21 @@ def row_toeplitz(
     channels, _, _, batch = xs[0].shape
     height, width = convolution.output_size
     dtype = jnp.dtype(dtype)
-    parts, window = len(xs), Window.of(convolution)
+    num_terms, window = len(xs), Window.of(convolution)
     zeros = jnp.zeros((8, plan.batch_tile), xs[0].dtype)
-    first_copies = parts * (1 + plan.stages * len(window.margins))
+    first_copies = num_terms * (1 + plan.stages * len(window.margins))
 
     def row_toeplitz_kernel(*refs, **scratch):
-        operands = refs[:parts], refs[parts : 2 * parts], *refs[2 * parts :]
+        operands = refs[:num_terms], refs[num_terms : 2 * num_terms], *refs[2 * num_terms :]
         _Block(convolution, plan, *operands, **scratch).run()
 
     kernel = plgpu.kernel(
         row_toeplitz_kernel,
         out_type=jax.ShapeDtypeStruct((channels, height, round_up(width, 8), batch), dtype),
         scratch_types=dict(
-            bank_smem=_shared((parts, *banks[0].shape[1:]), banks[0].dtype, _SWIZZLE),
+            bank_smem=_shared((num_terms, *banks[0].shape[1:]), banks[0].dtype, _SWIZZLE),
             x_smem=_shared(
-                (parts, plan.stages, window.columns, plan.batch_tile), xs[0].dtype, _SWIZZLE
+                (num_terms, plan.stages, window.columns, plan.batch_tile), xs[0].dtype, _SWIZZLE
             ),
             out_smem=_shared(
                 (CONSUMERS, plan.rows * BLOCK, plan.batch_tile),
@@ -74,10 +73,10 @@ def row_toeplitz(
                 min(128, plan.batch_tile * dtype.itemsize),
             ),
             ready=plgpu.Barrier(num_arrivals=first_copies),
-            full=plgpu.Barrier(num_arrivals=parts, num_barriers=plan.stages),
+            full=plgpu.Barrier(num_arrivals=num_terms, num_barriers=plan.stages),
             empty=plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=plan.stages),
         ),
-        # The batch tiles of a channel run side by side and find its bank in the L2 cache.
+        # The batch tiles of a channel run concurrently and read the same bank from the L2 cache.
         grid=(batch // plan.batch_tile, channels),
         grid_names=("tile", "channel"),
         num_threads=CONSUMERS + 1,
@@ -96,10 +95,9 @@ def _shared(shape, dtype, swizzle):
 
 @dataclasses.dataclass
 class _Block:
-    """What one block of threads does.
+    """The program of one thread block.
 
-    All warpgroups count the input rows they have seen; row number t is in stage
-    t mod `plan.stages`.
+    All warpgroups count the input rows; row number t is in stage t mod `plan.stages`.
     """
 
     convolution: Convolution
@@ -108,12 +106,12 @@ class _Block:
     banks: Sequence[Any]
     zeros: Any
     out: Any
-    bank_smem: Any  # (parts, 16 slots, depth)
-    x_smem: Any  # (parts, stages, columns, batch tile)
+    bank_smem: Any  # (terms, 16 slots, depth)
+    x_smem: Any  # (terms, stages, columns, batch tile)
     out_smem: Any  # (consumers, 16 rows, batch tile)
-    ready: Any  # the bank and the margins are there
-    full: Any  # (stages,): an input row is there
-    empty: Any  # (stages,): it has been multiplied
+    ready: Any  # the bank and the margins are in shared memory
+    full: Any  # (stages,): an input row is in shared memory
+    empty: Any  # (stages,): the row has been multiplied
 
     def run(self):
         warpgroup = lax.axis_index("warpgroup")
@@ -138,7 +136,7 @@ class _Block:
         return lax.rem(t, jnp.int32(self.plan.stages))
 
     def input_rows(self, first, count):
-        """The bounds of the input rows that meet `count` output rows from `first` on."""
+        """The range (start, stop) of input rows that the `count` output rows from `first` read."""
         taps, top = self.convolution.kernel_size[0], self.convolution.padding[0][0]
         start = lax.max(first - top, 0)
         return start, lax.min(first + count - 1 + taps - top, self.convolution.size[0])
@@ -149,13 +147,13 @@ class _Block:
 
     def produce(self):
         plan = self.plan
-        for part, bank in enumerate(self.banks):
-            plgpu.copy_gmem_to_smem(bank.at[self.channel], self.bank_smem.at[part], self.ready)
-        for part in range(len(self.xs)):
+        for term, bank in enumerate(self.banks):
+            plgpu.copy_gmem_to_smem(bank.at[self.channel], self.bank_smem.at[term], self.ready)
+        for term in range(len(self.xs)):
             for stage in range(plan.stages):
                 for margin in self.window.margins:
                     plgpu.copy_gmem_to_smem(
-                        self.zeros, self.x_smem.at[part, stage, pl.ds(margin, 8)], self.ready
+                        self.zeros, self.x_smem.at[term, stage, pl.ds(margin, 8)], self.ready
                     )
 
         def copy_row(row, t):
@@ -165,10 +163,10 @@ class _Block:
             def _():
                 plgpu.barrier_wait(self.empty.at[stage])
 
-            for part, x in enumerate(self.xs):
+            for term, x in enumerate(self.xs):
                 plgpu.copy_gmem_to_smem(
                     x.at[self.channel, row, :, self.images],
-                    self.x_smem.at[part, stage, pl.ds(self.window.left_margin, x.shape[2])],
+                    self.x_smem.at[term, stage, pl.ds(self.window.left_margin, x.shape[2])],
                     self.full.at[stage],
                 )
             return t + 1
@@ -182,7 +180,7 @@ class _Block:
             len(plan.group_input_rows(self.convolution, group))
             for group in range(plan.groups(self.convolution))
         )
-        # Nothing is left in flight, and no barrier in a phase that nobody has seen.
+        # Waits for all copies, so that no barrier ends in a phase that no warpgroup waited for.
         for t in range(max(0, total - plan.stages), total):
             plgpu.barrier_wait(self.empty.at[t % plan.stages])
 
@@ -202,12 +200,12 @@ class _Block:
         return self.plan.blocks(consumer, len(self.window.spans))
 
     def compute(self, consumer, group, t, *sums):
-        """A consumer's share of a group of output rows; `sums` has one accumulator a block."""
+        """Computes a consumer's rows of a group of output rows; `sums`: one accumulator a block."""
         plan = self.plan
         first = group * plan.group_rows + plan.first_row(consumer)
         group_start, group_stop = self.input_rows(group * plan.group_rows, plan.group_rows)
         start, stop = self.input_rows(first, plan.rows)
-        # The last group's second consumer may have no output row at all.
+        # The second consumer may have no output row in the last group.
         start = lax.min(start, group_stop)
         stop = lax.select(first < self.convolution.output_size[0], stop, start)
 
@@ -220,7 +218,7 @@ class _Block:
             plgpu.barrier_wait(self.full.at[self.stage(t)])
             self.multiply(sums, self.blocks(consumer), first - row, self.stage(t))
 
-            # The tensor cores go on with this row while the one before is given back.
+            # The tensor cores compute this row while the stage of the previous one is released.
             @pl.when(row > start)
             def _():
                 plgpu.barrier_arrive(self.empty.at[self.stage(t - 1)])
@@ -241,9 +239,9 @@ class _Block:
         return t
 
     def multiply(self, sums, blocks, distance, stage):
-        """Adds what an input row gives to the output rows that start `distance` below it.
+        """Adds the contribution of an input row to the output rows `distance` below it.
 
-        Waits for the products of the row before, not for those of this one.
+        Waits for the products of the previous row, not for those of this one.
         """
         plan, window = self.plan, self.window
         bottom = self.convolution.kernel_size[0] - 1 - self.convolution.padding[0][0]
@@ -252,9 +250,9 @@ class _Block:
         products = _PRODUCTS[len(self.xs)]
         for block, total in zip(blocks, sums, strict=True):
             start, stop = window.spans[block]
-            for bank_part, x_part in products:
-                bank = self.bank_smem.at[bank_part, rows, pl.ds(start, stop - start)]
-                x = self.x_smem.at[x_part, stage, pl.ds(window.offset(block), stop - start)]
+            for bank_term, x_term in products:
+                bank = self.bank_smem.at[bank_term, rows, pl.ds(start, stop - start)]
+                x = self.x_smem.at[x_term, stage, pl.ds(window.offset(block), stop - start)]
                 if plan.arrangement == "A":
                     plgpu.wgmma(total, bank, x)
                 else:

@@ -1,6 +1,6 @@
-"""How the gradient with respect to the kernel is cut into tiles, and what that costs.
+"""Tilings of the gradient with respect to the kernel, and their costs.
 
-The letters are those of the formulas in `replk_jax.ops.depthwise.mosaic_gpu.kernel_gradient`.
+The symbols are those of the formulas in `replk_jax.ops.depthwise.mosaic_gpu.kernel_gradient`.
 """
 
 import dataclasses
@@ -10,27 +10,27 @@ from replk_jax.ops.depthwise.convolution import Convolution
 from replk_jax.ops.depthwise.mosaic_gpu.plan import CONSUMERS, SHARED_MEMORY, round_up
 
 TILE = 64
-"""Rows of the result of `wgmma`: a tile of g must not have more pixels."""
+"""Rows of the result of `wgmma`: the maximum number of pixels of a tile of g."""
 
 ACCUMULATOR_COLUMNS = 256
-"""Columns of such results, in float32, that the registers of a warpgroup have room for."""
+"""Columns of such results, in float32, that fit into the registers of a warpgroup."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How the products are cut into tiles.
+    """A division of the products into tiles.
 
     Attributes:
       rows: R.
       columns: B.
-      lead: the columns by which the window of a tile starts before it, a multiple of 8.
-      window: the number of values of a, a multiple of 8.
+      lead: columns from the start of the window of a tile to the tile; a multiple of 8.
+      window: the number of values of a; a multiple of 8.
       tiles: the number of values of b.
       width: W', the columns of the packed x.
       shifts: the number of values of s.
       accumulators: values of s that one warpgroup sums at a time.
       images: images that are multiplied at a time.
-      ahead: stages by which the copies may run ahead of the products.
+      ahead: the maximum number of stages that the copies are ahead of the products.
     """
 
     rows: int
@@ -46,7 +46,7 @@ class Tiling:
 
     @property
     def group(self) -> int:
-        """Values of s that one block of threads sums."""
+        """Values of s that one thread block sums."""
         return CONSUMERS * self.accumulators
 
     @property
@@ -55,7 +55,7 @@ class Tiling:
 
     @property
     def overlap(self) -> int:
-        """Stages of x that a tile of g meets, besides the newest. A stage is R rows."""
+        """Stages of x that a tile of g needs, besides the newest. A stage has R rows."""
         return -(-self.group // self.rows) - 1
 
     @property
@@ -79,13 +79,13 @@ class Tiling:
 
     @property
     def shared_memory(self) -> int:
-        """Bytes, with what aligning the arrays may cost."""
+        """Bytes of shared memory, including those for alignment."""
         operands = self.ring_columns + self.g_stages * self.tiles * TILE
         return 2 * operands * self.images + 4 * CONSUMERS * TILE * self.window + 4096
 
     @property
     def cost(self) -> float:
-        """In proportion to what `wgmma` reads from shared memory for one row of g."""
+        """A measure proportional to the shared memory that `wgmma` reads per row of g."""
         return self.groups * self.group * self.tiles * (TILE + self.window) / self.rows
 
 
@@ -101,8 +101,8 @@ def choose_tiling(convolution: Convolution, batch: int) -> Tiling | None:
     width = round_up(convolution.size[1], 8)
     output_width = round_up(convolution.output_size[1], 8)
 
-    # Whole rows need no zeros next to the map. Small tiles leave out products of columns that
-    # are further apart than the kernel is wide.
+    # Tiles of whole rows need no zeros next to the image. Small tiles skip products of columns at a
+    # distance greater than the width of the kernel.
     lead = round_up(left, 8)
     shapes = [(4, 16, lead, round_up(16 - 1 + kernel_width - left + lead, 8))]
     if output_width <= TILE:
@@ -111,7 +111,7 @@ def choose_tiling(convolution: Convolution, batch: int) -> Tiling | None:
     tilings = []
     for rows, columns, lead, window in shapes:
         shifts = kernel_height + rows - 1
-        # As few groups as the registers allow, since every group reads all of x and g.
+        # Every group reads all of x and g, so the number of groups is the minimum.
         most = CONSUMERS * (ACCUMULATOR_COLUMNS // window)
         if most == 0:
             continue

@@ -315,10 +315,10 @@ UNSUPPORTED = [
     (dataclasses.replace(SMALL, precision=lax.Precision.HIGHEST), 16, 1, jnp.float32, "HIGHEST"),
     (dataclasses.replace(SMALL, stride=(2, 2)), 16, 1, jnp.bfloat16, "stride 1"),
     (dataclasses.replace(SMALL, dilation=(1, 2)), 16, 1, jnp.bfloat16, "dilation 1"),
-    (SMALL, None, 1, jnp.bfloat16, "not known"),
-    (Convolution((16, 16), (17, 3)), 16, 1, jnp.bfloat16, "no elements"),
-    (SMALL, 0, 1, jnp.bfloat16, "no elements"),
-    (same((16, 8), 7), 16, 1, jnp.bfloat16, "9 and more columns"),
+    (SMALL, None, 1, jnp.bfloat16, "a fixed batch size"),
+    (Convolution((16, 16), (17, 3)), 16, 1, jnp.bfloat16, "is empty"),
+    (SMALL, 0, 1, jnp.bfloat16, "is empty"),
+    (same((16, 8), 7), 16, 1, jnp.bfloat16, "from 9 columns"),
     (same((8, 1000), 7), 16, 1, jnp.bfloat16, "shared memory"),
     (same((8, 500), (3, 301)), 16, 1, jnp.bfloat16, "registers"),
 ]
@@ -339,9 +339,9 @@ def test_supported():
 def test_errors():
     x, g = draw(SMALL, 16, 1, jnp.bfloat16)
     strided = dataclasses.replace(SMALL, stride=(2, 2))
-    with pytest.raises(ValueError, match=r"This gradient has no kernel: .* stride 1"):
+    with pytest.raises(ValueError, match=r"does not support this gradient: .* stride 1"):
         kernel_gradient(x, g, strided)
-    with pytest.raises(ValueError, match=r"packed g should be \(1, 16, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"packed g must have shape \(1, 16, 16, 16\)"):
         kernel_gradient_packed(pack(x), pack(g[:, :-1]), SMALL)
-    with pytest.raises(ValueError, match=r"packed x should be \(1, 16, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"packed x must have shape \(1, 16, 16, 16\)"):
         kernel_gradient_packed(pack(x)[..., :8], pack(g), SMALL)
