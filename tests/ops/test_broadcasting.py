@@ -48,7 +48,7 @@ def test_add_bias(dtype):
 
 
 @HALVES
-def test_scale_maps(dtype):
+def test_scale_channels(dtype):
     shape = (1, 256, 512, 2)  # 2^17 terms per channel of an image
     x, scale, g = draw(shape, dtype, 0), draw((1, 1, 1, 2), dtype, 1), draw(shape, dtype, 2, 0.01)
     y, dx, ds = value_and_gradients(scale_channels, g, x, scale)
