@@ -123,6 +123,7 @@ def test_the_score_is_that_of_the_task(run):
         {"distributed": {"process_id": 1}},
         {"mesh": {"fsdp": 8}},
         {"eval_batch_size": 7, "eval_every_epochs": 7.0, "log_every_steps": 7},
+        {"eval_every_steps": 7},
         {"profile": True, "wandb": "project"},
     ],
 )

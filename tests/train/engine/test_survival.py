@@ -56,7 +56,7 @@ def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path)
     status, _, err = train(tmp_path)
     assert status == 1
     assert (
-        f"Another program works in {tmp_path}: process {process.pid} on {socket.gethostname()}"
+        f"{tmp_path} is in use by another program: process {process.pid} on {socket.gethostname()}"
         in err
     )
     process.send_signal(signal.SIGTERM)
@@ -169,7 +169,7 @@ def test_a_full_disk(start, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     [(status, out, err)] = ends([process])
     assert status == 0, err
-    assert err.count("The run goes on without it") == 4
+    assert err.count("The run continues without it") == 4
     assert "re-parameterized" in out
     assert "/checkpoints" not in out  # the closing words know of none
     assert result(tmp_path)["training"]["examples"] == 299
