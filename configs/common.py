@@ -126,8 +126,8 @@ def get_config() -> ConfigDict:
                 # 0.4). See `layer_of` and `stage_of` of the networks.
                 "layer_decay": 1.0,
                 "layer_decay_by": "layer",
-                # Factor on the learning rate of the final norm and the head, of all that is not
-                # in the backbone.
+                # Factor on the learning rate of the final norm and the classifier, or of the heads
+                # of a network that has a backbone.
                 "head_lr_factor": 1.0,
                 # The norm to which longer gradients are cut; None for no limit.
                 "clip_norm": config_dict.placeholder(float),

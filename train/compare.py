@@ -23,6 +23,7 @@ from flax.traverse_util import flatten_dict
 from replk_jax.cli.argument_types import user_path
 from replk_jax.cli.clean_exit import clean_exit
 from replk_jax.io.text import escape_unencodable_output
+from train.engine.config import in_this_version
 from train.errors import RunError, stopping
 from train.reporting.console import score_title
 
@@ -30,6 +31,7 @@ from train.reporting.console import score_title
 _IGNORED = (
     "checkpoints",
     "data.data_dir",
+    "data.more_eval_splits",
     "data.reading",
     "distributed",
     "eval_batch_size",
@@ -93,7 +95,7 @@ def read_run(workdir: Path) -> Run:
             f"{workdir / 'result.json'} has no `best_by`: start its run again with the same "
             "--workdir, which only evaluates it again."
         )
-    fields = flatten_dict(config, sep=".")
+    fields = in_this_version(flatten_dict(config, sep="."))
     best_by, ema = result["best_by"], result.get("ema")
     try:
         run = Run(

@@ -89,6 +89,11 @@ class CompositeNetwork(Network, kw_only=True):
         return self.backbone.stage_of(path[1:]) if in_backbone else self.num_stage_groups - 1
 
     @nn.nowrap
+    def in_backbone(self, path: Path) -> bool:
+        """See `Network`."""
+        return path[0] == "backbone"
+
+    @nn.nowrap
     def part_of(self, path: Path) -> str:
         """See `Network`. Those of the backbone, and every other top-level module."""
         in_backbone = path[0] == "backbone"

@@ -104,6 +104,11 @@ class Network(ReparameterizableModule, kw_only=True):
         raise NotImplementedError
 
     @nn.nowrap
+    def in_backbone(self, path: Path) -> bool:
+        """Whether a parameter or module is in the backbone, which is all of a simple network."""
+        return True
+
+    @nn.nowrap
     def part_of(self, path: Path) -> str:
         """The part of the network that a module belongs to, as in a `summary`.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from train.engine.optimizer import (
 from train.engine.regularization import Penalty, custom_l2_penalty
 from train.engine.schedules import SCHEDULES, WARMUPS, Schedule, make_schedule
 from train.errors import RunError
+from train.reporting.console import warn
 
 
 class Rule(NamedTuple):
@@ -53,7 +54,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       RunError: an invalid value, or the old name of a field.
     """
-    _expect_new_names(config)
+    _use_new_names(config)
     check_fields(config, RUN_RULES)
     for epochs, steps in _LENGTHS:
         _expect_one_of(config, epochs, steps)
@@ -104,7 +105,7 @@ def run_length(config: ConfigDict, steps_per_epoch: int) -> RunLength:
       steps_per_epoch: of the training split.
 
     Raises:
-      RunError: the warm-up is longer than the run.
+      RunError: the warm-up is longer than the run, or a milestone is not in it.
     """
 
     def in_steps(epochs: float | None, steps: int | None) -> int:
@@ -125,6 +126,12 @@ def run_length(config: ConfigDict, steps_per_epoch: int) -> RunLength:
         raise RunError(
             f"The warm-up of config.optimizer, {length.warmup} steps, is longer than the run of "
             f"{length.total} steps."
+        )
+    beyond = [step for step in length.milestones if step >= length.total]
+    if recipe.schedule == "step" and beyond:
+        raise RunError(
+            f"config.optimizer.milestones = {tuple(recipe.milestones)}: the run ends after "
+            f"{length.total} steps, before step {beyond[0]}."
         )
     return length
 
@@ -218,7 +225,8 @@ def store(config: ConfigDict, workdir: Path) -> list[str]:
     text = json_text(json.loads(config.to_json_best_effort()), indent=2)
     changes = []
     if path.exists():
-        before, now = (flatten_dict(_parsed(t, path), sep=".") for t in (path.read_text(), text))
+        before = in_this_version(flatten_dict(_parsed(path.read_text(), path), sep="."))
+        now = flatten_dict(json.loads(text), sep=".")
         changes = [
             f"config.{field} was {before.get(field)}, now {now.get(field)}"
             for field in sorted(before.keys() | now.keys())
@@ -226,6 +234,19 @@ def store(config: ConfigDict, workdir: Path) -> list[str]:
         ]
     replace_text(path, text + "\n")
     return changes
+
+
+def in_this_version(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration as this version would store it.
+
+    Args:
+      fields: from `config.json`, by path.
+    """
+    renamed = {RENAMED.get(field, field): value for field, value in fields.items()}
+    for field, values in RENAMED_VALUES.items():
+        if renamed.get(field) in values:
+            renamed[field] = values[renamed[field]]
+    return {**ADDED, **renamed}
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:
@@ -237,6 +258,25 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
 
 # Renamed fields, by their old names.
 RENAMED = {"augmentation.images_per_draw": "augmentation.mixup_group_size"}
+# Values that were renamed, by field.
+RENAMED_VALUES = {"checkpoints.on_failure": {"go_on": "continue"}}
+# Fields that were added, with what runs did without them, as JSON has it.
+ADDED = {
+    "task": "classification",
+    "steps": None,
+    "eval_every_steps": None,
+    "data.more_eval_splits": [],
+    "freeze.batch_norm": False,
+    "freeze.stages": -1,
+    "optimizer.head_lr_factor": 1.0,
+    "optimizer.milestone_factor": 0.1,
+    "optimizer.milestones": [],
+    "optimizer.power": 1.0,
+    "optimizer.schedule": "cosine",
+    "optimizer.warmup": "linear",
+    "optimizer.warmup_from": 0.0,
+    "optimizer.warmup_steps": None,
+}
 
 # Lengths: a field in epochs and one in steps. Exactly one of the two must be set.
 _LENGTHS = (
@@ -246,11 +286,27 @@ _LENGTHS = (
 )
 
 
-def _expect_new_names(config: ConfigDict) -> None:
-    for old, new in RENAMED.items():
-        section, _, name = old.rpartition(".")
-        if name in _get(config, section):
-            raise RunError(f"config.{old} is now called config.{new}.")
+def _use_new_names(config: ConfigDict) -> None:
+    """Renames what a configuration file of an earlier version has set. Warns."""
+    with config.unlocked():
+        for old, new in RENAMED.items():
+            section, name = _parent(config, old)
+            if name in section:
+                warn(f"config.{old} is now called config.{new}.")
+                new_section, new_name = _parent(config, new)
+                new_section[new_name] = section[name]
+                del section[name]
+        for field, values in RENAMED_VALUES.items():
+            section, name = _parent(config, field)
+            if section[name] in values:
+                warn(f"config.{field} = {section[name]} is now called {values[section[name]]}.")
+                section[name] = values[section[name]]
+
+
+def _parent(config: ConfigDict, field: str) -> tuple[ConfigDict, str]:
+    """The section of a field, and the name of the field in it."""
+    sections, _, name = field.rpartition(".")
+    return _get(config, sections), name
 
 
 def _expect_one_of(config: ConfigDict, epochs: str, steps: str) -> None:

@@ -14,6 +14,7 @@ from replk_jax.io.text import escaped
 from train.engine import config as configuration
 from train.engine import parallel
 from train.engine.evaluation import Evaluator, require_finite_scores
+from train.engine.evaluations import check_names, make_evaluators
 from train.engine.setup import InitialWeights, initial_weights
 from train.engine.task import Evaluation, TaskKind
 from train.errors import RunError
@@ -45,9 +46,12 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None, kind: TaskKind
     if initial is None:
         raise RunError("config.mode=eval needs the network to evaluate: --config.init_from=FILE.")
     network = parallel.on_all_processes(lambda: _load(initial))
+    evaluations = kind.evaluations(config, network)
+    check_names(evaluations)
+    evaluators = make_evaluators(network.model, evaluations, mesh)
     results = {
-        name: _evaluate(network, evaluation, mesh)
-        for name, evaluation in kind.evaluations(config, network).items()
+        name: _evaluate(network, evaluation, evaluators[name], mesh)
+        for name, evaluation in evaluations.items()
     }
     first, *others = results
     result = results[first]
@@ -72,8 +76,9 @@ def _load(initial: InitialWeights) -> Checkpoint:
         raise RunError(f"config.init_from: {error}") from error
 
 
-def _evaluate(network: Checkpoint, evaluation: Evaluation, mesh: Mesh) -> dict[str, Any]:
-    evaluator = Evaluator(network.model, evaluation.metrics, mesh)
+def _evaluate(
+    network: Checkpoint, evaluation: Evaluation, evaluator: Evaluator, mesh: Mesh
+) -> dict[str, Any]:
     batches = parallel.global_batches(evaluation.examples.batches(warn), mesh)
     if network.model.deploy:
         with jax.default_matmul_precision("highest"):

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -46,22 +47,28 @@ class Evaluator:
         precise = model.clone(dtype=jnp.promote_types(model.dtype, jnp.float32))
         merged = precise.clone(deploy=True)
 
-        def totals(outputs: Any, batch: Batch) -> _Totals:
-            return _Totals(batch["mask"].sum(), metrics.statistics(outputs, batch))
+        def predict(network: Network, variables: Variables, batch: Batch) -> Any:
+            return metrics.predict(partial(network.apply, variables), batch)
+
+        def totals(predictions: Any, batch: Batch) -> _Totals:
+            return _Totals(batch["mask"].sum(), metrics.statistics(predictions, batch))
 
         def evaluation_of(network: Network) -> Callable:
             def evaluate(variables: Variables, batch: Batch) -> tuple[_Totals, jax.Array]:
                 # One program for both results: `largest_output` needs no compilation of its own.
-                outputs = network.apply(variables, metrics.inputs(batch))
-                return totals(outputs, batch), _largest(outputs, batch["mask"])
+                predictions = predict(network, variables, batch)
+                largest = _largest(metrics.checked(predictions), batch["mask"])
+                return totals(predictions, batch), largest
 
             return jax.jit(evaluate, in_shardings=(replicated, sharded), out_shardings=replicated)
 
         def compare(variables: Variables, merged_variables: Variables, batch: Batch):
-            inputs = metrics.inputs(batch)
-            expected = precise.apply(variables, inputs)
-            actual = merged.apply(merged_variables, inputs)
-            difference = _largest(jax.tree.map(jnp.subtract, actual, expected), batch["mask"])
+            expected = predict(precise, variables, batch)
+            actual = predict(merged, merged_variables, batch)
+            differences = jax.tree.map(
+                jnp.subtract, metrics.checked(actual), metrics.checked(expected)
+            )
+            difference = _largest(differences, batch["mask"])
             structures = {"training": totals(expected, batch), "merged": totals(actual, batch)}
             return structures, difference
 
@@ -82,8 +89,24 @@ class Evaluator:
         return self._evaluate_by(self._evaluate, self._replicate(variables), batches)
 
     def largest_output(self, variables: Variables, batch: Batch) -> float:
-        """The largest absolute value of any output of any example; NaN if any is NaN."""
+        """The largest absolute value of any checked prediction; NaN if any is NaN."""
         return float(self._evaluate(self._replicate(variables), batch)[1])
+
+    def check(self, variables: Variables, batch: Batch) -> None:
+        """Evaluates one batch, to find what is wrong with the metrics before training.
+
+        Raises:
+          ValueError: the scores have no `best_by`.
+        """
+        totals, _ = self._evaluate(self._replicate(variables), batch)
+        total = self._add(_Totals(), totals)
+        if not total.examples:
+            return  # images that cannot be read are reported elsewhere
+        scores = self._metrics.scores(total.statistics, total.examples)
+        if self._metrics.best_by not in scores:
+            raise ValueError(
+                f"best_by={self._metrics.best_by!r} is none of the scores {', '.join(scores)}."
+            )
 
     def compare(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, Any]:
         """Evaluates both structures on the same batches, in float32 at the highest precision.
@@ -143,7 +166,10 @@ def require_finite_scores(result: Mapping[str, Any]) -> None:
 
 
 def _largest(tree: Any, mask: jax.Array) -> jax.Array:
-    """The largest absolute value in floating-point arrays (N, ...), where `mask` (N,) is True."""
+    """The largest absolute value in floating-point arrays (N, ...), where `mask` (N,) is True.
+
+    0 without such arrays.
+    """
 
     def largest_in(array: jax.Array) -> jax.Array:
         counts = mask.reshape(-1, *(1,) * (array.ndim - 1))
@@ -152,4 +178,4 @@ def _largest(tree: Any, mask: jax.Array) -> jax.Array:
         return jnp.where(jnp.isnan(size).any(), jnp.nan, size.max())
 
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.stack([largest_in(leaf) for leaf in leaves]).max()
+    return jnp.stack([jnp.zeros(()), *map(largest_in, leaves)]).max()

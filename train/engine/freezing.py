@@ -25,8 +25,9 @@ class Freezing:
       network: with the stages.
       stages: -1 freezes none; 0 the stem; n the stem and the first n stages (`frozen_stages` of
         mmdetection).
-      batch_norm: whether all batch norms use their running statistics and do not update them
-        (`norm_eval` of mmdetection). Their scales and biases are trained.
+      batch_norm: whether the batch norms of the backbone, or of a network without heads on a
+        backbone all of them, use their running statistics and do not update them (`norm_eval` of
+        mmdetection). Their scales and biases are trained.
 
     Raises:
       RunError: the network has fewer stages.
@@ -88,5 +89,5 @@ class Freezing:
 
     def _in_eval_mode(self, module: nn.Module) -> bool:
         if isinstance(module, BatchNorm) and self.batch_norm:
-            return True
+            return self.network.in_backbone(module.path)
         return isinstance(module, BatchNorm | DropPath) and self.is_frozen(module.path)

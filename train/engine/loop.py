@@ -139,7 +139,8 @@ class _Training:
         compiled = setup.step.lower(state, batch).compile()
         memory = planned_memory(compiled) / 2**30
         self._reporter.say(f"A step takes up to {memory:.2f} GiB of memory on each device.")
-        # Compiles the evaluation, so that its errors and memory needs are found before training.
+        # Errors and memory needs of the evaluations are found before training.
+        setup.evaluations.check(state)
         self._require_finite_outputs(state, first_step)
         dispatched: deque[StepMetrics] = deque()
         for step in range(first_step + 1, plan.total_steps + 1):
@@ -220,6 +221,6 @@ def _diverged(error: NotFiniteError, checkpoints: Checkpoints) -> str:
             "from it."
         )
     return (
-        f"{error}. {last} Lower --config.optimizer.peak_lr or lengthen "
-        "--config.optimizer.warmup_epochs."
+        f"{error}. {last} Lower --config.optimizer.peak_lr or lengthen the "
+        "warm-up, --config.optimizer.warmup_epochs or warmup_steps."
     )

@@ -35,6 +35,10 @@ class LayeredNetwork(Protocol):
         """The layer of a parameter; raises ValueError for a path that is in none."""
         ...
 
+    def in_backbone(self, path: Path) -> bool:
+        """Whether a parameter or module is in the backbone of a network with heads."""
+        ...
+
     def stage_of(self, path: Path) -> int:
         """The group of a parameter by stage: 0 is the stem, s the s-th stage, the last the head."""
         ...

@@ -106,12 +106,13 @@ def _init_variables(model: Network, image_size: tuple[int, int], key: jax.Array)
 def _first_state(
     variables: Variables, optimizer: optax.GradientTransformation, ema: bool
 ) -> TrainState:
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
-        **variables,
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
-        ema=jax.tree.map(jnp.copy, variables) if ema else None,
     )
+    return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if ema else state
 
 
 def random_keys(
@@ -193,7 +194,8 @@ def make_train_step(
       freezing: the frozen parts of the network; None for none.
 
     Raises:
-      ValueError: when called, if a term of the loss has the name of another metric.
+      ValueError: when called, if a term of the loss is not a scalar, or its name has a slash or is
+        that of another metric.
     """
     replicated = parallel.replicated(mesh)
     freezing = freezing or Freezing(model)
@@ -209,11 +211,11 @@ def make_train_step(
             forward = _Forward(model, params, batch_stats, dropout_key)
             with freezing.eval_mode():
                 total, terms = loss(forward, loss_key, batch)
-            terms = dict(terms)
+            losses = {"loss": total, **_checked(terms)}
             if penalty is not None:
-                terms["penalty"] = penalty(params, forward.batch_stats)
-                total += terms["penalty"]
-            return total, (_with_total(total, terms), forward.batch_stats)
+                losses["penalty"] = penalty(params, forward.batch_stats)
+                losses["loss"] += losses["penalty"]
+            return losses["loss"], (losses, forward.batch_stats)
 
         grads, (losses, batch_stats) = jax.grad(total_loss, has_aux=True)(params)
         return grads, losses, batch_stats
@@ -270,11 +272,17 @@ def make_train_step(
     return jax.jit(step, out_shardings=(None, replicated), donate_argnums=0)
 
 
-_OTHER_METRICS = {"loss", "grad_norm", "param_norm"}
+_OTHER_METRICS = {"loss", "penalty", "grad_norm", "param_norm"}
 
 
-def _with_total(total: jax.Array, terms: Mapping[str, jax.Array]) -> StepMetrics:
-    """The total loss and its terms, as they are logged."""
-    if taken := _OTHER_METRICS & terms.keys():
-        raise ValueError(f"A term of a loss cannot be named {', '.join(sorted(taken))}.")
-    return {"loss": total, **terms}
+def _checked(terms: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    """The terms of a loss, whose names and shapes are checked."""
+    for name, term in terms.items():
+        if name in _OTHER_METRICS or "/" in name:
+            raise ValueError(
+                f"A term of a loss cannot be named {name!r}: without a slash, and none of "
+                f"{', '.join(sorted(_OTHER_METRICS))}."
+            )
+        if jnp.shape(term):
+            raise ValueError(f"The term {name} of a loss has shape {jnp.shape(term)}, not ().")
+    return terms

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from replk_jax.checkpoint import Checkpoint
 from replk_jax.models.network import Network
 from replk_jax.vision.base_preprocessing import BasePreprocessing
-from replk_jax.vision.preprocessing import Preprocessing
 from train.reporting.unreadable import Report
 
 Batch = Mapping[str, jax.Array]
@@ -34,6 +33,9 @@ class Forward(Protocol):
         """The outputs of the network."""
 
 
+Predict = Callable[[Callable[..., Any], Batch], Any]
+
+
 class Loss(Protocol):
     """The loss that a run minimises."""
 
@@ -49,8 +51,9 @@ class Loss(Protocol):
 
         Returns:
           The total loss, float32 (), the mean over the batch; and its terms by name, float32 (),
-          which need not add up to the total. Both are logged, and the run stops if any is NaN or
-          infinite. With accumulation, all micro-batches have the same weight.
+          which need not add up to the total. Names have no slash, and are not loss, penalty,
+          grad_norm or param_norm. All are logged, and the run stops if any is NaN or infinite.
+          With accumulation, all micro-batches have the same weight.
         """
         ...
 
@@ -75,7 +78,11 @@ class TrainingExamples(Protocol):
 
 
 class EvaluationExamples(Protocol):
-    """Examples to evaluate on."""
+    """Examples to evaluate on.
+
+    Arrays of one batch have the same shape. Each new shape is compiled, so images of different
+    sizes should be padded to a few sizes; `mask` or arrays of sizes tell what is padding.
+    """
 
     def batches(self, report: Report) -> Iterator[Rows]:
         """This process's rows of batches that have every example once.
@@ -106,21 +113,28 @@ class Metrics:
     A batch is a dictionary of arrays (N, ...), with `mask`, bool (N,), which is False for padding.
 
     Attributes:
-      inputs: batch -> input of the network, float32 (N, H, W, C).
-      statistics: (outputs of the network, batch) -> a tree of arrays of any shapes, computed on
-        the devices. Usually they are sums over the examples where `mask` is True.
-      scores: (statistics of all batches, number of examples) -> {name: number}.
+      predict: (forward, batch) -> predictions, computed on the devices. `forward` is the network in
+        eval mode, with the arguments of `Network.__call__` without `train`; it may be called
+        several times, for crops or scales of an image for example.
+      statistics: (predictions, batch) -> a tree of arrays of any shapes, computed on the devices.
+        Usually they are sums over the examples where `mask` is True.
+      scores: (statistics of all batches, number of examples) -> {name: number}. A score that is
+        NaN or infinite ends the run.
       best_by: name of the score, between 0 and 1, that decides which checkpoint is the best;
         higher is better.
+      checked: predictions -> a tree of arrays (N, ...) that are finite for a network that has not
+        diverged, and of which both structures are compared. The default is all predictions. Boxes
+        after non-maximum suppression, which may swap places, are better left out.
       add: (statistics of the batches so far, None at first; those of the next batch, NumPy
         arrays) -> statistics of both. The default adds them; metrics that need every example may
         collect instead.
     """
 
-    inputs: Callable[[Batch], jax.Array]
+    predict: Predict
     statistics: Callable[[Any, Batch], Any]
     scores: Callable[[Any, int], dict[str, float]]
     best_by: str
+    checked: Callable[[Any], Any] = lambda predictions: predictions
     add: Callable[[Any, Any], Any] = add_in_64_bits
 
 
@@ -159,7 +173,7 @@ class Task:
     loss: Loss
     training: TrainingExamples
     evaluations: Mapping[str, Evaluation]
-    preprocessing: Preprocessing
+    preprocessing: BasePreprocessing
     class_names: tuple[str, ...] | None
 
     @property

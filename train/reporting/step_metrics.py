@@ -67,13 +67,15 @@ class MetricWindow:
           batch was not ready. A wait while they still run an earlier step does not count.
 
         Raises:
-          NotFiniteError: for the first metric that is NaN or infinite.
+          NotFiniteError: for the first step with a metric that is NaN or infinite, of which a
+            term of the loss is named rather than the loss.
         """
         window = jax.tree.map(float, jax.device_get(self._steps))
         seconds = time.perf_counter() - self._clock
         for step, metrics in window.items():
-            for name, value in metrics.items():
-                require_finite(step, name, value)
+            # A term of the loss first, as the cause of a loss or norm that is not finite.
+            for name in sorted(metrics, key=_is_effect):
+                require_finite(step, name, metrics[name])
         averages = {
             f"train/{name}": sum(metrics[name] for metrics in window.values()) / len(window)
             for name in next(iter(window.values()))
@@ -93,6 +95,11 @@ class MetricWindow:
         return sum(
             max(0.0, end - max(start, step_end.result())) for start, end, step_end in self._waits
         )
+
+
+def _is_effect(name: str) -> bool:
+    """Whether a metric is not finite as soon as a term of the loss is not."""
+    return name in ("loss", "grad_norm", "param_norm")
 
 
 def require_finite(step: int, name: str, value: float) -> None:

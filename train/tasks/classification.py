@@ -1,7 +1,7 @@
 """Image classification: each image has one label."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -232,10 +232,10 @@ def accuracy(mean: Sequence[float], std: Sequence[float]) -> Metrics:
       mean, std: of the images, one value per channel, for values in [0, 1].
     """
 
-    def inputs(batch: Batch) -> jax.Array:
-        return normalize(batch["image"], mean, std)
+    def predict(forward: Callable[..., jax.Array], batch: Batch) -> jax.Array:
+        return forward(normalize(batch["image"], mean, std))
 
-    return Metrics(inputs, _hits_and_losses, _means, best_by="top1")
+    return Metrics(predict, _hits_and_losses, _means, best_by="top1")
 
 
 def _hits_and_losses(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
@@ -259,15 +259,13 @@ def _means(sums: Mapping[str, np.ndarray], examples: int) -> dict[str, float]:
 
 def _evaluation_names(data: ConfigDict) -> dict[str, str]:
     """The split of each evaluation, by the evaluation's name."""
-    names = {"eval": data.eval_split}
-    for split in data.more_eval_splits:
-        if f"eval_{split}" in names or "/" in split or split == "ema":
-            raise RunError(
-                f"config.data.more_eval_splits has {split!r}, whose scores would get the same name "
-                "as others: name each split once, without a slash, and not `ema`."
-            )
-        names[f"eval_{split}"] = split
-    return names
+    splits = (data.eval_split, *data.more_eval_splits)
+    if len(set(splits)) != len(splits):
+        raise RunError(
+            f"config.data.more_eval_splits = {data.more_eval_splits} names a split twice, or "
+            f"config.data.eval_split = {data.eval_split!r}."
+        )
+    return {"eval": data.eval_split} | {f"eval_{split}": split for split in data.more_eval_splits}
 
 
 def _evaluations(

@@ -179,7 +179,9 @@ def test_another_task(examples):
         loss = sums["values"].max() / examples
         return {"loss": loss, "share": sums["positive"] / examples}
 
-    metrics = Metrics(lambda batch: batch["image"] / 255, statistics, scores, best_by="share")
+    metrics = Metrics(
+        lambda forward, batch: forward(batch["image"] / 255), statistics, scores, best_by="share"
+    )
     evaluator = Evaluator(model, metrics, mesh)
     found = evaluator.evaluate(variables, batches(examples, 8, mesh))
     fine, coarse = map(np.float64, model.apply(variables, np.float32(examples[0] / 255)))
@@ -200,7 +202,7 @@ def test_statistics_that_are_no_sums(model, variables, examples):
         return [*(total or []), *scores[counts]]
 
     metrics = Metrics(
-        lambda batch: (batch["image"] / 255 - 0.5) / 0.25,
+        lambda forward, batch: forward((batch["image"] / 255 - 0.5) / 0.25),
         lambda logits, batch: (logits[:, 0], batch["mask"]),
         lambda scores, examples: {"median": float(np.median(scores)), "first": float(scores[0])},
         best_by="median",
