@@ -130,3 +130,18 @@ def test_a_network_that_diverged(config, tmp_path, capsys):
     for structure in ("training", "merged"):
         assert result[structure] == {"top1": 0.0, "top5": 0.0, "loss": None, "examples": 299}
     assert "loss nan" in capsys.readouterr().out
+
+
+def test_more_splits(config, tmp_path, capsys):
+    save(tmp_path / "network.safetensors", network(preprocessing=GREY))
+    config.init_from = str(tmp_path / "network.safetensors")
+    config.data.more_eval_splits = ("train[:64]",)
+    result = evaluate_checkpoint(config, None, CLASSIFICATION)
+    assert result["training"]["examples"] == 299
+    (name,) = result["evaluations"]
+    assert name == "eval_train[:64]"
+    assert result["evaluations"][name]["merged"]["examples"] == 64
+    assert f"({name}) on 64 images" in capsys.readouterr().out
+    config.data.more_eval_splits = ("test",)
+    with pytest.raises(RunError, match="names a split twice"):
+        evaluate_checkpoint(config, None, CLASSIFICATION)
