@@ -1,4 +1,4 @@
-"""All evaluations of a run, and the score by which its best checkpoint is chosen."""
+"""All evaluations of a run, and the score that decides which checkpoint is the best."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from train.engine.step import TrainState, Variables
 from train.engine.task import Batch, Evaluation
 from train.reporting.unreadable import Report
 
-_EMA = "_ema"  # ends the names of the evaluations of the EMA
+_EMA = "_ema"  # suffix of the names of the EMA's evaluations
 
 
 class Evaluations:
@@ -23,7 +23,7 @@ class Evaluations:
 
     Args:
       model: the network, in its training-time structure.
-      evaluations: by name. By the first one the best checkpoint is chosen.
+      evaluations: by name. The first one decides which checkpoint is the best.
       mesh: of the devices.
       report: called with a message for each image that cannot be read.
     """
@@ -43,9 +43,9 @@ class Evaluations:
         }
 
     def largest_output(self, state: TrainState) -> float:
-        """The largest absolute output for the first images of the first evaluation, NaN if any is.
+        """The largest absolute output for the first batch of the first evaluation; NaN if any is.
 
-        It compiles the evaluation, so that one that fails does so in time.
+        The first call compiles the evaluation, so that its errors are found before training.
         """
         (batch,) = parallel.global_batches([self._first_rows], self._mesh)
         return self._evaluators[self._first].largest_output(state.variables, batch)
@@ -64,10 +64,9 @@ class Evaluations:
         }
 
     def best_score(self, scores: Mapping[str, float]) -> float:
-        """The score by which the best checkpoint is chosen, of the network or its EMA.
+        """The score of a checkpoint: the higher one of the network and of its EMA; NaN counts as 0.
 
-        The higher of both: at first the EMA lags far behind, at the end it is what the run is for.
-        NaN counts as 0.
+        Early in a run the network has the higher score, since the EMA lags behind.
 
         Args:
           scores: from `scores`.
@@ -79,9 +78,9 @@ class Evaluations:
         """Evaluates both structures of the network and of its EMA.
 
         Returns:
-          For the first evaluation, what `Evaluator.compare` returns, and under `ema` the same for
-          the EMA, if there is one; under `evaluations`, by name, the same for each of the others,
-          if there are any; and `best_by`, the name of the score.
+          The result of the first evaluation: that of `Evaluator.compare`, and in `ema` the same for
+          the EMA, if there is one. The results of the other evaluations are in `evaluations`, by
+          name. `best_by` is the name of the score that decides which checkpoint is the best.
         """
         compared = {name: self._compare(state, name) for name in self._evaluators}
         first = compared.pop(self._first)
@@ -100,11 +99,11 @@ class Evaluations:
         return result
 
     def _batches(self, name: str) -> Iterator[Batch]:
-        """The examples of an evaluation, each once."""
+        """The batches of an evaluation."""
         rows = self._evaluations[name].examples.batches(self._report)
         return parallel.global_batches(rows, self._mesh)
 
 
 def _networks(state: TrainState) -> dict[str, Variables]:
-    """The variables to evaluate, by what the name of their evaluation ends in."""
+    """The variables to evaluate, by the suffix of the evaluation's name."""
     return {"": state.variables} | ({} if state.ema is None else {_EMA: state.ema})

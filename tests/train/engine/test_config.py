@@ -179,24 +179,24 @@ def test_processes_that_are_half_described(coordinator, processes, process):
     config.distributed.coordinator = coordinator
     config.distributed.num_processes = processes
     config.distributed.process_id = process
-    with pytest.raises(RunError, match=r"config\.distributed must name"):
+    with pytest.raises(RunError, match=r"config\.distributed: set all"):
         configuration.check(config)
 
 
 def test_changes_are_told(tmp_path):
     config = digits.get_config()
-    assert configuration.remember(config, tmp_path) == []
-    assert configuration.remember(config, tmp_path) == []
+    assert configuration.store(config, tmp_path) == []
+    assert configuration.store(config, tmp_path) == []
     config.optimizer.peak_lr = 0.001
-    assert configuration.remember(config, tmp_path) == [
+    assert configuration.store(config, tmp_path) == [
         "config.optimizer.peak_lr was 0.004, now 0.001"
     ]
 
 
 def test_a_damaged_record_of_the_configuration(tmp_path):
     (tmp_path / "config.json").write_text('{"seed"')
-    with pytest.raises(RunError, match=r"config\.json is damaged .*: take it away"):
-        configuration.remember(common.get_config(), tmp_path)
+    with pytest.raises(RunError, match=r"config\.json is damaged .*: remove it"):
+        configuration.store(common.get_config(), tmp_path)
 
 
 @pytest.mark.parametrize(

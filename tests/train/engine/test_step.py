@@ -327,7 +327,7 @@ def test_a_term_cannot_hide_the_loss():
     step = make_train_step(
         model, optax.identity(), lambda *_: (jnp.zeros(()), {"loss": 1.0}), seed=0, mesh=mesh
     )
-    with pytest.raises(ValueError, match="cannot be called loss"):
+    with pytest.raises(ValueError, match="cannot be named loss"):
         step(state, {"image": jnp.zeros((1, 4, 4, 3))})
 
 
