@@ -30,6 +30,7 @@ from train.reporting.console import score_title
 _IGNORED = (
     "checkpoints",
     "data.data_dir",
+    "data.more_eval_splits",
     "data.reading",
     "distributed",
     "eval_batch_size",

@@ -118,6 +118,7 @@ def test_the_score_is_that_of_the_task(run):
     "other",
     [
         {"data": {"name": "digits", "data_dir": "/b", "reading": {"workers": 8, "threads": 2}}},
+        {"data": {"name": "digits", "more_eval_splits": ["test"]}},
         {"model": {"name": "x", "remat": "full"}},
         {"checkpoints": {"keep": 9}},
         {"distributed": {"process_id": 1}},

@@ -220,6 +220,6 @@ def _diverged(error: NotFiniteError, checkpoints: Checkpoints) -> str:
             "from it."
         )
     return (
-        f"{error}. {last} Lower --config.optimizer.peak_lr or lengthen "
-        "--config.optimizer.warmup_epochs."
+        f"{error}. {last} Lower --config.optimizer.peak_lr, or lengthen the warm-up "
+        "(--config.optimizer.warmup_epochs or warmup_steps)."
     )
