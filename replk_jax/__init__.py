@@ -74,7 +74,12 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted((*globals(), "SavedNetwork"))
+
+
 def __getattr__(name: str) -> type:
+    """Names of earlier versions."""
     if name == "SavedNetwork":
         _warnings.warn(
             "replk_jax.SavedNetwork is now replk_jax.Checkpoint.", DeprecationWarning, stacklevel=2

@@ -15,7 +15,7 @@ from replk_jax.vision.images import ImageError
 from tests.helpers import TINY, random_variables
 from tests.vision.test_images import picture
 
-pytestmark = pytest.mark.usefixtures("strict_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 PREPROCESSING = Preprocessing(32, 0.8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 NAMES = tuple(f"name {i}" for i in range(7))

@@ -200,7 +200,7 @@ POINTWISE = Linear(np.ones((1, 1, 4, 4)), np.ones(4))
         (lambda w: algebra.fold_into_previous(w, Affine(jnp.ones(3), jnp.ones(3))), "4 channels"),
         (
             lambda w: algebra.fold_into_next(Affine(jnp.ones(5), jnp.ones(5)), POINTWISE),
-            "5 channels",
+            "5 input channels",
         ),
         (lambda w: algebra.add(w, Linear(jnp.ones((1, 1, 4, 4)))), "cannot be added"),
         (lambda w: algebra.pad_kernel(w, (4, 4)), "3x3 kernel cannot be centred in one of 4x4"),

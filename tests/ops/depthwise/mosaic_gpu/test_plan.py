@@ -111,7 +111,7 @@ def test_the_gradients_may_be_unsupported_where_the_result_is_not():
     """A map of 60 with a kernel of 55 leaves 6 x 6: too small to be convolved back."""
     convolution = Convolution((60, 60), (55, 55))
     assert choose_plan(convolution, 64, 8, jnp.bfloat16)
-    assert "9 to 96 pixels, not of (6, 6)" in mosaic_gpu.unsupported_reason(
+    assert "9 to 96 pixels, not (6, 6)" in mosaic_gpu.unsupported_reason(
         convolution, 64, 8, jnp.bfloat16
     )
 
