@@ -246,8 +246,8 @@ def _seconds(function: Callable[..., Any], *arguments: Iterable[Any]) -> Seconds
 
 def _median(measured: list[dict[str, float | None]]) -> dict[str, float | None]:
     values = {key: [each[key] for each in measured] for key in measured[0]}
-    known = {key: [x for x in of_key if x is not None] for key, of_key in values.items()}
-    return {key: statistics.median(of_key) if of_key else None for key, of_key in known.items()}
+    known = {key: [x for x in samples if x is not None] for key, samples in values.items()}
+    return {key: statistics.median(samples) if samples else None for key, samples in known.items()}
 
 
 def as_text(figures: dict[str, Any]) -> str:

@@ -197,7 +197,9 @@ def _exists(info: tfds.core.DatasetInfo) -> bool:
     if not path.exists():
         return False
     if json.loads(path.read_text()).get("fileFormat") != "array_record":
-        raise RunError(f"{path.parent} has another format: remove it to prepare the data set anew.")
+        raise RunError(
+            f"{path.parent} has another format: remove it, and run the same command again."
+        )
     return True
 
 

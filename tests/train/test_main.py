@@ -252,7 +252,7 @@ def test_fewer_epochs_than_are_done(data_dir, tmp_path):
     config.epochs = 1.0
     with Checkpoints(tmp_path / "checkpoints", 1, {}) as checkpoints:
         checkpoints.save(STEPS, TrainState(STEPS, *[{"leaf": np.zeros(1)}] * 3))
-    with pytest.raises(RunError, match=r"beyond the 46 steps that config\.epochs or"):
+    with pytest.raises(RunError, match=r"after the last of the 46 steps .*config\.epochs or"):
         run(config, tmp_path, CLASSIFICATION)
 
 

@@ -276,7 +276,7 @@ def test_a_full_disk(tars, tmp_path):
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
     try:
-        with pytest.raises(RunError, match=r"cannot be written: .*File too large.*Make room"):
+        with pytest.raises(RunError, match=r"cannot be written: .*File too large.*Free some space"):
             prepare_imagenet(tars, tmp_path / "data", MOCK)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -297,7 +297,7 @@ def test_a_place_that_is_taken(tars, tmp_path):
     assert files_in(prepare_imagenet(tars, tmp_path / "data", MOCK)) == before
     info = place / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(RunError, match=r"in another format: remove it"):
+    with pytest.raises(RunError, match=r"has another format: remove it"):
         prepare_imagenet(tars, tmp_path / "data", MOCK)
 
 
@@ -451,7 +451,7 @@ def test_names_that_are_not_utf8(folder, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["\udcff", "a\nb", "my split"])
 def test_splits_that_cannot_be_named(name, folder, tmp_path):
     (folder / "val").rename(folder / name)
-    with pytest.raises(RunError, match=r"is taken for a split, whose name must consist of letters"):
+    with pytest.raises(RunError, match=r"is no valid name for a split, which has letters"):
         prepare_folder(folder, "pets", tmp_path / "data")
 
 
@@ -466,8 +466,8 @@ def test_folders_and_names_that_will_not_do(folder, tmp_path):
             prepare_folder(place, name, tmp_path / "data")
 
     fails("There is no folder", place=tmp_path / "none")
-    fails("holds no splits", place=folder / "train/cat")
-    fails("holds no images", place=folder / "train")
+    fails("has no splits", place=folder / "train/cat")
+    fails("no images in", place=folder / "train")
     fails("small letters", name="My Pets")
     fails("set of TensorFlow Datasets", name="cifar10")
     (folder / "val/cat").rename(folder / "val/cow")

@@ -221,6 +221,6 @@ def _diverged(error: NotFiniteError, checkpoints: Checkpoints) -> str:
             "from it."
         )
     return (
-        f"{error}. {last} Lower --config.optimizer.peak_lr or lengthen the "
-        "warm-up, --config.optimizer.warmup_epochs or warmup_steps."
+        f"{error}. {last} Lower --config.optimizer.peak_lr, or lengthen the warm-up "
+        "(--config.optimizer.warmup_epochs or warmup_steps)."
     )

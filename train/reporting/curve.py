@@ -149,7 +149,9 @@ def _evaluation_title(name: str) -> str:
 
 
 def _draw_panel(axis: Axes, runs: Iterable[Sequence[Line]], names: dict[str, str]) -> None:
-    styles = {name: _STYLES[i % len(_STYLES)] for i, name in enumerate(names)}
+    styles: dict[str, LineStyleType] = {
+        name: _STYLES[i % len(_STYLES)] for i, name in enumerate(names)
+    }
     drawn = dict.fromkeys(names, False)
     for number, lines in enumerate(runs):
         for name, style in styles.items():

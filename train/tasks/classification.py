@@ -184,18 +184,18 @@ def make_augmentation(config: ConfigDict, num_classes: int) -> Augmentation:
 
 
 def make_train_transform(data: ConfigDict, channels: int) -> TrainTransform:
-    """What the host does to each training image.
+    """The transform of training images on the host.
 
     Args:
       data: the section `data` of configs/common.py.
       channels: 1 for grey, 3 for colour.
 
     Raises:
-      RunError: a RandAugment that is not understood.
+      RunError: `data.rand_augment` is wrong or unsupported.
     """
     rand_augment = None
     if data.rand_augment != "none":
-        # For Pillow's "bicubic" and for OpenCV; timm moves images as it resizes them.
+        # As in timm, affine maps interpolate as the crop does; "opencv" is bicubic.
         interpolation = "bilinear" if data.resizing == "bilinear" else "bicubic"
         rand_augment = RandAugment.parse(data.rand_augment, data.mean, interpolation)
     return TrainTransform(
@@ -333,9 +333,11 @@ def _captions(target: np.ndarray, class_names: Sequence[str], background: float)
         are omitted.
     """
     imagenet_names = dict(zip(imagenet.wordnet_ids(), imagenet.class_names(), strict=True))
-    for label in np.argsort(-target, kind="stable")[:2].tolist():
+    for label in map(int, np.argsort(-target, kind="stable")[:2]):
         if target[label] - background >= 0.005:
-            name = imagenet_names.get(class_names[label], class_names[label]).split(",")[0]
+            name = class_names[label]
+            if name in imagenet_names:
+                name = imagenet_names[name].split(",")[0]
             yield f"{name} {target[label]:.2f}"
 
 

@@ -65,7 +65,7 @@ def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path)
     assert status == EXIT_STATUS, err
     left_at = newest(checkpoints)
     assert f"Resuming from {checkpoints / str(before)}" in out
-    assert f"left after step {left_at}. The same command resumes from there." in out
+    assert f"a checkpoint of step {left_at} is saved. The same command resumes from it." in out
     assert before < left_at < STEPS
 
     status, out, err = train(tmp_path)
