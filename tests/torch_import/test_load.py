@@ -68,7 +68,7 @@ class TestOneModelInManyWrappers:
         assert_computes(*load_torch(FOLDER / file, prefer_ema=True), "logits_ema")
 
     def test_no_moving_average(self):
-        with pytest.raises(ValueError, match=r"under_model\.pth: there is no moving average"):
+        with pytest.raises(ValueError, match=r"under_model\.pth: there is no EMA"):
             load_torch(FOLDER / "under_model.pth", prefer_ema=True)
 
     def test_backbone_of_a_segmenter(self):
@@ -404,7 +404,10 @@ class TestNames:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            (lambda w: w.update({"head.fc.weight": w["head.weight"]}), "two tensors stand for"),
+            (
+                lambda w: w.update({"head.fc.weight": w["head.weight"]}),
+                "two tensors would have the same",
+            ),
             (lambda w: w.update({"stem.0.bn.extra": np.ones(3)}), "not in the model: stem.0.bn.ex"),
             (lambda w: w.pop("head.weight"), r"head\.weight is missing"),
             (lambda w: w.update({"head.weight": np.float32(1)}), "kernel of 2 dimensions"),
