@@ -127,13 +127,13 @@ def test_preprocessing(torch_file, tmp_path, capsys):
     )
     assert load(tmp_path / "folder").preprocessing.image_size == 384
     capsys.readouterr()
-    assert "no --like" in refusal(capsys, torch_file, tmp_path / "like.pth", *like)
+    assert "--like does not apply" in refusal(capsys, torch_file, tmp_path / "like.pth", *like)
     assert "no published checkpoint" in refusal(capsys, torch_file, tmp_path / "x", "--like", "VGG")
     close = refusal(capsys, torch_file, tmp_path / "x", "--like", "RepLKNet-31B_ImageNet1K")
     assert "Did you mean replknet_31b." in close
     assert "replknet_31b.in1k" in close
     far = refusal(capsys, torch_file, tmp_path / "x", "--like", "nosuch")
-    assert "called 'nosuch'. python -m replk_jax models lists the models." in far
+    assert "has the name 'nosuch'. python -m replk_jax models lists the models." in far
     without = refusal(capsys, torch_file, tmp_path / "x", "--like", "replknet_3")
     assert "replknet_3 has no published checkpoint: give the name of another model" in without
     several = refusal(capsys, torch_file, tmp_path / "x", "--like", "replknet-31b")
@@ -186,7 +186,7 @@ def test_only_a_checkpoints_folder_is_replaced(torch_file, tmp_path, capsys):
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "cat.jpg").touch()
-    assert "not a checkpoint's" in refusal(capsys, torch_file, folder, "--force")
+    assert "not a checkpoint:" in refusal(capsys, torch_file, folder, "--force")
     assert [path.name for path in folder.iterdir()] == ["cat.jpg"]
     save(tmp_path / "folder", network(num_classes=None))
     run(torch_file, tmp_path / "folder", "--force")

@@ -976,7 +976,7 @@ class TestOtherClassifiers:
             load_torch(path)
         with pytest.raises(ValueError, match=f"{re.escape(missing)} is missing; there are"):
             load_torch(path, model)
-        with pytest.raises(ValueError, match="say for how many num_classes"):
+        with pytest.raises(ValueError, match="give its num_classes"):
             load_torch(path, reset_head=True)
         found = infer_architecture(path)
         assert found.model == model.clone(num_classes=None)

@@ -438,7 +438,7 @@ class TestNames:
     def test_a_backbone_gets_no_classifier(self, tiny, tmp_path):
         model = tiny[0].clone(num_classes=None, out_indices=(0, 1))
         save_torch(random_variables(model), model, tmp_path / "backbone.pth")
-        with pytest.raises(ValueError, match="backbone, which has no classifier"):
+        with pytest.raises(ValueError, match="needs a classifier, and the model is a backbone"):
             load_torch(tmp_path / "backbone.pth", num_classes=5, reset_head=True)
 
 
