@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from replk_jax.vision.base_preprocessing import BasePreprocessing
 from replk_jax.vision.images import read_image, to_array
-from replk_jax.vision.preprocessing import Preprocessing
 from train.data.operations import VALUE_OPERATIONS
 from train.data.randaugment import Operation, RandAugment
 
@@ -152,7 +152,7 @@ class Prepare:
       preprocessing: size, crop and channels.
     """
 
-    preprocessing: Preprocessing
+    preprocessing: BasePreprocessing
 
     def map(self, example: dict[str, Any]) -> dict[str, Any]:
         """Maps {"image": encoded bytes, "origin": str} to {"image": uint8 (S, S, C)}.

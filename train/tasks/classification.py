@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from replk_jax.checkpoint import Checkpoint
 from replk_jax.models.backbone import Backbone
 from replk_jax.vision import imagenet
-from replk_jax.vision.base_preprocessing import normalize
-from replk_jax.vision.preprocessing import Preprocessing
+from replk_jax.vision.base_preprocessing import BasePreprocessing, normalize
 from train.data.augmentation import Augmentation, count_groups
 from train.data.randaugment import RandAugment
 from train.data.sources import LabelledImages, open_source, prepare
@@ -269,7 +268,7 @@ def _evaluation_names(data: ConfigDict) -> dict[str, str]:
 
 
 def _evaluations(
-    config: ConfigDict, sources: Mapping[str, LabelledImages], preprocessing: Preprocessing
+    config: ConfigDict, sources: Mapping[str, LabelledImages], preprocessing: BasePreprocessing
 ) -> dict[str, Evaluation]:
     metrics = accuracy(preprocessing.mean, preprocessing.std)
     return {
