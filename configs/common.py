@@ -29,55 +29,54 @@ def get_config() -> ConfigDict:
             "init_prefix": config_dict.placeholder(str),
             "init_reset_head": False,
             "init_adapt_input": False,
-            # Of the parameters, the order of the data, the augmentation and stochastic depth.
+            # Of parameters, order of the data, augmentation, dropout and stochastic depth.
             "seed": 0,
-            # See replk_jax.create_model. Of the sections, one a family, that of the named model
-            # counts. It has the fields of the family's architecture, such as
-            # `replk_jax.RepLKNetArchitecture`, and of its network the rates of dropping. A field
-            # that is None is as the named model has it, and small_kernel=0 builds no small kernel.
+            # See replk_jax.create_model. Each family has a section; only that of the named model is
+            # used. It has the fields of the family's architecture, `replk_jax.RepLKNetArchitecture`
+            # for example, and the rates of dropout and stochastic depth. None is the value of the
+            # named model. small_kernel=0 builds no small kernel.
             "model": {
                 "name": "replknet_31b",
                 "in_channels": config_dict.placeholder(int),
-                # Size of the image over that of the last feature map; dilation replaces strides.
+                # Total stride of the last feature map; later strides are replaced by dilation.
                 "output_stride": config_dict.placeholder(int),
                 "dtype": "float32",
-                # What blocks keep for the backward pass, which computes the rest again: "full"
-                # nothing, "save_depthwise" the results of depthwise convolutions, None everything.
+                # Rematerialization: None saves all activations for the backward pass,
+                # "save_depthwise" only the outputs of depthwise convolutions, "full" none.
                 "remat": config_dict.placeholder(str),
                 **{family.name: _section(family) for family in FAMILIES},
             },
             "data": {
-                # A classification data set of TensorFlow Datasets, and the folder where it was
-                # prepared (None: TFDS_DATA_DIR, else ~/tensorflow_datasets).
+                # A classification data set of TensorFlow Datasets, and the folder of the data sets
+                # (None: TFDS_DATA_DIR, or ~/tensorflow_datasets if that is not set).
                 "name": "imagenet2012",
                 "data_dir": config_dict.placeholder(str),
-                # Or a folder of splits of class folders, in place of `name`.
+                # A folder with SPLIT/<class>/<image>, in place of `name`.
                 "folder": config_dict.placeholder(str),
                 "train_split": "train",
                 "eval_split": "validation",
-                # More splits to evaluate on; the best checkpoint is chosen by eval_split.
+                # More splits to evaluate on. eval_split decides which checkpoint is the best.
                 "more_eval_splits": (),
                 "image_size": 224,
-                "crop_scale": (0.08, 1.0),  # share of the area that a training crop covers
-                "crop_ratio": (3 / 4, 4 / 3),  # width of a training crop over its height
-                # How a crop is resized: "opencv" (fast: bicubic, with a low-pass filter first when
-                # it shrinks), or Pillow's antialiased "bicubic" or "bilinear".
+                "crop_scale": (0.08, 1.0),  # area of a training crop relative to the image's
+                "crop_ratio": (3 / 4, 4 / 3),  # width over height of a training crop
+                # Of crops: "opencv" (fast; bicubic, after a low-pass filter if the crop shrinks),
+                # or Pillow's antialiased "bicubic" or "bilinear".
                 "resizing": "opencv",
                 "flip": True,
                 "rand_augment": "rand-m9-mstd0.5-inc1",  # in timm's notation, or "none"
                 # Of brightness, contrast and saturation, if rand_augment is "none"; 0 for none.
                 "color_jitter": 0.4,
-                # On an image that cannot be read: "stop"; or report it and "replace" it by the
-                # next one.
+                # If an image cannot be read: "stop", or "replace" it by the next one and report it.
                 "unreadable": "stop",
                 "eval_crop_fraction": config_dict.placeholder(float),  # None: resize, do not crop
-                # False: mode "eval" prepares images as the checkpoint says, if it does. True: as
-                # image_size, eval_crop_fraction, mean and std say.
+                # Preprocessing in mode "eval". False: that of the checkpoint, if it has one. True:
+                # image_size, eval_crop_fraction, mean and std.
                 "eval_as_configured": False,
                 "mean": (0.485, 0.456, 0.406),
                 "std": (0.229, 0.224, 0.225),
-                # Threads that decode (None: one per processor, at most 8). With workers, that many
-                # processes, each with that many threads.
+                # Decoding threads (None: one per processor, at most 8) of this process or, if there
+                # are workers, of each of these processes.
                 "reading": {"threads": config_dict.placeholder(int), "workers": 0},
             },
             # Augmentation of whole batches, on the devices.
@@ -86,23 +85,23 @@ def get_config() -> ConfigDict:
                 "cutmix_alpha": 1.0,
                 "mix_probability": 1.0,  # of mixup or cutmix
                 "switch_probability": 0.5,  # of cutmix, if both are on
-                "mixup_group_size": 64,  # consecutive images that are mixed by one draw, in pairs
+                "mixup_group_size": 64,  # consecutive images that share a draw of mixup or cutmix
                 "erasing_probability": 0.25,
             },
             "label_smoothing": 0.1,
-            "batch_size": 2048,  # of a step, on all devices together
-            # Micro-batches of a step, one after another; batch norm sees one at a time.
+            "batch_size": 2048,  # of a step, on all devices
+            # Number of micro-batches of a step. Batch norm uses the statistics of a micro-batch.
             "accumulation": 1,
             "eval_batch_size": 1024,
-            # Length of the run. Set either of the two; the other one is None.
+            # Length of the run. Set one of the two; the other one is None.
             "epochs": FieldReference(300.0),
             "steps": config_dict.placeholder(int),
             "ema_decay": 0.9999,  # of parameters and running statistics; 0 for no EMA
             "optimizer": {
                 "name": "adamw",  # or "sgd"
-                # How the learning rate falls from `peak_lr`: "cosine" and "polynomial" to
-                # `final_lr`, "step" by `milestone_factor` at each of the `milestones` (in epochs,
-                # or in steps if the length of the run is), or "constant". See
+                # The learning rate decays from `peak_lr`: "cosine" and "polynomial" to `final_lr`,
+                # "step" by `milestone_factor` at each of the `milestones` (in the unit of the
+                # run's length, epochs or steps), "constant" not at all. See
                 # train/engine/schedules.py.
                 "schedule": "cosine",
                 "peak_lr": 4e-3,
@@ -117,47 +116,47 @@ def get_config() -> ConfigDict:
                 "warmup_epochs": FieldReference(10.0),
                 "warmup_steps": config_dict.placeholder(int),
                 "weight_decay": 0.05,
-                # What decays: "kernels" (tensors of two or more dimensions), "repvgg" (what decays
-                # in that paper's code), "except_norms" (all but scales and biases of norms) or
-                # "all". See train/engine/optimizer.py.
+                # Parameters that decay: "kernels" (tensors of two or more dimensions), "repvgg" (as
+                # in RepVGG's code), "except_norms" (all but scales and biases of norms) or "all".
+                # See train/engine/optimizer.py.
                 "decay_of": "kernels",
-                # The learning rate of a group of parameters over that of the next group: of groups
-                # by "layer" (official code of RepLKNet, 0.7), or by "stage" (its paper for XL,
-                # 0.4). See `layer_of` and `stage_of` of the networks.
+                # Factor on the learning rate from one group of parameters to the one before it, in
+                # groups by "layer" (official code of RepLKNet, 0.7) or by "stage" (its paper for
+                # XL, 0.4). See `layer_of` and `stage_of` of the networks.
                 "layer_decay": 1.0,
                 "layer_decay_by": "layer",
-                # Factor on the learning rate of the final norm and the head, of all that is not
-                # in the backbone.
+                # Factor on the learning rate of the final norm and the classifier, or of the heads
+                # of a network that has a backbone.
                 "head_lr_factor": 1.0,
-                # The norm to which longer gradients are cut; None for no limit.
+                # The largest norm of the gradient; None for no limit.
                 "clip_norm": config_dict.placeholder(float),
-                # RepVGG's L2 penalty on merged kernels, in place of decay on those of the branches.
+                # RepVGG's L2 penalty on merged kernels, which replaces the decay of the branches.
                 "custom_l2": False,
-                "b1": 0.9,  # b1, b2 and eps are of AdamW
+                "b1": 0.9,  # b1, b2 and eps are for AdamW
                 "b2": 0.999,
                 "eps": 1e-8,
-                "momentum": 0.9,  # momentum and nesterov are of SGD
+                "momentum": 0.9,  # momentum and nesterov are for SGD
                 "nesterov": False,
             },
-            # What training leaves as it is. See train/engine/freezing.py.
+            # Frozen parts of the network. See train/engine/freezing.py.
             "freeze": {
-                # -1 for nothing, 0 for the stem, n for the stem and the first n stages: they get
-                # no updates and run in eval mode.
+                # -1 for none, 0 for the stem, n for the stem and the first n stages: they get no
+                # updates and run in eval mode.
                 "stages": -1,
                 # Whether all batch norms use their running statistics and do not update them.
                 "batch_norm": False,
             },
             "log_every_steps": 50,
-            # Set either of the two; the other one is None.
+            # Set one of the two; the other one is None.
             "eval_every_epochs": FieldReference(1.0),
             "eval_every_steps": config_dict.placeholder(int),
-            # Checkpoints between those of the evaluations. The latest `keep` and the best are kept.
-            # If one cannot be written, on a full disk for example, the run does "stop", or it
-            # reports that and does "continue".
+            # Every evaluation saves a checkpoint too. The latest `keep` and the best are kept. If
+            # one cannot be written, on a full disk for example: "stop", or report it and
+            # "continue".
             "checkpoints": {"every_steps": 1000, "keep": 2, "on_failure": "stop"},
             "profile": False,  # traces a few steps, in WORKDIR/profile
             "wandb": config_dict.placeholder(str),  # a project of Weights & Biases
-            # Number of devices that share the parameters, moments and EMA of the run.
+            # Number of devices over which parameters, moments and EMA are sharded.
             "mesh": {"fsdp": 1},
             # Several processes: "host:port" of the first one, or "auto" to ask the scheduler.
             "distributed": {
@@ -178,7 +177,7 @@ def _section(family: ModelFamily) -> dict[str, Any]:
 
 
 def without_augmentation(config: ConfigDict) -> None:
-    """Turns off all augmentation but random crops and flips, and the EMA."""
+    """Turns off the EMA, and all augmentation except random crops and flips."""
     config.data.rand_augment = "none"
     config.data.color_jitter = 0.0
     config.augmentation.mixup_alpha = config.augmentation.cutmix_alpha = 0.0
@@ -203,7 +202,7 @@ def sgd_on_imagenet() -> ConfigDict:
 
 
 def fine_tuning(config: ConfigDict) -> None:
-    """What the official fine-tuning runs on ImageNet-1K share; RandAugment stays."""
+    """The common settings of the official fine-tuning runs on ImageNet-1K."""
     config.model.dtype = "bfloat16"
     config.augmentation.mixup_alpha = config.augmentation.cutmix_alpha = 0.0
     config.epochs = 30.0
@@ -214,48 +213,49 @@ def fine_tuning(config: ConfigDict) -> None:
 
 
 def on_gpus(config: ConfigDict, gpus: str, images: int) -> None:
-    """Keeps the batch size of an experiment on fewer GPUs, by accumulation.
+    """Sets the accumulation that keeps the batch size of an experiment on a number of GPUs.
 
-    The batch of an evaluation is what the GPUs take at a time.
+    The batch size of evaluations becomes that of a micro-batch.
 
     Args:
-      config: its configuration, with the batch size.
-      gpus: what follows the colon of `--config FILE.py:gpus=8`; "" leaves the configuration as
-        it is, for as many devices as take the whole batch at a time.
-      images: that a GPU takes at a time, as in the official run.
+      config: of the experiment, with the batch size.
+      gpus: the text after the colon of `--config FILE.py:gpus=8`. With "", nothing is changed: the
+        devices take the whole batch at a time.
+      images: for a GPU at a time, as in the official run.
 
     Raises:
-      RunError: something else follows the colon, or the GPUs cannot make up the batch.
+      RunError: the text is invalid, or the batch is no multiple of a micro-batch.
     """
     if not gpus:
         return
     number = gpus.removeprefix("gpus=")
     if gpus == number or not number.isdecimal():
-        raise RunError(f"After the colon comes gpus=N; {gpus!r} is something else.")
+        raise RunError(f"Expected gpus=N after the colon; got {gpus!r}.")
     at_a_time = int(number) * images
     if not at_a_time or config.batch_size % at_a_time:
         possible = [
             n for n in (1, 2, 4, 8, 16, 32, 64, 128) if config.batch_size % (n * images) == 0
         ]
         raise RunError(
-            f"{number} GPUs of {images} images each do not make a batch of {config.batch_size}; "
-            f"{', '.join(map(str, possible))} do. Or set --config.accumulation yourself."
+            f"A batch of {config.batch_size} cannot be divided into micro-batches of {number} GPUs "
+            f"with {images} images each. Possible numbers of GPUs are "
+            f"{', '.join(map(str, possible))}. Or set --config.accumulation."
         )
     config.accumulation = config.batch_size // at_a_time
     config.eval_batch_size = at_a_time
 
 
 def row_and_gpus(text: str) -> tuple[str, str]:
-    """Both parts of `--config FILE.py:ROW,gpus=8`; "" for one that is missing."""
+    """Splits the text after the colon of `--config FILE.py:ROW,gpus=8`; a missing part is ""."""
     row, _, gpus = text.partition(",")
     return ("", row) if row.startswith("gpus=") and not gpus else (row, gpus)
 
 
 def known(row: str, rows: Iterable[str]) -> str:
-    """The row of an experiment, from what follows the colon of `--config FILE.py:ROW`.
+    """The row of `--config FILE.py:ROW`.
 
     Raises:
-      RunError: the experiment has no row of that name.
+      RunError: the experiment has no such row.
     """
     rows = list(rows)
     if row not in rows:

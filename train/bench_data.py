@@ -1,10 +1,10 @@
-"""Measures the data pipeline: python -m train.bench_data --config configs/31b.py [--json FILE]
+"""Benchmarks the data pipeline: python -m train.bench_data --config configs/31b.py [--json FILE]
 
-Makes JPEG files like photographs (500 x 375, 4:2:0, about 60 kB) and prints the images/s of each
-stage of the configured training transform, and of the same steps in plain Pillow, as timm composes
-them; then of both pipelines, with the configured threads and workers. The two take turns, in
-rounds, of which the median counts. Rates of a core are by CPU time, which other programs on the
-machine disturb little.
+It makes JPEG files like photographs (500 x 375, 4:2:0, about 60 kB) and prints the images/s of each
+stage of the configured training transform, and of the same stages in Pillow, composed as in timm.
+Then it runs both pipelines, with the configured threads and workers. The two alternate, and results
+are medians over the rounds. Rates per core are by CPU time, so that other programs on the machine
+have little influence.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -29,27 +29,44 @@ from replk_jax.io.files import replace_json
 from train.data import pipeline
 from train.data.pillow_reference import PillowTransform
 from train.data.pipeline import Example, Source
+from train.data.randaugment import Operation
 from train.data.sources import FolderSource
-from train.data.transforms import TrainTransform
+from train.data.transforms import Draws, TrainTransform
 from train.engine import config as configuration
 from train.engine import config_flags as command_line
 from train.errors import RunError, stopping
 from train.tasks import classification_config
 from train.tasks.classification import make_train_transform
 
-_IMAGES = flags.DEFINE_integer("images", 512, "how many images to make", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "how often all is measured", lower_bound=1)
-_JSON = flags.DEFINE_string("json", None, "file to write the figures to")
+_IMAGES = flags.DEFINE_integer("images", 512, "number of images to make", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "number of measurements of each stage", lower_bound=1)
+_JSON = flags.DEFINE_string("json", None, "file to write the results to")
 
 _WIDTH, _HEIGHT, _BYTES = 500, 375, 60_000
 _BATCH_SIZE = 64
-_SHORTEST_PIPELINE = 1024  # images; fewer say little of threads
+_SHORTEST_PIPELINE = 1024  # images; with fewer, starting the threads has too much weight
 
-# Grain's shuffle takes 0.15 ms for an index among 128, and 0.003 ms among so many.
+# The size of ImageNet. Grain's shuffle takes 0.003 ms for an index there; in a set of 128, 0.15 ms.
 _EXAMPLES = 1_281_167
 
-# Seconds of an image: {"cpu": of all threads of this process, "wall": by the clock}.
+# Seconds per image: {"cpu": CPU time of all threads of this process, "wall": wall-clock time}.
 Seconds = dict[str, float]
+
+
+class Stages(Protocol):
+    """The stages of a training transform; the type of images is its own."""
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> Example: ...
+
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> Draws: ...
+
+    def decode(self, example: Example) -> Any: ...
+
+    def crop(self, image: Any, box: tuple[int, int, int, int]) -> Any: ...
+
+    def mirror(self, image: Any) -> Any: ...
+
+    def augment(self, image: Any, operations: list[Operation]) -> Any: ...
 
 
 def main(_: list[str]) -> None:
@@ -67,24 +84,25 @@ def main(_: list[str]) -> None:
 
 
 def measure(config: ConfigDict, count: int, rounds: int) -> dict[str, Any]:
-    """Times the stages and the pipelines on images that are made for it.
+    """Times the stages and the pipelines on synthetic images.
 
     Args:
       config: see configs/common.py; its images have 3 channels.
-      count: how many images to make.
-      rounds: how often each is timed.
+      count: number of images to make.
+      rounds: number of measurements of each stage.
 
     Returns:
-      For JSON: `seconds[stage][name]` are `Seconds`, medians over the rounds, where the names are
-      "train" (the training transform) and "pillow"; what they depend on lies beside them.
+      The results for JSON: `seconds[stage][name]` are `Seconds`, medians over the rounds, where
+      `name` is "train" (the training transform) or "pillow"; and the conditions of the
+      measurement.
     """
     transform = make_train_transform(config.data, 3)
-    transforms = {"train": transform, "pillow": in_pillow(transform)}
-    cv2.setNumThreads(0)  # as the transform, whose stages are measured before the whole
+    transforms: dict[str, Stages] = {"train": transform, "pillow": in_pillow(transform)}
+    cv2.setNumThreads(0)  # the transform sets it too, but its stages are measured first
     with tempfile.TemporaryDirectory() as folder:
         size = write_photographs(Path(folder) / "train" / "photographs", count)
         source = FolderSource(Path(folder), "train")
-        taken = [
+        measured = [
             {
                 name: {
                     **stage_seconds(source, each),
@@ -105,20 +123,20 @@ def measure(config: ConfigDict, count: int, rounds: int) -> dict[str, Any]:
         "opencv": cv2.__version__,
         "pillow": PIL.__version__,
         "seconds": {
-            stage: {name: _median([each[name][stage] for each in taken]) for name in transforms}
-            for stage in taken[0]["train"]
+            stage: {name: _median([each[name][stage] for each in measured]) for name in transforms}
+            for stage in measured[0]["train"]
         },
     }
 
 
 def in_pillow(transform: TrainTransform) -> PillowTransform:
-    """The same recipe; Pillow's bicubic in place of OpenCV's."""
+    """The same recipe in Pillow, with its bicubic resizing in place of OpenCV's."""
     resizing = "bilinear" if transform.resizing == "bilinear" else "bicubic"
-    return PillowTransform(**vars(dataclasses.replace(transform, resizing=resizing)))
+    return PillowTransform(dataclasses.replace(transform, resizing=resizing))
 
 
-def stage_seconds(source: Source, transform: TrainTransform) -> dict[str, Seconds]:
-    """Of each stage and of the whole transform, in one thread."""
+def stage_seconds(source: Source, transform: Stages) -> dict[str, Seconds]:
+    """The time of each stage and of the whole transform, in one thread."""
     indices = range(len(source))
     examples = [source[index] for index in indices]
     images = [transform.decode(example) for example in examples]
@@ -138,9 +156,9 @@ def stage_seconds(source: Source, transform: TrainTransform) -> dict[str, Second
 
 
 def pipeline_seconds(
-    source: Source, transform: TrainTransform, reading: ConfigDict
+    source: Source, transform: Stages, reading: ConfigDict
 ) -> dict[str, float | None]:
-    """Of the pipeline from files to batches; of worker processes the CPU time is not known."""
+    """The time of the pipeline from files to batches; "cpu" is None with worker processes."""
     batches = pipeline.train_batches(
         _Repeated(source, _EXAMPLES),
         transform,
@@ -152,7 +170,7 @@ def pipeline_seconds(
     )
     count = max(len(source), _SHORTEST_PIPELINE) // _BATCH_SIZE
     with contextlib.closing(batches):
-        next(batches)  # when threads and workers have started
+        next(batches)  # starts threads and workers
         seconds = _seconds(lambda _: next(batches), range(count))
     cpu = None if reading.workers else seconds["cpu"] / _BATCH_SIZE
     return {"cpu": cpu, "wall": seconds["wall"] / _BATCH_SIZE}
@@ -160,7 +178,7 @@ def pipeline_seconds(
 
 @dataclasses.dataclass(frozen=True)
 class _Repeated:
-    """A source over and over, as long as a real one."""
+    """The examples of a source, repeated up to a length."""
 
     source: Source
     length: int
@@ -173,7 +191,7 @@ class _Repeated:
 
 
 def write_photographs(folder: Path, count: int) -> float:
-    """Writes `count` JPEG files, always the same; returns the bytes of one, on average."""
+    """Writes `count` JPEG files, the same for each call; returns their mean size in bytes."""
     folder.mkdir(parents=True)
     sizes = []
     for index in range(count):
@@ -184,35 +202,40 @@ def write_photographs(folder: Path, count: int) -> float:
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """A JPEG file as a photograph might fill it, always of about the same length.
+    """A synthetic JPEG file of about `_BYTES` bytes.
 
-    Soft and hard shapes, and as much of fine grain as fills the bytes.
+    It has soft and hard shapes, and as much noise as makes up the size.
     """
-    image = 128 + sum(_field(rng, cell) * cell / 2 for cell in (128, 32, 8))
+    image = 128 + np.sum([_noise(rng, cell) * cell / 2 for cell in (128, 32, 8)], axis=0)
     for _ in range(20):
         centre, axes = rng.integers((_WIDTH, _HEIGHT)), rng.integers(5, 120, 2)
         color, angle = rng.uniform(0, 255, 3), rng.uniform(0, 180)
         cv2.ellipse(image, (centre.tolist(), (2 * axes).tolist(), angle), color.tolist(), -1)
-    grain = _field(rng, 2)
+    grain = _noise(rng, 2)
     quality = int(rng.integers(85, 96))
+    data = b""
     for strength in range(0, 100, 2):
-        pixels = np.clip(image + strength * grain, 0, 255).astype(np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
-        if file.tell() >= _BYTES:
+        data = _jpeg(np.clip(image + strength * grain, 0, 255).astype(np.uint8), quality)
+        if len(data) >= _BYTES:
             break
+    return data
+
+
+def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
     return file.getvalue()
 
 
-def _field(rng: np.random.Generator, cell: int) -> np.ndarray:
-    """Noise that is smooth over so many pixels, more of light than of colour, (H, W, 3)."""
+def _noise(rng: np.random.Generator, cell: int) -> np.ndarray:
+    """Noise that is smooth over `cell` pixels, stronger in luminance than in colour, (H, W, 3)."""
     shape = (_HEIGHT // cell + 1, _WIDTH // cell + 1)
     coarse = rng.normal(size=(*shape, 1)) + rng.normal(0, 0.3, size=(*shape, 3))
     return cv2.resize(coarse, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC)
 
 
 def _seconds(function: Callable[..., Any], *arguments: Iterable[Any]) -> Seconds:
-    """Of a call, over one for each of the arguments."""
+    """The mean time of a call; there is one for each item of the arguments."""
     calls = list(zip(*arguments, strict=True))
     cpu, wall = time.process_time(), time.perf_counter()
     for values in calls:
@@ -221,15 +244,14 @@ def _seconds(function: Callable[..., Any], *arguments: Iterable[Any]) -> Seconds
     return {"cpu": cpu / len(calls), "wall": wall / len(calls)}
 
 
-def _median(taken: list[dict[str, float | None]]) -> dict[str, float | None]:
-    return {
-        key: None if value is None else statistics.median(each[key] for each in taken)
-        for key, value in taken[0].items()
-    }
+def _median(measured: list[dict[str, float | None]]) -> dict[str, float | None]:
+    values = {key: [each[key] for each in measured] for key in measured[0]}
+    known = {key: [x for x in samples if x is not None] for key, samples in values.items()}
+    return {key: statistics.median(samples) if samples else None for key, samples in known.items()}
 
 
 def as_text(figures: dict[str, Any]) -> str:
-    """What `measure` returns as a table of images/s."""
+    """The results of `measure` as a table of images/s."""
     return "\n".join(_lines(figures))
 
 
@@ -241,7 +263,7 @@ def _lines(figures: dict[str, Any]) -> Iterator[str]:
         f"Pillow {figures['pillow']}"
     )
     yield f"pipeline: {reading['threads']} threads, {reading['workers']} worker processes"
-    heads = ("of a core", 12), ("Pillow", 10), ("ratio", 8), ("by clock", 12), ("Pillow", 10)
+    heads = ("per core", 12), ("Pillow", 10), ("ratio", 8), ("wall clock", 12), ("Pillow", 10)
     yield f"{'images/s':16}" + "".join(f"{head:>{width}}" for head, width in heads)
     for stage, by_name in figures["seconds"].items():
         ours, pillow = by_name["train"], by_name["pillow"]

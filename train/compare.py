@@ -1,13 +1,12 @@
-"""Compares finished runs in a table in Markdown: how good they became, in per cent, and the spread.
+"""Compares the scores of finished runs in a Markdown table, in per cent.
 
     python -m train.compare out/study/*
 
-What is compared is the score by which a run finds its best checkpoint, top-1 accuracy in
-classification. Runs whose configurations differ in nothing but the seed are one row, named by the
-fields in which the rows differ. Fields that do not bear on the outcome make no difference: where
-data lie and how they are read, the devices, remat, and what is logged, evaluated and saved on the
-way. Of several runs there are the mean, the standard deviation of a run (n - 1), the lowest and the
-highest.
+The score is the one that decides which checkpoint is the best: top-1 accuracy in classification.
+Runs whose configurations differ only in the seed are one row: mean, standard deviation (n - 1),
+minimum and maximum. A row is named by the fields in which the rows differ. Fields without influence
+on the result are ignored: paths of data and options for reading them, devices, remat, logging,
+evaluations and checkpoints during the run.
 """
 
 import argparse
@@ -24,17 +23,20 @@ from flax.traverse_util import flatten_dict
 from replk_jax.cli.argument_types import user_path
 from replk_jax.cli.clean_exit import clean_exit
 from replk_jax.io.text import escape_unencodable_output
+from train.engine.config import in_this_version
 from train.errors import RunError, stopping
 from train.reporting.console import score_title
 
-# Fields, or sections of them, that name places or say how a run is carried out.
-_NO_DIFFERENCE = (
+# Fields and sections without influence on the result.
+_IGNORED = (
     "checkpoints",
     "data.data_dir",
+    "data.more_eval_splits",
     "data.reading",
     "distributed",
     "eval_batch_size",
     "eval_every_epochs",
+    "eval_every_steps",
     "log_every_steps",
     "mesh",
     "model.remat",
@@ -49,12 +51,12 @@ class Run:
 
     Attributes:
       workdir: its folder.
-      fields: of its configuration that bear on the outcome but for the seed, by path, in words.
-      seed: which one.
-      examples: images that it was evaluated on.
-      best_by: the name of the score that counts.
-      score: of the network, a share of 1.
-      ema_score: of the moving average, if there is one.
+      fields: of its configuration, without the seed and ignored ones: values as text, by path.
+      seed: of the run.
+      examples: number of images that it was evaluated on.
+      best_by: name of the score.
+      score: of the network, between 0 and 1.
+      ema_score: of the EMA; None if there is none.
     """
 
     workdir: Path
@@ -67,7 +69,7 @@ class Run:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program; ends it with exit status 1 and a line where it cannot continue."""
+    """Runs the program; errors end it with a message and exit status 1."""
     escape_unencodable_output()
     workdirs = _parser().parse_args(arguments).workdir
     with stopping():
@@ -78,8 +80,8 @@ def read_run(workdir: Path) -> Run:
     """The finished run in a folder.
 
     Raises:
-      RunError: there is none, it is not finished, its score is NaN or infinite, or a file of it
-        is damaged.
+      RunError: the folder has no run, the run is not finished, its score is NaN or infinite, or a
+        file of it is damaged.
     """
     if not workdir.is_dir():
         raise RunError(f"There is no folder {workdir}.")
@@ -90,20 +92,20 @@ def read_run(workdir: Path) -> Run:
     config = _read(workdir / "config.json", "it is not the folder of a training run")
     if "best_by" not in result:
         raise RunError(
-            f"{workdir / 'result.json'} does not say which score counts: start its run again with "
-            "the same --workdir, which only evaluates it anew."
+            f"{workdir / 'result.json'} has no `best_by`: start its run again with the same "
+            "--workdir, which only evaluates it again."
         )
-    fields = flatten_dict(config, sep=".")
+    fields = in_this_version(flatten_dict(config, sep="."))
     best_by, ema = result["best_by"], result.get("ema")
     try:
         run = Run(
             workdir=workdir,
-            fields={field: _in_words(value) for field, value in fields.items() if _counts(field)},
+            fields={f: _as_flag_value(v) for f, v in fields.items() if not _is_ignored(f)},
             seed=config["seed"],
             examples=result["training"]["examples"],
             best_by=best_by,
-            score=_share(result["training"][best_by]),
-            ema_score=_share(ema["training"][best_by]) if ema else None,
+            score=_as_score(result["training"][best_by]),
+            ema_score=_as_score(ema["training"][best_by]) if ema else None,
         )
     except (KeyError, TypeError) as error:
         raise RunError(
@@ -117,11 +119,11 @@ def read_run(workdir: Path) -> Run:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """The table, in Markdown; rows in the order of their first runs.
+    """The table in Markdown; rows are in the order of their first runs.
 
     Raises:
-      RunError: runs that were evaluated on different numbers of images or by different scores, or
-        that differ in nothing at all, as when a folder is named twice.
+      RunError: the runs were evaluated on different numbers of images or have different scores; or
+        two runs have the same configuration and seed.
     """
     _require_same_evaluation(runs)
     groups: dict[tuple, list[Run]] = {}
@@ -131,42 +133,42 @@ def table(runs: Sequence[Run]) -> str:
     for group in rows:
         _require_other_seeds(group)
     differing = _differing([group[0].fields for group in rows])
-    averaged = any(run.ema_score is not None for run in runs)
+    has_ema = any(run.ema_score is not None for run in runs)
     score = score_title(runs[0].best_by)
     head = ["configuration", "runs", score, "min", "max"]
-    head += [f"EMA {score}", "min", "max"] if averaged else []
+    head += [f"EMA {score}", "min", "max"] if has_ema else []
     body = []
     for group in rows:
         cells = [_name(group[0].fields, differing), str(len(group))]
         cells += _statistics(run.score for run in group)
-        cells += _statistics(run.ema_score for run in group) if averaged else []
+        cells += _statistics(run.ema_score for run in group) if has_ema else []
         body.append(cells)
-    return _markdown(head, body, words=1)
+    return _markdown(head, body, text_columns=1)
 
 
-def _read(path: Path, absence: str) -> dict[str, Any]:
+def _read(path: Path, if_missing: str) -> dict[str, Any]:
     if not path.exists():
-        raise RunError(f"{path.parent} has no {path.name}: {absence}.")
+        raise RunError(f"{path.parent} has no {path.name}: {if_missing}.")
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}.") from error
     if not isinstance(content, dict):
-        raise RunError(f"{path} is damaged: it holds no JSON object.")
+        raise RunError(f"{path} is damaged: it is no JSON object.")
     return content
 
 
-def _share(value: float | None) -> float:
-    """A score; null stands for NaN and infinite ones."""
+def _as_score(value: float | None) -> float:
+    """A score from JSON, where NaN and infinite ones are null."""
     return math.nan if value is None else float(value)
 
 
-def _counts(field: str) -> bool:
-    return field != "seed" and not f"{field}.".startswith(tuple(f"{n}." for n in _NO_DIFFERENCE))
+def _is_ignored(field: str) -> bool:
+    return field == "seed" or f"{field}.".startswith(tuple(f"{name}." for name in _IGNORED))
 
 
-def _in_words(value: Any) -> str:
-    """As it would be set on the command line."""
+def _as_flag_value(value: Any) -> str:
+    """A value as it would be set on the command line."""
     return str(tuple(value) if isinstance(value, list) else value)
 
 
@@ -175,7 +177,7 @@ def _require_same_evaluation(runs: Sequence[Run]) -> None:
     for run in others:
         if run.best_by != first.best_by:
             raise RunError(
-                f"In {first.workdir} the score that counts is {first.best_by}, in {run.workdir} "
+                f"The score of {first.workdir} is {first.best_by}, that of {run.workdir} is "
                 f"{run.best_by}: only runs of the same task can be compared."
             )
         if run.examples != first.examples:
@@ -186,7 +188,7 @@ def _require_same_evaluation(runs: Sequence[Run]) -> None:
 
 
 def _require_other_seeds(group: Sequence[Run]) -> None:
-    """A run beside its own repetition would make the spread look smaller than it is."""
+    """Raises RunError for two runs with the same seed, which would reduce the deviation."""
     first: dict[int, Path] = {}
     for run in group:
         if run.seed in first:
@@ -198,36 +200,36 @@ def _require_other_seeds(group: Sequence[Run]) -> None:
 
 
 def _differing(rows: Sequence[dict[str, str]]) -> list[str]:
-    """Fields whose values, or whose presence, are not the same in all rows."""
+    """The fields that differ between rows, or that some rows lack."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [name for name in names if len({row.get(name) for row in rows}) > 1]
 
 
 def _name(fields: dict[str, str], differing: Sequence[str]) -> str:
-    """`model.replknet.small_kernel=3`; unset is what a run from before there was the field has."""
+    """`model.replknet.small_kernel=3`; `unset` for a field that is newer than the run."""
     return ", ".join(f"{name}={fields.get(name, 'unset')}" for name in differing) or "all runs"
 
 
-def _statistics(shares: Iterable[float | None]) -> list[str]:
-    """Mean with deviation, minimum and maximum, in per cent; empty cells without any value."""
-    values = [100 * share for share in shares if share is not None]
+def _statistics(scores: Iterable[float | None]) -> list[str]:
+    """Mean with standard deviation, minimum and maximum, in per cent; empty without values."""
+    values = [100 * score for score in scores if score is not None]
     if not values:
         return [""] * 3
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return [f"{statistics.mean(values):.2f}{deviation}", f"{min(values):.2f}", f"{max(values):.2f}"]
 
 
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], words: int) -> str:
-    """A table whose first columns are words, to the left, and the others numbers, to the right."""
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], text_columns: int) -> str:
+    """A table. The first columns are text, aligned left; the others are numbers, aligned right."""
     rows = [[cell.replace("|", r"\|") for cell in row] for row in (head, *body)]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     rule = [
-        "-" * width if column < words else "-" * (width - 1) + ":"
+        "-" * width if column < text_columns else "-" * (width - 1) + ":"
         for column, width in enumerate(widths)
     ]
     lines = [
         " | ".join(
-            cell.ljust(width) if column < words else cell.rjust(width)
+            cell.ljust(width) if column < text_columns else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in (rows[0], rule, *rows[1:])

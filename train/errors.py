@@ -1,4 +1,4 @@
-"""What a run says when it cannot continue, and how its program ends then."""
+"""Errors that the user can fix, and how they end a program."""
 
 import contextlib
 import os
@@ -14,22 +14,22 @@ from replk_jax.io.text import encodable, escaped_lines
 
 
 class RunError(Exception):
-    """A reason to stop that the user can fix; the message names the cause and the remedy."""
+    """An error that the user can fix; the message has the cause and the remedy."""
 
 
 def expect_utf8(folder: str | os.PathLike) -> None:
-    """Raises RunError for a path that the libraries for checkpoints and records cannot take."""
+    """Raises RunError for a path that is not UTF-8, which Orbax and array_record do not support."""
     path = os.fspath(folder)
     if encodable(path) != path:
         raise RunError(
-            f"The path {path} is not UTF-8. The libraries that read and write checkpoints and "
-            "records need that: rename the folder, or use another one."
+            f"The path {path} is not UTF-8, as the libraries for checkpoints and records need it: "
+            "rename the folder, or use another one."
         )
 
 
 @contextlib.contextmanager
 def stopping() -> Iterator[None]:
-    """Ends the program with a line and exit status 1 on an error that the user can fix."""
+    """A context manager: an error that the user can fix ends the program; see `stop`."""
     try:
         yield
     except (RunError, OSError) as error:
@@ -39,9 +39,9 @@ def stopping() -> Iterator[None]:
 
 
 def stop(message: str) -> NoReturn:
-    """Ends the program with a message for the user, its characters escaped, and exit status 1."""
+    """Ends the program with an error message, escaped where necessary, and exit status 1."""
     message = escaped_lines(message)
     if jax.distributed.is_initialized():
         print(f"error: {message}", file=sys.stderr, flush=True)
-        os._exit(1)  # an orderly exit would wait minutes for the other processes
+        os._exit(1)  # a normal exit would wait minutes for the other processes
     sys.exit(f"error: {message}")

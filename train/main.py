@@ -4,8 +4,9 @@ Started again with the same workdir, it resumes from the last checkpoint. Any fi
 configuration can be set on the command line: --config.batch_size=256. With --config.mode=eval it
 evaluates the network in --config.init_from=FILE.
 
-Exit status: 0 at the end of the run; 75 where it was asked to stop (SIGTERM, or Ctrl-C once), has
-saved, and wants to be started again; 130 after Ctrl-C twice; 1 for an error that the user can fix.
+Exit status: 0 at the end of the run; 75 if it was asked to stop (SIGTERM, or Ctrl-C once) and has
+saved a checkpoint, from which the same command resumes; 130 after Ctrl-C twice; 1 for an error that
+the user can fix.
 """
 
 import os
@@ -29,17 +30,17 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics
 
 def main(_: list[str]) -> None:
     config = CONFIG.value
-    evaluates = config.mode == "eval"
-    if not (_WORKDIR.value or evaluates):
-        stop("Name a folder for checkpoints, metrics and the curve: --workdir=DIR.")
+    evaluate = config.mode == "eval"
     workdir = None
     try:
         with stopping():
             if _WORKDIR.value:
                 workdir = flag_path("workdir", _WORKDIR.value).absolute()
                 _make_folder(workdir)
-            if evaluates:
+            if evaluate:
                 evaluate_checkpoint(config, workdir, find_task(config))
+            elif workdir is None:
+                raise RunError("--workdir=DIR is missing: a folder for checkpoints and metrics.")
             else:
                 run(config, workdir, find_task(config))
     except jax.errors.JaxRuntimeError as error:
@@ -50,12 +51,12 @@ def main(_: list[str]) -> None:
             f"save_depthwise, or lower --config.batch_size.\n{error}"
         )
     except Interrupted as interrupted:
-        print(f"{interrupted} The same command resumes from there.", flush=True)
+        print(f"{interrupted} The same command resumes from it.", flush=True)
         sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
         remedy = f"The same command resumes from the last checkpoint in {workdir}."
-        print("Interrupted.", "" if evaluates else remedy, file=sys.stderr, flush=True)
-        # An orderly exit would wait minutes for the other processes.
+        print("Interrupted.", "" if evaluate else remedy, file=sys.stderr, flush=True)
+        # A normal exit would wait minutes for the other processes.
         (os._exit if jax.distributed.is_initialized() else sys.exit)(INTERRUPTED)
 
 

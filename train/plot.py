@@ -1,11 +1,10 @@
-"""Draws the curves of one run, or of several over one another.
+"""Plots the metrics of one or more runs.
 
     python -m train.plot out/digits
     python -m train.plot out/kernels_3 out/kernels_13 --output kernels.png
 
-Loss and the scores of the evaluations, learning rate, norms, images a second and the shares of time
-that the devices waited for data and of their arithmetic that was used, over the steps; what no run
-has reported is left out.
+The panels are loss, scores, learning rate, norms, images per second, data wait and MFU, by step.
+Panels without metrics are omitted.
 """
 
 import argparse
@@ -25,9 +24,9 @@ _NAME = "curve.png"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program; ends it with exit status 1 and a line where it cannot continue.
+    """Runs the program; errors end it with a message and exit status 1.
 
-    A run with metrics that are NaN or infinite is drawn without them, and then ends it so too.
+    NaN or infinite metrics are omitted from the plot, and are then reported as an error.
     """
     escape_unencodable_output()
     parser = _parser()
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workdirs = options.workdir
     output = options.output or (workdirs[0] if len(workdirs) == 1 else Path()) / _NAME
     if output.suffix.lstrip(".") not in Figure().canvas.get_supported_filetypes():
-        parser.error(f"--output {output}: a picture's name ends in .png, .svg or .pdf")
+        parser.error(f"--output {output}: the suffix must be .png, .svg or .pdf")
     with stopping():
         draw(workdirs, output)
         print(escaped(str(output)), flush=True)
@@ -48,8 +47,8 @@ def _require_finite(workdirs: Iterable[Path]) -> None:
             for name, value in line.items():
                 if not math.isfinite(value):
                     raise RunError(
-                        f"{workdir}: {name} is NaN or infinite at step {line['step']}, and left "
-                        "out of the picture where it is so."
+                        f"{workdir}: {name} is NaN or infinite at step {line['step']}; such values "
+                        "are omitted from the plot."
                     )
 
 
@@ -64,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=user_path,
         metavar="FILE",
-        help=f"the picture (default: WORKDIR/{_NAME}, of several runs ./{_NAME})",
+        help=f"file to write (default: WORKDIR/{_NAME}, for several runs ./{_NAME})",
     )
     return parser
 

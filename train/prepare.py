@@ -1,13 +1,14 @@
-"""Prepares a data set for training, without TensorFlow, as TensorFlow Datasets lays it on disk.
+"""Prepares a data set for training, in the layout of TensorFlow Datasets but without TensorFlow.
 
-ImageNet from the tars of image-net.org, and any folder of SPLIT/<class>/<image>, such as train/
-and val/:
+It takes ImageNet's tars from image-net.org, or a folder with SPLIT/<class>/<image>, where SPLIT is
+train or val for example:
 
     python -m train.prepare imagenet2012 --tars DIR --data_dir DATA_DIR
     python -m train.prepare FOLDER --name NAME --data_dir DATA_DIR
 
-Every image is decoded once, so that training meets none that it cannot read. Killed and started
-again, it goes on where it was. Train with --config.data.name=NAME --config.data.data_dir=DATA_DIR.
+Every image is decoded once, to find those that cannot be read before training. Started again after
+an interruption, the same command resumes. Train with --config.data.name=NAME
+--config.data.data_dir=DATA_DIR.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
+from tensorflow_datasets.core import constants
 
 from replk_jax.cli.argument_types import positive
 from replk_jax.cli.clean_exit import clean_exit
@@ -37,29 +39,29 @@ FOLDER_VERSION = "1.0.0"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program; ends it with exit status 1 and a line where it cannot go on."""
+    """Runs the program; errors end it with a message and exit status 1."""
     escape_unencodable_output()
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.tars and options.set != "imagenet2012":
         parser.error("--tars belongs to imagenet2012; for a folder name the set with --name")
-    logging.set_verbosity(logging.ERROR)  # TFDS warns of what is about to be written
+    logging.set_verbosity(logging.ERROR)  # TFDS warns that the data set does not exist yet
     data_dir = Path(options.data_dir).expanduser().absolute()
     writing = {"processes": options.processes, "keep_unreadable": options.keep_unreadable}
     try:
         if options.tars:
-            place = prepare_imagenet(Path(options.tars).expanduser(), data_dir, **writing)
+            result = prepare_imagenet(Path(options.tars).expanduser(), data_dir, **writing)
         else:
             folder = Path(options.set).expanduser()
-            place = prepare_folder(folder, options.name, data_dir, **writing)
+            result = prepare_folder(folder, options.name, data_dir, **writing)
     except RunError as error:
         sys.exit(f"error: {escaped_lines(str(error))}")
     except KeyboardInterrupt:
-        print("The same command resumes from what is written.", file=sys.stderr)
+        print("The same command resumes the preparation.", file=sys.stderr)
         raise
-    name = place.parent.name
+    name = result.parent.name
     print(
-        f"{name} is in {place}. Train with --config.data.name={name} "
+        f"{name} is in {result}. Train with --config.data.name={name} "
         f"--config.data.data_dir={data_dir}"
     )
 
@@ -78,18 +80,18 @@ def prepare_imagenet(
 
     Args:
       tars: folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
-      data_dir: where data sets lie.
-      contents: what the tars must hold; None for all of ILSVRC2012.
+      data_dir: folder of the data sets.
+      contents: expected in the tars; None for ILSVRC2012.
       processes, keep_unreadable: see `write_dataset`.
 
     Returns:
-      The folder of the set.
+      The folder of the data set.
 
     Raises:
-      RunError: tars that are not there or not whole, or a set that cannot be written.
+      RunError: a tar is missing or incomplete, or the data set cannot be written.
     """
     info = tfds.builder("imagenet2012", data_dir=data_dir).info
-    if not _is_there(info):
+    if not _exists(info):
         contents = contents or Contents()
         splits = {
             "validation": validation_images(tars, contents),
@@ -109,43 +111,46 @@ def prepare_folder(
     processes: int = 1,
     keep_unreadable: bool = False,
 ) -> Path:
-    """Prepares the images in `folder/<split>/<class>/`, of which "val" becomes "validation".
+    """Prepares the images in `folder/<split>/<class>/`; the split "val" becomes "validation".
 
     Args:
-      folder: of the splits; hidden ones are passed over.
-      name: for the set: small letters, digits and underscores.
-      data_dir: where data sets lie.
+      folder: of the splits; hidden folders are skipped.
+      name: of the data set: small letters, digits and underscores.
+      data_dir: folder of the data sets.
       processes, keep_unreadable: see `write_dataset`.
 
     Returns:
-      The folder of the set.
+      The folder of the data set.
 
     Raises:
-      RunError: a folder without such images, a name that is taken, or a set that cannot be
-        written.
+      RunError: there are no such images, the name is taken, or the data set cannot be written.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise RunError(f"--name {name}: use small letters, digits and underscores.")
     if name in tfds.list_builders(with_community_datasets=False):
-        raise RunError(f"--name {name} is a set of TensorFlow Datasets: find another one.")
+        raise RunError(f"--name {name} is a data set of TensorFlow Datasets: use another name.")
     if not folder.is_dir():
         raise RunError(f"There is no folder {folder}.")
-    place = data_dir / name / FOLDER_VERSION
+    result = data_dir / name / FOLDER_VERSION
     splits = {
         "validation" if name == "val" else name: FolderImages(folder, name)
         for name in _split_names(folder)
     }
-    info = _folder_info(name, place, _common_classes(folder, splits))
-    if not _is_there(info):
-        write_dataset(info, splits, whole, processes=processes, keep_unreadable=keep_unreadable)
-    return place
+    info = _folder_info(name, result, _common_classes(folder, splits))
+    if not _exists(info):
+        write_dataset(info, splits, checked, processes=processes, keep_unreadable=keep_unreadable)
+    return result
 
 
-class FolderImages(Sequence):
-    """The images of a split in a folder, as items to store; their names as `storable` has them.
+class FolderImages:
+    """The images of a split in a folder, as items to store.
+
+    Args:
+      folder: of the splits.
+      split: name of the subfolder.
 
     Raises:
-      RunError: there are none.
+      RunError: there are no images.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -161,21 +166,21 @@ class FolderImages(Sequence):
         return Item(storable(name), self._source.label(index), f"{self._folder}/{name}")
 
 
-def whole(data: bytes, name: str) -> bytes:
-    """The bytes themselves, found to be an image.
+def checked(data: bytes, name: str) -> bytes:
+    """The bytes themselves, after decoding them.
 
     Raises:
-      ImageError: they are none, or not the whole of one.
+      ImageError: they are no image, or an incomplete one.
     """
     read_image(data, 3, name)
     return data
 
 
 def as_rgb_jpeg(data: bytes, name: str) -> bytes:
-    """The bytes themselves if they are a grey or RGB JPEG, else the image as an RGB JPEG.
+    """The bytes themselves if they are a grey or RGB JPEG; otherwise the image as an RGB JPEG.
 
     Raises:
-      ImageError: as `whole`.
+      ImageError: the bytes are no image, or an incomplete one.
     """
     image = read_image(data, 3, name)
     with Image.open(io.BytesIO(data)) as stored:
@@ -186,12 +191,15 @@ def as_rgb_jpeg(data: bytes, name: str) -> bytes:
     return encoded.getvalue()
 
 
-def _is_there(info: tfds.core.DatasetInfo) -> bool:
+def _exists(info: tfds.core.DatasetInfo) -> bool:
+    """Whether the data set is prepared already; raises RunError if it has another format."""
     path = Path(info.data_dir) / "dataset_info.json"
     if not path.exists():
         return False
     if json.loads(path.read_text()).get("fileFormat") != "array_record":
-        raise RunError(f"{path.parent} holds the set in another format: remove it to prepare it.")
+        raise RunError(
+            f"{path.parent} has another format: remove it, and run the same command again."
+        )
     return True
 
 
@@ -202,15 +210,15 @@ def _split_names(folder: Path) -> list[str]:
     for name in names:
         if not re.fullmatch(r"[\w-]+", name):
             raise RunError(
-                f"{folder / name} is taken for a split, whose name must consist of letters, "
-                "digits, hyphens and underscores: rename the folder, or move it elsewhere."
+                f"{folder / name} is no valid name for a split, which has letters, digits, hyphens "
+                "and underscores only: rename the folder, or move it elsewhere."
             )
     return names
 
 
 def _common_classes(folder: Path, splits: dict[str, FolderImages]) -> list[str]:
     if not splits:
-        raise RunError(f"{folder} holds no splits: expected {folder}/train/<class>/<image>.")
+        raise RunError(f"{folder} has no splits: expected {folder}/train/<class>/<image>.")
     first, *others = splits
     class_names = splits[first].class_names
     for other in others:
@@ -222,12 +230,12 @@ def _common_classes(folder: Path, splits: dict[str, FolderImages]) -> list[str]:
     return class_names
 
 
-def _folder_info(name: str, place: Path, class_names: list[str]) -> tfds.core.DatasetInfo:
+def _folder_info(name: str, folder: Path, class_names: list[str]) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
             name=name,
             version=tfds.core.Version(FOLDER_VERSION),
-            data_dir=str(place),
+            data_dir=str(folder),
             module_name="train.prepare",
         ),
         features=tfds.features.FeaturesDict(
@@ -247,22 +255,22 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("set", help="imagenet2012, or a folder of splits of class folders")
+    parser.add_argument("set", help="imagenet2012, or a folder with splits of class folders")
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--tars", metavar="DIR", help="the tars of imagenet2012")
-    kind.add_argument("--name", help="what to call the set of a folder")
+    kind.add_argument("--tars", metavar="DIR", help="folder of the tars of imagenet2012")
+    kind.add_argument("--name", help="name of the data set made from a folder")
     parser.add_argument(
         "--data_dir",
         metavar="DIR",
-        default=tfds.core.constants.DATA_DIR,
-        help="where data sets lie (%(default)s)",
+        default=constants.DATA_DIR,
+        help="folder of the data sets (%(default)s)",
     )
     parser.add_argument(
         "--processes",
         type=positive,
         default=os.cpu_count(),
         metavar="N",
-        help="that decode and write (%(default)s)",
+        help="number of processes (%(default)s)",
     )
     parser.add_argument(
         "--keep_unreadable",
@@ -273,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    # As SIGINT: the worker processes end, and leave no semaphores behind.
+    # SIGTERM is handled like SIGINT, so that worker processes end and free their semaphores.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with clean_exit():
         main()

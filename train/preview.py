@@ -1,8 +1,8 @@
-"""Shows what a network sees: python -m train.preview --config configs/31b.py
+"""Shows the inputs of a network in training: python -m train.preview --config configs/31b.py
 
-Writes a contact sheet of the first images of the first step, after the data pipeline and the
-augmentation on the device, each with its targets: `tabby 0.72` and `otter 0.19`. Fields are set as
-in training, for example --config.augmentation.mixup_alpha=0.
+It writes a picture with the first images of the first step, after the data pipeline and the
+augmentation on the device. Each has its targets below: `tabby 0.72` and `otter 0.19`. Fields are
+set as in training, for example --config.augmentation.mixup_alpha=0.
 """
 
 import math
@@ -20,15 +20,15 @@ from train.errors import RunError, stopping
 from train.tasks import find_task
 
 _OUTPUT = flags.DEFINE_string("output", "preview.png", "PNG file to write")
-_COUNT = flags.DEFINE_integer("count", 32, "how many images to show", lower_bound=1)
+_COUNT = flags.DEFINE_integer("count", 32, "number of images to show", lower_bound=1)
 
-# Of the sheet, in pixels.
 _COLUMNS = 8
-_SMALLEST_TILE = 112  # smaller images are enlarged by a whole factor
+# Sizes in pixels.
+_SMALLEST_TILE = 112  # smaller images are enlarged by an integer factor
 _GAP = 12
 _LINE = 18
 _LETTER = 7
-_DPI = 128  # a power of two: the figure's size in inches then gives back the size in pixels
+_DPI = 128  # a power of two: sizes in pixels are exact when they are converted to inches and back
 
 
 def main(_: list[str]) -> None:
@@ -39,18 +39,18 @@ def main(_: list[str]) -> None:
         figure = preview(command_line.CONFIG.value, _COUNT.value)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
-    print(f"What the network sees at the first step is in {escaped(str(path))}.")
+    print(f"The inputs of the first step are in {escaped(str(path))}.")
 
 
 def preview(config: ConfigDict, count: int) -> Figure:
-    """A contact sheet of the first `count` images that a run of the configuration trains on.
+    """A contact sheet of the first `count` images that a run trains on.
 
     Args:
-      config: see configs/common.py.
-      count: at most a batch, or a micro-batch where several make a step.
+      config: of the run; see configs/common.py.
+      count: number of images; at most a batch or, with accumulation, a micro-batch.
 
     Raises:
-      RunError: what would end the run as well, or a `count` that is too large.
+      RunError: see `train.engine.task.TaskKind`; or `count` is too large.
     """
     configuration.check(config)
     kind = find_task(config)
@@ -60,11 +60,11 @@ def preview(config: ConfigDict, count: int) -> Figure:
 
 
 def contact_sheet(pixels: np.ndarray, captions: Sequence[Sequence[str]]) -> Figure:
-    """Images in rows of eight, each unchanged but for a whole zoom, with lines of text below.
+    """Images in rows of eight, with captions below; small ones are enlarged by an integer factor.
 
     Args:
       pixels: uint8 (N, H, W, 3).
-      captions: N times at most two lines.
+      captions: for each image, at most two lines.
     """
     zoom = math.ceil(_SMALLEST_TILE / min(pixels.shape[1:3]))
     tiles = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
@@ -95,10 +95,10 @@ def contact_sheet(pixels: np.ndarray, captions: Sequence[Sequence[str]]) -> Figu
 
 
 def _shortened(text: str, length: int) -> str:
-    """With dots in place of the end of the name; the share stays."""
-    name, _, share = text.rpartition(" ")
-    room = length - len(share) - 1
-    return text if len(name) <= room else f"{name[: room - 1]}… {share}"
+    """Shortens the name in "NAME PROBABILITY", so that the text has at most `length` letters."""
+    name, _, probability = text.rpartition(" ")
+    available = length - len(probability) - 1
+    return text if len(name) <= available else f"{name[: available - 1]}… {probability}"
 
 
 if __name__ == "__main__":

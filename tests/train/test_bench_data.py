@@ -32,7 +32,7 @@ def test_the_peer_is_the_same_recipe():
         transform = make_train_transform(config.data, 3)
         peer = bench_data.in_pillow(transform)
         assert isinstance(peer, PillowTransform)
-        assert {**vars(transform), "resizing": in_pillow} == vars(peer)
+        assert {**vars(transform), "resizing": in_pillow} == vars(peer.recipe)
 
 
 def check(figures, lines):

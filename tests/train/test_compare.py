@@ -118,11 +118,13 @@ def test_the_score_is_that_of_the_task(run):
     "other",
     [
         {"data": {"name": "digits", "data_dir": "/b", "reading": {"workers": 8, "threads": 2}}},
+        {"data": {"name": "digits", "more_eval_splits": ["test"]}},
         {"model": {"name": "x", "remat": "full"}},
         {"checkpoints": {"keep": 9}},
         {"distributed": {"process_id": 1}},
         {"mesh": {"fsdp": 8}},
         {"eval_batch_size": 7, "eval_every_epochs": 7.0, "log_every_steps": 7},
+        {"eval_every_steps": 7},
         {"profile": True, "wandb": "project"},
     ],
 )
@@ -135,6 +137,7 @@ def test_what_does_not_bear_on_the_outcome_makes_no_row(run, other):
         "mesh": {"fsdp": 1},
         "eval_batch_size": 1,
         "eval_every_epochs": 1.0,
+        "eval_every_steps": None,
         "log_every_steps": 1,
         "profile": False,
         "wandb": None,
@@ -164,7 +167,9 @@ def test_runs_that_cannot_be_compared(run):
         compared(one, again)
     with pytest.raises(RunError, match=r"one was evaluated on 299 images, .*other on 300"):
         compared(one, run("other", 0.5, seed=4, examples=300))
-    with pytest.raises(RunError, match=r"one the score .* is top1, in .*maps miou: only runs of"):
+    with pytest.raises(
+        RunError, match=r"score of .*one is top1, that of .*maps is miou: only runs of"
+    ):
         compared(one, run("maps", 0.5, seed=4, best_by="miou"))
 
 
@@ -173,7 +178,7 @@ def test_folders_without_a_finished_run(run, tmp_path):
         read_run(tmp_path / "nothing")
     workdir = run("running", 0.5)
     (workdir / "result.json").write_text('{"training": {"top1": 0.5}}')
-    with pytest.raises(RunError, match=r"running.result\.json does not say which score counts"):
+    with pytest.raises(RunError, match=r"running.result\.json has no `best_by`"):
         read_run(workdir)
     (workdir / "result.json").write_text('{"training": ')
     with pytest.raises(RunError, match=r"result\.json is damaged"):

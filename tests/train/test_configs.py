@@ -172,11 +172,11 @@ def test_the_recipes_of_replknet(file, row, expected, images):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gpus=3", r"3 GPUs of 64 images each do not make a batch of 2048; 1, 2, 4, 8, 16, 32 do"),
+        ("gpus=3", r"micro-batches of 3 GPUs with 64 images .* GPUs are 1, 2, 4, 8, 16, 32\."),
         ("gpus=0", "0 GPUs"),
         ("gpus=64", "64 GPUs"),
-        ("gpus=x", "After the colon comes gpus=N; 'gpus=x'"),
-        ("8", "After the colon"),
+        ("gpus=x", "Expected gpus=N after the colon; got 'gpus=x'"),
+        ("8", "after the colon"),
     ],
 )
 def test_gpus_that_make_no_batch(text, message):

@@ -166,7 +166,7 @@ def test_mistakes(tmp_path, capsys):
         main([str(workdir), "--output", str(tmp_path / "nowhere" / "curve.png")])
     with pytest.raises(SystemExit):
         main([str(workdir), "--output", str(tmp_path / "curve.doc")])
-    assert "a picture's name ends in .png, .svg or .pdf" in capsys.readouterr().err
+    assert "the suffix must be .png, .svg or .pdf" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["null", "NaN", "Infinity"])

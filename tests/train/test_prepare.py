@@ -265,7 +265,7 @@ def test_only_one_at_a_time(tars, tmp_path):
     work.mkdir(parents=True)
     with open(work / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="Another program works in"):
+        with pytest.raises(RunError, match="in use by another program"):
             prepare_imagenet(tars, tmp_path / "data", MOCK)
     prepare_imagenet(tars, tmp_path / "data", MOCK)
 
@@ -276,7 +276,7 @@ def test_a_full_disk(tars, tmp_path):
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
     try:
-        with pytest.raises(RunError, match=r"cannot be written: .*File too large.*Make room"):
+        with pytest.raises(RunError, match=r"cannot be written: .*File too large.*Free some space"):
             prepare_imagenet(tars, tmp_path / "data", MOCK)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -289,7 +289,7 @@ def test_a_place_that_is_taken(tars, tmp_path):
     place = tmp_path / "data/imagenet2012/5.1.0"
     place.mkdir(parents=True)
     (place / "notes.txt").write_text("mine")
-    with pytest.raises(RunError, match=r"5\.1\.0 is in the way"):
+    with pytest.raises(RunError, match=r"5\.1\.0 has files, but no data set"):
         prepare_imagenet(tars, tmp_path / "data", MOCK)
     (place / "notes.txt").unlink()
     before = files_in(prepare_imagenet(tars, tmp_path / "data", MOCK))
@@ -297,7 +297,7 @@ def test_a_place_that_is_taken(tars, tmp_path):
     assert files_in(prepare_imagenet(tars, tmp_path / "data", MOCK)) == before
     info = place / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(RunError, match=r"in another format: remove it"):
+    with pytest.raises(RunError, match=r"has another format: remove it"):
         prepare_imagenet(tars, tmp_path / "data", MOCK)
 
 
@@ -324,9 +324,9 @@ def test_imagenet_makes_batches(tars, tmp_path):
 @pytest.mark.parametrize(
     ("remove", "message"),
     [
-        (f"{SYNSETS[1]}_", rf"holds 8 images, not 12\. No image is there of {SYNSETS[1]}\."),
-        (f"{SYNSETS[2]}_0.", rf"holds 11 images, not 12\..*classes are {SYNSETS[2]} with 3, "),
-        ("ILSVRC2012_val_00000003", r"4 images, not 5\. Not there: ILSVRC2012_val_00000003\.JPEG"),
+        (f"{SYNSETS[1]}_", rf"contains 8 images, not 12\. There are no images of {SYNSETS[1]}\."),
+        (f"{SYNSETS[2]}_0.", rf"contains 11 images, not 12\..*classes are {SYNSETS[2]} with 3, "),
+        ("ILSVRC2012_val_00000003", r"4 images, not 5\. Missing: ILSVRC2012_val_00000003\.JPEG"),
     ],
 )
 def test_images_that_are_not_in_the_tars(tars, tmp_path, remove, message):
@@ -345,13 +345,13 @@ def test_images_that_are_not_in_the_tars(tars, tmp_path, remove, message):
 def test_tars_that_end_early(tars, tmp_path, name, share):
     whole = (tars / name).read_bytes()
     (tars / name).write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(RunError, match=rf"{name} (is damaged, or not the whole file|holds)"):
+    with pytest.raises(RunError, match=rf"{name} (is damaged or incomplete|contains)"):
         prepare_imagenet(tars, tmp_path / "data", MOCK)
 
 
 def test_tars_that_are_not_there_or_hold_something_else(tars, tmp_path):
     (tars / ilsvrc.VALIDATION_TAR).write_bytes(tar_of({"cat.JPEG": b"cat"}))
-    with pytest.raises(RunError, match=r"holds cat\.JPEG, which is no image of ILSVRC2012"):
+    with pytest.raises(RunError, match=r"contains cat\.JPEG, which is no image of ILSVRC2012"):
         prepare_imagenet(tars, tmp_path / "data", MOCK)
     (tars / ilsvrc.VALIDATION_TAR).unlink()
     with pytest.raises(RunError, match=r"There is no .*img_val\.tar.*image-net\.org.*--tars DIR"):
@@ -451,7 +451,7 @@ def test_names_that_are_not_utf8(folder, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["\udcff", "a\nb", "my split"])
 def test_splits_that_cannot_be_named(name, folder, tmp_path):
     (folder / "val").rename(folder / name)
-    with pytest.raises(RunError, match=r"is taken for a split, whose name must consist of letters"):
+    with pytest.raises(RunError, match=r"is no valid name for a split, which has letters"):
         prepare_folder(folder, "pets", tmp_path / "data")
 
 
@@ -466,8 +466,8 @@ def test_folders_and_names_that_will_not_do(folder, tmp_path):
             prepare_folder(place, name, tmp_path / "data")
 
     fails("There is no folder", place=tmp_path / "none")
-    fails("holds no splits", place=folder / "train/cat")
-    fails("holds no images", place=folder / "train")
+    fails("has no splits", place=folder / "train/cat")
+    fails("no images in", place=folder / "train")
     fails("small letters", name="My Pets")
     fails("set of TensorFlow Datasets", name="cifar10")
     (folder / "val/cat").rename(folder / "val/cow")
@@ -510,8 +510,8 @@ def test_a_program_that_is_stopped_leaves_nothing_behind(number, folder, tmp_pat
             time.sleep(0.1)
         process.send_signal(number)
         errors = process.stderr.read()
-    assert process.returncode == 1
-    assert errors == "error: Interrupted. The same command goes on.\n"
+    assert process.returncode == 130
+    assert errors == "The same command resumes the preparation.\nInterrupted.\n"
 
 
 def test_what_the_program_says(tmp_path, capsys):

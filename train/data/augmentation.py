@@ -1,13 +1,14 @@
-"""What the device does to a batch before the network sees it: normalise, erase, mix.
+"""Augmentation of batches on the devices: normalisation, random erasing, mixup and cutmix.
 
-The semantics and their order are those of timm's loader and training script, in which RepLKNet was
-trained. Everything is a pure function of a key and of arrays, for use under `jax.jit`: the result
-is the same for any number of devices. What is drawn is apart from what is done with it.
-Normalising and erasing are any task's; the mixing of targets is classification's.
+Semantics and order are those of timm's loader and training script, with which RepLKNet was trained.
+All functions are pure, of a key and arrays, for use under `jax.jit`: results do not depend on the
+number of devices. Random draws are separate functions. Normalisation and erasing are for any task;
+mixing is for classification.
 """
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,20 +25,19 @@ _ATTEMPTS = 10  # to draw a rectangle that is smaller than the image
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """From a batch as the host reads it to a classifier's images and targets.
+    """Makes the images and targets of a classifier from a batch of the data pipeline.
 
         images, targets = augmentation(key, batch)
 
     Attributes:
       num_classes: K.
-      mean, std: of the images, channel by channel, for values in [0, 1].
-      label_smoothing: s; a target is (1 - s) for its class and s / K for each.
-      erasing_probability: of erasing a part of an image.
+      mean, std: of the images, one value per channel, for values in [0, 1].
+      label_smoothing: s; a target is s / K for each class, plus 1 - s for the label.
+      erasing_probability: of an image.
       mixup_alpha, cutmix_alpha, mix_probability, switch_probability: see `draw_mixing`.
-      mixup_group_size: how many consecutive images are mixed alike, among themselves.
-      dtype: that the network computes in. All arithmetic here is in float32, and the images are
-        rounded at the end: the network would round them first, so it loses nothing, and where they
-        have to be stored it is half the memory.
+      mixup_group_size: number of consecutive images that are mixed with one another, by one draw.
+      dtype: of the network's computation. Images are computed in float32 and rounded to it at the
+        end. The network would do so anyway; bfloat16 images take half the memory.
     """
 
     num_classes: int
@@ -57,27 +57,30 @@ class Augmentation:
         """Whether images are ever mixed."""
         return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
-    def __call__(self, key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, key: jax.Array, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         """Maps {"image": uint8 (N, H, W, C), "label": int32 (N,)} to images and targets.
 
         Returns:
-          The images (N, H, W, C), in `dtype`, and the shares of the classes, float32 (N, K).
+          The images, `dtype` (N, H, W, C), and the class probabilities, float32 (N, K).
 
         Raises:
-          RunError: a batch that cannot be divided into groups; see `count_groups`.
+          RunError: the batch cannot be divided into groups; see `count_groups`.
         """
-        of_erasing, of_mixing = jax.random.split(key)
+        erasing_key, mixing_key = jax.random.split(key)
         images = normalize(batch["image"], self.mean, self.std)
         targets = optax.smooth_labels(
             jax.nn.one_hot(batch["label"], self.num_classes), self.label_smoothing
         )
         if self.erasing_probability:
-            images = erase(of_erasing, images, self.erasing_probability)
+            images = erase(erasing_key, images, self.erasing_probability)
         if self.mixes:
+            count, height, width, _ = images.shape
             mixing = draw_mixing(
-                of_mixing,
-                count_groups(len(images), self.mixup_group_size),
-                images.shape[1:3],
+                mixing_key,
+                count_groups(count, self.mixup_group_size),
+                (height, width),
                 mixup_alpha=self.mixup_alpha,
                 cutmix_alpha=self.cutmix_alpha,
                 mix_probability=self.mix_probability,
@@ -88,7 +91,7 @@ class Augmentation:
 
 
 class Boxes(NamedTuple):
-    """Rectangles of pixels: the rows [top, bottom) and the columns [left, right), int32 (...)."""
+    """Boxes of pixels: the rows [top, bottom) and the columns [left, right), int32 (...)."""
 
     top: jax.Array
     bottom: jax.Array
@@ -101,7 +104,7 @@ class Boxes(NamedTuple):
         return (self.bottom - self.top) * (self.right - self.left)
 
     def mask(self, height: int, width: int) -> jax.Array:
-        """Which pixels of an image lie inside, bool (..., H, W, 1)."""
+        """Which pixels of an image are in the box, bool (..., H, W, 1)."""
         top, bottom, left, right = (jnp.expand_dims(edge, (-3, -2, -1)) for edge in self)
         every_box = (1,) * jnp.ndim(self.top)
         rows = jnp.arange(height).reshape(*every_box, height, 1, 1)
@@ -110,40 +113,40 @@ class Boxes(NamedTuple):
 
 
 def erase(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
-    """Random erasing: a rectangle of an image becomes noise, a normal value for each number.
+    """Random erasing: replaces a box of an image by standard normal noise.
 
     Zhong et al., "Random Erasing Data Augmentation" (arXiv:1708.04896).
 
     Args:
-      key: of the draws.
-      images: (N, H, W, C), normalised.
-      probability: that something of an image is erased.
+      key: random key.
+      images: float32 (N, H, W, C), normalised.
+      probability: of erasing, for each image.
     """
-    of_boxes, of_noise = jax.random.split(key)
+    box_key, noise_key = jax.random.split(key)
     count, height, width, _ = images.shape
-    boxes = draw_erasing(of_boxes, count, (height, width), probability)
-    # Of all pixels: the shape of an array cannot depend on what was drawn.
-    noise = jax.random.normal(of_noise, images.shape, images.dtype)
+    boxes = draw_erasing(box_key, count, (height, width), probability)
+    # For all pixels, since the shape of an array cannot depend on the drawn boxes.
+    noise = jax.random.normal(noise_key, images.shape, images.dtype)
     return jnp.where(boxes.mask(height, width), noise, images)
 
 
 def draw_erasing(key: jax.Array, count: int, size: tuple[int, int], probability: float) -> Boxes:
-    """What is erased of each of `count` images: one box (count,), empty where nothing is.
+    """Draws the box (count,) to erase in each image; it is empty if nothing is erased.
 
-    Its share of the area is uniform in `ERASED_SHARE`, the logarithm of its aspect ratio in that
-    of `ERASED_ASPECT`, its place uniform; the first of ten draws that is lower and narrower than
-    the image counts, and if there is none, nothing is erased.
+    The area relative to the image's is uniform in `ERASED_SHARE`, the logarithm of the aspect ratio
+    is uniform between those of `ERASED_ASPECT`, the position is uniform. There are ten attempts for
+    a box that is smaller than the image in both directions; if all fail, nothing is erased.
 
     Args:
-      key: of the draws.
-      count: of the images.
+      key: random key.
+      count: number of images.
       size: their (height, width).
-      probability: that something of an image is erased.
+      probability: of erasing, for each image.
     """
     height, width = size
-    of_shape, of_place = jax.random.split(key)
-    share, aspect = _uniform(of_shape, (count, _ATTEMPTS), 2)
-    whether, row, column = _uniform(of_place, (count,), 3)
+    shape_key, position_key = jax.random.split(key)
+    share, aspect = _uniform(shape_key, (count, _ATTEMPTS), 2)
+    decision, row, column = _uniform(position_key, (count,), 3)
 
     smallest, largest = ERASED_SHARE
     flattest, steepest = map(math.log, ERASED_ASPECT)
@@ -154,17 +157,17 @@ def draw_erasing(key: jax.Array, count: int, size: tuple[int, int], probability:
 
     fits = (h < height) & (w < width)
     first = jnp.argmax(fits, axis=1, keepdims=True)
-    erased = (whether < probability) & fits.any(axis=1)
+    erased = (decision < probability) & fits.any(axis=1)
     h, w = (jnp.where(erased, jnp.take_along_axis(x, first, 1)[:, 0], 0) for x in (h, w))
-    top, left = _below(height - h + 1, row), _below(width - w + 1, column)
+    top, left = _uniform_integer(height - h + 1, row), _uniform_integer(width - w + 1, column)
     return Boxes(top, top + h, left, left + w)
 
 
 class Mixing(NamedTuple):
-    """How images become mixtures with their partners, for G groups of images.
+    """Draws of mixup or cutmix, for G groups of images; each image is mixed with its partner.
 
-    Inside the box a mixture is the partner; outside it is `opacity` parts of the image and
-    1 - `opacity` of the partner. In cutmix the opacity is 1, in mixup the box is empty.
+    In the box, the mixture is the partner; outside, it is `opacity` times the image plus
+    1 - `opacity` times the partner. In cutmix the opacity is 1, in mixup the box is empty.
 
     Attributes:
       opacity: float32 (G,), in [0, 1].
@@ -175,20 +178,20 @@ class Mixing(NamedTuple):
     boxes: Boxes
 
     def weights(self, height: int, width: int) -> jax.Array:
-        """The share of the image in each pixel of the mixture, float32 (G, H, W, 1)."""
+        """The weight of the image in each pixel of the mixture, float32 (G, H, W, 1)."""
         opacity = self.opacity[:, None, None, None]
         return jnp.where(self.boxes.mask(height, width), 0.0, opacity)
 
     def share(self, height: int, width: int) -> jax.Array:
-        """The share of the image in the whole mixture, lambda, float32 (G,): the mean weight."""
+        """Lambda: the mean weight of the image in the mixture, float32 (G,)."""
         return self.opacity * ((height * width - self.boxes.area) / (height * width))
 
 
 def mix(mixing: Mixing, images: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mixup and cutmix: images and their targets become mixtures of two.
+    """Mixup or cutmix of images and their targets.
 
-    The batch is G groups of consecutive images; the partner of a group's first image is its last,
-    and so on, and that in the middle of an odd number has itself.
+    The batch is G groups of consecutive images. Partners are an image of a group and the one at
+    the same place from the group's end.
     Zhang et al., "mixup" (arXiv:1710.09412); Yun et al., "CutMix" (arXiv:1905.04899).
 
     Args:
@@ -196,9 +199,9 @@ def mix(mixing: Mixing, images: jax.Array, targets: jax.Array) -> tuple[jax.Arra
       images: floating point (N, H, W, C); N a multiple of G.
       targets: floating point (N, K).
     """
-    size = images.shape[1:3]
-    image_weights = mixing.weights(*size)[:, None]
-    target_weights = mixing.share(*size)[:, None, None]
+    _, height, width, _ = images.shape
+    image_weights = mixing.weights(height, width)[:, None]
+    target_weights = mixing.share(height, width)[:, None, None]
     return _blend(images, image_weights), _blend(targets, target_weights)
 
 
@@ -212,40 +215,40 @@ def draw_mixing(
     mix_probability: float,
     switch_probability: float,
 ) -> Mixing:
-    """Draws mixup or cutmix for each group: lambda ~ Beta(alpha, alpha), and cutmix's box.
+    """Draws mixup or cutmix for each group: lambda ~ Beta(alpha, alpha), and the box of cutmix.
 
-    The box has sqrt(1 - lambda) of the height and of the width, rounded down to even numbers, and
-    a centre that is uniform among the pixels; what of it lies outside the image is cut off.
+    The sides of the box are sqrt(1 - lambda) of the image's, rounded down to even numbers. Its
+    centre is uniform among the pixels, and it is clipped to the image.
 
     Args:
-      key: of the draws.
+      key: random key.
       groups: G.
       size: (height, width) of the images.
-      mixup_alpha, cutmix_alpha: alpha of either; at 0 there is only the other one. Not both.
-      mix_probability: that a group is mixed at all.
-      switch_probability: that it is cutmix, where both exist.
+      mixup_alpha, cutmix_alpha: alpha of each; one of them, but not both, may be 0 to turn it off.
+      mix_probability: of mixing a group.
+      switch_probability: of cutmix, if both are on.
     """
     height, width = size
-    of_share, of_rest = jax.random.split(key)
-    whether, switch, row, column = _uniform(of_rest, (groups,), 4)
+    share_key, other_key = jax.random.split(key)
+    decision, switch, row, column = _uniform(other_key, (groups,), 4)
     if not (mixup_alpha and cutmix_alpha):
         switch_probability = float(cutmix_alpha > 0)
-    cuts = switch < switch_probability
-    alpha = jnp.where(cuts, cutmix_alpha, mixup_alpha)
-    drawn = jax.random.beta(of_share, alpha, alpha)
-    share = jnp.where(whether < mix_probability, drawn, 1.0)
+    is_cutmix = switch < switch_probability
+    alpha = jnp.where(is_cutmix, cutmix_alpha, mixup_alpha)
+    drawn = jax.random.beta(share_key, alpha, alpha)
+    share = jnp.where(decision < mix_probability, drawn, 1.0)
 
-    ratio = jnp.where(cuts, jnp.sqrt(1 - share), 0.0)
-    top, bottom = _side(height, ratio, row)
-    left, right = _side(width, ratio, column)
-    return Mixing(jnp.where(cuts, 1.0, share), Boxes(top, bottom, left, right))
+    ratio = jnp.where(is_cutmix, jnp.sqrt(1 - share), 0.0)
+    top, bottom = _interval(height, ratio, row)
+    left, right = _interval(width, ratio, column)
+    return Mixing(jnp.where(is_cutmix, 1.0, share), Boxes(top, bottom, left, right))
 
 
 def count_groups(batch_size: int, mixup_group_size: int) -> int:
-    """How many groups of `mixup_group_size` a batch has; one that is smaller is one group.
+    """The number of mixup groups of a batch; a batch that is smaller than a group is one group.
 
     Raises:
-      RunError: a larger batch that is no multiple.
+      RunError: a larger batch is no multiple of `mixup_group_size`.
     """
     if batch_size <= mixup_group_size:
         return 1
@@ -259,23 +262,29 @@ def count_groups(batch_size: int, mixup_group_size: int) -> int:
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], number: int) -> jax.Array:
-    """So many arrays of `shape`, uniform in [0, 1); drawn at once, which compiles sooner."""
+    """`number` arrays of `shape`, uniform in [0, 1). One draw for all compiles faster."""
     return jnp.moveaxis(jax.random.uniform(key, (*shape, number)), -1, 0)
 
 
-def _below(end: int | jax.Array, uniform: jax.Array) -> jax.Array:
-    """A whole number in [0, end), of a uniform one in [0, 1)."""
-    return jnp.floor(end * uniform).astype(jnp.int32)
+def _uniform_integer(end: int | jax.Array, uniform: jax.Array) -> jax.Array:
+    """A uniform integer in [0, end), int32, from a uniform number in [0, 1)."""
+    return jnp.floor(jnp.asarray(end, uniform.dtype) * uniform).astype(jnp.int32)
 
 
-def _side(length: int, ratio: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where boxes with so much of an axis, and their centre somewhere on it, begin and end."""
+def _interval(length: int, ratio: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First and last + 1 pixel of a box along an axis.
+
+    Args:
+      length: of the axis.
+      ratio: of the box's side to the axis.
+      uniform: in [0, 1); the position of the centre.
+    """
     half = jnp.floor(length * ratio).astype(jnp.int32) // 2
-    centre = _below(length, uniform)
+    centre = _uniform_integer(length, uniform)
     return jnp.maximum(centre - half, 0), jnp.minimum(centre + half, length)
 
 
 def _blend(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """(N, ...) with itself, each of the G groups reversed, by weights (G, 1, ...) of the first."""
+    """Blends (N, ...) with its partners; weights (G, 1, ...) are those of x itself."""
     groups = x.reshape(len(weights), -1, *x.shape[1:])
     return (weights * groups + (1 - weights) * groups[:, ::-1]).reshape(x.shape)

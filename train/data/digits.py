@@ -4,12 +4,14 @@ The 1,797 images are the test set of "Optical Recognition of Handwritten Digits"
 (Alpaydin & Kaynak, UCI Machine Learning Repository, 1998), which scikit-learn carries.
 """
 
+from typing import Any
+
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-# Every sixth image is for testing, so both splits hold every writer's hand.
+# Every sixth image is a test image, so both splits have digits of every writer.
 _TEST_EVERY = 6
 
 
@@ -34,9 +36,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
 
     def _generate_examples(self, test: bool):
-        data = load_digits()
+        data: Any = load_digits()  # a tuple with other arguments
         for i, label in enumerate(data.target):
             if (i % _TEST_EVERY == _TEST_EVERY - 1) == test:
                 grey = np.round(data.images[i] * (255 / 16)).astype(np.uint8)  # stored as 0 to 16
-                # As a PIL image: TFDS would encode an array with TensorFlow.
+                # A PIL image, since TFDS would use TensorFlow to encode an array.
                 yield i, {"image": Image.fromarray(grey), "label": int(label)}

@@ -1,8 +1,8 @@
 """The images in the tars of ILSVRC2012, found without unpacking them.
 
-ILSVRC2012_img_train.tar holds a tar for each class, called after its WordNet synset;
-ILSVRC2012_img_val.tar holds ILSVRC2012_val_00000001.JPEG and so on, whose classes TensorFlow
-Datasets knows. Neither is compressed, so an image is a stretch of the file.
+ILSVRC2012_img_train.tar has a tar for each class, named after its WordNet synset.
+ILSVRC2012_img_val.tar has ILSVRC2012_val_00000001.JPEG and so on; their classes are listed in
+TensorFlow Datasets. Neither is compressed, so an image is a range of bytes of the file.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import re
 import tarfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -34,10 +34,10 @@ def _lines(name: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What the tars must hold; by default, what those of ILSVRC2012 do.
+    """The expected contents of the tars; those of ILSVRC2012 by default.
 
     Attributes:
-      synsets: of the training images, by label.
+      synsets: of the classes, by label.
       train, validation: numbers of images.
       validation_synsets: of the validation images, in the order of their names.
     """
@@ -50,11 +50,15 @@ class Contents:
     )
 
 
-class TarImages(Sequence):
-    """Images in a tar, as items to store."""
+class TarImages:
+    """Images in a tar, as items to store.
+
+    Args:
+      path: of the tar.
+      found: (name, label, position of the first byte, number of bytes) of each image.
+    """
 
     def __init__(self, path: Path, found: Iterator[tuple[str, int, int, int]]):
-        """Takes names, labels, and where the bytes begin and how many they are."""
         self._path = str(path)
         self._labels, self._starts, self._sizes = array("i"), array("q"), array("q")
 
@@ -84,7 +88,7 @@ def train_images(folder: Path, contents: Contents) -> TarImages:
     """Finds the training images.
 
     Raises:
-      RunError: a tar that is not there, damaged, or without some of the images.
+      RunError: the tar does not exist, is damaged, or is incomplete.
     """
     path = folder / TRAIN_TAR
     labels = {synset: label for label, synset in enumerate(contents.synsets)}
@@ -96,7 +100,7 @@ def train_images(folder: Path, contents: Contents) -> TarImages:
             for name, member in classes:
                 synset = name.removesuffix(".tar")
                 if synset not in labels:
-                    raise RunError(f"{path} holds {name}, which is no class of ILSVRC2012.")
+                    raise RunError(f"{path} contains {name}, which is no class of ILSVRC2012.")
                 with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
                     for name, image in _files(inner):
                         counts[synset] += 1
@@ -108,7 +112,7 @@ def train_images(folder: Path, contents: Contents) -> TarImages:
     smallest = Counter(counts).most_common()[:-4:-1]
     _require_count(
         path, len(images), contents.train,
-        f"No image is there of {_some(missing)}." if missing else "The smallest classes are "
+        f"There are no images of {_some(missing)}." if missing else "The smallest classes are "
         f"{', '.join(f'{synset} with {count:,}' for synset, count in smallest)}.",
     )  # fmt: skip
     return images
@@ -118,7 +122,7 @@ def validation_images(folder: Path, contents: Contents) -> TarImages:
     """Finds the validation images.
 
     Raises:
-      RunError: as `train_images`.
+      RunError: see `train_images`.
     """
     path = folder / VALIDATION_TAR
     labels = {synset: label for label, synset in enumerate(contents.synsets)}
@@ -129,7 +133,7 @@ def validation_images(folder: Path, contents: Contents) -> TarImages:
             for name, image in tqdm(_files(tar), path.name, contents.validation, disable=None):
                 match = _VALIDATION_NAME.fullmatch(name)
                 if not match or not 1 <= int(match[1]) <= contents.validation:
-                    raise RunError(f"{path} holds {name}, which is no image of ILSVRC2012.")
+                    raise RunError(f"{path} contains {name}, which is no image of ILSVRC2012.")
                 numbers.add(int(match[1]))
                 synset = contents.validation_synsets[int(match[1]) - 1]
                 yield name, labels[synset], image.offset_data, image.size
@@ -138,7 +142,7 @@ def validation_images(folder: Path, contents: Contents) -> TarImages:
     missing = sorted(set(range(1, contents.validation + 1)) - numbers)
     _require_count(
         path, len(images), contents.validation,
-        f"Not there: {_some([f'ILSVRC2012_val_{number:08}.JPEG' for number in missing])}.",
+        f"Missing: {_some([f'ILSVRC2012_val_{number:08}.JPEG' for number in missing])}.",
     )  # fmt: skip
     return images
 
@@ -147,22 +151,20 @@ def _list_images(path: Path, found: Iterator[tuple[str, int, int, int]]) -> TarI
     try:
         return TarImages(path, found)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise RunError(
-            f"{path} is damaged, or not the whole file ({error}): download it again."
-        ) from error
+        raise RunError(f"{path} is damaged or incomplete ({error}): download it again.") from error
 
 
 def _opened(path: Path) -> BinaryIO:
     if not path.exists():
         raise RunError(
-            f"There is no {path}. {TRAIN_TAR} and {VALIDATION_TAR} come from image-net.org, "
-            "for who registers there; name their folder with --tars DIR."
+            f"There is no {path}. {TRAIN_TAR} and {VALIDATION_TAR} can be downloaded from "
+            "image-net.org after registration; name their folder with --tars DIR."
         )
     return open(path, "rb")
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The files in a tar, with their names without folders."""
+    """The files in a tar, with their names (without folders)."""
     for member in tar:
         if member.isfile():
             yield PurePosixPath(member.name).name, member
@@ -171,7 +173,7 @@ def _files(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
 def _require_count(path: Path, count: int, expected: int, hint: str) -> None:
     if count != expected:
         raise RunError(
-            f"{path} holds {count:,} images, not {expected:,}. {hint} Download it again."
+            f"{path} contains {count:,} images, not {expected:,}. {hint} Download it again."
         )
 
 

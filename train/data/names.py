@@ -1,19 +1,19 @@
-"""Names of very many files."""
+"""Compact storage for the names of millions of files."""
 
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 
-class Names(Sequence):
-    """Strings in one piece of memory: that of their bytes, and 8 bytes for each.
+class Names:
+    """File names, stored as one byte string and 8 bytes for each name.
 
-    A list of strings takes four times as much and is pickled string by string; this is copied.
+    A list of strings takes four times the memory, and is slow to pickle.
 
     Args:
-      names: any that files can have.
+      names: to store.
     """
 
     def __init__(self, names: Iterable[str]):

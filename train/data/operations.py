@@ -1,10 +1,9 @@
 """The operations of RandAugment and of colour jitter, on uint8 arrays (H, W, C) with C 1 or 3.
 
-Those that change values give what Pillow's `ImageOps` and `ImageEnhance` give, to the bit. Those
-that move pixels have Pillow's geometry, and all but translations another filter; see `warp`.
+Operations on values give the same results as Pillow's `ImageOps` and `ImageEnhance`, bit for bit.
+Affine maps have Pillow's geometry; except for translations, they have another filter (see `warp`).
 
-OpenCV is given arrays for its results: making one itself, in the midst of its work, it would wait
-for the other threads' Python.
+OpenCV gets arrays for its results, because it would have to wait for Python's lock to make them.
 """
 
 import math
@@ -13,8 +12,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-# Parts of 65536 that red, green and blue have in the luminance (ITU-R 601-2, as Pillow rounds
-# them), and half a step, for the nearest value.
+# Weights of red, green and blue in the luminance, times 65536 (ITU-R 601-2, as Pillow rounds them),
+# and 1/2 for rounding to the nearest value.
 _LUMINANCE = np.array([[19595, 38470, 7471, 32768]], np.float32)
 # Pillow's ImageFilter.SMOOTH.
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
@@ -22,7 +21,7 @@ _VALUES = np.arange(256)
 
 
 def auto_contrast(image: np.ndarray) -> np.ndarray:
-    """Stretches each channel to the whole range."""
+    """Stretches the values of each channel to the full range."""
 
     def table(counts: np.ndarray) -> np.ndarray:
         present = np.flatnonzero(counts)
@@ -36,7 +35,7 @@ def auto_contrast(image: np.ndarray) -> np.ndarray:
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
-    """Makes the histogram of each channel as even as a map of values can."""
+    """Equalises the histogram of each channel."""
 
     def table(counts: np.ndarray) -> np.ndarray:
         below = np.cumsum(counts) - counts
@@ -52,12 +51,12 @@ def invert(image: np.ndarray) -> np.ndarray:
 
 
 def posterize(image: np.ndarray, bits: int) -> np.ndarray:
-    """Keeps so many of the highest bits, 0 to 8; none leaves a black image."""
+    """Keeps the `bits` highest bits of each value, 0 to 8; with 0 the image is black."""
     return _look_up(image, _VALUES & (256 - (256 >> bits)))
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-    """Inverts values from the threshold on."""
+    """Inverts values at or above the threshold."""
     return _look_up(image, np.where(threshold > _VALUES, _VALUES, 255 - _VALUES))
 
 
@@ -67,25 +66,25 @@ def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
 
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
-    """Between its luminance (0), the image (1), and more colour; a grey image stays as it is."""
+    """Blends the luminance (factor 0) and the image (1); a grey image stays as it is."""
     if image.shape[2] == 1:
         return image
     return _blend(cv2.cvtColor(_luminance(image), cv2.COLOR_GRAY2RGB), image, factor)
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Between a plain image of the mean luminance (0), the image (1), and more contrast."""
+    """Blends a constant image of the mean luminance (factor 0) and the image (1)."""
     mean = int(cv2.mean(_luminance(image))[0] + 0.5)
     return _look_up(image, _blend(np.array(mean), _VALUES, factor))
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Between black (0), the image (1), and a brighter one."""
+    """Blends a black image (factor 0) and the image (1)."""
     return _look_up(image, _blend(np.array(0), _VALUES, factor))
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Between the image smoothed within its border (0), itself (1), and a sharper one."""
+    """Blends the image, smoothed except for its border (factor 0), and the image itself (1)."""
     smooth = image.copy()
     filtered = cv2.filter2D(image, -1, _SMOOTH, np.empty_like(image))
     smooth[1:-1, 1:-1] = filtered[1:-1, 1:-1]
@@ -101,53 +100,54 @@ def rotation(degrees: float, width: int, height: int) -> np.ndarray:
 
 
 def shear_x(factor: float, width: int, height: int) -> np.ndarray:
-    """Moves each row by so many times its distance from the top."""
+    """Shifts each row by `factor` times its distance from the top."""
     return np.array([[1, factor, 0], [0, 1, 0]])
 
 
 def shear_y(factor: float, width: int, height: int) -> np.ndarray:
-    """Moves each column by so many times its distance from the left."""
+    """Shifts each column by `factor` times its distance from the left."""
     return np.array([[1, 0, 0], [factor, 1, 0]])
 
 
 def translation_x(share: float, width: int, height: int) -> np.ndarray:
-    """To the left, by a share of the width."""
+    """To the left, by a fraction of the width."""
     return np.array([[1, 0, share * width], [0, 1, 0]])
 
 
 def translation_y(share: float, width: int, height: int) -> np.ndarray:
-    """Upwards, by a share of the height."""
+    """Upwards, by a fraction of the height."""
     return np.array([[1, 0, 0], [0, 1, share * height]])
 
 
 def warp(
     image: np.ndarray, matrix: np.ndarray, fill: tuple[int, ...], interpolation: str
 ) -> np.ndarray:
-    """Draws each pixel from where an affine map of its place points to.
+    """Applies an affine map to an image.
 
-    Pillow's bicubic `Image.transform` evaluates the filter (with the parameter -1) anew for each
-    pixel. That of a translation is the same for all pixels, and is used as it is. For the other
-    maps the axes along which pixels move are enlarged twice (with -0.75), and values between are
-    linear: half the time of OpenCV's own bicubic warp. At the border of the image Pillow changes
-    to the fill from one pixel to the next; so do translations, and the others blend.
+    A translation uses the filter of Pillow's `Image.transform` (bicubic with the parameter -1),
+    which is the same for all pixels. For other bicubic maps, the image is enlarged twice along the
+    axes that change (with the parameter -0.75) and interpolated linearly. This takes half the time
+    of OpenCV's bicubic warp. At the border, translations switch to the fill between two pixels, as
+    Pillow does; other maps blend.
 
     Args:
       image: uint8 (H, W, C).
-      matrix: (2, 3), from (x, y, 1) in the result to (x, y) in the image; pixels are squares of
-        side 1, so that the centre of the first lies at (0.5, 0.5), as in Pillow.
-      fill: colour of what lies outside, a value for each channel.
+      matrix: (2, 3), from (x, y, 1) in the result to (x, y) in the image. Pixels are squares of
+        side 1: the centre of the first one is at (0.5, 0.5), as in Pillow.
+      fill: colour outside the image, a value for each channel.
       interpolation: "bicubic" or "bilinear".
     """
     height, width, _ = image.shape
     if (matrix[:, :2] == np.eye(2)).all():
-        return _translate(image, *matrix[:, 2], fill, _FILTERS[interpolation])
+        right, below = matrix[:, 2]
+        return _translate(image, right, below, fill, _FILTERS[interpolation])
     result = np.empty_like(image)
     if interpolation == "bicubic":
         x, y = np.where((matrix == np.eye(2, 3)).all(axis=1), 1, 2)
         image = cv2.resize(image, (x * width, y * height), interpolation=cv2.INTER_CUBIC)
         matrix = matrix * [[x], [y]]
     matrix = matrix.astype(np.float64)
-    matrix[:, 2] += (matrix[:, 0] + matrix[:, 1] - 1) / 2  # OpenCV counts from the first centre
+    matrix[:, 2] += (matrix[:, 0] + matrix[:, 1] - 1) / 2  # OpenCV's origin is the first centre
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(image, matrix, (width, height), result, flags=flags, borderValue=fill)
 
@@ -173,9 +173,10 @@ def _translate(
     fill: tuple[int, ...],
     weight: Callable[[float], float],
 ) -> np.ndarray:
-    """Draws each pixel from so far to the right of it and below: a fraction, then whole pixels.
+    """Moves the image to the left by `right` pixels and up by `below` pixels.
 
-    The nearest whole number of them, so that what comes from outside is the same as in Pillow.
+    The shift is split into the nearest integer and a fraction, as in Pillow, so that the same
+    pixels get the fill.
     """
     height, width, _ = image.shape
     columns, rows = math.floor(right + 0.5), math.floor(below + 0.5)
@@ -191,24 +192,24 @@ def _translate(
 
 
 def _taps(part: float, weight: Callable[[float], float]) -> list[float]:
-    """The filter that moves a row or column by a part of a pixel, at most half of one."""
+    """The filter that shifts a row or column by a fraction of a pixel, at most 1/2."""
     return [weight(abs(place - part)) for place in range(-2, 3)] if part else [1.0]
 
 
 def _remaining(shift: int) -> slice:
-    """Which rows or columns are still there when each has moved so many places to the front."""
+    """The rows or columns that remain when all are moved by `shift` places to the front."""
     return slice(max(shift, 0), min(shift, 0) or None)
 
 
 def _borders(shift: int) -> tuple[int, int]:
-    """How many are then missing, in front and behind."""
+    """The numbers of rows or columns that are then missing, in front and behind."""
     return max(-shift, 0), max(shift, 0)
 
 
 def _luminance(image: np.ndarray) -> np.ndarray:
-    """Of each pixel, uint8 (H, W, 1), as Pillow rounds it.
+    """The luminance of each pixel, uint8 (H, W, 1), rounded as in Pillow.
 
-    Every sum of the products is a whole number below 2^24, so float32 holds it.
+    The sums are integers below 2^24, which float32 represents exactly.
     """
     if image.shape[2] == 1:
         return image
@@ -217,26 +218,26 @@ def _luminance(image: np.ndarray) -> np.ndarray:
 
 
 def _blend(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
-    """From `start` (0) to `image` (1) and beyond, in float32 and cut, as `Image.blend`."""
+    """start + factor * (image - start), in float32, clipped; as Pillow's `Image.blend`."""
     start = start.astype(np.float32)
-    farther = np.float32(factor) * np.subtract(image, start, dtype=np.float32)
-    return np.clip(start + farther, 0, 255).astype(np.uint8)
+    difference = np.float32(factor) * np.subtract(image, start, dtype=np.float32)
+    return np.clip(start + difference, 0, 255).astype(np.uint8)
 
 
 def _by_histogram(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Maps the values of each channel by a table that follows from their counts."""
+    """Maps the values of each channel by a table, computed from their histogram (256,)."""
     channels = range(image.shape[2])
     counts = [cv2.calcHist([image], [c], None, [256], [0, 256]).ravel() for c in channels]
     return _look_up(image, np.stack([table(count.astype(int)) for count in counts], axis=-1))
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Maps each value by a table (256,), or by its channel's (256, C)."""
+    """Maps each value by a table (256,), or by a table for each channel (256, C)."""
     return cv2.LUT(image, table.astype(np.uint8).reshape(1, 256, -1), np.empty_like(image))
 
 
-# By timm's names. What changes values takes the image and at most one argument; what moves pixels
-# takes one and the width and height, and returns the matrix for `warp`.
+# By timm's names. Value operations take the image and at most one argument. Affine maps take an
+# argument, the width and the height, and return the matrix for `warp`.
 VALUE_OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "AutoContrast": auto_contrast,
     "Equalize": equalize,

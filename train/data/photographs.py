@@ -13,7 +13,7 @@ from PIL import Image
 
 from train.errors import RunError
 
-# The files by package and folder; the grey ones come with three equal channels.
+# The files by package and folder. Grey ones become RGB.
 _FILES = {
     ("skimage", "data"): (
         "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png "
@@ -22,7 +22,7 @@ _FILES = {
     ),
     ("sklearn", "datasets/images"): "china.jpg flower.jpg",
 }
-# The classes, and where each lies: package, folder, file.
+# The package, folder and file of each class.
 PHOTOGRAPHS = {
     file.partition(".")[0]: (*place, file)
     for place, files in _FILES.items()
@@ -31,12 +31,12 @@ PHOTOGRAPHS = {
 SIDE = 64  # of a patch, in pixels
 COUNTS = {"train": 240, "test": 60}  # of the patches of each photograph
 
-# A photograph has stripes: 96 columns to train on, 8 left out, 64 to test on, 8 left out; again.
-# Where in such a period the first and the last left edge of a split's patches lie.
+# A photograph is divided into periods of columns: 96 for training, 8 unused, 64 for testing, 8
+# unused. Below are the first and the last left edge of the patches of a split, within a period.
 _PERIOD = 176
 _LEFT_EDGES = {"train": (0, 32), "test": (104, 104)}
-# The first multiples of these, modulo 1, are spread evenly over a square, however many they are.
-# The inverse of the real root of x^3 = x + 1, and its square.
+# A quasi-random sequence: the first n multiples of these, modulo 1, are spread evenly over a
+# square, for any n. They are the inverse of the real root of x^3 = x + 1, and its square.
 _STEPS = (0.7548776662466927, 0.5698402909980532)
 
 
@@ -72,7 +72,7 @@ def open_photograph(name: str) -> Image.Image:
 
 
 def patches(name: str, size: tuple[int, int], split: str) -> Iterator[Patch]:
-    """Where a split's patches of a photograph lie: spread evenly over the split's stripes.
+    """The patches of a photograph in a split, spread evenly over the columns of the split.
 
     Args:
       name: of the photograph.
@@ -112,5 +112,5 @@ class Photographs(tfds.core.GeneratorBasedBuilder):
         for name in PHOTOGRAPHS:
             photograph = open_photograph(name)
             for i, patch in enumerate(patches(name, photograph.size, split)):
-                # As a PIL image: TFDS would encode an array with TensorFlow.
+                # A PIL image, since TFDS would use TensorFlow to encode an array.
                 yield f"{name}_{i}", {"image": photograph.crop(patch.box), "label": name}

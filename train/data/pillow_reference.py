@@ -1,9 +1,10 @@
-"""The training transform written plainly with Pillow, as timm composes it.
+"""A reference implementation of `TrainTransform` with Pillow, composed as in timm.
 
-What `TrainTransform` is tested against, and measured against in train/bench_data.py. It draws
-what that draws, so both show the same view of an image.
+Tests compare with it, and train/bench_data.py measures it. Its random draws are those of
+`TrainTransform`.
 """
 
+import dataclasses
 import io
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,21 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from replk_jax.vision.images import to_array
 from train.data.randaugment import Operation
-from train.data.transforms import TrainTransform, with_pixels
+from train.data.transforms import Draws, TrainTransform, with_pixels
 
 
-class PillowTransform(TrainTransform):
-    """`TrainTransform` with each step by Pillow; `resizing` is "bicubic" or "bilinear"."""
+@dataclasses.dataclass(frozen=True)
+class PillowTransform:
+    """`TrainTransform` with each step by Pillow.
+
+    Attributes:
+      recipe: the transform; its `resizing` is "bicubic" or "bilinear".
+    """
+
+    recipe: TrainTransform
 
     def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """As `TrainTransform`."""
+        """See `TrainTransform`."""
         image = self.decode(example)
         draws = self.draw(*image.size, rng)
         image = self.crop(image, draws.box)
@@ -29,44 +37,52 @@ class PillowTransform(TrainTransform):
         image = self.augment(image, draws.operations)
         return with_pixels(example, to_array(image))
 
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> Draws:
+        """See `TrainTransform`."""
+        return self.recipe.draw(width, height, rng)
+
     def decode(self, example: dict[str, Any]) -> Image.Image:
-        """As `TrainTransform`, but with an image of Pillow; as are the next three."""
-        mode = {1: "L", 3: "RGB"}[self.channels]
+        """See `TrainTransform`; images here are Pillow's."""
+        mode = {1: "L", 3: "RGB"}[self.recipe.channels]
         return Image.open(io.BytesIO(example["image"])).convert(mode)
 
     def crop(self, image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-        return image.crop(box).resize((self.size, self.size), self._resample)
+        """See `TrainTransform`."""
+        return image.crop(box).resize((self.recipe.size, self.recipe.size), self._resample)
 
     def mirror(self, image: Image.Image) -> Image.Image:
+        """See `TrainTransform`."""
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
     def augment(self, image: Image.Image, operations: list[Operation]) -> Image.Image:
-        fill = self.rand_augment.fill if self.rand_augment else ()
+        """See `TrainTransform`."""
+        fill = self.recipe.rand_augment.fill if self.recipe.rand_augment else ()
         for operation in operations:
             image = apply(image, operation, fill, self._resample)
         return image
 
     @property
     def _resample(self) -> Image.Resampling:
-        return Image.Resampling[self.resizing.upper()]
+        return Image.Resampling[self.recipe.resizing.upper()]
 
 
 def apply(
     image: Image.Image, operation: Operation, fill: tuple[int, ...], resample: Image.Resampling
 ) -> Image.Image:
-    """One operation; see `train.data.randaugment.arguments`."""
+    """Applies an operation; see `train.data.randaugment.arguments`."""
     name, values = operation
     if name in _VALUE_OPERATIONS:
         return _VALUE_OPERATIONS[name](image, *values)
+    (value,) = values
     color = fill if image.mode == "RGB" else fill[0]
     if name == "Rotate":
-        return image.rotate(*values, resample, fillcolor=color)
-    matrix = _MATRICES[name](*values, *image.size)
+        return image.rotate(value, resample, fillcolor=color)
+    matrix = _MATRICES[name](value, *image.size)
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=color)
 
 
 def _posterize(image: Image.Image, bits: int) -> Image.Image:
-    # Pillow keeps at least one.
+    # Pillow keeps at least one bit.
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 

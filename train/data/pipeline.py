@@ -1,8 +1,8 @@
-"""Batches of a source, for training without end and for evaluation exactly once.
+"""Batches of a source: infinite and shuffled for training, every example once for evaluation.
 
-The position in the training data is a function of the step alone, so a resumed run needs no
-saved iterator, and every example, crop and batch is the same for any number of threads,
-worker processes and hosts; also where images cannot be read.
+The position in the training data depends on the step only, so a resumed run needs no saved
+iterator. Examples, crops and batches are the same for any number of threads, worker processes and
+hosts, even if images cannot be read.
 """
 
 import atexit
@@ -11,7 +11,7 @@ import dataclasses
 import gc
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -28,99 +28,114 @@ Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
 
 
+class Batches(Iterator[Batch], Protocol):
+    """Batches; closing ends the threads and processes that make them."""
+
+    def close(self) -> None: ...
+
+
 class Source(Protocol):
-    """Examples by position; one whose image cannot be fetched raises ImageError."""
+    """Examples by position; raises ImageError for an image that cannot be read."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
 
 
-# So many images in a row that cannot be read are more than an accident.
-_TRIES = 10
-# So many examples pass from thread to thread at a time; one by one it takes a tenth of all time.
-_TOGETHER = 32
+class Transform(Protocol):
+    """A transform of an example."""
+
+    def map(self, example: Example) -> Example: ...
+
+
+class RandomTransform(Protocol):
+    """A random transform of an example."""
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> Example: ...
+
+
+_MAX_UNREADABLE_IN_A_ROW = 10
+# Examples that a thread passes on at a time. Passing single ones would take 10 % of the time.
+_CHUNK_SIZE = 32
 
 
 def train_batches(
     source: Source,
-    transform: grain.transforms.RandomMap,
+    transform: RandomTransform,
     *,
     batch_size: int,
     seed: int,
     start_step: int,
     reading: Mapping[str, int | None],
     replace: bool,
-) -> Iterator[Batch]:
+) -> Batches:
     """This process's rows of the training batches from `start_step` on.
 
-    Every epoch is shuffled anew; a batch may straddle two epochs.
+    Every epoch has its own order; a batch may straddle two epochs.
 
     Args:
       source: the examples.
-      transform: applied to each, with a generator of its own. What it makes are arrays by name,
-        of the same shapes for all examples; `mask` and `unreadable` are names of this pipeline.
-      batch_size: of all processes together.
+      transform: applied to each example, with its own random generator. It returns arrays by
+        name, with the same shapes for all examples, and none named `mask` or `unreadable`.
+      batch_size: of all processes.
       seed: of the order and of the transform.
-      start_step: how many batches to pass over, at no cost.
+      start_step: number of batches to skip, at no cost.
       reading: `threads`, and `workers` (processes; 0 for none); see `count_threads`.
-      replace: whether the next example of the source takes the place of one whose image cannot
-        be read.
+      replace: whether an example whose image cannot be read is replaced by the next one.
 
     Yields:
-      What the transform makes of examples, in arrays (batch_size / processes, ...); and
-      `unreadable`, str, with a line for each image that another one stands for.
+      The transformed examples as arrays (batch_size / processes, ...); and `unreadable`, str, with
+      a message in a line for each image that was replaced.
 
     Raises:
-      RunError: an image that cannot be read and is not replaced, or ten of them in a row.
+      RunError: an image cannot be read and is not replaced, or ten in a row cannot be read.
     """
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    dataset = dataset.random_map(_ForTraining(_Reader(source, replace), transform))
-    size = _own_size(batch_size)
-    return _read(_own_rows(dataset, batch_size)[start_step * size :], size, reading)
+    dataset = dataset.random_map(_TrainExample(_ReplacingReader(source, replace), transform))
+    size = _rows_per_process(batch_size)
+    return _read(_process_rows(dataset, batch_size)[start_step * size :], size, reading)
 
 
 def eval_batches(
     source: Source,
-    transform: grain.transforms.Map,
+    transform: Transform,
     *,
     batch_size: int,
     reading: Mapping[str, int | None],
     replace: bool,
-) -> Iterator[Batch]:
-    """This process's rows of batches that hold every example once.
+) -> Batches:
+    """This process's rows of batches that have every example once.
 
-    The last batch is filled up with examples whose `mask` is False; so is that of an example
-    that stands for one whose image cannot be read.
+    `mask` is False for the padding of the last batch, and for examples that replace others.
 
     Args:
-      source, transform, batch_size, reading, replace: as of `train_batches`.
+      source, transform, batch_size, reading, replace: see `train_batches`.
 
     Yields:
       As `train_batches`; and `mask`, bool.
 
     Raises:
-      RunError: as `train_batches`.
+      RunError: see `train_batches`.
     """
     length = -(-len(source) // batch_size) * batch_size
     dataset = grain.MapDataset.range(length)
-    dataset = dataset.map(_ForEvaluation(_Reader(source, replace), transform))
-    return _read(_own_rows(dataset, batch_size), _own_size(batch_size), reading)
+    dataset = dataset.map(_EvalExample(_ReplacingReader(source, replace), transform))
+    return _read(_process_rows(dataset, batch_size), _rows_per_process(batch_size), reading)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Examples of a source by position, or those that follow where an image cannot be read."""
+class _ReplacingReader:
+    """Reads examples of a source; the next one if an image cannot be read and `replace` is set."""
 
     source: Source
     replace: bool
 
     def read(
-        self, index: int, transform: Callable[[Example], dict[str, Any]]
-    ) -> tuple[dict[str, Any], list[str]]:
-        """A transformed example, and what is wrong with those that it stands for."""
+        self, index: int, transform: Callable[[Example], Example]
+    ) -> tuple[Example, list[str]]:
+        """A transformed example, and the error messages of those that it replaces."""
         unreadable = []
-        for offset in range(_TRIES):
+        for offset in range(_MAX_UNREADABLE_IN_A_ROW):
             try:
                 return transform(self.source[(index + offset) % len(self.source)]), unreadable
             except ImageError as error:
@@ -129,50 +144,57 @@ class _Reader:
                         f"{error} Fix or remove it, or set --config.data.unreadable=replace."
                     ) from error
                 unreadable.append(escaped(str(error)))
-        raise RunError(f"{_TRIES} images in a row cannot be read. The last: {unreadable[-1]}")
+        raise RunError(
+            f"{_MAX_UNREADABLE_IN_A_ROW} images in a row cannot be read. The last: {unreadable[-1]}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class _ForTraining(grain.transforms.RandomMap):
-    reader: _Reader
-    transform: grain.transforms.RandomMap
+class _TrainExample(grain.transforms.RandomMap):
+    """The transformed training example of an index."""
 
-    def random_map(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    reader: _ReplacingReader
+    transform: RandomTransform
+
+    def random_map(self, element: int, rng: np.random.Generator) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride]  # Grain's returns None
         example, unreadable = self.reader.read(
-            index, lambda example: self.transform.random_map(example, rng)
+            element, lambda example: self.transform.random_map(example, rng)
         )
-        return _told(example, unreadable=np.str_("\n".join(unreadable)))
+        return _with_fields(example, unreadable=np.str_("\n".join(unreadable)))
 
 
 @dataclasses.dataclass(frozen=True)
-class _ForEvaluation(grain.transforms.Map):
-    """Beyond the end of the source its last example comes again, masked."""
+class _EvalExample(grain.transforms.Map):
+    """The transformed example of an index; after the end of the source, the last one, masked."""
 
-    reader: _Reader
-    transform: grain.transforms.Map
+    reader: _ReplacingReader
+    transform: Transform
 
-    def map(self, index: int) -> dict[str, Any]:
+    def map(self, element: int) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride]  # Grain's returns None
         last = len(self.reader.source) - 1
-        example, unreadable = self.reader.read(min(index, last), self.transform.map)
-        beyond = index > last
-        return _told(
+        example, unreadable = self.reader.read(min(element, last), self.transform.map)
+        padding = element > last
+        return _with_fields(
             example,
-            mask=np.bool_(not beyond and not unreadable),
-            unreadable=np.str_("" if beyond else "\n".join(unreadable)),
+            mask=np.bool_(not padding and not unreadable),
+            unreadable=np.str_("" if padding else "\n".join(unreadable)),
         )
 
 
-def _told(example: dict[str, Any], **fields: np.generic) -> dict[str, Any]:
-    """The example with the pipeline's own fields."""
+def _with_fields(example: Example, **fields: np.generic) -> Example:
+    """Adds fields of the pipeline to an example."""
     if taken := example.keys() & fields.keys():
-        raise ValueError(f"An example's {', '.join(taken)} would be lost: give it another name.")
+        raise ValueError(
+            f"The pipeline has fields named {', '.join(taken)}: rename those of the examples."
+        )
     return {**example, **fields}
 
 
 class _Rows(grain.MapDataset):
-    """Of every `batch` consecutive examples the `size` from `start` on.
+    """The rows [start, start + size) of every `batch` consecutive examples.
 
-    Contiguous rows, so that the global batch has one order whatever the number of processes.
+    They are contiguous, so that the order in the global batch is the same for any number of
+    processes.
     """
 
     def __init__(self, parent: grain.MapDataset, *, batch: int, start: int, size: int):
@@ -190,91 +212,95 @@ class _Rows(grain.MapDataset):
 
 
 def count_threads(reading: Mapping[str, int | None]) -> int:
-    """Of this process, or of each of its `workers`: `threads`, or if that is None one a processor.
+    """Number of threads of this process, or of each of its `workers`.
 
-    More would only wait for one another; and above eight in one process, for Python.
+    If `threads` is None, there is one for each processor, but at most eight in a process, since
+    more would wait for Python's lock.
     """
     if reading["threads"]:
         return reading["threads"]
     processors = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    return min(8, max(1, processors // max(1, reading["workers"])))
+    return min(8, max(1, processors // (reading["workers"] or 1)))
 
 
-def _own_size(batch_size: int) -> int:
+def _rows_per_process(batch_size: int) -> int:
     return batch_size // jax.process_count()
 
 
-def _own_rows(dataset: grain.MapDataset, batch_size: int) -> grain.MapDataset:
-    size = _own_size(batch_size)
+def _process_rows(dataset: grain.MapDataset, batch_size: int) -> grain.MapDataset:
+    """This process's rows of all batches."""
+    size = _rows_per_process(batch_size)
     return _Rows(dataset, batch=batch_size, start=jax.process_index() * size, size=size)
 
 
-def _read(rows: grain.MapDataset, size: int, reading: Mapping[str, int | None]) -> Iterator[Batch]:
-    """Batches of `size` rows, some of which are being made while one is used.
+def _read(rows: grain.MapDataset, size: int, reading: Mapping[str, int | None]) -> Batches:
+    """Batches of `size` rows, prefetched.
 
-    Threads alone are two batches ahead; with workers each thread of each is at one batch.
+    Without workers, threads prefetch two batches. With workers, each of their threads makes a
+    batch.
     """
     threads, workers = count_threads(reading), reading["workers"]
     if workers:
-        # Whole batches for each worker: single examples would come back in another order.
+        # A worker makes whole batches: the order of single examples would change.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         batches = rows.batch(size, drop_remainder=True).to_iter_dataset(options)
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
         return _from_workers(iter(batches.mp_prefetch(processes, worker_init_fn=obey_main_process)))
-    together = math.gcd(size, _TOGETHER)
-    while together > 1 and together * threads > size:
-        together //= 2
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * size // together)
-    parts = rows.batch(together, drop_remainder=True, batch_fn=list).to_iter_dataset(options)
-    return iter(parts.batch(size // together, batch_fn=_batch))
+    chunk_size = math.gcd(size, _CHUNK_SIZE)
+    while chunk_size > 1 and chunk_size * threads > size:
+        chunk_size //= 2
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * size // chunk_size)
+    chunks = rows.batch(chunk_size, drop_remainder=True, batch_fn=list).to_iter_dataset(options)
+    return iter(chunks.batch(size // chunk_size, batch_fn=_stack))
 
 
-def _from_workers(batches: grain.DatasetIterator) -> Iterator[Batch]:
-    """Copies batches out of the memory that is shared with the workers, and frees it.
+def _from_workers(batches: grain.DatasetIterator) -> Generator[Batch, None, None]:
+    """Copies batches from the memory that is shared with the workers, and frees it.
 
-    The memory of a batch is freed once it is copied. That of batches under way is freed when the
-    iterator ends, is closed or is collected, or else when the program ends: before
-    `multiprocessing` stops the thread in which Grain frees memory.
+    The memory of a batch is freed as soon as it is copied. That of prefetched batches is freed when
+    the generator ends, is closed or is garbage-collected, at the latest when the program exits:
+    before `multiprocessing` stops the thread in which Grain frees memory.
     """
-    ending = contextlib.ExitStack()  # runs what it is given once
-    ending.callback(_end_workers, batches)
-    atexit.register(ending.close)
+    cleanup = contextlib.ExitStack()  # runs its callback only once
+    cleanup.callback(_end_workers, batches)
+    atexit.register(cleanup.close)
     try:
-        yield from map(_copied, batches)
+        yield from map(_copy_and_free_batch, batches)
     finally:
-        atexit.unregister(ending.close)
-        ending.close()
+        atexit.unregister(cleanup.close)
+        cleanup.close()
 
 
-def _copied(batch: Batch) -> Batch:
+def _copy_and_free_batch(batch: Batch) -> Batch:
     return {name: _copy_and_free(values) for name, values in batch.items()}
 
 
 def _copy_and_free(values: np.ndarray) -> np.ndarray:
-    """A copy of an array; its shared memory loses its name, and so cannot outlive the process.
+    """A copy of an array. Its shared memory is unlinked, so it cannot outlive the process.
 
-    Grain does that when the array is collected. It may never be: the traceback of the exception
-    that ends a worker's batches, StopIteration included, holds the last of them.
+    Grain unlinks the memory when the array is garbage-collected. That may never happen to the last
+    batch: the traceback of the exception that ends a worker (StopIteration too) refers to it.
     """
     copy = np.array(values)
-    if isinstance(values, SharedMemoryArray):
+    if isinstance(values, SharedMemoryArray) and values.shm is not None:
         values.shm.unlink()
-        # Grain must not unlink it again. No public name says so.
+        # Keeps Grain from unlinking it again. There is no public interface for this.
         values._unlink_on_del = False
     return copy
 
 
 def _end_workers(batches: grain.DatasetIterator) -> None:
     batches.close()
-    # Batches under way may be in a reference cycle, with an exception and its traceback.
+    # Prefetched batches may be in a reference cycle, with an exception and its traceback.
     gc.collect()
-    # Grain frees them in one thread, in order. No public name waits for that.
-    if freeing := SharedMemoryArray._del_thread_pool:
-        freeing.apply(lambda: None)
+    # Grain frees memory in one thread, in order. There is no public interface for waiting.
+    if pool := SharedMemoryArray._del_thread_pool:
+        pool.apply(lambda: None)
 
 
-def _batch(parts: Sequence[list[dict[str, Any]]]) -> Batch:
-    examples = [example for part in parts for example in part]
+def _stack(chunks: Sequence[list[Example]]) -> Batch:
+    """A batch of all examples in the chunks."""
+    examples = [example for chunk in chunks for example in chunk]
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,28 +14,28 @@ from train.errors import RunError
 OPERATIONS = (*VALUE_OPERATIONS, *AFFINE_MAPS)
 LARGEST_MAGNITUDE = 10
 
-# The name of an operation and its argument, if it takes one.
+# The name of an operation, and its argument if it takes one.
 Operation = tuple[str, tuple[float, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """Random operations of random strength, one after the other.
+    """Random operations of random magnitude, applied in sequence.
 
-    Each is drawn from the fifteen `OPERATIONS`, with replacement, and happens with the given
-    probability. Its magnitude is normal about the given one, cut to [0, 10]; the sign of what has
-    two directions is random.
+    Operations are drawn from the fifteen `OPERATIONS`, with replacement, and each is applied with
+    the given probability. Magnitudes are normally distributed and clipped to [0, 10]. Operations
+    with two directions have a random sign.
 
     Attributes:
-      magnitude: 0 to 10.
-      count: of operations that are drawn for an image.
-      probability: of each to happen.
-      magnitude_std: standard deviation of the magnitude.
-      increasing: whether a larger magnitude posterises and solarises more, and takes colour,
-        contrast, brightness and sharpness farther from the image's own. In the operations' first
-        definition it posterises and solarises less, and takes the others from little to much.
-      fill: colour of what a moved image leaves bare, a value for each channel.
-      interpolation: of moved images, "bicubic" or "bilinear".
+      magnitude: mean of the magnitudes, 0 to 10.
+      count: number of operations that are drawn for an image.
+      probability: of applying an operation that is drawn.
+      magnitude_std: standard deviation of the magnitudes.
+      increasing: whether the strength of all operations increases with the magnitude (`inc1` in
+        timm). Otherwise Posterize and Solarize get weaker, and the factors of Color, Contrast,
+        Brightness and Sharpness rise from 0.1 to 1.9.
+      fill: colour for pixels from outside the image, a value for each channel.
+      interpolation: of affine maps, "bicubic" or "bilinear".
     """
 
     magnitude: int = LARGEST_MAGNITUDE
@@ -49,35 +50,35 @@ class RandAugment:
     def parse(
         cls, spelling: str, mean: Sequence[float], interpolation: str = "bicubic"
     ) -> "RandAugment":
-        """From timm's spelling, such as "rand-m9-mstd0.5-inc1".
+        """Parses timm's notation, such as "rand-m9-mstd0.5-inc1".
 
-        The parts come in any order; what is left out is as in the class. Of timm's language `t`
-        (other sets of operations), `mmax` (larger magnitudes) and an `mstd` above 100 (uniform
-        magnitudes) are refused.
+        The parts may be in any order, and have the class's defaults. Unsupported parts are `t`
+        (other sets of operations), `mmax` (larger magnitudes) and `mstd` above 100 (uniform
+        magnitudes).
 
         Args:
           spelling: see above.
-          mean: of the data set, for values in [0, 1]; moved images are filled with it.
-          interpolation: of moved images, "bicubic" or "bilinear".
+          mean: of the data set, for values in [0, 1]; the fill of affine maps.
+          interpolation: of affine maps, "bicubic" or "bilinear".
 
         Raises:
-          RunError: a spelling that is not understood.
+          RunError: the notation is wrong or unsupported.
         """
         first, *parts = spelling.split("-")
         if first != "rand":
             raise _not_understood(spelling, first)
-        fields = dict(_field(spelling, part) for part in parts)
+        fields: dict[str, Any] = dict(_field(spelling, part) for part in parts)
         fill = tuple(min(255, round(255 * value)) for value in mean)
         return cls(**fields, fill=fill, interpolation=interpolation)
 
     def __str__(self) -> str:
-        """In timm's spelling, without what is as in the class."""
+        """In timm's notation, without the parts that have default values."""
         values = {key: getattr(self, field) for key, (field, _, _) in _FIELDS.items()}
         differ = {k: v for k, v in values.items() if v != getattr(RandAugment, _FIELDS[k][0])}
         return "-".join(["rand", *(f"{key}{value:g}" for key, value in differ.items())])
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
-        """What happens to one image."""
+        """Draws the operations for an image."""
         drawn = []
         for index in rng.integers(len(OPERATIONS), size=self.count):
             if rng.random() < self.probability:
@@ -89,11 +90,12 @@ class RandAugment:
         return drawn
 
     def apply(self, image: np.ndarray, drawn: Sequence[Operation]) -> np.ndarray:
-        """Maps uint8 (H, W, C) to the same."""
+        """Applies operations to an image, uint8 (H, W, C)."""
         height, width, _ = image.shape
         for name, values in drawn:
             if name in AFFINE_MAPS:
-                matrix = AFFINE_MAPS[name](*values, width, height)
+                (value,) = values
+                matrix = AFFINE_MAPS[name](value, width, height)
                 image = warp(image, matrix, self.fill, self.interpolation)
             else:
                 image = VALUE_OPERATIONS[name](image, *values)
@@ -101,19 +103,19 @@ class RandAugment:
 
 
 def arguments(name: str, magnitude: float, sign: int, increasing: bool) -> tuple[float, ...]:
-    """What an operation of a magnitude takes.
+    """The argument of an operation for a magnitude.
 
     Args:
       name: one of `OPERATIONS`.
       magnitude: 0 to 10.
-      sign: 1 or -1, for what has two directions.
+      sign: 1 or -1, for operations with two directions.
       increasing: see `RandAugment`.
 
     Returns:
-      Nothing (AutoContrast, Equalize, Invert), or a value: bits (Posterize), a threshold
-      (Solarize), an addition (SolarizeAdd), a factor (Color, Contrast, Brightness, Sharpness),
-      degrees (Rotate), a slope (ShearX, ShearY), a share of the side (TranslateXRel,
-      TranslateYRel).
+      () for AutoContrast, Equalize and Invert. Otherwise one value: a number of bits (Posterize), a
+      threshold (Solarize), a summand (SolarizeAdd), a factor (Color, Contrast, Brightness,
+      Sharpness), degrees (Rotate), a slope (ShearX, ShearY), a fraction of the side
+      (TranslateXRel, TranslateYRel).
     """
     argument = (_INCREASING_ARGUMENTS if increasing else _ARGUMENTS).get(name)
     return (argument(magnitude / LARGEST_MAGNITUDE, sign),) if argument else ()
@@ -127,7 +129,7 @@ def _factor_away_from_one(share: float, sign: int) -> float:
     return max(0.1, 1 + sign * (share * 0.9))
 
 
-# From the share of the largest magnitude, and a sign.
+# (fraction of the largest magnitude, sign) -> argument.
 _ARGUMENTS: dict[str, Callable[[float, int], float]] = {
     "Posterize": lambda share, sign: int(share * 4),
     "Solarize": lambda share, sign: int(share * 256),
@@ -151,7 +153,7 @@ _INCREASING_ARGUMENTS = _ARGUMENTS | {
     "Sharpness": _factor_away_from_one,
 }
 
-# timm's keys: the field, its type, and its largest value.
+# By timm's keys: the field, its type and its largest value.
 _FIELDS: dict[str, tuple[str, type, float]] = {
     "m": ("magnitude", int, LARGEST_MAGNITUDE),
     "n": ("count", int, math.inf),
@@ -176,7 +178,7 @@ def _field(spelling: str, part: str) -> tuple[str, float]:
 def _not_understood(spelling: str, part: str) -> RunError:
     return RunError(
         f"{part!r} of the RandAugment {spelling!r} is not understood. Write "
-        "rand-m9-n2-p0.5-mstd0.5-inc1: m, the magnitude, 0 to 10; n, how many operations are "
-        "drawn for an image; p, the probability of each; mstd, the standard deviation of the "
-        "magnitude, 0 to 100; inc, whether a larger magnitude always does more, 0 or 1."
+        "rand-m9-n2-p0.5-mstd0.5-inc1: m, the magnitude, 0 to 10; n, the number of operations "
+        "that are drawn for an image; p, the probability of each; mstd, the standard deviation of "
+        "the magnitude, 0 to 100; inc, whether a larger magnitude is always stronger, 0 or 1."
     )

@@ -1,12 +1,11 @@
-"""Writes a classification set as TensorFlow Datasets lays it on disk, without TensorFlow.
+"""Writes a classification data set in the layout of TensorFlow Datasets, without TensorFlow.
 
-The examples of a split are in the order that TensorFlow Datasets gives them, that of a hash of
-their names, and in as many shards; so a set has the same examples at the same places whichever
-of the two has prepared it, and a part of a split is a random sample of it.
+Order and number of shards are those of TensorFlow Datasets: examples are sorted by a hash of their
+names. So a data set is the same whichever of the two has prepared it, and a part of a split is a
+random sample of it.
 
-Shards are written one by one in a folder beside the place of the set, each under another name
-until it is whole, and a shard that is there is not written again. Only with everything written
-does the folder take the name of the set.
+Shards are written to a temporary folder beside that of the data set. Each is renamed when it is
+complete, and a complete shard is not written again. The folder is renamed last.
 """
 
 import concurrent.futures
@@ -17,8 +16,9 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -34,21 +34,21 @@ from train.errors import RunError
 from train.reporting.console import say
 from train.reporting.unreadable import UnreadableList
 
-# Makes of the bytes of an image and what messages call it the bytes to store.
+# (bytes of an image, its name in messages) -> bytes to store.
 Encode = Callable[[bytes, str], bytes]
 
 UNREADABLE_LIST = "unreadable_images.txt"
-_SHOWN = 20  # of those that cannot be read, in an error
+_SHOWN = 20  # number of unreadable images in an error message
 
 
 class Item(NamedTuple):
     """An image to store.
 
     Attributes:
-      name: that no other image of the split has; encodes as UTF-8 (see `io.text.storable`).
+      name: unique in the split; UTF-8 (see `io.text.storable`).
       label: of its class.
-      path: of the file that it is in.
-      start, size: of its bytes there; -1 for all to the end.
+      path: of the file that has it.
+      start, size: of its bytes in the file; a size of -1 is the rest of the file.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Item(NamedTuple):
     size: int = -1
 
     def read(self) -> bytes:
-        """Its bytes.
+        """The bytes of the image.
 
         Raises:
           ImageError: they cannot be read.
@@ -72,41 +72,54 @@ class Item(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """How many they are."""
+        """The number of its bytes."""
         return os.path.getsize(self.path) if self.size < 0 else self.size
 
     def __str__(self) -> str:
         return self.path if self.size < 0 else f"{self.name} in {self.path}"
 
 
+class Items(Protocol):
+    """The images of a split, by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Item: ...
+
+
 def write_dataset(
     info: tfds.core.DatasetInfo,
-    splits: Mapping[str, Sequence[Item]],
+    splits: Mapping[str, Items],
     encode: Encode,
     *,
     processes: int = 1,
     keep_unreadable: bool = False,
 ) -> None:
-    """Writes the set, or what is missing of it.
+    """Writes a data set, or the missing shards of one.
 
     Args:
-      info: its name, place and features: `image`, `label` and `file_name`.
-      splits: the images of each.
-      encode: how they are stored; to be pickled.
-      processes: that encode.
-      keep_unreadable: whether images that cannot be read are stored as they are, and listed in
-        `unreadable_images.txt`; they end the preparation otherwise.
+      info: with its name, folder and the features `image`, `label` and `file_name`.
+      splits: the images, by name of the split.
+      encode: encodes an image for storage; must be picklable.
+      processes: number of processes that encode.
+      keep_unreadable: whether to store images that cannot be read as they are, and list them in
+        `unreadable_images.txt`; otherwise they are an error.
 
     Raises:
-      RunError: images that cannot be read, or no place to write to.
+      RunError: images cannot be read, or the data set cannot be written.
     """
-    place = Path(info.data_dir)
-    work = place.with_name(f"{place.name}.incomplete")
+    folder = Path(info.data_dir)
+    work = folder.with_name(f"{folder.name}.incomplete")
+    features = info.features
+    if not isinstance(features, tfds.features.FeaturesDict):
+        raise TypeError(f"The features must be a FeaturesDict; got {features!r}.")
     try:
         work.mkdir(parents=True, exist_ok=True)
         with lock(work, say):
-            if place.exists() and any(place.iterdir()):
-                raise RunError(f"{place} is in the way: it holds files, but no data set.")
+            if folder.exists() and any(folder.iterdir()):
+                raise RunError(
+                    f"{folder} has files, but no data set: move them, or use another --data_dir."
+                )
             data = work / "data"
             lengths = {split: _shard_lengths(items) for split, items in splits.items()}
             shards = [
@@ -114,22 +127,22 @@ def write_dataset(
                 for split, items in splits.items()
                 for shard in _plan(info, split, items, lengths[split], data)
             ]
-            _begin(data, shards, splits)
-            writer = _Writer(info.features, splits, encode, keep_unreadable)
+            _discard_other_plan(data, shards, splits)
+            writer = _Writer(features, splits, encode, keep_unreadable)
             _write_shards(shards, writer, processes, data)
             _write_info(info, lengths, data)
-            os.rename(data, place)
+            os.rename(data, folder)
             shutil.rmtree(work)
     except OSError as error:
         raise RunError(
-            f"{work} cannot be written: {error}. Make room, or name another place with "
-            "--data_dir DIR; started again, the preparation goes on."
+            f"{work} cannot be written: {error}. Free some space, or use another folder with "
+            "--data_dir DIR. The same command resumes the preparation."
         ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """A file to write: of which split, and which of its images in which order."""
+    """A file to write: its split, and the indices of its images in order."""
 
     path: Path
     split: str
@@ -138,21 +151,22 @@ class _Shard:
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-    """Writes shards; is sent once to each process."""
+    """Writes shards; sent to each process once."""
 
     features: tfds.features.FeaturesDict
-    splits: Mapping[str, Sequence[Item]]
+    splits: Mapping[str, Items]
     encode: Encode
     keep_unreadable: bool
 
     def write(self, shard: _Shard) -> tuple[int, list[str]]:
-        """The number of images in the shard, and what is wrong with those that cannot be read.
+        """Writes a shard, unless it has unreadable images and `keep_unreadable` is False.
 
-        Where there are such, and they are not kept, nothing is written.
+        Returns:
+          The number of its images, and an error message for each that cannot be read.
         """
         unreadable = []
         with (
-            contextlib.suppress(_NotWhole),
+            contextlib.suppress(_Incomplete),
             replacing(shard.path) as file,
             _record_writer(file.name) as writer,
         ):
@@ -168,48 +182,49 @@ class _Writer:
                     example = {"image": image, "label": item.label, "file_name": item.name}
                     writer.write(self.features.serialize_example(example))
             if unreadable and not self.keep_unreadable:
-                raise _NotWhole
+                raise _Incomplete
         return len(shard.indices), unreadable
 
 
-class _NotWhole(Exception):
-    """A shard without some of its images."""
+class _Incomplete(Exception):
+    """A shard lacks some of its images."""
 
 
 @contextlib.contextmanager
 def _record_writer(path: str) -> Iterator[ArrayRecordWriter]:
     try:
-        # TensorFlow Datasets compresses, which JPEGs are already; it reads both.
+        # TensorFlow Datasets compresses by default. JPEGs are compressed already; it reads both.
         writer = ArrayRecordWriter(path, "group_size:1,uncompressed")
         try:
             yield writer
         finally:
             writer.close()
-    except RuntimeError as error:  # so it reports what the system refuses
+    except RuntimeError as error:  # array_record reports errors of the system like this
         raise OSError(str(error)) from error
 
 
-def _shard_lengths(items: Sequence[Item]) -> list[int]:
-    """The numbers of images, by the rule of TensorFlow Datasets for the bytes there are."""
+def _shard_lengths(items: Items) -> list[int]:
+    """The number of images of each shard, by the rule of TensorFlow Datasets for the data size."""
     sample = [items[i] for i in range(0, len(items), -(-len(items) // 1000))]
     total = round(np.mean([item.bytes for item in sample]) * len(items))
     shards = shard_utils.ShardConfig().get_number_shards(total, len(items))
     return np.diff(shard_utils.get_shard_boundaries(len(items), shards), prepend=0).tolist()
 
 
-def _order(split: str, items: Sequence[Item]) -> np.ndarray:
-    """The images in the order of TensorFlow Datasets: that of the hash of split and name."""
+def _order(split: str, items: Items) -> np.ndarray:
+    """The indices of the images in TensorFlow Datasets' order, by a hash of split and name."""
     digests = b"".join(
-        hashlib.md5(f"{split}{item.name}".encode(), usedforsecurity=False).digest()
-        for item in items
+        hashlib.md5(f"{split}{items[index].name}".encode(), usedforsecurity=False).digest()
+        for index in range(len(items))
     )
     high, low = np.frombuffer(digests, ">u8").reshape(-1, 2).T
     return np.lexsort((low, high))
 
 
 def _plan(
-    info: tfds.core.DatasetInfo, split: str, items: Sequence[Item], lengths: list[int], data: Path
+    info: tfds.core.DatasetInfo, split: str, items: Items, lengths: list[int], data: Path
 ) -> list[_Shard]:
+    """The shards of a split."""
     names = _template(info, split).sharded_filenames(len(lengths))
     parts = np.split(_order(split, items), np.cumsum(lengths)[:-1])
     return [_Shard(data / name, split, part) for name, part in zip(names, parts, strict=True)]
@@ -217,15 +232,15 @@ def _plan(
 
 def _template(info: tfds.core.DatasetInfo, split: str) -> tfds.core.ShardedFileTemplate:
     return tfds.core.ShardedFileTemplate(
-        data_dir=info.data_dir,
+        data_dir=tfds.core.Path(info.data_dir),
         dataset_name=info.name,
         split=split,
         filetype_suffix=tfds.core.FileFormat.ARRAY_RECORD.file_suffix,
     )
 
 
-def _begin(data: Path, shards: Sequence[_Shard], splits: Mapping[str, Sequence[Item]]) -> None:
-    """Throws away what is there of a set of other images."""
+def _discard_other_plan(data: Path, shards: Sequence[_Shard], splits: Mapping[str, Items]) -> None:
+    """Makes the folder `data`; deletes shards in it that an earlier start made of other images."""
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(f"{shard.path.name}\n".encode())
@@ -240,10 +255,10 @@ def _begin(data: Path, shards: Sequence[_Shard], splits: Mapping[str, Sequence[I
 
 
 def _write_shards(shards: Sequence[_Shard], writer: _Writer, processes: int, data: Path) -> None:
-    """Writes what is missing; reports what cannot be read.
+    """Writes the missing shards, and reports images that cannot be read.
 
     Raises:
-      RunError: some images cannot be read, and are not kept; all shards without such are written.
+      RunError: images cannot be read and are not kept. All shards without such images are written.
     """
     missing = [shard for shard in shards if not shard.path.exists()]
     total = sum(len(shard.indices) for shard in shards)
@@ -262,8 +277,8 @@ def _write_shards(shards: Sequence[_Shard], writer: _Writer, processes: int, dat
         more = f"\nand {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
         raise RunError(
             f"{len(unreadable)} images cannot be read:\n{shown}{more}\n"
-            "Put whole ones in their place and start again: what is written stays. Or store them "
-            "as they are, with --keep_unreadable, and train with --config.data.unreadable=replace."
+            "Replace them and run the same command again, which resumes. Or store them as they "
+            "are with --keep_unreadable, and train with --config.data.unreadable=replace."
         )
 
 
@@ -273,24 +288,24 @@ def _written(
     if processes == 1:
         yield from map(writer.write, shards)
         return
-    # Started anew, not forked: libraries of this process have threads.
+    # Spawned, since this process has threads, and a fork of it might deadlock.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, context, _join, (writer,)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _set_up, (writer,)) as pool:
         futures = [pool.submit(_write, shard) for shard in shards]
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
+        except BrokenProcessPool as error:
             raise RunError(
-                "A process was killed, perhaps for want of memory. Start again with fewer "
-                "--processes: what is written stays."
+                "A process was killed, possibly for lack of memory. Run the same command with "
+                "fewer --processes, which resumes."
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _join(writer: _Writer) -> None:
-    """Makes a process of the pool ready: it has the writer, and ends with the one that began it."""
+def _set_up(writer: _Writer) -> None:
+    """Initialises a process of the pool."""
     global _writer
     _writer = writer
     obey_main_process()
@@ -301,7 +316,7 @@ def _write(shard: _Shard) -> tuple[int, list[str]]:
 
 
 def _write_info(info: tfds.core.DatasetInfo, lengths: Mapping[str, list[int]], data: Path) -> None:
-    """Writes what TensorFlow Datasets wants to know of the set."""
+    """Writes the metadata of TensorFlow Datasets."""
     splits = []
     for split, shard_lengths in lengths.items():
         template = _template(info, split)

@@ -1,13 +1,14 @@
-"""Where labelled images come from: TensorFlow Datasets, or folders with one folder a class."""
+"""Sources of labelled images: TensorFlow Datasets, and folders with a folder for each class."""
 
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants
 
 from replk_jax.io.text import storable
 from replk_jax.vision.images import IMAGE_SUFFIXES, describe_left_out, image_error, image_names
@@ -25,15 +26,17 @@ _EMBEDDED = {"digits": Digits, "photographs": Photographs}
 class LabelledImages(Source, Protocol):
     """A source of {"image": encoded bytes, "label": int32, "origin": str}.
 
-    Labels are positions in `class_names`; the origin says where the image lies, for the error that
-    names it.
+    Labels are indices in `class_names`. The origin identifies the image in error messages.
     """
 
     class_names: list[str]
 
 
 def prepare(data: Mapping[str, Any]) -> None:
-    """Writes a data set that this project embeds to disk, if `data` names one not yet there.
+    """Writes an embedded data set to disk, if `data` names one and it does not exist yet.
+
+    Args:
+      data: the section `data` of configs/common.py.
 
     Raises:
       RunError: it cannot be written.
@@ -41,27 +44,27 @@ def prepare(data: Mapping[str, Any]) -> None:
     if data["folder"] or data["name"] not in _EMBEDDED:
         return
     expect_utf8(data["data_dir"] or "")
-    tfds.disable_progress_bar()  # it takes a second
+    tfds.disable_progress_bar()  # the preparation takes a second
     try:
         builder = _EMBEDDED[data["name"]](data_dir=data["data_dir"], file_format="array_record")
         builder.download_and_prepare()
     except (OSError, RuntimeError) as error:
-        folder = data["data_dir"] or tfds.core.constants.DATA_DIR
+        folder = data["data_dir"] or constants.DATA_DIR
         raise RunError(
-            f"{data['name']} could not be prepared in {folder}: {error}. Make room, or name "
-            "another place with --config.data.data_dir=DIR."
+            f"{data['name']} could not be prepared in {folder}: {error}. Free some space, or use "
+            "another folder with --config.data.data_dir=DIR."
         ) from error
 
 
 def open_source(data: Mapping[str, Any], split: str) -> LabelledImages:
-    """Opens a split of what the `data` part of a configuration names.
+    """Opens a split of the configured data set.
 
     Args:
       data: with `folder`, a path or None; and, for TensorFlow Datasets, `name` and `data_dir`.
-      split: a TFDS split, such as "train" or "train[:5%]"; for folders the subfolder's name.
+      split: a TFDS split, such as "train" or "train[:5%]"; for folders, the name of a subfolder.
 
     Raises:
-      RunError: the data are not there, or are no classification set.
+      RunError: the data set does not exist, or is not for classification.
     """
     if data["folder"]:
         return FolderSource(Path(data["folder"]).expanduser(), split)
@@ -69,35 +72,42 @@ def open_source(data: Mapping[str, Any], split: str) -> LabelledImages:
 
 
 class FolderSource:
-    """Images in `root/split/<class>/`; classes are numbered in the order of their names.
+    """Images in `root/split/<class>/`; labels are in the order of the class names.
 
-    Images are the files that `vision.images.image_names` finds, and one warning says how
-    many others there are. Hidden class folders are left out. A class folder may be a link, folders
-    in it may not. Names of classes are the names of their folders, with escapes for what a line of
-    UTF-8 text cannot hold.
+    Images are the files that `vision.images.image_names` finds; a warning gives the number of other
+    files. Hidden class folders are skipped. A class folder may be a symbolic link, but links inside
+    it are not followed. Class names are the names of the folders, with escapes for what a line of
+    UTF-8 cannot contain.
 
-    Folders are listed, files are not touched: 2.5 seconds for a million files that the system
-    remembers. A file takes its name and 8 bytes of memory in each process, so the 14 million of
-    ImageNet-22K 0.4 GB, which a worker process receives in half a second.
+    Only folders are read, not files: 2.5 seconds for a million files, with a warm disk cache. A
+    file takes its name and 8 bytes of memory in each process: 0.4 GB for the 14 million files of
+    ImageNet-22K, which a worker process receives in half a second.
+
+    Args:
+      root: the folder of the splits.
+      split: name of the subfolder; "validation" may be "val" on disk.
+
+    Raises:
+      RunError: the subfolder does not exist, or a class has no images.
     """
 
     def __init__(self, root: Path, split: str):
         folder = _split_folder(root, split)
-        left_out = Counter()
-        self._folder, self._class_folders = str(folder), _class_folders(folder, left_out)
+        skipped: Counter[str] = Counter()
+        self._folder, self._class_folders = str(folder), _class_folders(folder, skipped)
         self.class_names = [storable(name) for name in self._class_folders]
         counts = []
 
         def names() -> Iterator[str]:
             for name in self._class_folders:
-                found = sorted(image_names(folder / name, left_out=left_out))
+                found = sorted(image_names(folder / name, left_out=skipped))
                 counts.append(len(found))
                 yield from found
 
         self._names = Names(names())
         self._class_ends = np.cumsum(counts, dtype=np.int64)
-        if left_out:
-            warn(describe_left_out(folder, left_out))
+        if skipped:
+            warn(describe_left_out(folder, skipped))
         _require_images(folder, self.class_names, counts)
 
     def __len__(self) -> int:
@@ -112,32 +122,47 @@ class FolderSource:
         return {"image": image, "label": np.int32(self.label(index)), "origin": path}
 
     def name(self, index: int) -> str:
-        """`<class>/<image>`, the path below the folder of the split."""
+        """`<class>/<image>`, the path in the folder of the split."""
         return f"{self._class_folders[self.label(index)]}/{self._names[index]}"
 
     def label(self, index: int) -> int:
-        """The number of its class."""
+        """The label of an image."""
         return int(np.searchsorted(self._class_ends, index, side="right"))
 
 
+class _Features(NamedTuple):
+    """The features of a classification data set of TensorFlow Datasets.
+
+    Attributes:
+      image, label: their names.
+      class_names: by label.
+      has_file_name: whether examples have the text `file_name`.
+    """
+
+    image: str
+    label: str
+    class_names: list[str]
+    has_file_name: bool
+
+
 class TfdsSource:
-    """A classification set of TensorFlow Datasets, read without TensorFlow."""
+    """A classification data set of TensorFlow Datasets, read without TensorFlow.
+
+    Args:
+      name: of the data set.
+      split: "train" or "train[:5%]", for example.
+      data_dir: folder of the data sets; None for the default of TensorFlow Datasets.
+
+    Raises:
+      RunError: the data set is not prepared, is not for classification, or has no such split.
+    """
 
     def __init__(self, name: str, split: str, data_dir: str | None):
         builder = _prepared_builder(name, data_dir)
-        keys = builder.info.supervised_keys
-        features = builder.info.features
-        if (
-            not keys
-            or not isinstance(features[keys[0]], tfds.features.Image)
-            or not isinstance(features[keys[1]], tfds.features.ClassLabel)
-        ):
-            raise RunError(f"{name} is not a classification set: its features are {features}.")
-        self._image, self._label = keys
+        self._features = _classification_features(name, builder.info)
+        decoders = {self._features.image: tfds.decode.SkipDecoding()}
         try:
-            self._source = builder.as_data_source(
-                split, decoders={self._image: tfds.decode.SkipDecoding()}
-            )
+            self._source = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]  # a decorator of TFDS hides the parameters
         except NotImplementedError as error:
             raise RunError(
                 f"{name} in {builder.data_dir} is stored in a format without random access. "
@@ -149,9 +174,8 @@ class TfdsSource:
                 f"{name} has no split {split!r}; it has {splits}, and parts of them such as "
                 f"{sorted(builder.info.splits)[0]}[:10%]. ({error})"
             ) from error
-        self._named = isinstance(dict(features).get("file_name"), tfds.features.Text)
         self._origin = f"{name}, split {split}, example"
-        self.class_names = features[self._label].names
+        self.class_names = self._features.class_names
 
     def __len__(self) -> int:
         return len(self._source)
@@ -160,14 +184,33 @@ class TfdsSource:
         origin = f"{self._origin} {index}"
         try:
             example = self._source[index]
-        except (RuntimeError, OSError) as error:  # array_record checks what it reads
+        except (RuntimeError, OSError) as error:  # from array_record's checksums
             raise image_error(origin, error) from error
-        if self._named:
+        if self._features.has_file_name:
             origin += f" ({example['file_name'].decode()})"
-        label = int(example[self._label])
+        label = int(example[self._features.label])
         if not 0 <= label < len(self.class_names):
-            raise RunError(f"{origin} has no label; use a split that is labelled.")
-        return {"image": example[self._image], "label": np.int32(label), "origin": origin}
+            raise RunError(f"{origin} has no label; use a labelled split.")
+        return {"image": example[self._features.image], "label": np.int32(label), "origin": origin}
+
+
+def _classification_features(name: str, info: tfds.core.DatasetInfo) -> _Features:
+    """The features of a classification data set.
+
+    Raises:
+      RunError: the data set is not for classification.
+    """
+    match info.supervised_keys, info.features:
+        case (str(image), str(label)), tfds.features.FeaturesDict() as features:
+            classes = features[label]
+            if isinstance(features[image], tfds.features.Image) and isinstance(
+                classes, tfds.features.ClassLabel
+            ):
+                has_file_name = "file_name" in features and isinstance(
+                    features["file_name"], tfds.features.Text
+                )
+                return _Features(image, label, classes.names, has_file_name)
+    raise RunError(f"{name} is not a classification set: its features are {info.features}.")
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -176,21 +219,21 @@ def _split_folder(root: Path, split: str) -> Path:
         folder = root / "val"
     if not folder.is_dir():
         raise RunError(
-            f"There is no folder {root / split}. A folder of images must hold "
+            f"There is no folder {root / split}. A folder of images must contain "
             f"{split}/<class>/<image>, for example {split}/tabby_cat/001.jpg."
         )
     return folder
 
 
-def _class_folders(folder: Path, left_out: Counter[str]) -> list[str]:
-    """Names of the class folders in order; counts the files beside them."""
+def _class_folders(folder: Path, skipped: Counter[str]) -> list[str]:
+    """The sorted names of the class folders; counts image files outside them in `skipped`."""
     names = []
     for entry in folder.iterdir():
         if entry.is_dir():
             if not entry.name.startswith("."):
                 names.append(entry.name)
         elif entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith("."):
-            left_out[f"{entry.suffix.lower()} outside the class folders"] += 1
+            skipped[f"{entry.suffix.lower()} outside the class folders"] += 1
     return sorted(names)
 
 
@@ -200,8 +243,8 @@ def _require_images(folder: Path, class_names: list[str], counts: list[int]) -> 
         shown = [str(folder / name) for name in empty[:10]] or [str(folder)]
         more = f" (and {len(empty) - 10} more)" if len(empty) > 10 else ""
         raise RunError(
-            f"{', '.join(shown)}{more} holds no images: expected {folder}/<class>/<image>, with "
-            f"one of the endings {', '.join(sorted(IMAGE_SUFFIXES))}."
+            f"There are no images in {', '.join(shown)}{more}: expected {folder}/<class>/<image>, "
+            f"with one of the suffixes {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
 
 
@@ -213,12 +256,12 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
         known = tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        place = data_dir or tfds.core.constants.DATA_DIR
+        folder = data_dir or constants.DATA_DIR
         raise RunError(
-            f"TensorFlow Datasets knows no {name!r}, and none is prepared in {place}.{hint}"
+            f"TensorFlow Datasets knows no {name!r}, and none is prepared in {folder}.{hint}"
         ) from error
     except ImportError as error:
-        raise RunError(f"The builder of {name} cannot be made here: {error}.") from error
+        raise RunError(f"The builder of {name} cannot be imported: {error}.") from error
     if not builder.is_prepared():
         raise RunError(
             f"{name} is not prepared in {builder.data_dir}.\n{_how_to_prepare(name, data_dir)}"
@@ -227,24 +270,24 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
 
 
 def _how_to_prepare(name: str, data_dir: str | None) -> str:
-    where = data_dir or tfds.core.constants.DATA_DIR
+    where = data_dir or constants.DATA_DIR
     if name == "imagenet2012":
         command = (
             "Prepare it once, from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of "
             f"image-net.org:\n  python -m train.prepare imagenet2012 --tars DIR --data_dir {where}"
         )
     else:
-        place = f", data_dir={data_dir!r}" if data_dir else ""
+        argument = f", data_dir={data_dir!r}" if data_dir else ""
         command = (
             "Prepare it once, in an environment that has TensorFlow "
             "(pip install tensorflow-cpu; training itself does not need it):\n"
             '  python -c "import tensorflow_datasets as tfds; '
-            f"tfds.builder({name!r}{place}, file_format='array_record').download_and_prepare()\""
+            f"tfds.builder({name!r}{argument}, file_format='array_record').download_and_prepare()\""
         )
     return (
         f"{command}\n"
-        "If it lies elsewhere, name the place with --config.data.data_dir=DIR.\n"
+        "If it is in another folder, set --config.data.data_dir=DIR.\n"
         "Or train on a folder of class folders, DIR/train/<class>/<image> and "
-        "DIR/val/<class>/<image>, with --config.data.folder=DIR; very many files are better "
-        f"prepared too:\n  python -m train.prepare DIR --name NAME --data_dir {where}"
+        "DIR/val/<class>/<image>, with --config.data.folder=DIR. A folder with very many files "
+        f"should be prepared as well:\n  python -m train.prepare DIR --name NAME --data_dir {where}"
     )

@@ -1,9 +1,7 @@
-"""Splits of a data set, in batches."""
+"""Training and evaluation splits of a data set, in batches."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-
-import grain
 
 from train.data import pipeline
 from train.errors import RunError
@@ -13,13 +11,14 @@ from train.reporting.unreadable import Report, reported
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How examples are read.
+    """Options for reading examples.
 
     Attributes:
-      threads: that decode, in this process or in each worker; None for one per processor.
-      workers: processes that read and decode; 0 for none.
-      replace: whether another example takes the place of one whose image cannot be read, which is
-        an error otherwise.
+      threads: number of decoding threads, in this process or in each worker; None for one per
+        processor.
+      workers: number of processes that read and decode; 0 for none.
+      replace: whether an example whose image cannot be read is replaced by another one; otherwise
+        it is an error.
     """
 
     threads: int | None = None
@@ -33,23 +32,23 @@ class Reading:
 
 
 class TrainingSplit:
-    """Examples to train on, over and over, in another order each epoch.
+    """Examples to train on, in another order each epoch.
 
     Args:
       source: the examples.
-      transform: applied to each.
-      batch_size: of all processes together.
-      seed: of the order and the transform.
-      reading: how they are read.
+      transform: applied to each example.
+      batch_size: of all processes.
+      seed: of the order and of the transform.
+      reading: options.
 
     Raises:
-      RunError: they are fewer than a batch.
+      RunError: there are fewer examples than a batch has.
     """
 
     def __init__(
         self,
         source: pipeline.Source,
-        transform: grain.transforms.RandomMap,
+        transform: pipeline.RandomTransform,
         *,
         batch_size: int,
         seed: int,
@@ -65,11 +64,11 @@ class TrainingSplit:
             )
 
     def batches(self, start_step: int, report: Report = warn) -> Iterator[pipeline.Batch]:
-        """This process's rows of the batches from `start_step` on, without end.
+        """An infinite iterator over this process's rows of the batches.
 
         Args:
-          start_step: number of batches to skip, which costs nothing.
-          report: called for each image that cannot be read, if such images are replaced.
+          start_step: number of batches to skip, at no cost.
+          report: called with a message for each image that is replaced.
         """
         batches = pipeline.train_batches(
             self._source,
@@ -84,19 +83,19 @@ class TrainingSplit:
 
 
 class EvaluationSplit:
-    """Examples to evaluate on, each of them once.
+    """Examples to evaluate on.
 
     Args:
       source: the examples.
-      transform: applied to each.
-      batch_size: of all processes together.
-      reading: how they are read.
+      transform: applied to each example.
+      batch_size: of all processes.
+      reading: options.
     """
 
     def __init__(
         self,
         source: pipeline.Source,
-        transform: grain.transforms.Map,
+        transform: pipeline.Transform,
         *,
         batch_size: int,
         reading: Reading,
@@ -105,11 +104,12 @@ class EvaluationSplit:
         self._batch_size = batch_size
 
     def batches(self, report: Report = warn) -> Iterator[pipeline.Batch]:
-        """This process's rows of batches that hold every example once; some have `mask` False.
+        """This process's rows of batches that have every example once.
+
+        `mask` is False for padding and for replaced images.
 
         Args:
-          report: called for each image that cannot be read, if such images are replaced; their
-            `mask` is False.
+          report: called with a message for each image that is replaced.
         """
         batches = pipeline.eval_batches(
             self._source,

@@ -1,9 +1,9 @@
-"""What a configuration must satisfy, what is built from it, and how a run remembers it."""
+"""Checks a configuration, builds the parts of the engine from it, and stores it in the workdir."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,33 +27,34 @@ from train.engine.optimizer import (
     make_optimizer,
 )
 from train.engine.regularization import Penalty, custom_l2_penalty
-from train.engine.schedules import SCHEDULES, WARMUPS, make_schedule
+from train.engine.schedules import SCHEDULES, WARMUPS, Schedule, make_schedule
 from train.errors import RunError
+from train.reporting.console import warn
 
 
 class Rule(NamedTuple):
-    """What the values of some fields must be.
+    """A condition on the values of some fields.
 
     Attributes:
-      fields: their names, "optimizer.b1 optimizer.b2" for example.
-      condition: holds for a value that is allowed. A TypeError counts as False.
-      wanted: the condition in words, to follow "must be".
+      fields: their names, separated by spaces: "optimizer.b1 optimizer.b2".
+      condition: returns True for a valid value, and returns False or raises TypeError otherwise.
+      expected: the condition in words, to follow "must be".
     """
 
     fields: str
     condition: Callable[[Any], bool]
-    wanted: str
+    expected: str
 
 
 def check(config: ConfigDict) -> None:
-    """Checks the fields that the runs of all tasks have.
+    """Checks the fields that all tasks have.
 
-    The fields of the model and of the data check themselves where they are used.
+    Most fields of the model and of the data are checked where they are used.
 
     Raises:
-      RunError: a value that makes no sense, or an old name of a field.
+      RunError: an invalid value, or the old name of a field.
     """
-    _expect_new_names(config)
+    _use_new_names(config)
     check_fields(config, RUN_RULES)
     for epochs, steps in _LENGTHS:
         _expect_one_of(config, epochs, steps)
@@ -65,15 +66,15 @@ def check(config: ConfigDict) -> None:
 
 def check_fields(config: ConfigDict, rules: Iterable[Rule]) -> None:
     """Raises RunError, naming field and value, for the first value that breaks a rule."""
-    for fields, condition, wanted in rules:
+    for fields, condition, expected in rules:
         for field in fields.split():
             value = _get(config, field)
             if not _holds(condition, value):
-                raise RunError(f"config.{field} must be {wanted}; it is {value}.")
+                raise RunError(f"config.{field} must be {expected}; it is {value}.")
 
 
 def one_of(names: Iterable[str]) -> tuple[Callable[[Any], bool], str]:
-    """Condition and words of a rule for values that are among these names."""
+    """`condition` and `expected` of a rule for fields whose value is one of these names."""
     names = tuple(names)
     words = " or ".join(names) if len(names) == 2 else f"one of {', '.join(names)}"
     return names.__contains__, words
@@ -86,8 +87,8 @@ class RunLength:
     Attributes:
       total: of the run.
       warmup: of the warm-up.
-      evaluation: between one evaluation and the next.
-      milestones: where the learning rate falls, by the schedule "step".
+      evaluation: from one evaluation to the next.
+      milestones: of the schedule "step".
     """
 
     total: int
@@ -97,18 +98,21 @@ class RunLength:
 
 
 def run_length(config: ConfigDict, steps_per_epoch: int) -> RunLength:
-    """The lengths that a configuration gives in epochs or in steps.
+    """Converts the lengths of a configuration, in epochs or in steps, to steps.
 
     Args:
       config: see configs/common.py.
       steps_per_epoch: of the training split.
 
     Raises:
-      RunError: the warm-up is longer than the run.
+      RunError: the warm-up is longer than the run, or a milestone is not in it.
     """
 
     def in_steps(epochs: float | None, steps: int | None) -> int:
-        return steps if epochs is None else round(epochs * steps_per_epoch)
+        if epochs is not None:
+            return round(epochs * steps_per_epoch)
+        assert steps is not None  # `check` requires one of the two
+        return steps
 
     recipe = config.optimizer
     per_milestone = 1 if config.epochs is None else steps_per_epoch
@@ -123,11 +127,17 @@ def run_length(config: ConfigDict, steps_per_epoch: int) -> RunLength:
             f"The warm-up of config.optimizer, {length.warmup} steps, is longer than the run of "
             f"{length.total} steps."
         )
+    beyond = [step for step in length.milestones if step >= length.total]
+    if recipe.schedule == "step" and beyond:
+        raise RunError(
+            f"config.optimizer.milestones = {tuple(recipe.milestones)}: the run ends after "
+            f"{length.total} steps, before step {beyond[0]}."
+        )
     return length
 
 
-def build_schedule(recipe: ConfigDict, length: RunLength) -> optax.Schedule:
-    """The learning rate of `config.optimizer` by step, float32 ()."""
+def build_schedule(recipe: ConfigDict, length: RunLength) -> Schedule:
+    """The learning rate schedule of `config.optimizer`."""
     return make_schedule(
         recipe.schedule,
         peak_lr=recipe.peak_lr,
@@ -143,23 +153,23 @@ def build_schedule(recipe: ConfigDict, length: RunLength) -> optax.Schedule:
 
 
 def build_freezing(config: ConfigDict, network: LayeredNetwork) -> Freezing:
-    """What `config.freeze` keeps as it is.
+    """The frozen parts of the network, from `config.freeze`.
 
     Raises:
-      RunError: more stages than the network has.
+      RunError: the network has fewer stages.
     """
     return Freezing(network, **config.freeze)
 
 
 def build_optimizer(
-    recipe: ConfigDict, schedule: optax.Schedule, freezing: Freezing
+    recipe: ConfigDict, schedule: Schedule, freezing: Freezing
 ) -> optax.GradientTransformation:
     """The optimizer of `config.optimizer`, for the parameters that are not frozen.
 
     Args:
       recipe: `config.optimizer`.
-      schedule: learning rate by step.
-      freezing: of the network, from `build_freezing`.
+      schedule: from `build_schedule`.
+      freezing: from `build_freezing`.
     """
     factor = None
     if (recipe.layer_decay, recipe.head_lr_factor) != (1, 1):
@@ -189,10 +199,10 @@ def build_penalty(recipe: ConfigDict) -> Penalty | None:
 
 
 def build_model(config: ConfigDict) -> Backbone:
-    """The model that `config.model` describes; its `num_classes` follows from the data.
+    """The model of `config.model`, with the default `num_classes`.
 
     Raises:
-      RunError: an unknown name, or an architecture that cannot exist.
+      RunError: an unknown name, or an invalid architecture.
     """
     model = config.model
     try:
@@ -200,7 +210,7 @@ def build_model(config: ConfigDict) -> Backbone:
         shared = {name: model[name] for name in ("in_channels", "output_stride", "remat")}
         fields = {**shared, **model[section]}
         fields = {name: value for name, value in fields.items() if value is not None}
-        if fields.get("small_kernel") == 0:  # None has no place in a field that may be overridden
+        if fields.get("small_kernel") == 0:  # in a configuration, None is the named model's value
             fields["small_kernel"] = None
         network = replk_jax.create_model(model.name, dtype=jnp.dtype(model.dtype), **fields)
         network.check_fields()
@@ -209,13 +219,14 @@ def build_model(config: ConfigDict) -> Backbone:
         raise RunError(f"config.model: {error}") from error
 
 
-def remember(config: ConfigDict, workdir: Path) -> list[str]:
-    """Keeps the configuration in `config.json`; returns what has changed since the last start."""
+def store(config: ConfigDict, workdir: Path) -> list[str]:
+    """Writes the configuration to `config.json`; returns its changes since the last start."""
     path = workdir / "config.json"
     text = json_text(json.loads(config.to_json_best_effort()), indent=2)
     changes = []
     if path.exists():
-        before, now = (flatten_dict(_parsed(t, path), sep=".") for t in (path.read_text(), text))
+        before = in_this_version(flatten_dict(_parsed(path.read_text(), path), sep="."))
+        now = flatten_dict(json.loads(text), sep=".")
         changes = [
             f"config.{field} was {before.get(field)}, now {now.get(field)}"
             for field in sorted(before.keys() | now.keys())
@@ -225,17 +236,49 @@ def remember(config: ConfigDict, workdir: Path) -> list[str]:
     return changes
 
 
+def in_this_version(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration as this version would store it.
+
+    Args:
+      fields: from `config.json`, by path.
+    """
+    renamed = {RENAMED.get(field, field): value for field, value in fields.items()}
+    for field, values in RENAMED_VALUES.items():
+        if renamed.get(field) in values:
+            renamed[field] = values[renamed[field]]
+    return {**ADDED, **renamed}
+
+
 def _parsed(text: str, path: Path) -> dict[str, Any]:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}): take it away.") from error
+        raise RunError(f"{path} is damaged ({error}): remove it.") from error
 
 
-# Fields that were renamed: the old name and the new one.
+# Renamed fields, by their old names.
 RENAMED = {"augmentation.images_per_draw": "augmentation.mixup_group_size"}
+# Values that were renamed, by field.
+RENAMED_VALUES = {"checkpoints.on_failure": {"go_on": "continue"}}
+# Fields that were added, with what runs did without them, as JSON has it.
+ADDED = {
+    "task": "classification",
+    "steps": None,
+    "eval_every_steps": None,
+    "data.more_eval_splits": [],
+    "freeze.batch_norm": False,
+    "freeze.stages": -1,
+    "optimizer.head_lr_factor": 1.0,
+    "optimizer.milestone_factor": 0.1,
+    "optimizer.milestones": [],
+    "optimizer.power": 1.0,
+    "optimizer.schedule": "cosine",
+    "optimizer.warmup": "linear",
+    "optimizer.warmup_from": 0.0,
+    "optimizer.warmup_steps": None,
+}
 
-# Lengths: a field in epochs and one in steps, of which exactly one is set.
+# Lengths: a field in epochs and one in steps. Exactly one of the two must be set.
 _LENGTHS = (
     ("epochs", "steps"),
     ("eval_every_epochs", "eval_every_steps"),
@@ -243,11 +286,27 @@ _LENGTHS = (
 )
 
 
-def _expect_new_names(config: ConfigDict) -> None:
-    for old, new in RENAMED.items():
-        section, _, name = old.rpartition(".")
-        if name in _get(config, section):
-            raise RunError(f"config.{old} is now called config.{new}.")
+def _use_new_names(config: ConfigDict) -> None:
+    """Renames what a configuration file of an earlier version has set. Warns."""
+    with config.unlocked():
+        for old, new in RENAMED.items():
+            section, name = _parent(config, old)
+            if name in section:
+                warn(f"config.{old} is now called config.{new}.")
+                new_section, new_name = _parent(config, new)
+                new_section[new_name] = section[name]
+                del section[name]
+        for field, values in RENAMED_VALUES.items():
+            section, name = _parent(config, field)
+            if section[name] in values:
+                warn(f"config.{field} = {section[name]} is now called {values[section[name]]}.")
+                section[name] = values[section[name]]
+
+
+def _parent(config: ConfigDict, field: str) -> tuple[ConfigDict, str]:
+    """The section of a field, and the name of the field in it."""
+    sections, _, name = field.rpartition(".")
+    return _get(config, sections), name
 
 
 def _expect_one_of(config: ConfigDict, epochs: str, steps: str) -> None:
@@ -260,7 +319,7 @@ def _expect_one_of(config: ConfigDict, epochs: str, steps: str) -> None:
 
 
 def _expect_warmup_within_run(config: ConfigDict) -> None:
-    """Checks lengths of one unit; `run_length` checks the others."""
+    """Compares lengths in the same unit; `run_length` compares the others."""
     for unit in ("epochs", "steps"):
         warmup, run = config.optimizer[f"warmup_{unit}"], config[unit]
         if None not in (warmup, run) and warmup > run:
@@ -291,16 +350,16 @@ def _expect_processes(distributed: ConfigDict) -> None:
         not 0 <= distributed.process_id < distributed.num_processes
     ):
         raise RunError(
-            "config.distributed must name coordinator, num_processes (at least 2) and process_id "
-            "(0 to num_processes - 1) together; a single process, or coordinator=auto, names "
-            f"neither number. It is {distributed.to_dict()}."
+            "config.distributed: set all of coordinator, num_processes (at least 2) and process_id "
+            "(0 to num_processes - 1). For a single process, or with coordinator=auto, set neither "
+            f"number. It is {distributed.to_dict()}."
         )
 
 
 def _holds(condition: Callable[[Any], bool], value: Any) -> bool:
     try:
         return condition(value)
-    except TypeError:  # the value is of another type, None for example
+    except TypeError:  # a value of another type, None for example
         return False
 
 
@@ -320,7 +379,7 @@ def _get(config: ConfigDict, field: str) -> Any:
     return value
 
 
-# Of dropping, in the sections of the families.
+# The rates of dropout and stochastic depth, in the sections of the families.
 _RATES = [f"model.{family.name}.{rate}" for family in FAMILIES for rate in family.network.rates]
 
 RUN_RULES = (

@@ -1,4 +1,4 @@
-"""What the programs that take a configuration share: its flag, and errors in one line."""
+"""The flag --config of the training programs, with overrides and one-line error messages."""
 
 import argparse
 import difflib
@@ -22,7 +22,7 @@ from train.errors import RunError, stop, stopping
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file", lock_config=True)
 flags.mark_flags_as_required(["config"])
 
-# An argument that names the configuration file, sets one of its fields, or is a flag of any kind.
+# An argument that names the configuration file; one that sets a field; a flag of any kind.
 _FILE = re.compile(r"--?config(?:=(?P<file>.*))?", re.DOTALL)
 _FIELD = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
 _FLAG = re.compile(r"--?[A-Za-z]")
@@ -30,7 +30,7 @@ _FLAG = re.compile(r"--?[A-Za-z]")
 # Fields in which ~ is the home folder.
 _PATHS = ("init_from", "data.data_dir", "data.folder")
 
-# What a field of a type takes, and how absl reads it.
+# The values of a field by its type: in words, and the parser of absl.
 _TYPES: dict[type, tuple[str, flags.ArgumentParser]] = {
     int: ("a whole number", flags.IntegerParser()),
     float: ("a number", flags.FloatParser()),
@@ -39,22 +39,23 @@ _TYPES: dict[type, tuple[str, flags.ArgumentParser]] = {
 
 
 class _Setting(NamedTuple):
-    """A field that an argument sets; the value None is a missing one, "None" that of Python."""
+    """A field that an argument sets. The value None is a missing one; "None" is Python's None."""
 
     field: str
     value: str | None
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a program with a configuration, and ends it as `clean_exit` does."""
+    """Runs a program that takes --config; see `clean_exit` for its exit status."""
     with clean_exit():
         app.run(main, flags_parser=parse)
 
 
 def parse(argv: list[str]) -> list[str]:
-    """As absl does; but errors are one line, None is a value, and ~ the home folder.
+    """Parses the command line; the `flags_parser` of `absl.app.run`.
 
-    To be given to `absl.app.run` as `flags_parser`.
+    Unlike absl's own parser, it reports errors in one line, accepts None as a value and expands ~
+    in paths.
     """
     escape_unencodable_output()
     with stopping():
@@ -63,7 +64,7 @@ def parse(argv: list[str]) -> list[str]:
         if (config := _read_configuration(argv)) is not None:
             for setting in settings:
                 _check(config, setting)
-        # ml_collections would take None for the text "None", and not at all for a number.
+        # ml_collections would read None as the text "None", or reject it for a number.
         rest = _parsed([argument for argument in argv if _value(argument) != "None"])
         for field, value in dict(settings).items():
             if value == "None":
@@ -73,16 +74,16 @@ def parse(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         stop(f"Unknown argument {rest[1]!r}; fields are set with --config.FIELD=VALUE.")
     if not flags.FLAGS["verbosity"].present:
-        # Orbax and TFDS report every move, and warn of what is meant: saving without scores.
+        # Orbax and TFDS log much, and Orbax warns of checkpoints without scores.
         logging.set_verbosity(logging.ERROR)
     return rest
 
 
 def flag_path(name: str, value: str) -> Path:
-    """The path that a flag gives, with ~ for the home folder.
+    """The path that a flag gives, with ~ expanded.
 
     Raises:
-      RunError: there is no such path.
+      RunError: the value is no valid path.
     """
     try:
         return user_path(value)
@@ -91,10 +92,10 @@ def flag_path(name: str, value: str) -> Path:
 
 
 def _parsed(argv: list[str]) -> list[str]:
-    """The arguments that are no flags, as absl returns them.
+    """Parses with absl; returns the arguments that are no flags.
 
     Raises:
-      RunError: no configuration, an unknown flag, or a value that a flag does not take.
+      RunError: no configuration, an unknown flag, or an invalid value.
     """
     try:
         return flags.FLAGS(argv)
@@ -122,7 +123,7 @@ def _lacks_value(argument: str) -> bool:
 
 
 def _settings(argv: list[str]) -> list[_Setting]:
-    """What the arguments set, in their order; --noconfig.FIELD is the value "false"."""
+    """The fields that the arguments set, in order; --noconfig.FIELD has the value "false"."""
     matches = filter(None, map(_FIELD.fullmatch, argv))
     return [_Setting(m["field"], "false" if m["no"] else m["value"]) for m in matches]
 
@@ -139,13 +140,13 @@ def _file_of(argv: list[str]) -> str | None:
 
 
 def _read_configuration(argv: list[str]) -> ConfigDict | None:
-    """The configuration without what the command line sets; None where no file is named.
+    """The configuration without the overrides of the command line; None if no file is named.
 
-    absl reads it again. What is wrong is found here: absl would report it in words of its own.
+    absl reads the file again; reading it here gives better error messages.
 
     Raises:
-      RunError: there is no `get_config` in the file, or it takes no row, or needs one.
-      Exception: what the file raises, for its author.
+      RunError: the file has no `get_config`, or a row is given and not accepted, or needed.
+      Exception: from the file itself.
     """
     file = _file_of(argv)
     if file is None:
@@ -168,7 +169,7 @@ def _read_configuration(argv: list[str]) -> ConfigDict | None:
 
 
 def _check(config: ConfigDict, setting: _Setting) -> None:
-    """Raises RunError for a field that does not exist, or does not take the value."""
+    """Raises RunError for an unknown field, or a value of the wrong type."""
     field, value = setting
     section, name = _section(config, field)
     current = dict(section.items(preserve_field_references=True))[name]
@@ -181,15 +182,15 @@ def _check(config: ConfigDict, setting: _Setting) -> None:
             shown = "a section" if kind is ConfigDict else f"{current!r} here"
             raise RunError(f"config.{field} cannot be None; it is {shown}.")
     elif value is not None and kind in _TYPES:
-        wanted, parser = _TYPES[kind]
+        expected, parser = _TYPES[kind]
         try:
             parser.parse(value)
         except ValueError:
-            raise RunError(f"config.{field} takes {wanted}; got {value!r}.") from None
+            raise RunError(f"config.{field} takes {expected}; got {value!r}.") from None
 
 
 def _section(config: ConfigDict, field: str) -> tuple[ConfigDict, str]:
-    """The section that a field is in, and its name there.
+    """The section of a field, and the field's name in it.
 
     Raises:
       RunError: there is no such field.
@@ -202,7 +203,7 @@ def _section(config: ConfigDict, field: str) -> tuple[ConfigDict, str]:
 
 
 def _get(section: Any, name: str, field: str) -> Any:
-    """The value of that name in a section, if it is one; for an error, the whole field."""
+    """The value with a name in a section; `field` is the whole path, for the error message."""
     names = list(section) if isinstance(section, ConfigDict) else []
     if name in names:
         return section[name]
@@ -214,7 +215,7 @@ def _get(section: Any, name: str, field: str) -> Any:
 
 
 def _with_file(argv: list[str]) -> list[str]:
-    """The arguments with the path of the configuration as the system knows it.
+    """The arguments, with ~ expanded in the path of the configuration.
 
     Raises:
       RunError: there is no such file.

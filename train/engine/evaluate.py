@@ -1,4 +1,4 @@
-"""Evaluation of a network in a file, without training."""
+"""Evaluation of a network from a file, without training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +14,11 @@ from replk_jax.io.text import escaped
 from train.engine import config as configuration
 from train.engine import parallel
 from train.engine.evaluation import Evaluator, require_finite_scores
+from train.engine.evaluations import check_names, make_evaluators
 from train.engine.setup import InitialWeights, initial_weights
 from train.engine.task import Evaluation, TaskKind
 from train.errors import RunError
-from train.reporting.console import in_words, warn
+from train.reporting.console import format_metric, warn
 
 
 def evaluate_checkpoint(config: ConfigDict, workdir: Path | None, kind: TaskKind) -> dict[str, Any]:
@@ -25,18 +26,17 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None, kind: TaskKind
 
     Args:
       config: see configs/common.py.
-      workdir: where `evaluation.json` is written, or None.
+      workdir: folder for `evaluation.json`, or None.
       kind: of task, `train.tasks.TASKS["classification"]` for example.
 
     Returns:
-      For the first evaluation of the task, what `Evaluator.compare` returns; or, for a network
-      that is re-parameterized already, `merged` as from `Evaluator.evaluate`; and the
-      `preprocessing` of its images. Under `evaluations`, by name, the same for each of the others,
-      if there are any.
+      The result of the first evaluation of the task: that of `Evaluator.compare` or, for a network
+      that is re-parameterized already, `merged` from `Evaluator.evaluate`; and the `preprocessing`
+      of the images. The results of the other evaluations are in `evaluations`, by name.
 
     Raises:
-      RunError: for an error that the user can fix; or, once the result is written, because values
-        in it are NaN or infinite, which are null in `evaluation.json`.
+      RunError: for an error that the user can fix. If scores are NaN or infinite, it is raised
+        after `evaluation.json` is written, where they are null.
     """
     configuration.check(config)
     kind.check(config)
@@ -46,9 +46,12 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None, kind: TaskKind
     if initial is None:
         raise RunError("config.mode=eval needs the network to evaluate: --config.init_from=FILE.")
     network = parallel.on_all_processes(lambda: _load(initial))
+    evaluations = kind.evaluations(config, network)
+    check_names(evaluations)
+    evaluators = make_evaluators(network.model, evaluations, mesh)
     results = {
-        name: _evaluate(network, evaluation, mesh)
-        for name, evaluation in kind.evaluations(config, network).items()
+        name: _evaluate(network, evaluation, evaluators[name], mesh)
+        for name, evaluation in evaluations.items()
     }
     first, *others = results
     result = results[first]
@@ -59,7 +62,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None, kind: TaskKind
             replace_json(workdir / "evaluation.json", result)
         for name in results:
             title = initial.path if name == first else f"{initial.path} ({name})"
-            print(_in_words(escaped(title), results[name]), flush=True)
+            print(_as_text(escaped(title), results[name]), flush=True)
     require_finite_scores(result)
     return result
 
@@ -73,8 +76,9 @@ def _load(initial: InitialWeights) -> Checkpoint:
         raise RunError(f"config.init_from: {error}") from error
 
 
-def _evaluate(network: Checkpoint, evaluation: Evaluation, mesh: Mesh) -> dict[str, Any]:
-    evaluator = Evaluator(network.model, evaluation.metrics, mesh)
+def _evaluate(
+    network: Checkpoint, evaluation: Evaluation, evaluator: Evaluator, mesh: Mesh
+) -> dict[str, Any]:
     batches = parallel.global_batches(evaluation.examples.batches(warn), mesh)
     if network.model.deploy:
         with jax.default_matmul_precision("highest"):
@@ -84,14 +88,14 @@ def _evaluate(network: Checkpoint, evaluation: Evaluation, mesh: Mesh) -> dict[s
     return {**result, "preprocessing": evaluation.preprocessing.as_dict()}
 
 
-def _in_words(name: str, result: Mapping[str, Any]) -> str:
+def _as_text(name: str, result: Mapping[str, Any]) -> str:
     scores = result.get("merged") or result["training"]
     preprocessing = ", ".join(f"{k} {v}" for k, v in result["preprocessing"].items())
     lines = [f"{name} on {scores['examples']} images, prepared with {preprocessing}"]
     for structure in ("training", "merged"):
         if scores := result.get(structure):
-            words = [in_words(k, v) for k, v in scores.items() if k != "examples"]
-            lines.append(f"{structure:9} {', '.join(words)}")
+            metrics = [format_metric(k, v) for k, v in scores.items() if k != "examples"]
+            lines.append(f"{structure:9} {', '.join(metrics)}")
     if "not_merged" in result:
         lines.append(f"not re-parameterized: {result['not_merged']}")
     if "largest_difference" in result:

@@ -1,8 +1,9 @@
-"""Evaluation over a whole data set, with every example counted once."""
+"""Evaluation on a whole data set; every example counts once."""
 
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,79 +23,103 @@ _NOT_MERGED = "its blocks have no merged structure"
 
 
 class _Totals(NamedTuple):
-    """Number of examples, and their statistics, of one batch or of several."""
+    """The number of examples of one or more batches, and their statistics."""
 
     examples: Any = 0
     statistics: Any = None
 
 
 class Evaluator:
-    """Evaluates a network over batches, in one structure or in both.
+    """Evaluates a network on batches, in its training-time structure and re-parameterized.
 
-    Batches are as from `parallel.global_batches`. Variables may be sharded over the devices as
-    `parallel.state_sharding` says.
+    Batches come from `parallel.global_batches`. Variables may be sharded, see
+    `parallel.state_sharding`.
 
     Args:
-      model: in its training-time structure; for `evaluate` alone, in either.
-      metrics: how it is measured.
+      model: in its training-time structure. `evaluate` takes a re-parameterized one as well.
+      metrics: to compute.
       mesh: of the devices.
     """
 
     def __init__(self, model: Network, metrics: Metrics, mesh: Mesh):
-        whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
-        # In float32, so that the structures differ by the merge alone.
+        replicated, sharded = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+        # In float32, so that only re-parameterization makes a difference.
         precise = model.clone(dtype=jnp.promote_types(model.dtype, jnp.float32))
         merged = precise.clone(deploy=True)
 
-        def totals(outputs: Any, batch: Batch) -> _Totals:
-            return _Totals(batch["mask"].sum(), metrics.statistics(outputs, batch))
+        def predict(network: Network, variables: Variables, batch: Batch) -> Any:
+            return metrics.predict(partial(network.apply, variables), batch)
+
+        def totals(predictions: Any, batch: Batch) -> _Totals:
+            return _Totals(batch["mask"].sum(), metrics.statistics(predictions, batch))
 
         def evaluation_of(network: Network) -> Callable:
             def evaluate(variables: Variables, batch: Batch) -> tuple[_Totals, jax.Array]:
-                # One program for both results, so that `largest_output` compiles nothing more.
-                outputs = network.apply(variables, metrics.inputs(batch))
-                return totals(outputs, batch), _largest(outputs, batch["mask"])
+                # One program for both results: `largest_output` needs no compilation of its own.
+                predictions = predict(network, variables, batch)
+                largest = _largest(metrics.checked(predictions), batch["mask"])
+                return totals(predictions, batch), largest
 
-            return jax.jit(evaluate, in_shardings=(whole, split), out_shardings=whole)
+            return jax.jit(evaluate, in_shardings=(replicated, sharded), out_shardings=replicated)
 
         def compare(variables: Variables, merged_variables: Variables, batch: Batch):
-            inputs = metrics.inputs(batch)
-            expected = precise.apply(variables, inputs)
-            actual = merged.apply(merged_variables, inputs)
-            difference = _largest(jax.tree.map(jnp.subtract, actual, expected), batch["mask"])
+            expected = predict(precise, variables, batch)
+            actual = predict(merged, merged_variables, batch)
+            differences = jax.tree.map(
+                jnp.subtract, metrics.checked(actual), metrics.checked(expected)
+            )
+            difference = _largest(differences, batch["mask"])
             structures = {"training": totals(expected, batch), "merged": totals(actual, batch)}
             return structures, difference
 
         self._metrics = metrics
         self._evaluate, self._evaluate_precisely = evaluation_of(model), evaluation_of(precise)
         self._mergeable = model.mergeable
-        self._whole = jax.jit(lambda variables: variables, out_shardings=whole)
-        self._compare = jax.jit(compare, in_shardings=(whole, whole, split), out_shardings=whole)
+        self._replicate = jax.jit(lambda variables: variables, out_shardings=replicated)
+        self._compare = jax.jit(
+            compare, in_shardings=(replicated, replicated, sharded), out_shardings=replicated
+        )
 
     def evaluate(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, float]:
         """The scores of the metrics, and the number of `examples`.
 
         Raises:
-          RunError: there are no examples, as none of the images could be read.
+          RunError: there are no examples, because no image could be read.
         """
-        return self._evaluate_by(self._evaluate, self._whole(variables), batches)
+        return self._evaluate_by(self._evaluate, self._replicate(variables), batches)
 
     def largest_output(self, variables: Variables, batch: Batch) -> float:
-        """The largest absolute value of any output of any example; NaN where one is NaN."""
-        return float(self._evaluate(self._whole(variables), batch)[1])
+        """The largest absolute value of any checked prediction; NaN if any is NaN."""
+        return float(self._evaluate(self._replicate(variables), batch)[1])
 
-    def compare(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, Any]:
-        """Evaluates both structures on the same batches, in float32 with float32 products.
-
-        Returns:
-          `training` and `merged`, each as from `evaluate`, and `largest_difference`, between their
-          outputs for any example. For a network that cannot be re-parameterized, `training`, and in
-          `not_merged` the reason.
+    def check(self, variables: Variables, batch: Batch) -> None:
+        """Evaluates one batch, to find what is wrong with the metrics before training.
 
         Raises:
-          RunError: as `evaluate`.
+          ValueError: the scores have no `best_by`.
         """
-        variables = self._whole(variables)
+        totals, _ = self._evaluate(self._replicate(variables), batch)
+        total = self._add(_Totals(), totals)
+        if not total.examples:
+            return  # images that cannot be read are reported elsewhere
+        scores = self._metrics.scores(total.statistics, total.examples)
+        if self._metrics.best_by not in scores:
+            raise ValueError(
+                f"best_by={self._metrics.best_by!r} is none of the scores {', '.join(scores)}."
+            )
+
+    def compare(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Evaluates both structures on the same batches, in float32 at the highest precision.
+
+        Returns:
+          The scores of both structures, `training` and `merged`, and the `largest_difference` of
+          any output of any example. For a network that cannot be re-parameterized, `training` and
+          the reason, `not_merged`.
+
+        Raises:
+          RunError: see `evaluate`.
+        """
+        variables = self._replicate(variables)
         with jax.default_matmul_precision("highest"):
             if not self._mergeable:
                 scores = self._evaluate_by(self._evaluate_precisely, variables, batches)
@@ -118,7 +143,7 @@ class Evaluator:
 
     def _scores(self, total: _Totals) -> dict[str, float]:
         if not total.examples:
-            raise RunError("None of the images that are to be evaluated could be read.")
+            raise RunError("None of the images to evaluate on could be read.")
         scores = self._metrics.scores(total.statistics, total.examples)
         return {**scores, "examples": total.examples}
 
@@ -130,24 +155,27 @@ class Evaluator:
 
 
 def require_finite_scores(result: Mapping[str, Any]) -> None:
-    """Raises RunError, naming them, if scores in the result of an evaluation are not finite."""
-    flat = flatten_dict(result, sep=".")
+    """Raises RunError if scores in the result of an evaluation are NaN or infinite; names them."""
+    flat = flatten_dict(dict(result), sep=".")
     bad = [k for k, v in flat.items() if isinstance(v, float) and not math.isfinite(v)]
     if bad:
         raise RunError(
-            f"The evaluation gives NaN or infinite values ({', '.join(bad)}): so does the network, "
-            "for some of the images at least. Evaluate an earlier checkpoint."
+            f"Scores are NaN or infinite ({', '.join(bad)}), because outputs of the network are, "
+            "for some images at least. Evaluate an earlier checkpoint."
         )
 
 
 def _largest(tree: Any, mask: jax.Array) -> jax.Array:
-    """The largest absolute value in floating-point arrays (N, ...), of examples that count."""
+    """The largest absolute value in floating-point arrays (N, ...), where `mask` (N,) is True.
 
-    def of_leaf(array: jax.Array) -> jax.Array:
+    0 without such arrays.
+    """
+
+    def largest_in(array: jax.Array) -> jax.Array:
         counts = mask.reshape(-1, *(1,) * (array.ndim - 1))
         size = jnp.where(counts, jnp.abs(array), 0)
-        # A maximum across devices may lose a NaN to a number.
+        # A maximum across devices may ignore a NaN.
         return jnp.where(jnp.isnan(size).any(), jnp.nan, size.max())
 
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.stack([of_leaf(leaf) for leaf in leaves]).max()
+    return jnp.stack([jnp.zeros(()), *map(largest_in, leaves)]).max()

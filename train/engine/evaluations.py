@@ -1,21 +1,20 @@
-"""All evaluations of a run, and the score by which its best checkpoint is chosen."""
+"""All evaluations of a run, and the score that decides which checkpoint is the best."""
 
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from replk_jax.models.network import Network
 from train.engine import parallel
 from train.engine.evaluation import Evaluator
 from train.engine.step import TrainState, Variables
-from train.engine.task import Batch, Evaluation
+from train.engine.task import Batch, Evaluation, Rows
+from train.errors import RunError
 from train.reporting.unreadable import Report
 
-_EMA = "_ema"  # ends the names of the evaluations of the EMA
+_EMA = "_ema"  # suffix of the names of the EMA's evaluations
 
 
 class Evaluations:
@@ -23,7 +22,7 @@ class Evaluations:
 
     Args:
       model: the network, in its training-time structure.
-      evaluations: by name. By the first one the best checkpoint is chosen.
+      evaluations: by name. The first one decides which checkpoint is the best.
       mesh: of the devices.
       report: called with a message for each image that cannot be read.
     """
@@ -31,28 +30,35 @@ class Evaluations:
     def __init__(
         self, model: Network, evaluations: Mapping[str, Evaluation], mesh: Mesh, report: Report
     ):
+        check_names(evaluations)
         self._evaluations, self._mesh, self._report = evaluations, mesh, report
         self._first = next(iter(evaluations))
-        # One for all evaluations with the same metrics, which are then compiled once.
-        by_metrics = {
-            id(evaluation.metrics): Evaluator(model, evaluation.metrics, mesh)
-            for evaluation in evaluations.values()
-        }
-        self._evaluators = {
-            name: by_metrics[id(evaluation.metrics)] for name, evaluation in evaluations.items()
-        }
+        self._evaluators = make_evaluators(model, evaluations, mesh)
+        self._first_rows: dict[str, Rows] = {}
+
+    def check(self, state: TrainState) -> None:
+        """Evaluates a batch of every evaluation, so that errors are found before training.
+
+        Raises:
+          ValueError: the scores of an evaluation have no `best_by`.
+        """
+        for name, evaluator in self._evaluators.items():
+            evaluator.check(state.variables, self._first_batch(name))
 
     def largest_output(self, state: TrainState) -> float:
-        """The largest absolute output for the first images of the first evaluation, NaN if any is.
+        """The largest absolute prediction for the first batch of the first evaluation.
 
-        It compiles the evaluation, so that one that fails does so in time.
+        NaN if any is NaN.
         """
-        (batch,) = parallel.global_batches([self._first_rows], self._mesh)
-        return self._evaluators[self._first].largest_output(state.variables, batch)
+        evaluator = self._evaluators[self._first]
+        return evaluator.largest_output(state.variables, self._first_batch(self._first))
 
-    @functools.cached_property
-    def _first_rows(self) -> Mapping[str, np.ndarray]:
-        return next(self._evaluations[self._first].examples.batches(self._report))
+    def _first_batch(self, name: str) -> Batch:
+        if name not in self._first_rows:
+            rows = self._evaluations[name].examples.batches(self._report)
+            self._first_rows[name] = next(rows)
+        (batch,) = parallel.global_batches([self._first_rows[name]], self._mesh)
+        return batch
 
     def scores(self, state: TrainState) -> dict[str, float]:
         """All scores of the network, as `NAME/score`, and of its EMA, as `NAME_ema/score`."""
@@ -64,24 +70,25 @@ class Evaluations:
         }
 
     def best_score(self, scores: Mapping[str, float]) -> float:
-        """The score by which the best checkpoint is chosen, of the network or its EMA.
+        """The score of a checkpoint: the higher one of the network and of its EMA; NaN counts as 0.
 
-        The higher of both: at first the EMA lags far behind, at the end it is what the run is for.
-        NaN counts as 0.
+        Early in a run the network has the higher score, since the EMA lags behind.
 
         Args:
           scores: from `scores`.
         """
-        found = [scores.get(f"{self._first}{end}/{self._best_by}", 0.0) for end in ("", _EMA)]
+        network = f"{self._first}/{self._best_by}"
+        ema = f"{self._first}{_EMA}/{self._best_by}"
+        found = [scores[network], scores.get(ema, 0.0)]
         return max(0.0 if math.isnan(score) else score for score in found)
 
     def compare(self, state: TrainState) -> dict[str, Any]:
         """Evaluates both structures of the network and of its EMA.
 
         Returns:
-          For the first evaluation, what `Evaluator.compare` returns, and under `ema` the same for
-          the EMA, if there is one; under `evaluations`, by name, the same for each of the others,
-          if there are any; and `best_by`, the name of the score.
+          The result of the first evaluation: that of `Evaluator.compare`, and in `ema` the same for
+          the EMA, if there is one. The results of the other evaluations are in `evaluations`, by
+          name. `best_by` is the name of the score that decides which checkpoint is the best.
         """
         compared = {name: self._compare(state, name) for name in self._evaluators}
         first = compared.pop(self._first)
@@ -100,11 +107,39 @@ class Evaluations:
         return result
 
     def _batches(self, name: str) -> Iterator[Batch]:
-        """The examples of an evaluation, each once."""
+        """The batches of an evaluation."""
         rows = self._evaluations[name].examples.batches(self._report)
         return parallel.global_batches(rows, self._mesh)
 
 
 def _networks(state: TrainState) -> dict[str, Variables]:
-    """The variables to evaluate, by what the name of their evaluation ends in."""
+    """The variables to evaluate, by the suffix of the evaluation's name."""
     return {"": state.variables} | ({} if state.ema is None else {_EMA: state.ema})
+
+
+def make_evaluators(
+    model: Network, evaluations: Mapping[str, Evaluation], mesh: Mesh
+) -> dict[str, Evaluator]:
+    """Evaluators by the names of the evaluations; one for all that have the same metrics."""
+    by_metrics = {
+        id(evaluation.metrics): Evaluator(model, evaluation.metrics, mesh)
+        for evaluation in evaluations.values()
+    }
+    return {name: by_metrics[id(evaluation.metrics)] for name, evaluation in evaluations.items()}
+
+
+def check_names(evaluations: Mapping[str, Evaluation]) -> None:
+    """Checks that the scores of evaluations have names of their own in all reports.
+
+    Raises:
+      RunError: there are no evaluations, or a name that is empty, has a slash, is that of the
+        training metrics, or is another evaluation's with the suffix of the EMA.
+    """
+    if not evaluations:
+        raise RunError("A run needs an evaluation, which decides which checkpoint is the best.")
+    for name in evaluations:
+        if not name or "/" in name or name == "train" or name.removesuffix(_EMA) != name:
+            raise RunError(
+                f"An evaluation cannot be named {name!r}: without a slash, not train, and not "
+                f"ending in {_EMA}."
+            )

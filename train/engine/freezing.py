@@ -1,4 +1,4 @@
-"""Parts of a network that training leaves as they are."""
+"""Frozen stages and batch norms."""
 
 import contextlib
 import dataclasses
@@ -16,17 +16,18 @@ from train.errors import RunError
 
 @dataclasses.dataclass(frozen=True)
 class Freezing:
-    """Frozen stages, and batch norms that use their running statistics during training.
+    """Which stages and batch norms of a network are frozen.
 
-    A frozen stage has no gradient, no update and no weight decay, does not count in the norm of
-    the gradient, and runs in eval mode, without stochastic depth.
+    A frozen stage gets no gradient, update or weight decay, is not part of the gradient norm, and
+    runs in eval mode, without stochastic depth.
 
     Attributes:
-      network: whose parameters they are.
-      stages: -1 freezes none; 0 the stem; n the stem and the first n stages, as `frozen_stages`
-        of mmdetection.
-      batch_norm: whether all batch norms use their running statistics and do not update them, as
-        with `norm_eval` of mmdetection. Their scales and biases are trained.
+      network: with the stages.
+      stages: -1 freezes none; 0 the stem; n the stem and the first n stages (`frozen_stages` of
+        mmdetection).
+      batch_norm: whether the batch norms of the backbone, or of a network without heads on a
+        backbone all of them, use their running statistics and do not update them (`norm_eval` of
+        mmdetection). Their scales and biases are trained.
 
     Raises:
       RunError: the network has fewer stages.
@@ -48,7 +49,7 @@ class Freezing:
         return self.stages >= 0 and self.network.stage_of(path) <= self.stages
 
     def constant(self, params: Params) -> Params:
-        """The same parameters, of which the frozen ones have no gradient."""
+        """The parameters, with `stop_gradient` on the frozen ones."""
         return jax.tree.map(
             lambda frozen, leaf: jax.lax.stop_gradient(leaf) if frozen else leaf,
             by_path(self.is_frozen, params),
@@ -56,7 +57,7 @@ class Freezing:
         )
 
     def optimizer(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        """An optimizer of the other parameters, which keeps no state of the frozen ones."""
+        """An optimizer of the parameters that are not frozen; it has no state for the others."""
         if self.stages < 0:
             return optimizer
 
@@ -67,7 +68,10 @@ class Freezing:
 
     @contextlib.contextmanager
     def eval_mode(self) -> Iterator[None]:
-        """Within it, `apply(..., train=True)` runs what is frozen in eval mode, where traced."""
+        """A context in which `apply(..., train=True)` runs frozen modules in eval mode.
+
+        Under `jax.jit`, it must be active while the function is traced.
+        """
 
         def intercept(
             call: Callable[..., Any],
@@ -85,5 +89,5 @@ class Freezing:
 
     def _in_eval_mode(self, module: nn.Module) -> bool:
         if isinstance(module, BatchNorm) and self.batch_norm:
-            return True
+            return self.network.in_backbone(module.path)
         return isinstance(module, BatchNorm | DropPath) and self.is_frozen(module.path)

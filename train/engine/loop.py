@@ -1,4 +1,4 @@
-"""The course of a run, from its first step to the re-parameterized network."""
+"""The training run: steps, reports, evaluations and checkpoints, and the final evaluation."""
 
 import functools
 from collections import deque
@@ -20,7 +20,7 @@ from train.engine.step import StepMetrics, TrainState
 from train.engine.task import TaskKind
 from train.engine.workdir import locked
 from train.errors import RunError
-from train.reporting.closing import closing_words
+from train.reporting.closing import closing_summary
 from train.reporting.console import say, warn
 from train.reporting.profiling import Profiler
 from train.reporting.reporter import Reporter
@@ -33,8 +33,8 @@ def run(config: ConfigDict, workdir: Path, kind: TaskKind) -> dict[str, Any]:
 
     Args:
       config: see configs/common.py.
-      workdir: where checkpoints, metrics and the curve are written; all processes of a run
-        must see the same folder.
+      workdir: folder for checkpoints, metrics and the curve; all processes of a run must see the
+        same one.
       kind: of task, `train.tasks.TASKS["classification"]` for example.
 
     Returns:
@@ -59,9 +59,9 @@ def run(config: ConfigDict, workdir: Path, kind: TaskKind) -> dict[str, Any]:
             state, first_step = setup.first_state(checkpoints)
             main, total = parallel.is_main_process(), setup.plan.total_steps
             if main:
-                for change in configuration.remember(config, workdir):
+                for change in configuration.store(config, workdir):
                     say(f"Since the last start {change}.")
-            # In all processes or in none: a service that the main process reports to may be away.
+            # If Weights & Biases cannot be reached from the main process, all processes stop.
             reporter = parallel.on_all_processes(
                 lambda: Reporter(workdir, first_step, total, active=main, wandb=config.wandb)
             )
@@ -71,23 +71,23 @@ def run(config: ConfigDict, workdir: Path, kind: TaskKind) -> dict[str, Any]:
                 Profiler(profile, first_step, total, active=config.profile and main) as profiler,
                 Interruption() as interruption,
             ):
-                course = _Course(setup, checkpoints, reporter, profiler, interruption)
-                state = course.train(state, first_step)
+                training = _Training(setup, checkpoints, reporter, profiler, interruption)
+                state = training.run(state, first_step)
                 reporter.draw_curve()
             result = setup.evaluations.compare(state)
             if main:
                 replace_json(workdir / "result.json", result)
-                print(closing_words(result, checkpoints, reporter), flush=True)
+                print(closing_summary(result, checkpoints, reporter), flush=True)
             require_finite_scores(result)
     return result
 
 
-# Steps under way at most: one runs while the next is ready. Each keeps a batch in the memory of the
-# devices, and a run that is asked to stop waits for all.
-_AHEAD = 2
+# Steps that are dispatched at a time: one runs, the next is queued. Each has a batch in the memory
+# of the devices, and a run that is asked to stop waits for all of them.
+_MAX_DISPATCHED = 2
 
 
-class _Course:
+class _Training:
     """The steps of a run, with their reports, evaluations and checkpoints."""
 
     def __init__(
@@ -102,7 +102,7 @@ class _Course:
         self._checkpoints, self._reporter = checkpoints, reporter
         self._profiler, self._interruption = profiler, interruption
 
-    def train(self, state: TrainState, first_step: int) -> TrainState:
+    def run(self, state: TrainState, first_step: int) -> TrainState:
         """Trains from `first_step` to the last step.
 
         Raises:
@@ -112,15 +112,15 @@ class _Course:
         checkpoint = self._checkpoints.path(first_step)
         if first_step == self._plan.total_steps:
             self._reporter.say(
-                f"{checkpoint} is the end of this run, which is only evaluated again; to train "
-                "anew, name another --workdir."
+                f"{checkpoint} is the end of this run; evaluating it again. To train from the "
+                "start, use another --workdir."
             )
         elif first_step:
             self._reporter.say(f"Resuming from {checkpoint}.")
         try:
-            # The run may have been stopped between a checkpoint and its evaluation.
-            evaluates = first_step and self._plan.is_evaluation(first_step)
-            if evaluates and not self._checkpoints.scored(first_step):
+            # The run may have been stopped between a save and its evaluation.
+            due = first_step and self._plan.is_evaluation(first_step)
+            if due and not self._checkpoints.scored(first_step):
                 self._evaluate_and_score(state, first_step)
                 self._checkpoints.wait()
             if first_step < self._plan.total_steps:
@@ -139,24 +139,25 @@ class _Course:
         compiled = setup.step.lower(state, batch).compile()
         memory = planned_memory(compiled) / 2**30
         self._reporter.say(f"A step takes up to {memory:.2f} GiB of memory on each device.")
-        # An evaluation that fails, or needs too much memory, does so before the first step.
+        # Errors and memory needs of the evaluations are found before training.
+        setup.evaluations.check(state)
         self._require_finite_outputs(state, first_step)
-        running: deque[StepMetrics] = deque()
+        dispatched: deque[StepMetrics] = deque()
         for step in range(first_step + 1, plan.total_steps + 1):
-            if len(running) == _AHEAD:
-                jax.block_until_ready(running.popleft())
+            if len(dispatched) == _MAX_DISPATCHED:
+                jax.block_until_ready(dispatched.popleft())
             state, metrics = compiled(state, batch)
-            running.append(metrics)
+            dispatched.append(metrics)
             window.add(step, metrics)
             self._profiler.step(step, metrics)
             self._reporter.advance()
-            stops = self._interruption.requested(step)
-            if stops or plan.is_report(step):
+            stop = self._interruption.requested(step)
+            if stop or plan.is_report(step):
                 self._reporter.scalars(step, self._averages(window, step))
-            if stops or plan.is_save(step):
+            if stop or plan.is_save(step):
                 self._require_finite_outputs(state, step)
                 self._checkpoints.save(step, state)
-                if stops:
+                if stop:
                     raise _interrupted(step, self._checkpoints)
                 if plan.is_evaluation(step):
                     self._evaluate_and_score(state, step)
@@ -168,10 +169,10 @@ class _Course:
         return state
 
     def _averages(self, window: MetricWindow, step: int) -> dict[str, float]:
-        """What is reported of the steps since the last report."""
+        """The metrics of the steps since the last report."""
         averages = window.close()
         if speed := averages.get("images_per_second"):
-            averages.update(self._utilization.of(speed))
+            averages.update(self._utilization.metrics(speed))
         averages["learning_rate"] = float(self._setup.schedule(step - 1))
         averages["epoch"] = step / self._plan.steps_per_epoch
         return averages
@@ -183,14 +184,13 @@ class _Course:
     def _require_finite_outputs(self, state: TrainState, step: int) -> None:
         """Raises NotFiniteError if the network's outputs for some images are NaN or infinite.
 
-        The loss of a step is that of the parameters before it, so the parameters after it have to
-        be tried before they are saved.
+        Run before each save: the loss of a step says nothing about the parameters after it.
         """
         largest = self._setup.evaluations.largest_output(state)
         require_finite(step, "the largest output of the network", largest)
 
     def _evaluate_and_score(self, state: TrainState, step: int) -> None:
-        """Evaluates a state that is saved already, however long that takes."""
+        """Evaluates a state whose checkpoint is being written, and adds the score to it."""
         scores = self._setup.evaluations.scores(state)
         self._reporter.scalars(step, scores)
         self._checkpoints.score(step, self._setup.evaluations.best_score(scores))
@@ -202,21 +202,25 @@ def _interrupted(step: int, checkpoints: Checkpoints) -> Exception:
     latest = checkpoints.latest()
     if latest == step:
         return Interrupted(step)
-    # The save failed, in a run that continues after failed saves.
-    rest = f"The last checkpoint is {checkpoints.path(latest)}." if latest else "There is none."
-    return RunError(f"The run was asked to stop, and could not save step {step}. {rest}")
+    # The save failed, with `config.checkpoints.on_failure = continue`.
+    last = (
+        f"The last checkpoint is {checkpoints.path(latest)}."
+        if latest
+        else "There is no checkpoint."
+    )
+    return RunError(f"The run was asked to stop, and could not save step {step}. {last}")
 
 
 def _diverged(error: NotFiniteError, checkpoints: Checkpoints) -> str:
-    checkpoints.wait()  # one may still be on its way, of a state that was finite
+    checkpoints.wait()  # the last one may still be being written
     latest = checkpoints.latest()
     last = "There is no checkpoint yet."
     if latest:
         last = (
-            f"The last good checkpoint is {checkpoints.path(latest)}; a run started again resumes "
-            "from there."
+            f"The last good checkpoint is {checkpoints.path(latest)}; the same command resumes "
+            "from it."
         )
     return (
-        f"{error}. {last} Lower --config.optimizer.peak_lr or lengthen "
-        "--config.optimizer.warmup_epochs."
+        f"{error}. {last} Lower --config.optimizer.peak_lr, or lengthen the warm-up "
+        "(--config.optimizer.warmup_epochs or warmup_steps)."
     )

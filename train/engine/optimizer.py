@@ -1,4 +1,4 @@
-"""Optimizers: AdamW or SGD, which parameters decay, and learning rates by layer."""
+"""Optimizers: AdamW and SGD, with weight decay and learning rates by parameter."""
 
 import functools
 from collections.abc import Callable
@@ -17,12 +17,12 @@ OPTIMIZERS = ("adamw", "sgd")
 
 
 class LayeredNetwork(Protocol):
-    """A network whose parameters are in layers and in stages, both counted from the image.
+    """A network whose parameters are grouped by layer and by stage, in order from the input.
 
     Attributes:
       num_layers: number of layers; the last has the head.
-      stage_channels: of each stage's output. There are two more groups than stages: the first is
-        the stem, the last has the final norm and the head.
+      stage_channels: of each stage's output. By stage there are two more groups: the stem before
+        the stages, and the final norm and head after them.
     """
 
     @property
@@ -32,11 +32,15 @@ class LayeredNetwork(Protocol):
     def stage_channels(self) -> tuple[int, ...]: ...
 
     def layer_of(self, path: Path) -> int:
-        """The layer of a parameter; ValueError for a path that is in none."""
+        """The layer of a parameter; raises ValueError for a path that is in none."""
+        ...
+
+    def in_backbone(self, path: Path) -> bool:
+        """Whether a parameter or module is in the backbone of a network with heads."""
         ...
 
     def stage_of(self, path: Path) -> int:
-        """The group of a parameter: 0 the stem, s the s-th stage, then the head."""
+        """The group of a parameter by stage: 0 is the stem, s the s-th stage, the last the head."""
         ...
 
 
@@ -55,19 +59,19 @@ def make_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """AdamW or SGD with weight decay, and on request clipping and learning rates by parameter.
+    """AdamW or SGD with weight decay, and optionally clipping and learning rates by parameter.
 
-    AdamW (Loshchilov & Hutter, arXiv:1711.05101) decays apart from the moments. SGD is PyTorch's:
-    the decay is part of the gradient, and so of the momentum.
+    AdamW's decay is decoupled from the gradient (Loshchilov & Hutter, arXiv:1711.05101). SGD is
+    PyTorch's: the decay is added to the gradient, and so to the momentum.
 
     Args:
       name: one of `OPTIMIZERS`.
       schedule: learning rate by step.
       weight_decay: of the parameters that `decayed` selects.
-      decay_of: a name of `DECAY_OF`.
-      custom_l2: whether the loss has RepVGG's penalty, in place of the decay of its kernels.
-      clip_norm: the norm to which longer gradients are cut; None for no limit.
-      lr_factor: the factor on the learning rate of the parameter at a path; see `layer_lr_factor`.
+      decay_of: a name in `DECAY_OF`.
+      custom_l2: whether the loss has RepVGG's penalty, which replaces the decay of its kernels.
+      clip_norm: the largest norm of the gradient; None for no limit.
+      lr_factor: path of a parameter -> factor on its learning rate; see `layer_lr_factor`.
       b1, b2, eps: of AdamW.
       momentum, nesterov: of SGD.
 
@@ -91,11 +95,11 @@ def make_optimizer(
     return optax.chain(*parts)
 
 
-# The paths of the parameters that decay, of all by path, under each value of `decay_of`.
+# By value of `decay_of`: parameters by path -> paths of those that decay.
 DECAY_OF: dict[str, Callable[[dict[Path, jax.Array]], set[Path]]] = {
-    # RepLKNet: no biases, no batch norms.
+    # RepLKNet: neither biases nor batch norms decay.
     "kernels": lambda params: {path for path, leaf in params.items() if leaf.ndim >= 2},
-    # RepVGG decides by name: the scale of an identity branch, a batch norm of another name, decays.
+    # RepVGG selects by name; the batch norm of an identity branch has another name, so it decays.
     "repvgg": lambda params: {
         path for path in params if not any("bias" in part or "bn" in part for part in path)
     },
@@ -112,12 +116,12 @@ def _is_of_norm(path: Path, params: dict[Path, jax.Array]) -> bool:
 
 
 def decayed(params: Params, decay_of: str, custom_l2: bool = False) -> Params:
-    """The parameters that weight decay pulls to zero, as a tree of booleans.
+    """The mask of weight decay: a tree of booleans like `params`.
 
     Args:
       params: of the network.
-      decay_of: a name of `DECAY_OF`.
-      custom_l2: whether to exclude the kernels that RepVGG's penalty is about.
+      decay_of: a name in `DECAY_OF`.
+      custom_l2: whether to exclude the kernels of RepVGG's penalty.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     decaying = DECAY_OF[decay_of]({_names(keys): leaf for keys, leaf in leaves})
@@ -132,21 +136,21 @@ def layer_lr_factor(
     by: Literal["layer", "stage"] = "layer",
     head_factor: float = 1.0,
 ) -> Callable[[Path], float]:
-    """Learning rates that fall from the head to the image, and a rate of its own for the head.
+    """Layer-wise learning rate decay, and a factor on the learning rate of the head.
 
     The factor of a parameter is decay ** (last - group), where the last group has the head. For
     RepLKNet the groups by layer are those of the official code. The groups by stage are a choice of
-    this package: the paper (arXiv:2203.06717, appendix A) has a "stage-wise" decay for XL, and
-    names no groups.
+    this package: the paper (arXiv:2203.06717, appendix A) uses a "stage-wise" decay for XL without
+    defining its groups.
 
     Args:
-      network: whose parameters they are.
+      network: with the groups.
       decay: the factor from one group to the one before it.
-      by: a name of `LAYER_DECAY_BY`.
+      by: a name in `LAYER_DECAY_BY`.
       head_factor: on the learning rate of the last group by stage: the final norm and the head.
 
     Returns:
-      The factor on the learning rate, by the path of the parameter. It raises RunError for a path
+      A function: path of a parameter -> factor on its learning rate. It raises RunError for a path
       that is in no group.
     """
     group_of, count = LAYER_DECAY_BY[by](network)
@@ -162,7 +166,7 @@ def layer_lr_factor(
     return factor
 
 
-# The group of a parameter, and the number of groups, under each value of `layer_decay_by`.
+# By value of `layer_decay_by`: the group of a parameter, and the number of groups.
 LAYER_DECAY_BY: dict[str, Callable[[LayeredNetwork], tuple[Callable[[Path], int], int]]] = {
     "layer": lambda network: (network.layer_of, network.num_layers),
     "stage": lambda network: (network.stage_of, len(network.stage_channels) + 2),
@@ -170,10 +174,11 @@ LAYER_DECAY_BY: dict[str, Callable[[LayeredNetwork], tuple[Callable[[Path], int]
 
 
 def scale_by_path(factor: Callable[[Path], float]) -> optax.GradientTransformation:
-    """Multiplies the whole step of each parameter, weight decay included, by a factor.
+    """Multiplies the update of each parameter, weight decay included, by a factor.
 
     Args:
-      factor: by the path of the parameter. What it raises is raised by `init` already.
+      factor: path of a parameter -> factor. It is called for all parameters by `init`, which
+        raises its errors.
     """
 
     def update(updates: Params, state: optax.OptState, params: Params = None):
@@ -188,7 +193,7 @@ def scale_by_path(factor: Callable[[Path], float]) -> optax.GradientTransformati
 
 
 def by_path(value: Callable[[Path], Any], params: Params) -> Params:
-    """A tree like that of the parameters, with a value for the path of each."""
+    """Maps the paths of the parameters to a tree of values like `params`."""
     return jax.tree_util.tree_map_with_path(lambda keys, _: value(_names(keys)), params)
 
 

@@ -1,4 +1,4 @@
-"""Devices and processes: one mesh, the batch split over all of it, the state over one axis."""
+"""Devices and processes: a mesh with the shardings of batches and of the state."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 def start_processes(distributed: Mapping[str, Any]) -> None:
-    """Joins the processes of a run over several hosts; does nothing for a single process.
+    """Initialises `jax.distributed`, for a run of several processes; does nothing for a single one.
 
     Args:
-      distributed: `coordinator` ("host:port" of process 0; "auto" lets JAX ask the cluster's
-        scheduler; None for a single process), `num_processes` and `process_id`.
+      distributed: `coordinator` ("host:port" of process 0; "auto" to ask the cluster's scheduler;
+        None for a single process), `num_processes` and `process_id`.
 
     Raises:
-      RunError: they do not find one another.
+      RunError: the processes cannot connect.
     """
     coordinator = distributed["coordinator"]
     if coordinator is None:
@@ -38,14 +38,18 @@ def start_processes(distributed: Mapping[str, Any]) -> None:
 
 
 def device_mesh(*batch_sizes: int, fsdp: int = 1) -> Mesh:
-    """All devices of all processes, in rows of `fsdp`: the axes `data` and `fsdp`.
+    """A mesh of all devices of all processes, with the axes `data` and `fsdp`.
 
-    The batch is split over both; what a run remembers (parameters, moments, moving average) over
-    `fsdp` alone, and is there once in every row. Auto axes: the compiler places the collectives,
-    so batch norm sees the global batch.
+    The batch is sharded over both axes. The state (parameters, moments, EMA) is sharded over `fsdp`
+    and replicated over `data`. The axes are Auto: the compiler places the collectives, so batch
+    norm uses the statistics of the global batch.
+
+    Args:
+      *batch_sizes: of all devices together; each must be a multiple of the number of devices.
+      fsdp: size of that axis.
 
     Raises:
-      RunError: a batch that the devices cannot share evenly, or devices that make no rows.
+      RunError: the number of devices is not a multiple of `fsdp`, or does not divide a batch size.
     """
     devices = jax.device_count()
     if devices % fsdp:
@@ -62,7 +66,7 @@ def device_mesh(*batch_sizes: int, fsdp: int = 1) -> Mesh:
 
 
 _AXES = ("data", "fsdp")
-_SMALLEST_SHARDED = 2**14  # elements; of less, sending for the parts costs more than it saves
+_SMALLEST_SHARDED = 2**14  # elements; gathering a smaller array costs more than it saves
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -76,24 +80,24 @@ def micro_batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole: statistics, metrics."""
+    """The sharding of arrays that every device has a copy of, such as metrics."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_sharding(mesh: Mesh, state: T) -> T:
-    """The sharding of each array of a state: its longest axis over `fsdp`, if that divides it.
+    """The sharding of each array of a state: its longest axis that `fsdp` divides, over `fsdp`.
 
-    Small arrays, such as biases and batch norms, are whole on every device.
+    Small arrays, such as biases and batch norms, are replicated.
 
     Args:
       mesh: from `device_mesh`.
       state: a tree of arrays, or of their shapes.
     """
-    parts = mesh.shape["fsdp"]
+    shards = mesh.shape["fsdp"]
 
-    def sharding(leaf) -> NamedSharding:
-        divisible = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % parts == 0]
-        if parts == 1 or not divisible or leaf.size < _SMALLEST_SHARDED:
+    def sharding(leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
+        divisible = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % shards == 0]
+        if shards == 1 or not divisible or leaf.size < _SMALLEST_SHARDED:
             return replicated(mesh)
         longest = max(divisible, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
@@ -102,9 +106,9 @@ def state_sharding(mesh: Mesh, state: T) -> T:
 
 
 def global_batches(
-    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
 ) -> Iterator[dict[str, jax.Array]]:
-    """Joins the rows of every process into arrays of the global batch."""
+    """Global arrays of each batch, from this process's rows of it."""
     sharding = batch_sharding(mesh)
     for batch in batches:
         yield {
@@ -114,37 +118,43 @@ def global_batches(
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes logs and speaks to the user."""
+    """Whether this is the process that writes files and prints messages."""
     return jax.process_index() == 0
 
 
 def on_all_processes(work: Callable[[], T]) -> T:
-    """Runs `work` in every process at once; where it fails in one, it fails in all.
+    """Runs `work` in every process at once, and raises in all of them if it fails in one.
 
-    Otherwise the others would wait for that one without end.
+    Otherwise the other processes would wait forever for the one that failed.
 
     Raises:
-      RunError, OSError: its own, or one that names the processes that failed.
+      RunError, OSError: from `work`; or a RunError that names the processes where it failed.
     """
-    result, failure = None, None
     try:
         result = work()
-    except (RunError, OSError) as error:
-        failure = error
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.array(failure is not None))
-        if failure is None and failed.any():
-            processes = ", ".join(map(str, np.flatnonzero(failed)))
-            failure = RunError(f"Process {processes} had to stop; its own message says why.")
-    if failure is not None:
-        raise failure
+    except (RunError, OSError):
+        _failed_processes(True)
+        raise
+    if failed := _failed_processes(False):
+        processes = ", ".join(map(str, failed))
+        raise RunError(f"Process {processes} failed; see its own message.")
     return result
 
 
+def _failed_processes(failed: bool) -> list[int]:
+    """The processes that have failed; a collective call that reports whether this one has."""
+    if jax.process_count() == 1:
+        return [0] if failed else []
+    return np.flatnonzero(multihost_utils.process_allgather(np.array(failed))).tolist()
+
+
 def one_process_at_a_time(work: Callable[[], None]) -> None:
-    """Runs `work` in one process after another, as `on_all_processes` does.
+    """Runs `work` in one process after another; a failure in one is raised in all.
 
     For preparing files, whether or not the processes share a disk.
+
+    Raises:
+      RunError, OSError: see `on_all_processes`.
     """
     for process in range(jax.process_count()):
         on_all_processes(work if process == jax.process_index() else lambda: None)

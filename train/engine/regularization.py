@@ -1,4 +1,4 @@
-"""Terms of the loss that are of the parameters alone."""
+"""Terms of the loss that depend on the parameters only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,28 +18,28 @@ _KERNEL, _SCALE, _VARIANCE = ("conv", "kernel"), ("bn", "scale"), ("bn", "var")
 
 
 def custom_l2_penalty(weight_decay: float) -> Penalty:
-    """RepVGG's term of the loss: half the weight decay times `custom_l2`, float32 ()."""
+    """RepVGG's penalty: weight_decay / 2 * `custom_l2`, float32 ()."""
     return lambda params, batch_stats: weight_decay / 2 * custom_l2(params, batch_stats)
 
 
 def custom_l2(params: Any, batch_stats: Any) -> jax.Array:
-    """The squared norm of what RepVGG's branches merge to (`get_custom_L2` of the official code).
+    """A squared norm of RepVGG's merged kernels (`get_custom_L2` of the official code).
 
     The batch norms of a block's 3 x 3 kernel K3 and 1 x 1 kernel K1 multiply each output channel by
-    t = scale / sqrt(var + eps), taken as constants. Outside its centre the merged kernel is K3's
-    alone, whose plain square counts. At its centre C,
+    t = scale / sqrt(var + eps), which has no gradient here. Off its centre, the merged kernel
+    depends on K3 only, and the squares of K3 are added. At the centre C, the term is
 
         (K3_C t3 + K1 t1)^2 / (t3^2 + t1^2),
 
-    divided so that it is as large as the square of a single kernel.
+    normalised to the scale of the square of a single kernel.
 
     Args:
       params: of the network.
       batch_stats: its running statistics.
 
     Returns:
-      The sum over all such blocks. Times half the weight decay, and in the loss, it takes the
-      place of the decay of `penalised_kernels`.
+      The sum over all blocks, float32 (). `custom_l2_penalty` makes it a term of the loss, which
+      replaces the weight decay of `penalised_kernels`.
 
     Raises:
       RunError: the network has no such blocks.
@@ -61,7 +61,7 @@ def custom_l2(params: Any, batch_stats: Any) -> jax.Array:
 
 
 def penalised_kernels(params: Any) -> frozenset[Path]:
-    """Paths of the kernels that `custom_l2` is about.
+    """Paths of the kernels in `custom_l2`.
 
     Raises:
       RunError: there are none.
@@ -75,20 +75,20 @@ def _blocks(flat_params: dict[Path, Any]) -> list[Path]:
     """Paths of the blocks whose 3 x 3 and 1 x 1 branches have a batch norm each.
 
     Raises:
-      RunError: there are none, or there are blocks of another kind beside them.
+      RunError: there are none, or there are RepVGG blocks of another kind.
     """
 
-    def above(branch: str) -> set[Path]:
+    def blocks_with(branch: str) -> set[Path]:
         end = (branch, *_SCALE)
         return {path[: -len(end)] for path in flat_params if path[-len(end) :] == end}
 
-    blocks = above(_DENSE) & above(_POINTWISE)
-    of_any_kind = {
+    blocks = blocks_with(_DENSE) & blocks_with(_POINTWISE)
+    all_blocks = {
         path[:i] for path in flat_params for i, part in enumerate(path) if part.startswith("rbr_")
     }
-    if not blocks or blocks != of_any_kind:
+    if not blocks or blocks != all_blocks:
         raise RunError(
-            "config.optimizer.custom_l2 is for RepVGG's blocks of parallel 3x3 and 1x1 branches, "
-            "each with a batch norm, and not all blocks of this network are such: leave it off."
+            "config.optimizer.custom_l2 needs RepVGG blocks with parallel 3x3 and 1x1 branches and "
+            "a batch norm in each. Not all blocks of this network have them: turn it off."
         )
     return sorted(blocks)

@@ -1,17 +1,19 @@
-"""Learning rate schedules: a warm-up, and how the rate falls over the run."""
+"""Learning rate schedules: a warm-up, and the decay of the rate over the run."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
+from jax.typing import ArrayLike
 
 SCHEDULES = ("cosine", "polynomial", "step", "constant")
 WARMUPS = ("linear", "constant")
 
 Warmup = Literal["linear", "constant"]
-Scalar = jax.Array | int
+# The learning rate, float32 (), by the number of steps done; an `optax.Schedule`.
+Schedule = Callable[[ArrayLike], jax.Array]
 
 
 def make_schedule(
@@ -26,11 +28,11 @@ def make_schedule(
     warmup: Warmup = "linear",
     warmup_steps: int = 0,
     warmup_from: float = 0.0,
-) -> optax.Schedule:
-    """The learning rate, float32 (), by the number of steps already taken.
+) -> Schedule:
+    """A schedule by name.
 
-    "cosine" starts after its warm-up (see `warmup_cosine`). The others fall from the first step on,
-    and `warmed_up` multiplies them.
+    "cosine" starts after its warm-up (see `warmup_cosine`). The others decay from the first step
+    on, and the warm-up multiplies them (see `warmed_up`).
 
     Args:
       name: one of `SCHEDULES`.
@@ -38,7 +40,7 @@ def make_schedule(
       total_steps: of the run.
       final_lr: of "cosine" and "polynomial", at the end of the run.
       power: of "polynomial".
-      milestones: of "step": the steps from which on `milestone_factor` applies once more.
+      milestones: of "step": the steps after which the rate is multiplied by `milestone_factor`.
       milestone_factor: of "step".
       warmup: one of `WARMUPS`.
       warmup_steps: length of the warm-up; 0 for none.
@@ -56,7 +58,7 @@ def make_schedule(
         case "step":
             decay = multi_step(peak_lr, milestones, milestone_factor)
         case "constant":
-            decay = optax.constant_schedule(peak_lr)
+            decay = constant(peak_lr)
         case _:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}.")
     return warmed_up(decay, warmup_steps, warmup, warmup_from)
@@ -69,8 +71,8 @@ def warmup_cosine(
     total_steps: int,
     warmup: Warmup = "linear",
     warmup_from: float = 0.0,
-) -> optax.Schedule:
-    """The cosine of RepLKNet's training script, after the warm-up.
+) -> Schedule:
+    """A warm-up followed by a cosine decay, as in RepLKNet's training script.
 
     A linear warm-up includes both of its ends, so the peak is used twice. The cosine would reach
     `final` one step after the last.
@@ -81,7 +83,8 @@ def warmup_cosine(
       warmup, warmup_from: see `make_schedule`.
     """
 
-    def schedule(step: Scalar) -> jax.Array:
+    def schedule(step: ArrayLike) -> jax.Array:
+        step = jnp.asarray(step)
         rising = _warmup(peak * warmup_from, peak, step, max(warmup_steps - 1, 1), warmup)
         progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
         cosine = final + 0.5 * (peak - final) * (1 + jnp.cos(math.pi * jnp.minimum(progress, 1)))
@@ -90,21 +93,27 @@ def warmup_cosine(
     return schedule
 
 
-def polynomial(peak: float, final: float, total_steps: int, power: float) -> optax.Schedule:
+def constant(peak: float) -> Schedule:
+    """The same learning rate at all steps."""
+    return lambda step: jnp.full(jnp.shape(step), peak, jnp.float32)
+
+
+def polynomial(peak: float, final: float, total_steps: int, power: float) -> Schedule:
     """mmsegmentation's "poly": final + (peak - final) (1 - step / total_steps) ** power."""
 
-    def schedule(step: Scalar) -> jax.Array:
+    def schedule(step: ArrayLike) -> jax.Array:
         # The difference of integers is exact; 1 - step / total_steps would cancel near the end.
-        left = jnp.maximum(total_steps - step, 0) / total_steps
+        left = jnp.maximum(total_steps - jnp.asarray(step), 0) / total_steps
         return final + (peak - final) * left**power
 
     return schedule
 
 
-def multi_step(peak: float, milestones: tuple[int, ...], factor: float) -> optax.Schedule:
-    """mmdetection's "step": peak * factor ** (number of milestones that are reached)."""
+def multi_step(peak: float, milestones: tuple[int, ...], factor: float) -> Schedule:
+    """mmdetection's "step": peak * factor ** (number of milestones reached)."""
 
-    def schedule(step: Scalar) -> jax.Array:
+    def schedule(step: ArrayLike) -> jax.Array:
+        step = jnp.asarray(step)
         reached = sum((step >= milestone for milestone in milestones), jnp.int32(0))
         return peak * jnp.float32(factor) ** reached
 
@@ -112,8 +121,8 @@ def multi_step(peak: float, milestones: tuple[int, ...], factor: float) -> optax
 
 
 def warmed_up(
-    schedule: optax.Schedule, warmup_steps: int, warmup: Warmup, warmup_from: float
-) -> optax.Schedule:
+    schedule: Schedule, warmup_steps: int, warmup: Warmup, warmup_from: float
+) -> Schedule:
     """mmcv's warm-up: a factor on the first steps of a schedule, 1 from `warmup_steps` on.
 
     Args:
@@ -121,12 +130,15 @@ def warmed_up(
       warmup_steps, warmup, warmup_from: see `make_schedule`.
     """
 
-    def warmed(step: Scalar) -> jax.Array:
+    def warmed(step: ArrayLike) -> jax.Array:
+        step = jnp.asarray(step)
         factor = _warmup(warmup_from, 1.0, step, max(warmup_steps, 1), warmup)
-        return jnp.float32(schedule(step)) * jnp.where(step < warmup_steps, factor, 1.0)
+        return schedule(step) * jnp.where(step < warmup_steps, factor, 1.0)
 
     return warmed
 
 
-def _warmup(start: float, end: float, step: Scalar, steps: int, kind: Warmup) -> jax.Array | float:
+def _warmup(
+    start: float, end: float, step: jax.Array, steps: int, kind: Warmup
+) -> jax.Array | float:
     return start if kind == "constant" else start + (end - start) * step / steps

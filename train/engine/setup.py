@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run. No `ConfigDict` goes further than this module."""
+"""Builds the objects of a run from its configuration. They do not see the `ConfigDict`."""
 
 import dataclasses
 from pathlib import Path
@@ -14,6 +14,7 @@ from train.engine import config as configuration
 from train.engine import parallel
 from train.engine.checkpoints import Checkpoints
 from train.engine.evaluations import Evaluations
+from train.engine.schedules import Schedule
 from train.engine.step import TrainState, TrainStep, abstract_state, init_state, make_train_step
 from train.engine.task import Task
 from train.errors import RunError
@@ -23,12 +24,12 @@ from train.reporting.unreadable import UnreadableList
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which steps a run has, and what is due after each.
+    """The number of steps of a run, and after which of them it reports, saves and evaluates.
 
     Attributes:
       total_steps: of the run.
       steps_per_epoch: whole batches in the training data.
-      log_every, save_every, evaluate_every: in steps.
+      log_every, save_every, evaluate_every: intervals, in steps.
     """
 
     total_steps: int
@@ -41,17 +42,17 @@ class Plan:
         return step == self.total_steps or step % self.evaluate_every == 0
 
     def is_save(self, step: int) -> bool:
-        """With every evaluation, so that the best state is kept, and at steps of its own."""
+        """Before every evaluation too, so that the best state has a checkpoint."""
         return self.is_evaluation(step) or step % self.save_every == 0
 
     def is_report(self, step: int) -> bool:
-        """Before every save too: a state is saved only if its metrics were finite."""
+        """Before every save too, so that no state is saved if metrics are NaN or infinite."""
         return self.is_save(step) or step % self.log_every == 0
 
 
 @dataclasses.dataclass(frozen=True)
 class InitialWeights:
-    """The file that a run starts from, and how it is read; see `config.init_from`."""
+    """The checkpoint that a run starts from, and options for reading it; see `config.init_from`."""
 
     path: str
     prefer_ema: bool
@@ -61,10 +62,14 @@ class InitialWeights:
     adapt_input: bool
 
     def load(self, task: Task, seed: int) -> dict[str, Any]:
-        """The variables of the task's network, from the file.
+        """The variables of the task's network, from the checkpoint.
+
+        Args:
+          task: with the network.
+          seed: of the new classifier, with `reset_head`.
 
         Raises:
-          RunError: the file does not fit the network, or its images are normalised differently.
+          RunError: the checkpoint does not fit the network, or expects another normalisation.
         """
         try:
             network = load_into(
@@ -86,14 +91,14 @@ class InitialWeights:
         return dict(network.variables)
 
     def _expect_same_normalisation(self, network: Checkpoint, task: Task) -> None:
-        """Raises RunError if the file's network is known to take another mean or std."""
-        known, own = network.preprocessing, task.preprocessing
-        if known is None or known.channels != own.channels:
-            return  # of images of other channels, for which `init_adapt_input` was set
-        if (known.mean, known.std) != (own.mean, own.std):
+        """Raises RunError if the checkpoint has another mean or std."""
+        theirs, ours = network.preprocessing, task.preprocessing
+        if theirs is None or theirs.channels != ours.channels:
+            return  # not known, or adapted to other channels by `init_adapt_input`
+        if (theirs.mean, theirs.std) != (ours.mean, ours.std):
             raise RunError(
-                f"The images of {self.path} have mean {known.mean} and std {known.std}: set "
-                f"--config.data.mean='{known.mean}' --config.data.std='{known.std}'."
+                f"{self.path} was trained on images with mean {theirs.mean} and std {theirs.std}: "
+                f"set --config.data.mean='{theirs.mean}' --config.data.std='{theirs.std}'."
             )
 
 
@@ -102,17 +107,17 @@ class Setup:
     """The objects of a run.
 
     Attributes:
-      task: what the network is trained for.
-      plan: the steps.
+      task: of the run.
+      plan: of the steps.
       mesh: of the devices.
       optimizer: of the parameters.
       schedule: learning rate by step.
       step: the compiled training step.
       evaluations: of the network.
       batch_size: images in a step.
-      seed: of the parameters, the data and all random draws.
-      ema: whether there is an EMA of the variables.
-      initial: the file to start from; None draws the parameters.
+      seed: of the parameters, the order of the data, augmentation and dropout.
+      ema: whether the state has an EMA of the variables.
+      initial: the checkpoint to start from; None for random parameters.
       unreadable: the list of images that could not be read.
     """
 
@@ -120,7 +125,7 @@ class Setup:
     plan: Plan
     mesh: Mesh
     optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    schedule: Schedule
     step: TrainStep
     evaluations: Evaluations
     batch_size: int
@@ -130,13 +135,11 @@ class Setup:
     unreadable: UnreadableList
 
     def first_state(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-        """The state to start from, and the number of steps that it has been trained.
-
-        It is the latest checkpoint of the run, or else a new state.
+        """The latest checkpoint of the run, or a new state; and the number of steps done.
 
         Raises:
-          RunError: the checkpoint is beyond the last step, or cannot be read; or the file to start
-            from does not fit.
+          RunError: the latest checkpoint is after the last step, or cannot be read; or `initial`
+            does not fit the network.
         """
         parallel.on_all_processes(lambda: self._expect_steps_left(checkpoints))
         network = self.task.model, self.optimizer, self.task.image_size
@@ -153,8 +156,8 @@ class Setup:
         latest, total = checkpoints.latest() or 0, self.plan.total_steps
         if latest > total:
             raise RunError(
-                f"{checkpoints.path(latest)} is beyond the {total} steps that config.epochs or "
-                "config.steps gives this run; raise it, or use another --workdir."
+                f"{checkpoints.path(latest)} is after the last of the {total} steps of this run "
+                "(config.epochs or config.steps): raise that, or use another --workdir."
             )
 
 
@@ -164,11 +167,11 @@ def set_up(config: ConfigDict, workdir: Path, task: Task) -> Setup:
     Args:
       config: see configs/common.py.
       workdir: folder of the run.
-      task: what the network is trained for.
+      task: of the run.
 
     Raises:
-      RunError: a batch that the devices cannot share, a warm-up that is longer than the run, or
-        more frozen stages than the network has.
+      RunError: the number of devices does not divide the batch, the warm-up is longer than the
+        run, or there are fewer stages than are to be frozen.
     """
     mesh = parallel.device_mesh(
         config.batch_size // config.accumulation, config.eval_batch_size, fsdp=config.mesh.fsdp
@@ -214,7 +217,7 @@ def set_up(config: ConfigDict, workdir: Path, task: Task) -> Setup:
 
 
 def initial_weights(config: ConfigDict) -> InitialWeights | None:
-    """The file that `config.init_from` names, if it does."""
+    """The checkpoint of `config.init_from`; None if that is not set."""
     if not config.init_from:
         return None
     return InitialWeights(

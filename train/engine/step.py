@@ -1,4 +1,4 @@
-"""The state of a run, and the one step that advances it."""
+"""The state of a run, and the training step."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,12 +17,11 @@ from train.engine.task import Batch, Loss
 
 StepMetrics = dict[str, jax.Array]
 Variables = dict[str, Any]
-TrainStep = Callable[["TrainState", Batch], tuple["TrainState", StepMetrics]]
+TrainStep = jax.stages.Wrapped  # (TrainState, Batch) -> (TrainState, StepMetrics)
 
 
-@flax.struct.dataclass
-class TrainState:
-    """All that changes from step to step; randomness follows from `step` and the seed.
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes. Random keys are derived from `step` and the seed of the run.
 
     `ema` is the exponential moving average (EMA) of the variables, {"params": ...,
     "batch_stats": ...}, or None.
@@ -62,13 +61,15 @@ def init_state(
       variables: to start from, instead of those that `seed` draws.
     """
 
-    def begin(start: jax.Array | Variables) -> TrainState:
-        drawn = _draw(model, image_size, start) if variables is None else start
-        return _first_state(drawn, optimizer, ema)
+    def from_seed(key: jax.Array) -> TrainState:
+        return _first_state(_init_variables(model, image_size, key), optimizer, ema)
 
-    start = jax.random.key(seed) if variables is None else variables
-    shardings = parallel.state_sharding(mesh, jax.eval_shape(begin, start))
-    return jax.jit(begin, out_shardings=shardings)(start)
+    def from_variables(variables: Variables) -> TrainState:
+        return _first_state(variables, optimizer, ema)
+
+    if variables is None:
+        return _sharded(from_seed, jax.random.key(seed), mesh)
+    return _sharded(from_variables, variables, mesh)
 
 
 def abstract_state(
@@ -79,9 +80,10 @@ def abstract_state(
     *,
     ema: bool = False,
 ) -> TrainState:
-    """Shapes, types and shardings of the state, at no cost; arguments as those of `init_state`."""
+    """The state of `init_state` as `jax.ShapeDtypeStruct`, with shardings; nothing is computed."""
     state = jax.eval_shape(
-        lambda key: _first_state(_draw(model, image_size, key), optimizer, ema), jax.random.key(0)
+        lambda key: _first_state(_init_variables(model, image_size, key), optimizer, ema),
+        jax.random.key(0),
     )
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -90,34 +92,42 @@ def abstract_state(
     )
 
 
-def _draw(model: Network, image_size: tuple[int, int], key: jax.Array) -> Variables:
+def _sharded(make_state: Callable[[Any], TrainState], argument: Any, mesh: Mesh) -> TrainState:
+    """`make_state(argument)`, compiled, with the shardings of `parallel.state_sharding`."""
+    shardings = parallel.state_sharding(mesh, jax.eval_shape(make_state, argument))
+    return jax.jit(make_state, out_shardings=shardings)(argument)
+
+
+def _init_variables(model: Network, image_size: tuple[int, int], key: jax.Array) -> Variables:
     shape = (1, *image_size, model.in_channels)
-    return model.init(key, jnp.zeros(shape, model.dtype))
+    return dict(model.init(key, jnp.zeros(shape, model.dtype)))
 
 
 def _first_state(
     variables: Variables, optimizer: optax.GradientTransformation, ema: bool
 ) -> TrainState:
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
-        **variables,
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
-        ema=jax.tree.map(jnp.copy, variables) if ema else None,
     )
+    return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if ema else state
 
 
 def random_keys(
     seed: int, step: int | jax.Array, micro_batch: int | jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The keys of the loss, with its augmentation, and of dropout, for one micro-batch.
+    """The loss key (for augmentation too) and the dropout key of a micro-batch.
 
     Args:
       seed: of the run.
       step: number of steps done.
-      micro_batch: its number within the step.
+      micro_batch: its index in the step.
     """
     key = jax.random.fold_in(jax.random.key(seed), step)
-    return tuple(jax.random.split(jax.random.fold_in(key, micro_batch)))
+    loss_key, dropout_key = jax.random.split(jax.random.fold_in(key, micro_batch))
+    return loss_key, dropout_key
 
 
 class _Forward:
@@ -130,7 +140,7 @@ class _Forward:
     def __init__(self, model: Network, params: Any, batch_stats: Any, dropout_key: jax.Array):
         self._model, self._params, self._dropout_key = model, params, dropout_key
         self._calls = 0
-        self.batch_stats = batch_stats
+        self.batch_stats: Any = batch_stats
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         key = self._dropout_key
@@ -165,34 +175,35 @@ def make_train_step(
 
     The batch is a dictionary of arrays (N, ...). The metrics are float32 scalars: `loss` (the
     total), each term of the loss under its name, `grad_norm` (before clipping) and `param_norm`,
-    both of the parameters before the step. The old state's memory is given to the new one.
+    both of the parameters before the step. The old state is donated.
 
-    With M micro-batches, rows m, m + M, m + 2M, ... of the batch are the m-th, so that every device
-    finds its shard of each among its own rows, and which images go together does not depend on the
-    devices. A batch norm sees one micro-batch at a time, and its running statistics move M times a
-    step; gradients and losses are means over the micro-batches.
+    Micro-batch m of M has rows m, m + M, m + 2M, ... of the batch. So its images do not depend on
+    the number of devices, and each device has its shard of it already. Batch norm uses the
+    statistics of one micro-batch, and updates its running statistics M times a step. Gradients and
+    losses are means over the micro-batches.
 
     Args:
       model: the network.
       optimizer: its optimizer.
-      loss: what is minimised.
+      loss: to minimise.
       seed: of the augmentation and of dropout.
       mesh: of the devices, from `parallel.device_mesh`.
       accumulation: M.
       ema_decay: d of the EMA a := d a + (1 - d) v of parameters and statistics.
-      penalty: added to the loss; takes the running statistics after the micro-batch.
-      freezing: what stays as it is; None for nothing.
+      penalty: added to the loss; called with the running statistics after the micro-batch.
+      freezing: the frozen parts of the network; None for none.
 
     Raises:
-      ValueError: from a call, where a term of the loss has the name of another metric.
+      ValueError: when called, if a term of the loss is not a scalar, or its name has a slash or is
+        that of another metric.
     """
-    whole = parallel.replicated(mesh)
+    replicated = parallel.replicated(mesh)
     freezing = freezing or Freezing(model)
 
     def gradients(
         params: Any, batch_stats: Any, keys: tuple[jax.Array, jax.Array], batch: Batch
     ) -> tuple[Any, StepMetrics, Any]:
-        """Gradients and losses of one micro-batch, and the statistics after it."""
+        """Gradients and losses of one micro-batch, and the running statistics after it."""
         loss_key, dropout_key = keys
 
         def total_loss(params: Any) -> tuple[jax.Array, tuple[StepMetrics, Any]]:
@@ -200,11 +211,11 @@ def make_train_step(
             forward = _Forward(model, params, batch_stats, dropout_key)
             with freezing.eval_mode():
                 total, terms = loss(forward, loss_key, batch)
-            terms = dict(terms)
+            losses = {"loss": total, **_checked(terms)}
             if penalty is not None:
-                terms["penalty"] = penalty(params, forward.batch_stats)
-                total += terms["penalty"]
-            return total, (_with_total(total, terms), forward.batch_stats)
+                losses["penalty"] = penalty(params, forward.batch_stats)
+                losses["loss"] += losses["penalty"]
+            return losses["loss"], (losses, forward.batch_stats)
 
         grads, (losses, batch_stats) = jax.grad(total_loss, has_aux=True)(params)
         return grads, losses, batch_stats
@@ -212,7 +223,7 @@ def make_train_step(
     def accumulated(
         params: Any, batch_stats: Any, step: jax.Array, batch: Batch
     ) -> tuple[Any, StepMetrics, Any]:
-        """The same over all micro-batches, one after another."""
+        """As `gradients`, of all micro-batches in sequence."""
         if accumulation == 1:
             return gradients(params, batch_stats, random_keys(seed, step, 0), batch)
 
@@ -236,8 +247,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         shardings = parallel.state_sharding(mesh, state)
-        # The shards of each parameter are gathered once a step; its gradient is summed by shard.
-        params = jax.lax.with_sharding_constraint(state.params, whole)
+        # Parameters are all-gathered once a step; gradients are reduce-scattered.
+        params = jax.lax.with_sharding_constraint(state.params, replicated)
         grads, losses, batch_stats = accumulated(params, state.batch_stats, state.step, batch)
         grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -258,14 +269,20 @@ def make_train_step(
         }
         return jax.lax.with_sharding_constraint(after, shardings), metrics
 
-    return jax.jit(step, out_shardings=(None, whole), donate_argnums=0)
+    return jax.jit(step, out_shardings=(None, replicated), donate_argnums=0)
 
 
-_OTHER_METRICS = {"loss", "grad_norm", "param_norm"}
+_OTHER_METRICS = {"loss", "penalty", "grad_norm", "param_norm"}
 
 
-def _with_total(total: jax.Array, terms: Mapping[str, jax.Array]) -> StepMetrics:
-    """The total loss and its terms, as they are logged."""
-    if taken := _OTHER_METRICS & terms.keys():
-        raise ValueError(f"A term of a loss cannot be called {', '.join(sorted(taken))}.")
-    return {"loss": total, **terms}
+def _checked(terms: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    """The terms of a loss, whose names and shapes are checked."""
+    for name, term in terms.items():
+        if name in _OTHER_METRICS or "/" in name:
+            raise ValueError(
+                f"A term of a loss cannot be named {name!r}: without a slash, and none of "
+                f"{', '.join(sorted(_OTHER_METRICS))}."
+            )
+        if jnp.shape(term):
+            raise ValueError(f"The term {name} of a loss has shape {jnp.shape(term)}, not ().")
+    return terms

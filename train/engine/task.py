@@ -1,6 +1,6 @@
-"""The contract between a run and its task: loss, examples, metrics, evaluations.
+"""The interface between the engine and a task: loss, examples, metrics, evaluations.
 
-The engine knows no task, and a task knows nothing of the engine but this file.
+The engine imports no task.
 """
 
 import dataclasses
@@ -18,40 +18,42 @@ from replk_jax.vision.base_preprocessing import BasePreprocessing
 from train.reporting.unreadable import Report
 
 Batch = Mapping[str, jax.Array]
-Rows = Mapping[str, np.ndarray]  # those of a batch that one process reads
+Rows = Mapping[str, np.ndarray]  # this process's rows of a batch
 
 
 class Forward(Protocol):
-    """A network in training, as a loss sees it.
+    """The network in training mode, as a loss calls it.
 
-    Called with what `Network.__call__` takes, without `train`. Each call has dropout of its own
-    and updates the running statistics, which the next call starts from. Calls must not be inside
-    `jax.lax.scan`, `cond` or the like: the updates would not leave it.
+    It takes the arguments of `Network.__call__`, without `train`. Each call has its own dropout
+    key, and updates the running statistics for the next call. It must not be called inside
+    `jax.lax.scan`, `jax.lax.cond` or the like, because the updates could not leave them.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs of the network."""
 
 
+Predict = Callable[[Callable[..., Any], Batch], Any]
+
+
 class Loss(Protocol):
-    """What a run minimises."""
+    """The loss that a run minimises."""
 
     def __call__(
         self, forward: Forward, key: jax.Array, batch: Batch
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """Runs the network on a batch.
-
-        The batch may go into the network with its targets, as a cascade of detectors needs it.
+        """The loss of a batch.
 
         Args:
-          forward: the network.
-          key: of the augmentation, and of whatever else the loss draws.
+          forward: the network. It may be called with the targets too, as cascade detectors need.
+          key: random key, of the augmentation for example.
           batch: arrays (N, ...).
 
         Returns:
-          The total loss, a float32 scalar, the mean over the batch; and its terms by name, float32
-          scalars, which need not add up to it. Both are logged, and checked for being finite.
-          With accumulation, every micro-batch has the same weight.
+          The total loss, float32 (), the mean over the batch; and its terms by name, float32 (),
+          which need not add up to the total. Names have no slash, and are not loss, penalty,
+          grad_norm or param_norm. All are logged, and the run stops if any is NaN or infinite.
+          With accumulation, all micro-batches have the same weight.
         """
         ...
 
@@ -66,22 +68,26 @@ class TrainingExamples(Protocol):
     steps_per_epoch: int
 
     def batches(self, start_step: int, report: Report) -> Iterator[Rows]:
-        """This process's rows of the batches from `start_step` on, without end.
+        """An infinite iterator over this process's rows of the batches.
 
         Args:
-          start_step: number of batches to skip, which costs nothing.
+          start_step: number of batches to skip, at no cost.
           report: called with a message for each image that cannot be read.
         """
         ...
 
 
 class EvaluationExamples(Protocol):
-    """Examples to evaluate on."""
+    """Examples to evaluate on.
+
+    Arrays of one batch have the same shape. Each new shape is compiled, so images of different
+    sizes should be padded to a few sizes; `mask` or arrays of sizes tell what is padding.
+    """
 
     def batches(self, report: Report) -> Iterator[Rows]:
         """This process's rows of batches that have every example once.
 
-        Each batch has `mask`, bool (N,): which of its examples count.
+        Each batch has `mask`, bool (N,), which is False for padding.
 
         Args:
           report: called with a message for each image that cannot be read.
@@ -93,7 +99,7 @@ def add_in_64_bits(total: Any, more: Any) -> Any:
     """The sum of two trees of arrays of numbers; the first may be None."""
 
     def in_64_bits(array: np.ndarray) -> np.ndarray:
-        # NumPy alone would not take bfloat16 for a floating type.
+        # To NumPy, bfloat16 is no floating-point type.
         return array.astype(np.float64 if jnp.issubdtype(array.dtype, jnp.floating) else np.int64)
 
     more = jax.tree.map(in_64_bits, more)
@@ -102,36 +108,43 @@ def add_in_64_bits(total: Any, more: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """How the quality of a network is measured.
+    """The metrics of an evaluation.
 
-    A batch is a dictionary of arrays (N, ...), with `mask`, bool (N,): which examples count.
+    A batch is a dictionary of arrays (N, ...), with `mask`, bool (N,), which is False for padding.
 
     Attributes:
-      inputs: batch -> what the network takes, float32 (N, H, W, C).
-      statistics: (outputs of the network, batch) -> a tree of arrays of any shapes, computed on
-        the devices: usually sums over the examples that count.
-      scores: (statistics of all batches, number of examples) -> {name: number}.
-      best_by: name of the score by which the best checkpoint is chosen, between 0 and 1; higher is
-        better.
-      add: (statistics of the batches so far, None at first; those of one batch, NumPy arrays) ->
-        statistics of all. The default sums; metrics that need each example may collect instead.
+      predict: (forward, batch) -> predictions, computed on the devices. `forward` is the network in
+        eval mode, with the arguments of `Network.__call__` without `train`; it may be called
+        several times, for crops or scales of an image for example.
+      statistics: (predictions, batch) -> a tree of arrays of any shapes, computed on the devices.
+        Usually they are sums over the examples where `mask` is True.
+      scores: (statistics of all batches, number of examples) -> {name: number}. A score that is
+        NaN or infinite ends the run.
+      best_by: name of the score, between 0 and 1, that decides which checkpoint is the best;
+        higher is better.
+      checked: predictions -> a tree of arrays (N, ...) that are finite for a network that has not
+        diverged, and of which both structures are compared. The default is all predictions. Boxes
+        after non-maximum suppression, which may swap places, are better left out.
+      add: (statistics of the batches so far, None at first; those of the next batch, NumPy
+        arrays) -> statistics of both. The default adds them; metrics that need every example may
+        collect instead.
     """
 
-    inputs: Callable[[Batch], jax.Array]
+    predict: Predict
     statistics: Callable[[Any, Batch], Any]
     scores: Callable[[Any, int], dict[str, float]]
     best_by: str
+    checked: Callable[[Any], Any] = lambda predictions: predictions
     add: Callable[[Any, Any], Any] = add_in_64_bits
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: a split or a protocol.
+    """One evaluation of a network: metrics on a set of examples.
 
     Attributes:
-      metrics: how the network is measured. Evaluations that share this object share what is
-        compiled.
-      examples: on which it is measured.
+      metrics: to compute. Evaluations with the same `Metrics` object share compiled programs.
+      examples: to evaluate on.
       preprocessing: of their images.
     """
 
@@ -142,17 +155,17 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a network is trained for in one run.
+    """The task of a run: a network with its loss, examples and evaluations.
 
     Attributes:
       model: the network, in its training-time structure.
-      image_size: (height, width) of the images that it is trained on.
-      loss: what the run minimises.
-      training: the examples of the steps.
-      evaluations: by name, which prefixes their scores in all reports. By the first of them the
-        best checkpoint is chosen.
-      preprocessing: of the images that the network is for, stored with its checkpoints.
-      class_names: stored as well; None where there are no classes.
+      image_size: (height, width) of the training images.
+      loss: to minimise.
+      training: the examples to train on.
+      evaluations: by name, the prefix of their scores in all reports. The first one decides which
+        checkpoint is the best.
+      preprocessing: of images for the trained network; stored in the checkpoints.
+      class_names: of the data; stored in the checkpoints. None without classes.
     """
 
     model: Network
@@ -165,13 +178,13 @@ class Task:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Of the network, as a checkpoint stores it."""
+        """The description of the network that is stored in checkpoints."""
         return Checkpoint(self.model, {}, self.preprocessing, self.class_names).description()
 
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """The inputs of the first training step, as people can look at them.
+    """The inputs of the first training step, to look at.
 
     Attributes:
       pictures: uint8 (N, H, W, 3).
@@ -184,16 +197,16 @@ class Preview:
 
 @dataclasses.dataclass(frozen=True)
 class TaskKind:
-    """A kind of task, which `config.task` names; see `train.tasks.TASKS`.
+    """A kind of task, classification for example; see `train.tasks.TASKS` and `config.task`.
 
     All functions take the configuration (see configs/common.py) and raise RunError for an error
     that the user can fix. In a run of several processes, all of them call each function.
 
     Attributes:
-      check: raises for fields of the task whose values make no sense.
+      check: checks the fields of the task.
       task: builds the task of a run.
-      evaluations: (configuration, a network from a file) -> the evaluations of that network, by
-        name, with its images prepared as is known of it.
+      evaluations: (configuration, a network from a file) -> evaluations of that network, by name,
+        with the preprocessing that is stored with it, if any.
       preview: (configuration, count) -> the first `count` inputs of the first step.
     """
 

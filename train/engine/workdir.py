@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock on the folder of a run, so that only one run at a time uses it."""
 
 import contextlib
 import errno
@@ -20,18 +20,21 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 @contextlib.contextmanager
 def locked(workdir: Path, report: Callable[[str], None] = print) -> Iterator[None]:
-    """Holds the folder of a run until the end of the block, and refuses it to any other run.
+    """A context manager that locks the folder of a run.
 
-    The main process locks the file `lock` in it for all processes of the run. The kernel takes the
-    lock away when that process ends, however it ends; the file stays, and means nothing by itself.
+    The main process locks the file `lock` in the folder, for all processes of the run. The kernel
+    releases the lock when that process ends, even if it is killed. The file stays; without a lock
+    on it, it has no effect.
 
     Args:
-      workdir: the folder; made if there is none.
-      report: is told where the file system has no locks, and the run goes on without.
+      workdir: the folder; it is created if necessary.
+      report: called with a message if the file system does not support locks. The run then
+        continues without one.
 
     Raises:
-      RunError: another run holds it, with its host, process and start; or its path is not UTF-8.
-      OSError: the folder or the file cannot be made.
+      RunError: another run has the lock (the message names its host, process and start time), or
+        the path is not UTF-8.
+      OSError: the folder or the file cannot be created.
     """
     own = parallel.on_all_processes(
         lambda: lock(workdir, report) if parallel.is_main_process() else contextlib.nullcontext()
@@ -41,14 +44,14 @@ def locked(workdir: Path, report: Callable[[str], None] = print) -> Iterator[Non
 
 
 def lock(folder: Path, report: Callable[[str], None]) -> TextIO:
-    """As `locked`, of this process alone and any folder.
+    """Locks any folder for this process, as `locked` does for a run.
 
     Returns:
-      The open file, which is locked until it is closed.
+      The open file; closing it releases the lock.
 
     Raises:
-      RunError: another program holds it, or its path is not UTF-8.
-      OSError: the folder or the file cannot be made.
+      RunError: another program has the lock, or the path is not UTF-8.
+      OSError: the folder or the file cannot be created.
     """
     expect_utf8(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,14 +61,16 @@ def lock(folder: Path, report: Callable[[str], None]) -> TextIO:
     except BlockingIOError as error:
         with file:
             raise RunError(
-                f"Another program works in {folder}: {_holder(file)}. Wait for its end or stop it, "
-                "or use another folder."
+                f"{folder} is in use by another program: {_holder(file)}. Wait until it ends, stop "
+                "it, or use another folder."
             ) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             file.close()
             raise
-        report(f"{folder} cannot be locked ({error.strerror}): see that no other run uses it.")
+        report(
+            f"{folder} cannot be locked ({error.strerror}): make sure that no other run uses it."
+        )
     file.truncate(0)
     holder = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%F %T")}
     file.write(json.dumps(holder) + "\n")
@@ -78,5 +83,5 @@ def _holder(file: TextIO) -> str:
     try:
         holder = json.loads(file.read())
         return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
-    except (ValueError, KeyError, TypeError):  # it is just about to write this
-        return "it has only just begun"
+    except (ValueError, KeyError, TypeError):  # the other program has not written its entry yet
+        return "it has just started"

@@ -1,11 +1,11 @@
-"""What a run prints at its end: its scores, and where its files are."""
+"""The summary at the end of a run: its scores and the paths of its files."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from replk_jax.io.text import escaped
-from train.reporting.console import in_words
+from train.reporting.console import format_metric
 from train.reporting.reporter import Reporter
 
 
@@ -19,14 +19,20 @@ class SavedSteps(Protocol):
     def path(self, step: int) -> Path: ...
 
 
-def closing_words(result: Mapping[str, Any], checkpoints: SavedSteps, reporter: Reporter) -> str:
-    """A table of the result of a run, as `engine.loop.run` returns it, and of its files."""
+def closing_summary(result: Mapping[str, Any], checkpoints: SavedSteps, reporter: Reporter) -> str:
+    """A table of the scores of a run and the paths of its files.
+
+    Args:
+      result: of the final evaluation, from `train.engine.evaluations.Evaluations.compare`.
+      checkpoints: of the run.
+      reporter: of the run.
+    """
     best_by, others = result["best_by"], result.get("evaluations", {})
     rows = [*_scores(result, "evaluation", best_by)]
     for name, other in others.items():
         rows += _scores(other, name, None)
     latest = checkpoints.latest()
-    if latest is not None:  # every save may have failed, for want of space
+    if latest is not None:  # otherwise all saves failed, on a full disk for example
         rows += [
             ("checkpoint", checkpoints.path(latest)),
             ("best checkpoint", checkpoints.path(checkpoints.best() or latest)),
@@ -42,27 +48,27 @@ def closing_words(result: Mapping[str, Any], checkpoints: SavedSteps, reporter: 
 def _scores(
     compared: Mapping[str, Any], name: str, best_by: str | None
 ) -> Iterator[tuple[str, str]]:
-    """Lines on both structures of a network and of its EMA."""
-    yield name, _in_training(compared, best_by)
-    yield "re-parameterized", _after_merging(compared, best_by)
+    """Lines for both structures of a network and of its EMA."""
+    yield name, _training_scores(compared, best_by)
+    yield "re-parameterized", _merged_scores(compared, best_by)
     if ema := compared.get("ema"):
-        yield "EMA", _in_training(ema, best_by)
-        yield "re-parameterized", _after_merging(ema, best_by)
+        yield "EMA", _training_scores(ema, best_by)
+        yield "re-parameterized", _merged_scores(ema, best_by)
 
 
-def _in_training(compared: Mapping[str, Any], best_by: str | None) -> str:
+def _training_scores(compared: Mapping[str, Any], best_by: str | None) -> str:
     scores = compared["training"]
-    return f"{_words(scores, best_by)} of {scores['examples']} images"
+    return f"{_format_scores(scores, best_by)} of {scores['examples']} images"
 
 
-def _after_merging(compared: Mapping[str, Any], best_by: str | None) -> str:
+def _merged_scores(compared: Mapping[str, Any], best_by: str | None) -> str:
     if merged := compared.get("merged"):
         difference = f"largest difference of any output {compared['largest_difference']:.1e}"
-        return f"{_words(merged, best_by)}, {difference}"
+        return f"{_format_scores(merged, best_by)}, {difference}"
     return f"not possible: {compared['not_merged']}"
 
 
-def _words(scores: Mapping[str, float], best_by: str | None) -> str:
-    """The score that counts, or all of them."""
+def _format_scores(scores: Mapping[str, float], best_by: str | None) -> str:
+    """The score `best_by`, or all scores if that is None."""
     names = [best_by] if best_by else [name for name in scores if name != "examples"]
-    return ", ".join(in_words(name, scores[name]) for name in names)
+    return ", ".join(format_metric(name, scores[name]) for name in names)

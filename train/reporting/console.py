@@ -1,4 +1,4 @@
-"""What is said to the user, and how numbers are put into words."""
+"""Messages to the user, and the formats of metrics in them."""
 
 import sys
 from typing import TextIO
@@ -7,9 +7,8 @@ from tqdm import tqdm
 
 from replk_jax.io.text import escaped_lines
 
-# What is said of the metrics, all of which the files hold, and in which order. Other scores of an
-# evaluation follow.
-WORDS = {
+# Formats of the metrics in messages, in their order there. Other scores of an evaluation follow.
+FORMATS = {
     "loss": "loss {:.4g}",
     "top1": "top-1 {:.2%}",
     "top5": "top-5 {:.2%}",
@@ -21,12 +20,12 @@ WORDS = {
 
 
 def say(text: str) -> None:
-    """A line for the user, above the bar if there is one."""
+    """Prints a line to standard output, above the progress bar if there is one."""
     _write(text, sys.stdout)
 
 
 def warn(text: str) -> None:
-    """A line that the user must not miss, to standard error; from any process of a run."""
+    """Prints a warning to standard error."""
     _write(f"warning: {text}", sys.stderr)
 
 
@@ -36,7 +35,7 @@ def _write(text: str, stream: TextIO) -> None:
 
 
 def duration(seconds: float) -> str:
-    """In two units: "2 d 05 h", "12 h 03 min", "7 min", "42 s"."""
+    """A duration in at most two units: "2 d 05 h", "12 h 03 min", "7 min", "42 s"."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -47,11 +46,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes else f"{seconds} s"
 
 
-def in_words(name: str, value: float) -> str:
-    """A metric, whatever it is."""
-    return WORDS.get(name, f"{name} {{:.4g}}").format(value)
+def format_metric(name: str, value: float) -> str:
+    """A metric with its name: "top-1 83.48%" for `top1`."""
+    return FORMATS.get(name, f"{name} {{:.4g}}").format(value)
 
 
 def score_title(score: str) -> str:
-    """What a score is called over a panel or a column: `top1` is "top-1"."""
-    return WORDS.get(score, score).partition(" ")[0]
+    """The title of a score: "top-1" for `top1`."""
+    return FORMATS.get(score, score).partition(" ")[0]

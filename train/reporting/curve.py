@@ -1,6 +1,5 @@
-"""The curves of runs: loss, scores, learning rate, norms, speed."""
+"""Plots of the metrics of runs: loss, scores, learning rate, norms, speed."""
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.typing import LineStyleType
 
 from replk_jax.io.files import replacing
 from replk_jax.io.text import escaped
@@ -16,12 +16,12 @@ from train.errors import RunError
 from train.reporting.console import score_title
 from train.reporting.metric_writers import read_metrics
 
-# Title of each panel, and its lines: a metric and its label.
+# Panels by title; the lines of each: the names of their metrics, and their labels.
 Panels = dict[str, dict[str, str]]
 _NO_SCORES = {"loss", "examples"}
 _NO_TERMS = {"loss", "grad_norm", "param_norm"}
 # The panels after those of the losses and scores.
-_COURSE: Panels = {
+_OTHER_PANELS: Panels = {
     "learning rate": {"learning_rate": "learning rate"},
     "norms": {"train/grad_norm": "gradient", "train/param_norm": "parameters"},
     "images a second": {"images_per_second": "images a second"},
@@ -31,21 +31,29 @@ _COURSE: Panels = {
     },
 }
 _LOGARITHMIC = {"norms"}
-_STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)))
+_STYLES: tuple[LineStyleType, ...] = (
+    "-",
+    "--",
+    ":",
+    "-.",
+    (0, (8, 2)),
+    (0, (1, 4)),
+    (0, (6, 2, 1, 2, 1, 2)),
+)
 _COLUMNS = 4
 
 Line = dict[str, float]
 
 
 def draw(workdirs: Sequence[Path], output: Path) -> None:
-    """Draws what `metrics.jsonl` in the folders of runs holds.
+    """Plots the `metrics.jsonl` of one or more runs.
 
     Args:
-      workdirs: the folders; of several, each has a colour.
-      output: the picture; its suffix says of what kind.
+      workdirs: the folders of the runs; each run has a colour.
+      output: the picture to write; its suffix gives the format.
 
     Raises:
-      RunError: a folder that is not there, or has no metrics.
+      RunError: a folder does not exist, or has no metrics.
       OSError: the picture cannot be written.
     """
     picture = figure({name: read_run(workdir) for name, workdir in _names(workdirs).items()})
@@ -54,7 +62,7 @@ def draw(workdirs: Sequence[Path], output: Path) -> None:
 
 
 def figure(runs: Mapping[str, Sequence[Line]]) -> Figure:
-    """The panels of which some run has metrics, with the lines of all runs.
+    """A figure with the panels for which a run has metrics.
 
     Args:
       runs: by name, from `read_metrics`.
@@ -70,12 +78,12 @@ def figure(runs: Mapping[str, Sequence[Line]]) -> Figure:
     if len(runs) > 1:
         colours = [Line2D([], [], color=_colour(number)) for number in range(len(runs))]
         legend = figure.legend(colours, runs, loc="outside lower center", ncols=columns)
-        _take_literally(legend)
+        _turn_off_math(legend)
     return figure
 
 
 def _names(workdirs: Sequence[Path]) -> dict[str, Path]:
-    """What the legend calls the folders: their names, or their paths if two have one name."""
+    """The folders by label: their names, or their paths if two have the same name."""
     names = {escaped(workdir.resolve().name): workdir for workdir in workdirs}
     if len(names) == len(workdirs):
         return names
@@ -86,7 +94,7 @@ def read_run(workdir: Path) -> Sequence[Line]:
     """The reports of a run, from `metrics.jsonl` in its folder.
 
     Raises:
-      RunError: the folder is not there, or has no metrics.
+      RunError: the folder does not exist, or has no metrics.
     """
     path = workdir / "metrics.jsonl"
     if not workdir.is_dir():
@@ -98,7 +106,7 @@ def read_run(workdir: Path) -> Sequence[Line]:
 
 
 def _panels(lines: Iterable[Line]) -> Panels:
-    """The panels of which something is reported, with scores in the order of their first report."""
+    """The panels that have metrics; scores are in the order of their first report."""
     reported = dict.fromkeys(name for line in lines for name in line)
     evaluations = dict.fromkeys(
         group for group, _, _ in map(_partition, reported) if group not in ("", "train")
@@ -109,7 +117,7 @@ def _panels(lines: Iterable[Line]) -> Panels:
         if group in evaluations and short not in _NO_SCORES
     )
 
-    def of_evaluations(score: str) -> dict[str, str]:
+    def score_lines(score: str) -> dict[str, str]:
         return {f"{name}/{score}": _evaluation_title(name) for name in evaluations}
 
     terms = {
@@ -119,10 +127,10 @@ def _panels(lines: Iterable[Line]) -> Panels:
         if group == "train" and short not in _NO_TERMS
     }
     panels: Panels = {
-        "loss": {"train/loss": "training", **of_evaluations("loss")},
+        "loss": {"train/loss": "training", **score_lines("loss")},
         "loss terms": terms,
-        **{score_title(score): of_evaluations(score) for score in scores},
-        **_COURSE,
+        **{score_title(score): score_lines(score) for score in scores},
+        **_OTHER_PANELS,
     }
     return {title: names for title, names in panels.items() if reported.keys() & names.keys()}
 
@@ -132,7 +140,7 @@ def _partition(name: str) -> tuple[str, str, str]:
 
 
 def _evaluation_title(name: str) -> str:
-    """What the legend calls an evaluation: "evaluation", "EMA", or "SPLIT" and "SPLIT, EMA"."""
+    """The label of an evaluation: "evaluation", "EMA", "SPLIT" or "SPLIT, EMA"."""
     network = name.removesuffix("_ema")
     if network == "eval":
         return "evaluation" if network == name else "EMA"
@@ -141,7 +149,9 @@ def _evaluation_title(name: str) -> str:
 
 
 def _draw_panel(axis: Axes, runs: Iterable[Sequence[Line]], names: dict[str, str]) -> None:
-    styles = dict(zip(names, itertools.cycle(_STYLES), strict=False))
+    styles: dict[str, LineStyleType] = {
+        name: _STYLES[i % len(_STYLES)] for i, name in enumerate(names)
+    }
     drawn = dict.fromkeys(names, False)
     for number, lines in enumerate(runs):
         for name, style in styles.items():
@@ -163,8 +173,8 @@ def _draw_panel(axis: Axes, runs: Iterable[Sequence[Line]], names: dict[str, str
     axis.grid(alpha=0.3)
 
 
-def _take_literally(legend: Legend) -> None:
-    """A dollar in the name of a folder begins no formula."""
+def _turn_off_math(legend: Legend) -> None:
+    """Prevents that a dollar sign in the name of a folder starts a formula."""
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -1,4 +1,4 @@
-"""Where the metrics of a run are kept: metrics.jsonl, TensorBoard, Weights & Biases."""
+"""Writers of metrics: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import json
 import math
@@ -8,32 +8,37 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]  # made at run time by protobuf
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]  # made at run time by protobuf
+)
+from tensorboardX.proto.summary_pb2 import (
+    Summary,  # pyright: ignore[reportAttributeAccessIssue]  # made at run time by protobuf
+)
 
 from replk_jax.io.files import json_text, replace_text
 from train.errors import RunError
 
 
 class MetricWriter(Protocol):
-    """Keeps metrics; both methods raise OSError if they cannot be written."""
+    """Writes metrics; both methods raise OSError if they cannot be written."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Keeps the values of a step, which may be given several times with other names."""
+        """Writes metrics of a step; may be called again for the same step, with other metrics."""
 
     def close(self, failed: bool) -> None:
-        """Ends the writing; `failed` says whether the run did not come to its end."""
+        """Closes the writer; `failed` is True if an exception ended the run."""
 
 
 class JsonLines:
     """`metrics.jsonl`: a line per report, {"step": ..., name: value, ...}.
 
-    What an earlier, killed run reported beyond `first_step` is taken out first, so every step
-    stands once.
+    Lines of an earlier, killed run about steps after `first_step` are removed, since these steps
+    will be reported again.
 
     Args:
       path: the file.
-      first_step: steps that are done already.
+      first_step: number of steps done already.
     """
 
     def __init__(self, path: Path, first_step: int):
@@ -51,7 +56,7 @@ class JsonLines:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`, without those that a kill cut short; null is NaN.
+    """The lines of a `metrics.jsonl`, without incomplete ones; null is read as NaN.
 
     Raises:
       RunError: a line is no report of a step.
@@ -69,7 +74,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _is_report(line: Any) -> bool:
-    """Whether it is an object with a step and numbers."""
+    """Whether a JSON value is an object with `step` and numbers."""
     return (
         isinstance(line, dict)
         and isinstance(line.get("step"), int)
@@ -78,14 +83,14 @@ def _is_report(line: Any) -> bool:
 
 
 class TensorBoard:
-    """A file of TensorBoard's events, written when it is told.
+    """A file of TensorBoard events, written and flushed by each call of `write`.
 
-    Not by tensorboardX's `SummaryWriter`: that writes from a thread, which a full disk ends, and
-    then waits for it without end.
+    tensorboardX's `SummaryWriter` is not used: its thread ends on a full disk, and closing then
+    waits for that thread forever.
 
     Args:
-      folder: for the files; each start of a run adds one.
-      first_step: steps that are done already; TensorBoard hides what was written of later ones.
+      folder: of the files; each start of a run adds one.
+      first_step: number of steps done already. TensorBoard hides earlier events of later steps.
     """
 
     def __init__(self, folder: Path, first_step: int):
@@ -105,21 +110,22 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run in a project of Weights & Biases, the same one after every start in a folder.
+    """A run in a project of Weights & Biases; a resumed run continues it.
 
-    Its number is kept in the folder, in `wandb_run.txt`; its configuration is `config.json` there.
+    The id of the run is stored in `wandb_run.txt` in its folder. Its configuration is
+    `config.json`.
 
     Args:
       project: name of the project.
       workdir: folder of the run.
 
     Raises:
-      RunError: wandb is not installed, or does not begin.
+      RunError: wandb is not installed, or cannot start the run.
     """
 
     def __init__(self, project: str, workdir: Path):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]  # optional
         except ImportError as error:
             raise RunError(
                 f"config.wandb={project} needs a package ({error}): pip install wandb"
@@ -133,7 +139,7 @@ class WeightsAndBiases:
                 resume="allow",
                 dir=workdir,
                 config=json.loads((workdir / "config.json").read_text()),
-                allow_val_change=True,  # a run may go on with a lower learning rate
+                allow_val_change=True,  # a run may be resumed with a lower learning rate
             )
         except wandb.Error as error:
             raise RunError(

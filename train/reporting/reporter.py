@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar or plain lines, its metrics in files, and a curve."""
+"""Reports of a run: a progress bar or plain lines, files of metrics, and a plot of the curves."""
 
 import contextlib
 import sys
@@ -10,29 +10,28 @@ from pathlib import Path
 from tqdm import tqdm
 
 from train.errors import RunError
-from train.reporting.console import WORDS, duration, in_words, say, warn
+from train.reporting.console import FORMATS, duration, format_metric, say, warn
 from train.reporting.curve import draw
 from train.reporting.metric_writers import JsonLines, MetricWriter, TensorBoard, WeightsAndBiases
 
-# From so many of the last reports the time that is left is estimated.
-_REPORTS = 20
+_REPORTS = 20  # number of last reports from which the remaining time is estimated
 
 
 class Reporter:
-    """Writes the metrics of a run into its folder and shows its progress; a context manager.
+    """Writes the metrics of a run to its folder and shows its progress; a context manager.
 
-    Without a terminal there is a line for each report. A report that cannot be written, because
-    the disk is full, is warned of and ends no run.
+    Without a terminal, each report is printed as a line. If a report cannot be written, on a full
+    disk for example, there is a warning and the run continues.
 
     Args:
-      workdir: the run's folder.
-      first_step: steps that are done already.
+      workdir: folder of the run.
+      first_step: number of steps done already.
       total_steps: of the run.
-      wandb: a project of Weights & Biases that is told as well; see `WeightsAndBiases`.
-      active: False makes a reporter that does nothing, for all processes but one.
+      wandb: a project of Weights & Biases to report to, or None; see `WeightsAndBiases`.
+      active: False makes a reporter that does nothing, for all processes except the main one.
 
     Raises:
-      RunError: the project cannot be told.
+      RunError: Weights & Biases is not installed or cannot be reached.
     """
 
     def __init__(
@@ -78,50 +77,51 @@ class Reporter:
                 writer.close(failed=kind is not None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Reports values at a step: on the bar or as a line, and wherever metrics are kept.
+        """Reports metrics at a step: on the progress bar or as a line, and in the files.
 
         Args:
           step: number of steps done.
-          values: of training, with "train/loss", or of an evaluation, "eval/..."; shares of 1.
+          values: metrics of training, among them "train/loss", or scores of evaluations,
+            "eval/...". Accuracies and other ratios are between 0 and 1.
         """
         if not self._active:
             return
         for writer in self._writers:
             with self._warning():
                 writer.write(step, values)
-        words = list(_in_words(values))
+        metrics = list(_format_metrics(values))
         if "train/loss" in values:
             left = self._time_left(step)
-            self._bar.set_postfix_str(", ".join([*left, *words]))
-            words += left
-            # Where both streams are a terminal, the bar has said it.
+            self._bar.set_postfix_str(", ".join([*left, *metrics]))
+            metrics += left
+            # On a terminal, the progress bar shows the metrics.
             if not self._bar.disable and sys.stdout.isatty():
                 return
-        self.say(f"step {step}/{self._bar.total}  {'  '.join(words)}")
+        self.say(f"step {step}/{self._bar.total}  {'  '.join(metrics)}")
 
     def advance(self) -> None:
-        """One step is done."""
+        """Moves the progress bar by a step."""
         if self._active:
             self._bar.update()
 
     def say(self, text: str) -> None:
-        """As the function `say`, if this reporter is active."""
+        """Prints a line as `console.say` does, if this reporter is active."""
         if self._active:
             say(text)
 
     def draw_curve(self) -> None:
-        """Draws what metrics.jsonl has into curve.png."""
+        """Draws the metrics in metrics.jsonl to curve.png."""
         if self._active:
             with self._warning():
                 draw([self._workdir], self.curve_path)
 
     def _time_left(self, step: int) -> list[str]:
-        """From the steps between the last reports, evaluations and saves included."""
+        """The remaining time, from the rate of the last steps, evaluations and saves included."""
         self._reports.append((step, time.perf_counter()))
-        (first, begin), (last, end) = self._reports[0], self._reports[-1]
+        (first, start), (last, end) = self._reports[0], self._reports[-1]
         if not first < last < self._bar.total:
             return []
-        return [f"{duration((end - begin) / (last - first) * (self._bar.total - last))} left"]
+        return [f"{duration((end - start) / (last - first) * (self._bar.total - last))} left"]
 
     @contextlib.contextmanager
     def _warning(self) -> Iterator[None]:
@@ -131,24 +131,24 @@ class Reporter:
             warn(f"A report could not be written to {self._workdir}: {error}")
 
 
-# Metrics of training that only the files have.
-_IN_FILES_ALONE = {"train/grad_norm", "train/param_norm"}
+# Metrics of training that are in the files but not in messages.
+_ONLY_IN_FILES = {"train/grad_norm", "train/param_norm"}
 
 
-def _in_words(values: dict[str, float]) -> Iterator[str]:
-    """What a line says of metrics; those of an evaluation follow its name.
+def _format_metrics(values: dict[str, float]) -> Iterator[str]:
+    """The metrics of a message; those of an evaluation follow its name.
 
-    Of training, the loss, its terms and what `WORDS` has; of an evaluation, all but the number of
-    examples.
+    For training these are the loss, its terms and the metrics in `FORMATS`; for an evaluation, all
+    scores except the number of examples.
     """
     groups: dict[str, dict[str, float]] = {}
     for name, value in values.items():
         group, _, short = name.rpartition("/")
-        if short in WORDS or (group and name not in _IN_FILES_ALONE and short != "examples"):
+        if short in FORMATS or (group and name not in _ONLY_IN_FILES and short != "examples"):
             groups.setdefault("" if group == "train" else group, {})[short] = value
     for group, members in groups.items():
         if group:
             yield group
-        order = [short for short in WORDS if short in members]
+        order = [short for short in FORMATS if short in members]
         for short in dict.fromkeys((*order, *members)):
-            yield in_words(short, members[short])
+            yield format_metric(short, members[short])

@@ -1,4 +1,4 @@
-"""Images that a run could not read: reported, listed, and an error where they are too many."""
+"""Images that cannot be read: they are reported and listed; too many of them are an error."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,34 +10,33 @@ from train.errors import RunError
 
 Report = Callable[[str], None]
 
-# More than 1 % of the images is no accident; but a few may be in the smallest set.
-_SHARE = 0.01
-_FEW = 10
-# Images over which the share is taken, so that a disk that fails late is noticed too.
+_MAX_FRACTION = 0.01  # of the images
+_MAX_COUNT = 10  # allowed in a small data set, too
+# The fraction is taken over this number of images, to notice a disk that fails late in a run.
 _WINDOW = 100_000
 
 
 def reported(
     batches: Iterator[dict[str, np.ndarray]], report: Report
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches without their field `unreadable`, each line of which is reported.
+    """Removes the field `unreadable` from the batches, and reports each line in it.
 
     Args:
       batches: from `train.data.pipeline`.
-      report: called with the name of an image and what is wrong with it, each time it is met.
+      report: called with a message for each image that cannot be read, whenever it is drawn.
 
     Raises:
       RunError: more than 1 % of the last images, and more than ten, could not be read.
     """
     seen, unreadable = 0, set()
     for batch in batches:
-        of_examples = batch.pop("unreadable")
-        messages = [line for lines in of_examples if lines for line in lines.split("\n")]
+        examples = batch.pop("unreadable")
+        messages = [line for lines in examples if lines for line in lines.split("\n")]
         for message in messages:
             report(message)
-        seen += len(of_examples)
+        seen += len(examples)
         unreadable.update(messages)
-        if len(unreadable) > max(_FEW, _SHARE * seen):
+        if len(unreadable) > max(_MAX_COUNT, _MAX_FRACTION * seen):
             raise RunError(
                 f"{len(unreadable)} of the last {seen} images could not be read, too many to "
                 f"continue. {messages[-1]} Replace or remove them."
@@ -51,8 +50,8 @@ class UnreadableList:
     """A file with a line for each image that could not be read.
 
     Args:
-      path: the file; lines that it has already stay, and are not added again.
-      say: called for each image that is new to the list.
+      path: the file. Lines that it already has are kept, and are not added again.
+      say: called with the message for each image that is new in the list.
     """
 
     def __init__(self, path: Path, say: Report):
@@ -61,7 +60,7 @@ class UnreadableList:
         self._known = set(_lines(path)) if path.exists() else set()
 
     def __call__(self, message: str) -> None:
-        """Adds an image, unless it is there; as one line, escaped where it cannot be printed."""
+        """Adds the message for an image as one line, with escapes, unless the list has it."""
         message = escaped(message)
         if message in self._known:
             return
@@ -69,11 +68,11 @@ class UnreadableList:
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(message + "\n")
-        except OSError as error:  # the run does without this image, and without the list too
-            message += f" (It is not in {self.path}: {error.strerror}.)"
+        except OSError as error:
+            message += f" ({self.path} could not be written: {error.strerror}.)"
         self._say(message)
 
 
 def _lines(path: Path) -> list[str]:
-    """Not `str.splitlines`, which also breaks lines at characters that a file name may hold."""
+    """The lines of a file. `str.splitlines` also splits at characters that file names may have."""
     return path.read_text("utf-8", errors="surrogateescape").split("\n")

@@ -1,8 +1,7 @@
-"""Model FLOP utilisation: what share of the devices' arithmetic the training makes use of.
+"""Model FLOP utilisation (MFU; PaLM, arXiv:2204.02311, appendix B).
 
-As in PaLM (arXiv:2204.02311, appendix B): the operations that the network needs for its forward and
-backward passes, whether or not some are computed again to save memory, over what the devices could
-do in the same time.
+It is the rate of the operations of forward and backward passes, without those that
+rematerialization repeats, divided by the peak rate of the devices.
 """
 
 import re
@@ -10,13 +9,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from replk_jax.models.network import Network
 from replk_jax.models.summary import summary
 
-# Operations a second by `jax.Device.device_kind`: with bfloat16, and with float32 as XLA multiplies
-# it unless told otherwise: in TF32 on GPUs that have it, in bfloat16 on TPUs. From the makers' data
-# sheets, without sparsity; where a sheet states figures with sparsity alone, half of them.
+# Operations per second by `jax.Device.device_kind`: in bfloat16, and in float32 at XLA's default
+# precision (TF32 on GPUs that have it, bfloat16 on TPUs). From the manufacturers' data sheets,
+# without sparsity; where a sheet has only figures with sparsity, half of them.
 _PEAKS = {
     # "NVIDIA V100 Tensor Core GPU", 2020: FP32, for Volta multiplies neither bfloat16 nor TF32.
     r"Tesla V100-SXM[23]-\d+GB": (15.7e12, 15.7e12),
@@ -43,8 +43,8 @@ _PEAKS = {
     # appendices A: sums in float32.
     r"NVIDIA GeForce RTX 3090": (71e12, 35.6e12),
     r"NVIDIA GeForce RTX 4090": (165.2e12, 82.6e12),
-    # cloud.google.com/tpu/docs, a page for each. Up to v3 the two cores of a chip are two devices
-    # to JAX, from v4 on they are one.
+    # cloud.google.com/tpu/docs. To JAX, each of the two cores of a chip is a device up to v3; from
+    # v4 on the chip is one device.
     r"TPU v2": (22.5e12, 22.5e12),
     r"TPU v3": (61.5e12, 61.5e12),
     r"TPU v4": (275e12, 275e12),
@@ -60,34 +60,35 @@ class Utilization:
     Args:
       model: the network.
       image_size: height and width of its images.
-      devices: that train it; None for all devices of all processes.
+      devices: that it is trained on; None for all devices of all processes.
     """
 
     def __init__(
         self,
         model: Network,
         image_size: int | tuple[int, int],
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     ):
         kinds = [device.device_kind for device in devices or jax.devices()]
         peaks = [peak_flops(kind, model.dtype) for kind in kinds]
+        known = [peak for peak in peaks if peak is not None]
         self._peak_images_per_second = (
-            None if None in peaks else sum(peaks) / training_flops(model, image_size)
+            sum(known) / training_flops(model, image_size) if len(known) == len(peaks) else None
         )
 
-    def of(self, images_per_second: float) -> dict[str, float]:
-        """{"mfu": a share of 1}, or {} where the peak of a device is not known."""
+    def metrics(self, images_per_second: float) -> dict[str, float]:
+        """{"mfu": between 0 and 1}; {} if the peak rate of a device is not known."""
         if self._peak_images_per_second is None:
             return {}
         return {"mfu": images_per_second / self._peak_images_per_second}
 
 
-def peak_flops(device_kind: str, dtype: jnp.dtype) -> float | None:
-    """Operations that a device can do in a second; None for a kind that is not known, and for CPUs.
+def peak_flops(device_kind: str, dtype: np.dtype) -> float | None:
+    """The peak rate of a device in operations per second; None for CPUs and unknown kinds.
 
     Args:
       device_kind: from `jax.Device`.
-      dtype: that the network computes in, bfloat16 or float32.
+      dtype: of the network's computation, bfloat16 or float32.
     """
     for pattern, (bfloat16, float32) in _PEAKS.items():
         if re.fullmatch(pattern, device_kind):
@@ -96,11 +97,11 @@ def peak_flops(device_kind: str, dtype: jnp.dtype) -> float | None:
 
 
 def training_flops(model: Network, image_size: int | tuple[int, int]) -> int:
-    """Operations of a forward and a backward pass of one image, through all branches.
+    """Operations of the forward and backward pass for one image, in the training-time structure.
 
-    Two for each multiply-add of the convolutions and the classifier; and twice the forward pass
-    for the backward one. A tap counts on the padding too, as in the papers' figures: of a large
-    kernel on a small map, most taps.
+    A multiply-add of a convolution or the classifier is two operations; the backward pass has twice
+    as many as the forward pass. Products with the padding count, as in the papers' figures; they
+    are the majority for a large kernel on a small feature map.
 
     Args:
       model: the network.

@@ -1,4 +1,4 @@
-"""What networks are trained for: a file for each kind of task, and their registry."""
+"""Tasks: a module for each kind, and their registry."""
 
 from collections.abc import Mapping
 

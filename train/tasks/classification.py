@@ -1,7 +1,7 @@
 """Image classification: each image has one label."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from replk_jax.checkpoint import Checkpoint
 from replk_jax.models.backbone import Backbone
 from replk_jax.vision import imagenet
-from replk_jax.vision.base_preprocessing import normalize
-from replk_jax.vision.preprocessing import Preprocessing
+from replk_jax.vision.base_preprocessing import BasePreprocessing, normalize
 from train.data.augmentation import Augmentation, count_groups
 from train.data.randaugment import RandAugment
 from train.data.sources import LabelledImages, open_source, prepare
@@ -29,13 +28,13 @@ from train.tasks.classification_config import build_preprocessing, check
 
 
 def make_task(config: ConfigDict) -> Task:
-    """The classes of the configured images, learnt by the configured network.
+    """The classification task of a run.
 
     Args:
       config: see configs/common.py.
 
     Raises:
-      RunError: data that are not there, or splits that do not belong together.
+      RunError: the data set does not exist, or its splits have different classes.
     """
     data = config.data
     model = configuration.build_model(config)
@@ -73,21 +72,21 @@ def make_task(config: ConfigDict) -> Task:
 
 
 def make_evaluations(config: ConfigDict, network: Checkpoint) -> dict[str, Evaluation]:
-    """The accuracy of a classifier from a file, on the configured images.
+    """The evaluations of a classifier from a file.
 
-    They are prepared as is known of the network, or as the configuration says if nothing is known
-    or `config.data.eval_as_configured` is set.
+    The preprocessing is that of the file, or that of the configuration if the file has none or
+    `config.data.eval_as_configured` is set.
 
     Args:
       config: see configs/common.py; `init_from` names the file.
       network: from the file.
 
     Raises:
-      RunError: no classifier, one of other classes, or data that are not there.
+      RunError: the network has no classifier or other classes, or the data set does not exist.
     """
     data = config.data
     if not (isinstance(network.model, Backbone) and network.model.has_classifier):
-        raise RunError(f"{config.init_from} is of a network without classifier.")
+        raise RunError(f"The network in {config.init_from} has no classifier.")
     preprocessing = network.preprocessing
     if preprocessing is None or data.eval_as_configured:
         channels = network.model.in_channels
@@ -105,19 +104,19 @@ def make_evaluations(config: ConfigDict, network: Checkpoint) -> dict[str, Evalu
 
 
 def preview(config: ConfigDict, count: int) -> Preview:
-    """The first `count` images that the network sees, each with its two most probable classes.
+    """The first `count` inputs of the network, with their two most probable classes.
 
     Args:
       config: see configs/common.py.
       count: number of images.
 
     Raises:
-      RunError: as `first_inputs`; or inputs that are NaN or infinite.
+      RunError: see `first_inputs`; or inputs are NaN or infinite.
     """
     images, targets, class_names = first_inputs(config, count)
     if not (np.isfinite(images).all() and np.isfinite(targets).all()):
         raise RunError(
-            "The inputs of the first step are NaN or infinite: look at config.data.mean, "
+            "The inputs of the first step are NaN or infinite: check config.data.mean, "
             "config.data.std and config.augmentation."
         )
     background = config.label_smoothing / len(class_names)
@@ -126,20 +125,21 @@ def preview(config: ConfigDict, count: int) -> Preview:
 
 
 def first_inputs(config: ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The first images (count, S, S, C) and targets (count, K) that the network sees.
+    """The first images and targets of the network in training.
 
-    They depend on the images before them and on those of their mixup group, not on the whole
-    batch: of a large batch only a few images are read.
+    An image depends only on the images before it and on its mixup group, so the rest of a large
+    batch is not read.
 
     Args:
       config: see configs/common.py.
       count: number of images, at most a (micro-)batch.
 
     Returns:
-      Images, normalised; targets, probabilities; and the names of the classes.
+      Normalised images, float32 (count, S, S, C); class probabilities, float32 (count, K); and the
+      names of the classes.
 
     Raises:
-      RunError: as `make_task`, or a `count` that is too large.
+      RunError: see `make_task`; or `count` is too large.
     """
     micro_batch = config.batch_size // config.accumulation
     if count > micro_batch:
@@ -160,14 +160,14 @@ def first_inputs(config: ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray
 
 
 def make_augmentation(config: ConfigDict, num_classes: int) -> Augmentation:
-    """What the device does to training batches.
+    """The augmentation of training batches on the devices.
 
     Args:
       config: see configs/common.py.
       num_classes: of the data.
 
     Raises:
-      RunError: a batch that cannot be divided into mixup groups; see `count_groups`.
+      RunError: the batch cannot be divided into mixup groups; see `count_groups`.
     """
     augmentation = Augmentation(
         num_classes=num_classes,
@@ -183,18 +183,18 @@ def make_augmentation(config: ConfigDict, num_classes: int) -> Augmentation:
 
 
 def make_train_transform(data: ConfigDict, channels: int) -> TrainTransform:
-    """What the host does to each training image.
+    """The transform of training images on the host.
 
     Args:
       data: the section `data` of configs/common.py.
       channels: 1 for grey, 3 for colour.
 
     Raises:
-      RunError: a RandAugment that is not understood.
+      RunError: `data.rand_augment` is wrong or unsupported.
     """
     rand_augment = None
     if data.rand_augment != "none":
-        # For Pillow's "bicubic" and for OpenCV; timm moves images as it resizes them.
+        # As in timm, affine maps interpolate as the crop does; "opencv" is bicubic.
         interpolation = "bilinear" if data.resizing == "bilinear" else "bicubic"
         rand_augment = RandAugment.parse(data.rand_augment, data.mean, interpolation)
     return TrainTransform(
@@ -210,7 +210,7 @@ def make_train_transform(data: ConfigDict, channels: int) -> TrainTransform:
 
 
 def cross_entropy(augmentation: Augmentation) -> Loss:
-    """The mean cross entropy with the soft targets that the augmentation makes of the labels."""
+    """The mean cross entropy with the soft targets of the augmentation."""
 
     def loss(
         forward: Forward, key: jax.Array, batch: Batch
@@ -222,25 +222,25 @@ def cross_entropy(augmentation: Augmentation) -> Loss:
 
 
 def accuracy(mean: Sequence[float], std: Sequence[float]) -> Metrics:
-    """`top1`, `top5` (between 0 and 1) and `loss` (mean cross entropy); the best has most `top1`.
+    """The metrics `top1` and `top5` (between 0 and 1), and `loss` (the mean cross entropy).
 
     Batches have `image`, uint8 (N, H, W, C), and `label`, int32 (N,); outputs are logits (N, K).
-    An image with a logit that is NaN or infinite counts as wrong, and makes the loss NaN.
+    An image with a NaN or infinite logit counts as wrong, and makes the loss NaN.
 
     Args:
       mean, std: of the images, one value per channel, for values in [0, 1].
     """
 
-    def inputs(batch: Batch) -> jax.Array:
-        return normalize(batch["image"], mean, std)
+    def predict(forward: Callable[..., jax.Array], batch: Batch) -> jax.Array:
+        return forward(normalize(batch["image"], mean, std))
 
-    return Metrics(inputs, _hits_and_losses, _means, best_by="top1")
+    return Metrics(predict, _hits_and_losses, _means, best_by="top1")
 
 
 def _hits_and_losses(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     labels, mask = batch["label"], batch["mask"]
     _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-    # Otherwise the first class would be the most probable among NaN.
+    # Among NaN, top_k finds the first class.
     finite = jnp.isfinite(logits).all(axis=-1)
     hits = (best == labels[:, None]) & (mask & finite)[:, None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -258,19 +258,17 @@ def _means(sums: Mapping[str, np.ndarray], examples: int) -> dict[str, float]:
 
 def _evaluation_names(data: ConfigDict) -> dict[str, str]:
     """The split of each evaluation, by the evaluation's name."""
-    names = {"eval": data.eval_split}
-    for split in data.more_eval_splits:
-        if f"eval_{split}" in names or "/" in split or split == "ema":
-            raise RunError(
-                f"config.data.more_eval_splits has {split!r}, whose scores would be reported under "
-                "the name of others: name each split once, without a slash, and none ema."
-            )
-        names[f"eval_{split}"] = split
-    return names
+    splits = (data.eval_split, *data.more_eval_splits)
+    if len(set(splits)) != len(splits):
+        raise RunError(
+            f"config.data.more_eval_splits = {data.more_eval_splits} names a split twice, or "
+            f"config.data.eval_split = {data.eval_split!r}."
+        )
+    return {"eval": data.eval_split} | {f"eval_{split}": split for split in data.more_eval_splits}
 
 
 def _evaluations(
-    config: ConfigDict, sources: Mapping[str, LabelledImages], preprocessing: Preprocessing
+    config: ConfigDict, sources: Mapping[str, LabelledImages], preprocessing: BasePreprocessing
 ) -> dict[str, Evaluation]:
     metrics = accuracy(preprocessing.mean, preprocessing.std)
     return {
@@ -298,7 +296,7 @@ def _require_same_classes(
     if training.class_names != evaluation.class_names:
         raise RunError(
             f"The splits {train_split!r} and {eval_split!r} do not have the same classes: "
-            f"{_first(training.class_names)} and {_first(evaluation.class_names)}."
+            f"{_brief(training.class_names)} and {_brief(evaluation.class_names)}."
         )
 
 
@@ -313,12 +311,13 @@ def _require_classes_of(network: Checkpoint, path: str, split: str, source: Labe
         pairs = enumerate(zip(network.class_names or (), source.class_names, strict=True))
         number, (theirs, ours) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
         raise RunError(
-            f"{path} was trained on other classes than those of the split {split!r}: number "
-            f"{number} is {theirs!r} there and {ours!r} here."
+            f"{path} and the split {split!r} have different classes: class {number} is {theirs!r} "
+            f"in the file and {ours!r} in the split."
         )
 
 
-def _first(names: list[str]) -> str:
+def _brief(names: list[str]) -> str:
+    """The number of names, and the first three."""
     shown = ", ".join(names[:3])
     return f"{len(names)} ({shown}{', ...' if len(names) > 3 else ''})"
 
@@ -327,21 +326,23 @@ def _captions(target: np.ndarray, class_names: Sequence[str], background: float)
     """Names and probabilities of at most two classes.
 
     Args:
-      target: of the classes, float32 (K,).
+      target: class probabilities, float32 (K,).
       class_names: K names.
-      background: what label smoothing gives to every class, which is not shown.
+      background: the probability that label smoothing gives to every class. Classes with no more
+        are omitted.
     """
-    words = dict(zip(imagenet.wordnet_ids(), imagenet.class_names(), strict=True))
-    for label in np.argsort(-target, kind="stable")[:2]:
+    imagenet_names = dict(zip(imagenet.wordnet_ids(), imagenet.class_names(), strict=True))
+    for label in map(int, np.argsort(-target, kind="stable")[:2]):
         if target[label] - background >= 0.005:
             name = class_names[label]
-            first_word = words[name].split(",")[0] if name in words else name
-            yield f"{first_word} {target[label]:.2f}"
+            if name in imagenet_names:
+                name = imagenet_names[name].split(",")[0]
+            yield f"{name} {target[label]:.2f}"
 
 
 def _pixels(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Normalised images as pixels, uint8 (N, H, W, 3), clipped at black and white."""
-    values = np.rint(255 * (images * np.float32(std) + np.float32(mean)))
+    values = np.rint(255 * (images * np.array(std, np.float32) + np.array(mean, np.float32)))
     coloured = np.broadcast_to(values, (*values.shape[:-1], 3))
     return coloured.clip(0, 255).astype(np.uint8)
 

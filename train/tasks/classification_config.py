@@ -1,4 +1,4 @@
-"""The fields of a configuration that only classification has: what they must satisfy."""
+"""Checks of the fields of a configuration that only classification has."""
 
 import math
 
@@ -11,19 +11,19 @@ from train.errors import RunError
 
 
 def check(config: ConfigDict) -> None:
-    """Raises RunError, naming field and value, where a value makes no sense."""
+    """Raises RunError, naming field and value, for the first invalid value."""
     check_fields(config, RULES)
 
 
 def build_preprocessing(data: ConfigDict, channels: int) -> Preprocessing:
-    """Of the images to evaluate on, as the `data` part of a configuration says.
+    """The preprocessing of evaluation images.
 
     Args:
-      data: see configs/common.py.
-      channels: that the network takes.
+      data: the section `data` of configs/common.py.
+      channels: of the network's input.
 
     Raises:
-      RunError: fields that make no sense, or are not for so many channels.
+      RunError: a field is invalid, or is for another number of channels.
     """
     if channels not in (1, 3):
         raise RunError(

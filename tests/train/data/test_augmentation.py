@@ -39,7 +39,7 @@ RARER_CUTS = PAPERS_DRAWS | {"switch_probability": 0.3}
 KEY = jax.random.key(7)
 MANY = 20_000
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "strict_promotion")
 
 erase = jax.jit(erase, static_argnums=2)
 mix = jax.jit(mix)
@@ -139,9 +139,9 @@ def test_the_order_is_normalise_erase_mix():
     """The parts one after another, each with its key."""
     batch = random_batch(64)
     images, targets = jax.jit(OFF)(KEY, batch)
-    of_erasing, of_mixing = jax.random.split(KEY)
-    images = erase(of_erasing, images, 0.25)
-    images, targets = mix(draw_mixing(of_mixing, 8, (12, 12), **PAPERS_DRAWS), images, targets)
+    erasing_key, mixing_key = jax.random.split(KEY)
+    images = erase(erasing_key, images, 0.25)
+    images, targets = mix(draw_mixing(mixing_key, 8, (12, 12), **PAPERS_DRAWS), images, targets)
     actual, actual_targets = jax.jit(PAPER)(KEY, batch)
     np.testing.assert_allclose(actual, images, rtol=0, atol=1e-5)
     np.testing.assert_allclose(actual_targets, targets, rtol=0, atol=1e-6)

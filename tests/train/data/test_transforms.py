@@ -314,7 +314,7 @@ class TestTraining:
         images = [example(photograph(90, 70), "JPEG"), example(photograph(50, 63))]
         equal = 0
         for transform in (jitter, dataclasses.replace(jitter, rand_augment=augment)):
-            reference = PillowTransform(**vars(transform))
+            reference = PillowTransform(transform)
             for seed in range(60):
                 chosen = images[seed % 2]
                 result = transform.random_map(chosen, np.random.default_rng(seed))["image"]

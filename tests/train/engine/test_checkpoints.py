@@ -178,7 +178,7 @@ def test_a_moving_average_begins_from_the_parameters(tmp_path):
     said = []
     restored, _ = restore(tmp_path, state(0.0, average=True), report=said.append)
     assert_equal(restored.ema, state(2.0).variables)
-    assert "begins from the parameters" in said[0]
+    assert "the EMA starts from its parameters" in said[0]
     # Not the same memory, which a step that is given both could not use twice.
     assert jax.tree.leaves(restored.ema)[0] is not jax.tree.leaves(restored.variables)[0]
     jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), donate_argnums=0)(restored)
@@ -190,7 +190,7 @@ def test_a_moving_average_is_left_out(tmp_path):
     said = []
     restored, _ = restore(tmp_path, report=said.append)
     assert_equal(restored, state(2.0))
-    assert f"The moving average in {tmp_path / '2'} is left out" in said[0]
+    assert f"The EMA in {tmp_path / '2'} is not used" in said[0]
 
 
 def test_any_damaged_file_is_noticed_and_named(tmp_path):
@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path):
     assert names(tmp_path) == {"1", "2.damaged", "3.damaged"}
     for text, damaged in zip(said, (3, 2), strict=True):
         assert f"{tmp_path / str(damaged)} is damaged" in text
-        assert f"goes on from {tmp_path / '1'}" in text
+        assert f"resuming from {tmp_path / '1'}" in text
 
     fill(tmp_path, 2, 3)
     assert restore(tmp_path)[1] == 3

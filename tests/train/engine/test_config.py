@@ -1,5 +1,7 @@
 """What a configuration must satisfy."""
 
+import json
+
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -61,7 +63,7 @@ def test_the_configurations_pass(module):
         ("optimizer.head_lr_factor", 0.0),
         ("freeze.stages", -2),
         ("data.unreadable", "skip"),
-        ("checkpoints.on_failure", "go_on"),
+        ("checkpoints.on_failure", "wait"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(field, value):
@@ -124,11 +126,6 @@ def test_lengths_in_epochs_and_in_steps(fields, expected):
         ("eval_every_steps", 5, r"config\.eval_every_epochs = 2\.0 and .* are both set"),
         ("optimizer.warmup_steps", 5, r"config\.optimizer\.warmup_epochs = 3\.0 and .* both set"),
         ("optimizer.schedule", "step", r"needs config\.optimizer\.milestones"),
-        (
-            "augmentation.images_per_draw",
-            8,
-            r"is now called config\.augmentation\.mixup_group_size",
-        ),
     ],
 )
 def test_fields_that_contradict_each_other(field, value, message):
@@ -179,24 +176,24 @@ def test_processes_that_are_half_described(coordinator, processes, process):
     config.distributed.coordinator = coordinator
     config.distributed.num_processes = processes
     config.distributed.process_id = process
-    with pytest.raises(RunError, match=r"config\.distributed must name"):
+    with pytest.raises(RunError, match=r"config\.distributed: set all"):
         configuration.check(config)
 
 
 def test_changes_are_told(tmp_path):
     config = digits.get_config()
-    assert configuration.remember(config, tmp_path) == []
-    assert configuration.remember(config, tmp_path) == []
+    assert configuration.store(config, tmp_path) == []
+    assert configuration.store(config, tmp_path) == []
     config.optimizer.peak_lr = 0.001
-    assert configuration.remember(config, tmp_path) == [
+    assert configuration.store(config, tmp_path) == [
         "config.optimizer.peak_lr was 0.004, now 0.001"
     ]
 
 
 def test_a_damaged_record_of_the_configuration(tmp_path):
     (tmp_path / "config.json").write_text('{"seed"')
-    with pytest.raises(RunError, match=r"config\.json is damaged .*: take it away"):
-        configuration.remember(common.get_config(), tmp_path)
+    with pytest.raises(RunError, match=r"config\.json is damaged .*: remove it"):
+        configuration.store(common.get_config(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -241,3 +238,49 @@ def test_a_model_that_makes_no_sense():
     config.model.output_stride = 12
     with pytest.raises(RunError, match=r"config\.model: output_stride must be"):
         configuration.build_model(config)
+
+
+def test_a_file_of_an_earlier_version_needs_no_change(capsys):
+    """Old names and values are translated, and the new ones said."""
+    config = digits.get_config()
+    with config.unlocked():
+        config.augmentation.images_per_draw = 8
+        config.checkpoints.on_failure = "go_on"
+    config.lock()
+    configuration.check(config)
+    assert config.augmentation.mixup_group_size == 8
+    assert "images_per_draw" not in config.augmentation
+    assert config.checkpoints.on_failure == "continue"
+    said = capsys.readouterr().err
+    assert "config.augmentation.images_per_draw is now called config.augmentation.mixup" in said
+    assert "config.checkpoints.on_failure = go_on is now called continue" in said
+
+
+def test_a_run_of_an_earlier_version_has_no_changes(tmp_path):
+    """Of its configuration all names and fields that were added since are translated."""
+    config = digits.get_config()
+    configuration.store(config, tmp_path)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    for field in configuration.ADDED:
+        *sections, name = field.split(".")
+        section = stored
+        for part in sections:
+            section = section[part]
+        del section[name]
+    del stored["freeze"]
+    stored["augmentation"]["images_per_draw"] = stored["augmentation"].pop("mixup_group_size")
+    stored["checkpoints"]["on_failure"] = "stop"
+    path.write_text(json.dumps(stored))
+    assert configuration.store(config, tmp_path) == []
+    path.write_text(json.dumps(stored | {"seed": 5}))
+    assert configuration.store(config, tmp_path) == ["config.seed was 5, now 0"]
+
+
+@pytest.mark.parametrize(("milestones", "last"), [((1, 3), 138), ((2.5, 3.5), 161)])
+def test_milestones_after_the_run(milestones, last):
+    config = digits.get_config()
+    config.epochs, config.optimizer.warmup_epochs = 3.0, 0.0
+    config.optimizer.schedule, config.optimizer.milestones = "step", milestones
+    with pytest.raises(RunError, match=f"ends after 138 steps, before step {last}"):
+        configuration.run_length(config, 46)

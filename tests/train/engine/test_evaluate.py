@@ -71,8 +71,11 @@ def test_a_merged_network(config, tmp_path):
     [
         (None, "--config.init_from=FILE"),
         (network(num_classes=7), "has 7 classes; the split 'test' has 10"),
-        (network(num_classes=None), "without classifier"),
-        (network(class_names=tuple("0123456798")), "number 8 is '9' there and '8' here"),
+        (network(num_classes=None), "has no classifier"),
+        (
+            network(class_names=tuple("0123456798")),
+            "class 8 is '9' in the file and '8' in the split",
+        ),
         (network(in_channels=3), r"config\.data\.mean and config\.data\.std must have 3 values"),
     ],
 )
@@ -123,10 +126,25 @@ def test_a_network_that_diverged(config, tmp_path, capsys):
     diverged.variables["params"]["head"]["bias"][:] = np.nan
     save(tmp_path / "network.safetensors", diverged)
     config.init_from = str(tmp_path / "network.safetensors")
-    with pytest.raises(RunError, match=r"NaN or infinite values .*training\.loss"):
+    with pytest.raises(RunError, match=r"NaN or infinite .*training\.loss"):
         evaluate_checkpoint(config, tmp_path, CLASSIFICATION)
     result = strict((tmp_path / "evaluation.json").read_text())
     assert result["largest_difference"] is None
     for structure in ("training", "merged"):
         assert result[structure] == {"top1": 0.0, "top5": 0.0, "loss": None, "examples": 299}
     assert "loss nan" in capsys.readouterr().out
+
+
+def test_more_splits(config, tmp_path, capsys):
+    save(tmp_path / "network.safetensors", network(preprocessing=GREY))
+    config.init_from = str(tmp_path / "network.safetensors")
+    config.data.more_eval_splits = ("train[:64]",)
+    result = evaluate_checkpoint(config, None, CLASSIFICATION)
+    assert result["training"]["examples"] == 299
+    (name,) = result["evaluations"]
+    assert name == "eval_train[:64]"
+    assert result["evaluations"][name]["merged"]["examples"] == 64
+    assert f"({name}) on 64 images" in capsys.readouterr().out
+    config.data.more_eval_splits = ("test",)
+    with pytest.raises(RunError, match="names a split twice"):
+        evaluate_checkpoint(config, None, CLASSIFICATION)

@@ -1,5 +1,7 @@
 """Accuracy, counted by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ import replk_jax
 from tests.helpers import TINY, data_mesh, random_variables
 from train.engine import parallel
 from train.engine.evaluation import Evaluator, require_finite_scores
-from train.engine.task import Metrics, add_in_64_bits
+from train.engine.evaluations import check_names
+from train.engine.task import Evaluation, Metrics, add_in_64_bits
 from train.errors import RunError
 from train.tasks.classification import accuracy
 
@@ -179,7 +182,9 @@ def test_another_task(examples):
         loss = sums["values"].max() / examples
         return {"loss": loss, "share": sums["positive"] / examples}
 
-    metrics = Metrics(lambda batch: batch["image"] / 255, statistics, scores, best_by="share")
+    metrics = Metrics(
+        lambda forward, batch: forward(batch["image"] / 255), statistics, scores, best_by="share"
+    )
     evaluator = Evaluator(model, metrics, mesh)
     found = evaluator.evaluate(variables, batches(examples, 8, mesh))
     fine, coarse = map(np.float64, model.apply(variables, np.float32(examples[0] / 255)))
@@ -200,7 +205,7 @@ def test_statistics_that_are_no_sums(model, variables, examples):
         return [*(total or []), *scores[counts]]
 
     metrics = Metrics(
-        lambda batch: (batch["image"] / 255 - 0.5) / 0.25,
+        lambda forward, batch: forward((batch["image"] / 255 - 0.5) / 0.25),
         lambda logits, batch: (logits[:, 0], batch["mask"]),
         lambda scores, examples: {"median": float(np.median(scores)), "first": float(scores[0])},
         best_by="median",
@@ -237,3 +242,57 @@ def test_the_largest_output(model, variables, examples, value):
     broken = jax.tree.map(np.copy, variables)
     broken["params"]["head"]["bias"][3] = value
     assert np.array_equal(evaluator.largest_output(broken, last), abs(value), equal_nan=True)
+
+
+def test_predictions_of_several_passes(model, variables, examples):
+    """As for crops or scales: the network is called as often as the metrics want."""
+
+    def predict(forward, batch):
+        images = (batch["image"] / 255 - 0.5) / 0.25
+        return (forward(images) + forward(images[:, :, ::-1])) / 2
+
+    metrics = dataclasses.replace(METRICS, predict=predict)
+    mesh = parallel.device_mesh(8)
+    scores = Evaluator(model, metrics, mesh).evaluate(variables, batches(examples, 8, mesh))
+    mirrored = examples[0][:, :, ::-1], examples[1]
+    logits = (logits_of(model, variables, examples) + logits_of(model, variables, mirrored)) / 2
+    assert scores["top1"] == pytest.approx(np.mean(logits.argmax(1) == examples[1]))
+
+
+def test_what_is_checked_of_predictions(model, variables, examples):
+    """Neither padding of minus infinity nor class numbers count as a network that diverged."""
+
+    def predict(forward, batch):
+        logits = forward((batch["image"] / 255 - 0.5) / 0.25)
+        padded = jnp.pad(logits, [(0, 0), (0, 3)], constant_values=-jnp.inf)
+        return {"logits": logits, "padded": padded, "class": logits.argmax(1)}
+
+    def score(predictions, batch):
+        return {"hits": ((predictions["class"] == batch["label"]) & batch["mask"]).sum()}
+
+    def scores(sums, examples):
+        return {"hits": float(sums["hits"] / examples)}
+
+    mesh = parallel.device_mesh(8)
+    metrics = Metrics(predict, score, scores, "hits", checked=lambda made: made["logits"])
+    evaluator = Evaluator(model, metrics, mesh)
+    first = next(batches(examples, 16, mesh))
+    expected = np.abs(logits_of(model, variables, examples)[:16]).max()
+    assert evaluator.largest_output(variables, first) == pytest.approx(expected, rel=1e-4)
+    evaluator.check(variables, first)
+    assert evaluator.compare(variables, [first])["largest_difference"] < 1e-4
+    numbers_alone = dataclasses.replace(metrics, checked=lambda made: made["class"])
+    assert Evaluator(model, numbers_alone, mesh).largest_output(variables, first) == 0
+    misspelt = dataclasses.replace(metrics, best_by="hit")
+    with pytest.raises(ValueError, match="best_by='hit' is none of the scores hits"):
+        Evaluator(model, misspelt, mesh).check(variables, first)
+
+
+@pytest.mark.parametrize("name", ["", "train", "a/b", "val_ema"])
+def test_names_of_evaluations(name):
+    evaluation = Evaluation(METRICS, None, None)
+    check_names({"eval": evaluation, "val": evaluation})
+    with pytest.raises(RunError, match="cannot be named"):
+        check_names({"eval": evaluation, name: evaluation})
+    with pytest.raises(RunError, match="needs an evaluation"):
+        check_names({})

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 import replk_jax
 from configs import common
 from tests.helpers import data_mesh, random_images, random_variables
+from tests.models.composite import tiny_segmenter
 from train.engine.checkpoints import Checkpoints
 from train.engine.config import build_freezing, build_optimizer
 from train.engine.freezing import Freezing
@@ -196,3 +197,14 @@ def test_all_stages_can_be_frozen_but_no_more(stages):
     params = flatten_dict(random_variables(create())["params"])
     trained = {path[0] for path in params if not freezing.is_frozen(path)}
     assert trained == {"norm", "head"}
+
+
+def test_norms_of_new_heads_are_trained():
+    """`batch_norm` is about the backbone of a network with heads, as mmdetection's `norm_eval`."""
+    model = tiny_segmenter()
+    variables = random_variables(model)
+    freezing = Freezing(model, batch_norm=True)
+    _, batch_stats = forward(model, freezing, variables, random_images(model))
+    before, after = flatten_dict(variables["batch_stats"]), flatten_dict(batch_stats)
+    changed = {path[0] for path in before if np.any(before[path] != after[path])}
+    assert changed == {"decode_head", "auxiliary_head"}

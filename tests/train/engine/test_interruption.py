@@ -104,8 +104,8 @@ def test_two_processes_do_it_all_together(tmp_path):
     assert f"{checkpoints / '4'} is damaged" in main["report"]
     assert "report" not in other
     assert f"could not be written to {checkpoints}" in main["full disk"]
-    assert "Another program works in" in main["second run"]
+    assert "in use by another program" in main["second run"]
     for trouble in ("full disk", "second run"):
-        assert "Process 0 had to stop" in other[trouble]
+        assert "Process 0 failed" in other[trouble]
     assert {path.name for path in checkpoints.iterdir()} == {"3", "4.damaged", "5"}
     assert main["left at"] == other["left at"] > 10

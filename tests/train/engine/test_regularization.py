@@ -103,7 +103,7 @@ def test_networks_with_other_blocks_are_refused(block):
     params = {"conv1": {"conv": {"kernel": np.ones((3, 3, 1, 1))}}}  # a ResNet
     if block:
         params = variables(block=block)[1]["params"]
-    with pytest.raises(RunError, match=r"config\.optimizer\.custom_l2 .* leave it off"):
+    with pytest.raises(RunError, match=r"config\.optimizer\.custom_l2 .* turn it off"):
         custom_l2(params, {})
-    with pytest.raises(RunError, match="leave it off"):
+    with pytest.raises(RunError, match="turn it off"):
         penalised_kernels(params)

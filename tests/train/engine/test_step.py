@@ -321,14 +321,44 @@ def test_a_loss_may_run_the_network_twice():
     assert abs(second - first) > 1e-3
 
 
-def test_a_term_cannot_hide_the_loss():
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"loss": 1.0}, "cannot be named 'loss'"),
+        ({"penalty": 1.0}, "cannot be named 'penalty'"),
+        ({"stage/loss": 1.0}, "cannot be named 'stage/loss'"),
+        ({"box": jnp.zeros(3)}, r"box of a loss has shape \(3,\)"),
+    ],
+)
+def test_terms_that_cannot_be_reported(terms, message):
     model, mesh = Noisy(), data_mesh(1)
     state = TrainState(jnp.zeros((), jnp.int32), {"weight": jnp.ones(())}, {}, optax.EmptyState())
     step = make_train_step(
-        model, optax.identity(), lambda *_: (jnp.zeros(()), {"loss": 1.0}), seed=0, mesh=mesh
+        model, optax.identity(), lambda *_: (jnp.zeros(()), terms), seed=0, mesh=mesh
     )
-    with pytest.raises(ValueError, match="cannot be called loss"):
+    with pytest.raises(ValueError, match=message):
         step(state, {"image": jnp.zeros((1, 4, 4, 3))})
+
+
+def test_a_network_without_batch_norm():
+    class Plain(nn.Module):
+        in_channels, dtype = 3, jnp.float32
+
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dense(2)(x.mean((1, 2)))
+
+    model, mesh, optimizer = Plain(), data_mesh(1), optax.sgd(0.1)
+    state = init_state(model, optimizer, (4, 4), 0, mesh, ema=True)
+    before = jax.tree.map(np.array, state.params)
+    step = make_train_step(
+        model, optimizer, lambda forward, key, batch: (forward(batch["image"]).mean(), {}),
+        seed=0, mesh=mesh, ema_decay=0.5,
+    )  # fmt: skip
+    state, _ = step(state, {"image": jnp.ones((2, 4, 4, 3))})
+    assert state.batch_stats == state.ema["batch_stats"] == {}
+    after = jax.tree.leaves(state.params)
+    assert all(np.any(old != new) for old, new in zip(jax.tree.leaves(before), after, strict=True))
 
 
 def test_what_is_spread_over_devices():

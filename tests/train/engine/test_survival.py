@@ -56,7 +56,7 @@ def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path)
     status, _, err = train(tmp_path)
     assert status == 1
     assert (
-        f"Another program works in {tmp_path}: process {process.pid} on {socket.gethostname()}"
+        f"{tmp_path} is in use by another program: process {process.pid} on {socket.gethostname()}"
         in err
     )
     process.send_signal(signal.SIGTERM)
@@ -65,7 +65,7 @@ def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path)
     assert status == EXIT_STATUS, err
     left_at = newest(checkpoints)
     assert f"Resuming from {checkpoints / str(before)}" in out
-    assert f"left after step {left_at}. The same command resumes from there." in out
+    assert f"a checkpoint of step {left_at} is saved. The same command resumes from it." in out
     assert before < left_at < STEPS
 
     status, out, err = train(tmp_path)
@@ -169,7 +169,7 @@ def test_a_full_disk(start, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     [(status, out, err)] = ends([process])
     assert status == 0, err
-    assert err.count("The run goes on without it") == 4
+    assert err.count("The run continues without it") == 4
     assert "re-parameterized" in out
     assert "/checkpoints" not in out  # the closing words know of none
     assert result(tmp_path)["training"]["examples"] == 299

@@ -81,6 +81,10 @@ def loss(forward, key, batch):
     return main + 0.4 * auxiliary, {"decode": main, "auxiliary": auxiliary}
 
 
+def predict(forward, batch):
+    return forward(inputs(batch))
+
+
 def is_ink(scores):
     return scores[..., 1] > scores[..., 0]
 
@@ -92,7 +96,7 @@ def share():
         return (is_ink(scores) & batch["mask"][:, None, None]).sum()
 
     return Metrics(
-        inputs, statistics, lambda sums, examples: {"ink": float(sums / examples / 16)}, "ink"
+        predict, statistics, lambda sums, examples: {"ink": float(sums / examples / 16)}, "ink"
     )
 
 
@@ -112,7 +116,7 @@ def overlap():
         loss = float(sums["loss"] / examples / 16)
         return {"iou": float(sums["both"] / sums["either"]), "loss": loss}
 
-    return Metrics(inputs, statistics, scores, best_by="iou")
+    return Metrics(predict, statistics, scores, best_by="iou")
 
 
 def task(config):

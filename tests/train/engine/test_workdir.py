@@ -39,9 +39,10 @@ def test_a_path_that_is_not_utf8(tmp_path):
 def test_a_second_run_is_refused(tmp_path):
     workdir = tmp_path / "new" / "run"
     with locked(workdir):
-        told = rf"{workdir}: process {os.getpid()} on {re.escape(socket.gethostname())}, since 20"
+        holder = rf"process {os.getpid()} on {re.escape(socket.gethostname())}, since 20"
+        message = rf"{workdir} is in use by another program: {holder}"
         for _ in range(2):  # what is refused leaves no trace
-            with pytest.raises(RunError, match=told), locked(workdir):
+            with pytest.raises(RunError, match=message), locked(workdir):
                 pass
         with locked(tmp_path / "other"):
             pass
@@ -68,7 +69,7 @@ def test_the_lock_of_a_killed_run_is_gone(tmp_path):
 def test_a_run_that_has_only_just_begun(tmp_path):
     with (tmp_path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="only just begun"), locked(tmp_path):
+        with pytest.raises(RunError, match="just started"), locked(tmp_path):
             pass
 
 

@@ -50,7 +50,7 @@ def test_a_trace(tmp_path, capsys, first_step, total_steps, steps):
     assert traced_steps(tmp_path / "profile") == steps
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(
-        f"A trace of steps {steps[0]} to {steps[-1]} is in {tmp_path / 'profile'}. To look at it: "
+        f"A trace of steps {steps[0]} to {steps[-1]} is in {tmp_path / 'profile'}. To view it: "
     )
 
 
@@ -66,7 +66,7 @@ def test_a_run_that_ends_in_between(tmp_path):
 def test_nothing_to_trace(tmp_path, capsys):
     for total_steps in (0, 1):
         profile(tmp_path / "profile", 0, total_steps)
-    assert capsys.readouterr().err.count("There is no trace of this run") == 2
+    assert capsys.readouterr().err.count("No trace is made") == 2
     profile(tmp_path / "profile", 0, 30, active=False)
     profile(tmp_path / "profile", 0, 0, active=False)
     assert capsys.readouterr() == ("", "")

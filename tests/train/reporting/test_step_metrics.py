@@ -112,3 +112,11 @@ def test_the_first_value_that_is_not_finite_is_named(value):
     window.add(5, {"loss": jnp.float32(value), "grad_norm": jnp.float32(value)})
     with pytest.raises(NotFiniteError, match=f"grad_norm became {value} at step 4"):
         window.close()
+
+
+def test_a_term_is_named_before_the_loss_that_it_makes_nan():
+    window = MetricWindow(1)
+    nan = jnp.float32(np.nan)
+    window.add(1, {"grad_norm": nan, "loss": nan, "loss_box": jnp.float32(1), "loss_mask": nan})
+    with pytest.raises(NotFiniteError, match="loss_mask became nan at step 1"):
+        window.close()

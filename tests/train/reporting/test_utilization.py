@@ -78,15 +78,15 @@ def devices(*kinds):
 
 def test_utilization_over_devices():
     model = create_model(SMALL, dtype=jnp.dtype("bfloat16"))
-    eight = Utilization(model, 64, devices(*["NVIDIA H200"] * 8)).of(10_000)
+    eight = Utilization(model, 64, devices(*["NVIDIA H200"] * 8)).metrics(10_000)
     assert eight == {
         "mfu": pytest.approx(10_000 * training_flops(model, 64) / (8 * 989.5e12), rel=1e-12)
     }
-    one = Utilization(model, 64, devices("NVIDIA H200")).of(10_000)
+    one = Utilization(model, 64, devices("NVIDIA H200")).metrics(10_000)
     assert one["mfu"] == pytest.approx(8 * eight["mfu"])
 
 
 def test_no_figure_where_a_peak_is_not_known():
     model = create_model(SMALL)
-    assert Utilization(model, 64).of(100.0) == {}  # here, on a CPU
-    assert Utilization(model, 64, devices("NVIDIA H200", "NVIDIA H300")).of(100.0) == {}
+    assert Utilization(model, 64).metrics(100.0) == {}  # here, on a CPU
+    assert Utilization(model, 64, devices("NVIDIA H200", "NVIDIA H300")).metrics(100.0) == {}
