@@ -143,7 +143,8 @@ def get_config() -> ConfigDict:
                 # -1 for none, 0 for the stem, n for the stem and the first n stages: they get no
                 # updates and run in eval mode.
                 "stages": -1,
-                # Whether all batch norms use their running statistics and do not update them.
+                # Whether batch norms use their running statistics and do not update them; of a
+                # network with heads, those of its backbone.
                 "batch_norm": False,
             },
             "log_every_steps": 50,
