@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import optax
 
 from replk_jax.benchmark.compiling import compile_program
 from replk_jax.benchmark.timing import Program
+from replk_jax.models.network import Network
 from replk_jax.models.summary import planned_memory
 from replk_jax.models.variables import abstract_variables
 from replk_jax.reparam import reparameterize
@@ -21,7 +21,7 @@ DROP_PATH_RATE = 0.1  # of a training step, if the network has stochastic depth
 SCOPES = ("loss", "optimizer")  # of a training step, in addition to those of the network
 
 
-def draw_inputs(model: nn.Module, batch_size: int, image_size: int) -> tuple[Any, jax.Array]:
+def draw_inputs(model: Network, batch_size: int, image_size: int) -> tuple[Any, jax.Array]:
     """Random variables and images (N, H, W, C), float32.
 
     It does not use the initialisation of the model, which takes long to compile.
@@ -39,7 +39,7 @@ def draw_inputs(model: nn.Module, batch_size: int, image_size: int) -> tuple[Any
 
 
 def network_program(
-    mode: str, model: nn.Module, variables: Any, images: jax.Array, *, traceable: bool = False
+    mode: str, model: Network, variables: Any, images: jax.Array, *, traceable: bool = False
 ) -> Program:
     """Compiles a network in one of `MODES`.
 
@@ -90,7 +90,7 @@ def network_program(
     return compiled(train_step, (copies, optimizer.init(copies["params"])), carries=True)
 
 
-def _differentiated(model: nn.Module) -> Callable[..., Any]:
+def _differentiated(model: Network) -> Callable[..., Any]:
     """A function (variables, images) -> (gradients of a cross entropy, new batch statistics)."""
 
     def run(variables, images):

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from replk_jax.benchmark.network_programs import SCOPES, network_program
 from replk_jax.benchmark.timing import Program
+from replk_jax.models.network import Network
 from replk_jax.reparam import reparameterize
 
 # By platform: the plane of a trace that contains an event for each executed operation.
@@ -151,7 +151,7 @@ def expect_no_trace(folder: Path) -> None:
 
 
 def profile_network(
-    mode: str, model: nn.Module, variables: Any, images: jax.Array, folder: Path, calls: int = 5
+    mode: str, model: Network, variables: Any, images: jax.Array, folder: Path, calls: int = 5
 ) -> Profile:
     """Profiles a network in one of `MODES`.
 

@@ -1,8 +1,8 @@
-"""Networks in files: a model, its variables, and how its images are prepared.
+"""Checkpoints: a model, its variables, the preprocessing and the class names.
 
-Two formats of this package: a single .safetensors file, whose tensors are named by their path
-in the variables, and an Orbax checkpoint, a folder, such as training writes. Both carry the
-same description. PyTorch checkpoints are read as well.
+This package writes two formats: a .safetensors file, whose tensor names are paths in the variables,
+and an Orbax checkpoint, a folder, which training writes. Both contain the same description.
+PyTorch checkpoints can be read as well.
 """
 
 from replk_jax.checkpoint.loading import load, load_into, read_description

@@ -9,31 +9,31 @@ from replk_jax.checkpoint.record import Checkpoint
 from replk_jax.checkpoint.torch_format import TorchCheckpoint
 from replk_jax.models.network import Network
 from replk_jax.torch_import import Fitting, Selection
-from replk_jax.vision.preprocessing import Preprocessing
+from replk_jax.vision.base_preprocessing import BasePreprocessing
 
 
 def load(
     path: str | os.PathLike,
     *,
     prefer_ema: bool = False,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: BasePreprocessing | None = None,
     key: str | None = None,
     prefix: str | None = None,
     rename: Callable[[str], str | None] | None = None,
 ) -> Checkpoint:
-    """Reads a network that was saved here, trained here, or published for PyTorch.
+    """Reads a checkpoint of this package, of a training run, or of PyTorch.
 
     Args:
       path: a .safetensors file or a folder that `save` wrote, a checkpoint of a training run
-        (`WORKDIR/checkpoints/STEP`), or a PyTorch checkpoint (see `load_torch`), which may also be
-        a folder of Hugging Face's.
-      prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
-      preprocessing: of the images, in place of what is known. Of a PyTorch checkpoint it is known
-        if the file or a JSON file next to it says it, or if it has the name of a released one.
-      key, prefix, rename: which weights of a PyTorch checkpoint; as in `load_torch`.
+        (`WORKDIR/checkpoints/STEP`), or a PyTorch checkpoint (see `load_torch`) or its folder in
+        the layout of Hugging Face.
+      prefer_ema: read the exponential moving average (EMA) of the weights.
+      preprocessing: replaces that of the checkpoint. A PyTorch checkpoint has one if the file or a
+        JSON file next to it records it, or if its name is that of a published checkpoint.
+      key, prefix, rename: select the weights in a PyTorch checkpoint; as in `load_torch`.
 
     Raises:
-      ValueError, OSError: it is not there, cannot be read, or is none of these.
+      ValueError, OSError: no such checkpoint, or one that cannot be read.
     """
     network = open_checkpoint(path).load(Selection(prefer_ema, key, prefix, rename))
     if preprocessing is None:
@@ -53,27 +53,27 @@ def load_into(
     adapt_input: bool = False,
     seed: int = 0,
 ) -> Checkpoint:
-    """Reads the variables of a network of the caller's, to train them further.
+    """Reads variables for a given network, such as to fine-tune it.
 
-    A composite network starts from a file of its own, or from one of its backbone or of a
-    classifier with it: what follows the last stage is left out, and the heads are drawn at
-    random. A warning says so.
+    A composite network can start from a file of its own class, or of its backbone, with or without
+    a classifier. In the latter case the layers after the last stage are left out and the heads are
+    initialised at random, with a warning.
 
     Args:
-      model: the network; its architecture, or that of its backbone, must be that of the file.
+      model: the network. Its architecture, or that of its backbone, must match the file.
       path, prefer_ema, key, prefix, rename: as in `load`.
-      adapt_input: make the kernels that see the image take the model's number of channels, as
-        `in_channels` of `load_torch` does.
-      reset_head: draw a new classifier, or in the heads of a composite network new weights for
-        its classes, if the file's is for another number of classes.
-      seed: of what is drawn.
+      adapt_input: adapt the kernels that see the image to the model's number of channels, like
+        `in_channels` of `load_torch`.
+      reset_head: initialise a new classifier if the file has another number of classes; in a
+        composite network, the weights of the heads that depend on that number.
+      seed: of the random initialisation.
 
     Returns:
-      The model with its variables, and what else is known of the network in the file.
+      The model with its variables, and the file's other metadata.
 
     Raises:
-      ValueError, OSError: as `load` and `load_torch`, and for a file that is re-parameterized,
-        if `model` is not.
+      ValueError, OSError: as `load` and `load_torch`, and for a re-parameterized file, unless
+        `model` is re-parameterized.
     """
     selection = Selection(prefer_ema, key, prefix, rename)
     fitting = Fitting(reset_head=reset_head, adapt_input=adapt_input, seed=seed)
@@ -81,10 +81,10 @@ def load_into(
 
 
 def read_description(path: str | os.PathLike) -> Checkpoint | None:
-    """What a file of this package says of itself: all but the variables. None for others.
+    """The description in a checkpoint of this package: all but the variables. None for PyTorch's.
 
     Raises:
-      ValueError, OSError: it is not there, or cannot be understood.
+      ValueError, OSError: no such checkpoint, or one that cannot be read.
     """
     opened = open_checkpoint(path)
     return None if isinstance(opened, TorchCheckpoint) else opened.description

@@ -1,4 +1,4 @@
-"""Which checkpoint a path may mean that is none itself."""
+"""Suggests a checkpoint for a path that is near one."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ from replk_jax.io.errors import FileError
 
 @contextlib.contextmanager
 def pointing_to_checkpoint(path: Path) -> Iterator[None]:
-    """Adds to a ValueError which checkpoint may be meant, if `path` is of a run or inside of one.
+    """Adds to a ValueError which checkpoint is near `path`.
 
     Raises:
-      FileError: in place of the ValueError, with its message, where there is such a checkpoint.
+      FileError: replaces the ValueError if there is such a checkpoint.
     """
     try:
         yield
@@ -24,7 +24,7 @@ def pointing_to_checkpoint(path: Path) -> Iterator[None]:
 
 
 def _hint(path: Path) -> str:
-    """A hint for a path in or above a checkpoint, or of a file beside those of a run; else ""."""
+    """A hint for a path inside, above or beside checkpoints; empty if there are none."""
     above = path.absolute().parents[:2]
     if part_of := next((folder for folder in above if (folder / "description").is_dir()), None):
         return f" Name the checkpoint itself, {part_of}."

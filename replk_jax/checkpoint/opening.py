@@ -13,10 +13,10 @@ from replk_jax.torch_import import UnknownFolderError, WeightsFile
 def open_checkpoint(
     path: str | os.PathLike,
 ) -> OrbaxCheckpoint | SafetensorsCheckpoint | TorchCheckpoint:
-    """Opens a checkpoint; its tensors are read later, from the files that are open then.
+    """Opens a checkpoint without reading its tensors.
 
     Raises:
-      ValueError, OSError: it is not there, or cannot be understood.
+      ValueError, OSError: no such checkpoint, or an invalid one.
     """
     path = Path(path)
     if is_own_folder(path):

@@ -1,4 +1,4 @@
-"""A network in a folder: an Orbax checkpoint, as training writes it."""
+"""Orbax checkpoints: folders, as training writes them."""
 
 import os
 import tempfile
@@ -17,18 +17,18 @@ from replk_jax.io.errors import error_text
 from replk_jax.models.variables import abstract_variables
 
 _EMA = "ema"  # the item with the EMA of all variables
-_DESCRIPTION = "description"  # the item that is JSON
-_UNREADABLE = (ValueError, KeyError, FileNotFoundError)  # what Orbax raises for other variables
+_DESCRIPTION = "description"  # the JSON item
+_UNREADABLE = (ValueError, KeyError, FileNotFoundError)  # raised by Orbax for other variables
 
 
 class OrbaxCheckpoint(OwnCheckpoint):
-    """An opened folder of this package.
+    """An opened Orbax checkpoint of this package.
 
     Args:
-      path: which `is_own_folder`.
+      path: of a folder that satisfies `is_own_folder`.
 
     Raises:
-      ValueError: a description that cannot be understood.
+      ValueError: an invalid description.
     """
 
     def __init__(self, path: Path):
@@ -50,11 +50,11 @@ class OrbaxCheckpoint(OwnCheckpoint):
                 older = by_path(self._restore(older_variables(model), prefer_ema))
             except _UNREADABLE:
                 raise ValueError(
-                    f"{self.path} is damaged, or not what it says it is: {error_text(error)}"
+                    f"{self.path} is damaged, or does not fit its description: {error_text(error)}"
                 ) from error
             kept = {key: older[key] for key in by_path(variables)}
             restored = traverse_util.unflatten_dict(kept, sep="/")
-        return jax.tree.map(jnp.asarray, restored)  # a training run has saved NumPy's
+        return jax.tree.map(jnp.asarray, restored)  # training saves NumPy arrays
 
     def _restore(self, variables: Mapping[str, Any], prefer_ema: bool) -> dict[str, Any]:
         import orbax.checkpoint as ocp
@@ -67,7 +67,7 @@ class OrbaxCheckpoint(OwnCheckpoint):
 
 
 def is_own_folder(path: Path) -> bool:
-    """Whether a path is a folder of this package, by its description."""
+    """Whether a path is an Orbax checkpoint of this package, which has a description."""
     return _description_file(path).exists()
 
 
@@ -76,18 +76,20 @@ def _description_file(path: Path) -> Path:
 
 
 def write_folder(path: Path, network: Checkpoint) -> None:
-    """Writes a network to a folder, all of it or nothing.
+    """Writes a network to a folder, atomically.
 
     Args:
-      path: absolute; what is there is replaced.
+      path: absolute; an existing checkpoint is replaced.
       network: to write.
 
     Raises:
       OSError: it cannot be written.
     """
-    import orbax.checkpoint as ocp  # takes a second, which only its users should wait
+    import orbax.checkpoint as ocp  # the import takes a second
 
-    items = {name: ocp.args.StandardSave(tree) for name, tree in network.variables.items()}
+    items: dict[str, ocp.args.CheckpointArgs] = {
+        name: ocp.args.StandardSave(tree) for name, tree in network.variables.items()
+    }
     items[_DESCRIPTION] = ocp.args.JsonSave(network.description())
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")

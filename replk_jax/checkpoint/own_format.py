@@ -1,4 +1,4 @@
-"""What the two formats of this package have in common."""
+"""The base of the two checkpoint formats of this package."""
 
 import abc
 import dataclasses
@@ -22,7 +22,7 @@ class OwnCheckpoint(abc.ABC):
 
     Attributes:
       path: of the checkpoint.
-      description: the network that it holds, without variables.
+      description: the network in it, without variables.
     """
 
     def __init__(self, path: Path, description: Checkpoint):
@@ -31,26 +31,24 @@ class OwnCheckpoint(abc.ABC):
     @property
     @abc.abstractmethod
     def has_ema(self) -> bool:
-        """Whether it holds an EMA beside the weights."""
+        """Whether it has an EMA of the weights."""
 
     @abc.abstractmethod
     def read_variables(self, prefer_ema: bool) -> dict[str, Any]:
         """Reads the variables of the network, or their EMA.
 
         Raises:
-          ValueError: damaged, or not those of the network.
+          ValueError: damaged, or variables of another network.
         """
 
     def check_selection(self, selection: Selection) -> None:
-        """Raises ValueError for a selection that this checkpoint does not have."""
+        """Raises ValueError for a selection that does not apply to this checkpoint."""
         if selection != Selection(selection.prefer_ema):
             raise ValueError(
                 f"{self.path} was saved by this package: key, prefix and rename do not apply."
             )
         if selection.prefer_ema and not self.has_ema:
-            raise ValueError(
-                f"{self.path} holds one set of weights, no moving average (EMA) beside it."
-            )
+            raise ValueError(f"{self.path} has no EMA of the weights.")
 
     def load(self, selection: Selection) -> Checkpoint:
         """Reads the network.
@@ -63,7 +61,7 @@ class OwnCheckpoint(abc.ABC):
         return dataclasses.replace(self.description, variables=variables)
 
     def load_into(self, model: Network, selection: Selection, fitting: Fitting) -> Checkpoint:
-        """Reads the variables of a model of the same architecture, or with it as its backbone.
+        """Reads variables for a model of the same architecture, or with such a backbone.
 
         Raises:
           ValueError: as `load_into`.
@@ -72,8 +70,8 @@ class OwnCheckpoint(abc.ABC):
         with naming(self.path):
             if loaded.model.deploy:
                 raise ValueError(
-                    "it is re-parameterized, and what is merged cannot be trained on as it was: "
-                    "name the file from before the merge."
+                    "it is re-parameterized, and merged weights cannot be trained further: give "
+                    "the file from before the merge."
                 )
             variables = fit_network(loaded, model, fitting, source=os.fspath(self.path))
         same_classes = (type(model), model.num_classes) == (
@@ -90,10 +88,10 @@ def by_path(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def older_variables(model: Network) -> dict[str, Any]:
-    """As `abstract_variables`, of the files of version 0.1.0.
+    """As `abstract_variables`, for files of version 0.1.0.
 
-    There a backbone with `norm_intermediate_features` had a norm in each stage, also in those that
-    it does not return.
+    A backbone with `norm_intermediate_features` then had a norm in every stage, including those
+    that it did not return.
     """
     if getattr(model, "norm_intermediate_features", False) and model.out_indices is not None:
         model = model.clone(out_indices=tuple(range(len(model.stage_channels))))

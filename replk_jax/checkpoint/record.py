@@ -1,4 +1,4 @@
-"""A network with all that is needed to run it, and its description in JSON."""
+"""The contents of a checkpoint, and their description in JSON."""
 
 import dataclasses
 import json
@@ -12,27 +12,27 @@ from replk_jax.io.user_warnings import warn_user
 from replk_jax.models import pretrained, registry
 from replk_jax.models.description import describe, from_description
 from replk_jax.models.network import Network
-from replk_jax.vision.preprocessing import Preprocessing
+from replk_jax.vision.base_preprocessing import BasePreprocessing
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A network with all that is needed to run it.
+    """A network with everything that is needed to run it.
 
     Attributes:
-      model: the network; `deploy=True` where it is re-parameterized.
+      model: the network; `deploy=True` if it is re-parameterized.
       variables: of the model.
-      preprocessing: of its images; None where it is not known.
-      class_names: one for each class; None where they are not known.
-      preprocessing_source, class_names_source: where in a PyTorch checkpoint, or beside it, they
-        were found; None for other files.
-      unrecorded: strides and dilation that a configuration saved with a PyTorch checkpoint gives,
-        and the model does not have; None where there is no such difference.
+      preprocessing: of its images; None if unknown.
+      class_names: one per class; None if unknown.
+      preprocessing_source, class_names_source: where they were found in or next to a PyTorch
+        checkpoint; None for other files.
+      unrecorded: strides and dilation in the configuration of a PyTorch checkpoint that the model
+        lacks; None if there is no difference.
     """
 
     model: Network
     variables: Mapping[str, Any]
-    preprocessing: Preprocessing | None = None
+    preprocessing: BasePreprocessing | None = None
     class_names: tuple[str, ...] | None = None
     preprocessing_source: str | None = dataclasses.field(default=None, compare=False)
     class_names_source: str | None = dataclasses.field(default=None, compare=False)
@@ -40,28 +40,28 @@ class Checkpoint:
 
     @property
     def name(self) -> str | None:
-        """Under which the model is registered, if it is."""
+        """The registered name of the model; None if it is not registered."""
         return registry.name_of(self.model)
 
-    def resolve_preprocessing(self) -> Preprocessing:
-        """The preprocessing; if it is not known, that of networks like it, with a warning.
+    def resolve_preprocessing(self) -> BasePreprocessing:
+        """The preprocessing; if unknown, that of similar networks, with a warning.
 
         Raises:
-          ValueError: it is not known, and there is no network like it.
+          ValueError: unknown, and there are no similar networks.
         """
         if self.preprocessing is not None:
             return self.preprocessing
         default = pretrained.default_preprocessing(self.model)
         if default is None:
-            raise ValueError("The preprocessing is not known: give one.")
+            raise ValueError("The preprocessing is unknown: give one.")
         warn_user(
-            "The preprocessing is not known: the file does not record it, and does not have the "
-            f"name of a released checkpoint. Assumed: {default}."
+            "The preprocessing is unknown: the file does not record it, and does not have the name "
+            f"of a published checkpoint. Assumed: {default}."
         )
         return default
 
     def description(self) -> dict[str, Any]:
-        """All but the variables, as JSON can hold it."""
+        """Everything but the variables, as plain data for JSON."""
         return {
             "name": self.name,
             "model": describe(self.model),
@@ -71,14 +71,14 @@ class Checkpoint:
 
 
 def parse_description(path: Path, text: str) -> Checkpoint:
-    """The network that was described, without variables.
+    """Parses a description. The result has no variables.
 
     Args:
       path: of the checkpoint, for errors.
       text: JSON of `Checkpoint.description`.
 
     Raises:
-      ValueError: another text.
+      ValueError: an invalid description.
     """
     try:
         description = json.loads(text)
@@ -88,12 +88,14 @@ def parse_description(path: Path, text: str) -> Checkpoint:
         return Checkpoint(
             model=model,
             variables={},
-            preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
+            preprocessing=(
+                None if preprocessing is None else BasePreprocessing.from_dict(preprocessing)
+            ),
             class_names=None if names is None else _class_names(names, model.num_classes),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error_text(error)
-        raise ValueError(f"{path} has a description that cannot be understood: {reason}") from error
+        raise ValueError(f"{path} has an invalid description: {reason}") from error
 
 
 def _class_names(names: Any, count: int | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A network in one .safetensors file: tensors by their path, and the description beside them."""
+"""Checkpoints in a .safetensors file: tensors by path, and a description in the metadata."""
 
 import os
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from replk_jax.io.tensors import StoredTensor
 from replk_jax.models.variables import abstract_variables, differences, in_lines
 from replk_jax.torch_import import WeightsFile
 
-_KEY = "replk_jax"  # of the description among the metadata
+_KEY = "replk_jax"  # of the description, in the metadata
 
 
 class SafetensorsCheckpoint(OwnCheckpoint):
     """An opened .safetensors file of this package.
 
     Args:
-      path: as it was given, for errors.
-      file: which `is_own_file`.
+      path: of the file, for errors.
+      file: a file that satisfies `is_own_file`.
 
     Raises:
-      ValueError: a description that cannot be understood.
+      ValueError: an invalid description.
     """
 
     def __init__(self, path: Path, file: WeightsFile):
@@ -45,15 +45,15 @@ class SafetensorsCheckpoint(OwnCheckpoint):
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """By their path in the variables.
+        """The tensors by their path in the variables.
 
         Raises:
           FileError: the file is damaged.
         """
-        return self._file.contents
+        return self._file.tensors
 
     def faults(self) -> list[str]:
-        """What keeps the tensors from being those of the network, one line for each."""
+        """The differences between the tensors and the network's variables, one line each."""
         return differences(self.tensors, by_path(abstract_variables(self.description.model)))
 
     def read_variables(self, prefer_ema: bool) -> dict[str, Any]:
@@ -63,13 +63,13 @@ class SafetensorsCheckpoint(OwnCheckpoint):
         if found and tensors.keys() == by_path(older_variables(model)).keys():
             found = differences({key: tensors[key] for key in places}, places)
         if found:
-            raise ValueError(f"{self.path} is not what it says it is:{in_lines(found)}")
+            raise ValueError(f"{self.path} does not fit its description:{in_lines(found)}")
         flat = {key: jnp.asarray(tensors[key].read(), leaf.dtype) for key, leaf in places.items()}
         return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def is_own_file(file: WeightsFile) -> bool:
-    """Whether a file is one of this package.
+    """Whether this package wrote a file.
 
     Raises:
       FileError: a .safetensors file that is damaged.
@@ -78,6 +78,6 @@ def is_own_file(file: WeightsFile) -> bool:
 
 
 def write_file(path: str | os.PathLike, network: Checkpoint) -> None:
-    """Writes a network to a .safetensors file, all of it or nothing."""
+    """Writes a network to a .safetensors file, atomically."""
     description = json_text(network.description())
     write_safetensors(path, by_path(network.variables), {_KEY: description})

@@ -9,15 +9,15 @@ from replk_jax.checkpoint.safetensors_format import write_file
 
 
 def save(path: str | os.PathLike, network: Checkpoint, *, overwrite: bool = False) -> None:
-    """Writes a network, all of it or nothing.
+    """Writes a network, atomically.
 
     Args:
-      path: of a file if it ends in .safetensors, else of the folder of an Orbax checkpoint.
-      network: what to write.
-      overwrite: replace what is there, once the new one is complete.
+      path: of a .safetensors file, by its ending, or of the folder of an Orbax checkpoint.
+      network: to write.
+      overwrite: replace an existing file or folder, once the new one is complete.
 
     Raises:
-      FileExistsError: there is something, and `overwrite` is not set.
+      FileExistsError: the path exists, and `overwrite` is not set.
       OSError: it cannot be written.
     """
     path = Path(path)

@@ -1,7 +1,8 @@
-"""Variables of a network that starts from those of another one."""
+"""Fits the variables of one network to another, which starts from them."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from replk_jax.torch_import import (
 )
 
 _BACKBONE = "backbone"
-_Leaves = dict[tuple[str, ...], Any]  # of variables, by (collection, module, ..., array)
+_Leaves = dict[tuple[str, ...], Any]  # flattened variables: (collection, module, ..., name)
 
 
 def fit_network(
@@ -35,10 +36,10 @@ def fit_network(
     """Fits the variables of a network of this package to a model.
 
     Args:
-      loaded: the network, not re-parameterized.
-      model: of the same class, or a composite network with a backbone of that class.
-      fitting: what may be done to the variables.
-      source: what warnings call the file.
+      loaded: the network of the file, in its training-time structure.
+      model: a network of the same class, or a composite network with a backbone of that class.
+      fitting: the permitted changes to the variables.
+      source: name of the file, for warnings.
 
     Returns:
       The variables of the model.
@@ -47,18 +48,19 @@ def fit_network(
       ValueError: a network of another class, or variables that do not fit.
     """
     own, variables = loaded.model, loaded.variables
-    if isinstance(model, CompositeNetwork) and type(own) is type(model):
-        return _fit_composite(variables, own, model, fitting, source)
-    if isinstance(model, CompositeNetwork) and type(own) is type(model.backbone):
-        with _naming_backbone(model):
-            fitted = fit_variables(variables, own, model.backbone, fitting, source=source)
-        return _start_from_backbone(model, fitted, fitting.seed, source)
-    if type(own) is not type(model):
-        wanted = f"a {type(model).__name__}"
-        if isinstance(model, CompositeNetwork):
-            wanted += f" or its backbone, a {type(model.backbone).__name__}"
-        raise ValueError(f"it holds a {type(own).__name__}, not {wanted}.")
-    return fit_variables(variables, own, model, fitting, source=source).variables
+    if isinstance(model, Backbone) and isinstance(own, Backbone) and type(own) is type(model):
+        return fit_variables(variables, own, model, fitting, source=source).variables
+    wanted = f"a {type(model).__name__}"
+    if isinstance(model, CompositeNetwork):
+        backbone = model.backbone
+        if isinstance(own, CompositeNetwork) and type(own) is type(model):
+            return _fit_composite(variables, own, model, fitting, source)
+        if isinstance(own, Backbone) and type(own) is type(backbone):
+            with _naming_backbone(model):
+                fitted = fit_variables(variables, own, backbone, fitting, source=source)
+            return _start_from_backbone(model, fitted, fitting.seed, source)
+        wanted += f" or its backbone, a {type(backbone).__name__}"
+    raise ValueError(f"it holds a {type(own).__name__}, not {wanted}.")
 
 
 def fit_contents(
@@ -69,22 +71,22 @@ def fit_contents(
     Args:
       contents: of the file.
       model: of the file's family, or a composite network with a backbone of it.
-      selection: which weights of the file.
-      fitting: what may be done to them.
-      source: what warnings call the file.
+      selection: which weights of the file to read.
+      fitting: the permitted changes to them.
+      source: name of the file, for warnings.
 
     Returns:
-      The network that takes the weights, and the variables of the model.
+      The network that received the weights, and the variables of the model.
 
     Raises:
       ValueError: as `load_torch`.
     """
-    options = {"selection": selection, "source": source, "fitting": fitting}
+    load = partial(load_contents, contents, selection=selection, source=source, fitting=fitting)
     if not isinstance(model, CompositeNetwork):
-        backbone, fitted = load_contents(contents, model, **options)
+        backbone, fitted = load(model)
         return backbone, fitted.variables
     with _naming_backbone(model):
-        backbone, fitted = load_contents(contents, model.backbone, **options)
+        backbone, fitted = load(model.backbone)
     return backbone, _start_from_backbone(model, fitted, fitting.seed, source)
 
 
@@ -100,7 +102,7 @@ def _naming_backbone(model: CompositeNetwork) -> Iterator[None]:
 def _start_from_backbone(
     model: CompositeNetwork, fitted: Fitted, seed: int, source: str
 ) -> dict[str, Any]:
-    """The variables of a composite network whose heads are drawn at random; with a warning."""
+    """The variables of a composite network with random heads. Warns."""
     heads = _draw_heads(model, seed)
     drawn = ", ".join(sorted({module for _, module, *_ in heads}))
     modules = sorted({name.rpartition(".")[0] for name in fitted.left_out})
@@ -136,15 +138,15 @@ def _fit_composite(
 def _draw_weights_of_classes(
     own: CompositeNetwork, model: CompositeNetwork, fitting: Fitting
 ) -> _Leaves:
-    """New weights, where their shape depends on the number of classes; with a warning.
+    """New weights for those whose shape depends on the number of classes. Warns.
 
     Args:
       own: the network of the file.
-      model: the network with other classes.
-      fitting: whether new weights are allowed, and their seed.
+      model: the network with another number of classes.
+      fitting: whether new weights are permitted, and their seed.
 
     Raises:
-      ValueError: they are not.
+      ValueError: new weights are not permitted.
     """
     if not fitting.reset_head:
         raise ValueError(
@@ -164,19 +166,19 @@ def _draw_weights_of_classes(
 
 
 def _abstract_heads(model: CompositeNetwork) -> _Leaves:
-    """Shapes and dtypes of the heads, of the training-time structure."""
+    """Shapes and dtypes of the heads in the training-time structure."""
     return _heads_of(abstract_variables(model.clone(deploy=False)))
 
 
 def _draw_heads(model: CompositeNetwork, seed: int) -> _Leaves:
-    """Initial variables of the heads, of the training-time structure."""
+    """Initial variables of the heads in the training-time structure."""
     image = abstract_image(model, (32, 32))
 
     def draw(key: jax.Array) -> _Leaves:
         zeros = jnp.zeros(image.shape, image.dtype)
         return _heads_of(model.clone(deploy=False).init(key, zeros))
 
-    return jax.jit(draw)(jax.random.key(seed))  # computes the heads alone
+    return jax.jit(draw)(jax.random.key(seed))  # the compiler drops the backbone
 
 
 def _heads_of(variables: Mapping[str, Any]) -> _Leaves:
@@ -191,7 +193,7 @@ def _joined(leaves: _Leaves) -> dict[str, Any]:
 def _composed(
     model: CompositeNetwork, backbone: Mapping[str, Any], heads: _Leaves
 ) -> dict[str, Any]:
-    """The variables of the backbone and of the training-time heads as those of the model."""
+    """Combines the variables of the backbone and of the training-time heads."""
     nested = {collection: {_BACKBONE: tree} for collection, tree in backbone.items()}
     flat = traverse_util.flatten_dict(nested)
     variables = traverse_util.unflatten_dict({**flat, **heads})

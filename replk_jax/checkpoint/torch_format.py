@@ -1,4 +1,4 @@
-"""A network in PyTorch's files, with what other libraries save beside the weights."""
+"""PyTorch checkpoints, with the metadata that other libraries save beside the weights."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ class TorchCheckpoint:
     """An opened file of PyTorch, or a .safetensors file of another library.
 
     Attributes:
-      path: as it was given, of a file or a folder.
+      path: of the file or folder, as given.
     """
 
     def __init__(self, path: Path, file: WeightsFile):
@@ -43,7 +43,7 @@ class TorchCheckpoint:
             return self._file.contents
 
     def load(self, selection: Selection) -> Checkpoint:
-        """Reads the network that the names and shapes of the tensors identify.
+        """Reads the network, which the names and shapes of the tensors identify.
 
         Raises:
           ValueError: as `load`.
@@ -66,7 +66,7 @@ class TorchCheckpoint:
             backbone, variables = fit_contents(
                 contents, model, selection, fitting, source=os.fspath(self.path)
             )
-        # The classes may be others than those of the file.
+        # The model may have other classes than the file.
         described = self.describe(backbone.clone(num_classes=None))
         return dataclasses.replace(described, model=model, variables=variables)
 
@@ -76,20 +76,20 @@ class TorchCheckpoint:
 
 
 def describe(path: Path, contents: Contents, model: Backbone) -> Checkpoint:
-    """What a PyTorch checkpoint says of a network besides its weights; without variables.
+    """The metadata of a PyTorch checkpoint. The result has no variables.
 
     Args:
       path: of the checkpoint.
       contents: of it.
-      model: the network, with the number of classes of the checkpoint or none.
+      model: the network, with the checkpoint's number of classes, or None.
     """
     found = find_metadata(path, contents, model)
     unrecorded = found.backbone and found.backbone.difference(model)
     if unrecorded:
         warn_user(
             f"{path}: its configuration has a backbone with {unrecorded}. The weights do not "
-            "record this, and the model does not have it: build one with these fields, and load "
-            "into that."
+            "record this, and the model lacks it: build a model with these fields, and load into "
+            "that."
         )
     names, count = found.class_names, model.num_classes
     if names is not None and count is not None and len(names) != count:
@@ -105,6 +105,6 @@ def describe(path: Path, contents: Contents, model: Backbone) -> Checkpoint:
         preprocessing=found.preprocessing,
         class_names=names,
         preprocessing_source=found.preprocessing_source,
-        class_names_source=names and found.class_names_source,
+        class_names_source=found.class_names_source if names else None,
         unrecorded=unrecorded,
     )

@@ -1,4 +1,4 @@
-"""Types of arguments for argparse."""
+"""Argument types for argparse."""
 
 import argparse
 import math
@@ -10,7 +10,7 @@ Number = TypeVar("Number", int, float)
 
 
 def user_path(text: str) -> Path:
-    """A path as a user writes it, with ~ for the home folder; a `type` for argparse.
+    """A path, with ~ for the home folder; a `type` for argparse.
 
     Raises:
       argparse.ArgumentTypeError: an empty path, or ~NAME of a user who does not exist.

@@ -1,4 +1,4 @@
-"""What several verbs do with their arguments."""
+"""Arguments that several verbs share."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from replk_jax.vision.preprocessing import Preprocessing
 
 
 def add_reading(verb: argparse.ArgumentParser) -> None:
-    """What to take from a file of weights, and what to add that the file does not state."""
+    """Adds the options that select weights, and the preprocessing that the file lacks."""
     verb.add_argument(
         "--like",
         type=_preprocessing,
@@ -24,14 +24,14 @@ def add_reading(verb: argparse.ArgumentParser) -> None:
 
 
 def add_selection(verb: argparse.ArgumentParser) -> None:
-    """Which weights to take from a file that holds several."""
+    """Adds the options that select weights in a file."""
     verb.add_argument(
-        "--ema", action="store_true", help="take the exponential moving average of the weights"
+        "--ema", action="store_true", help="load the exponential moving average of the weights"
     )
     verb.add_argument(
         "--key",
         metavar="KEY",
-        help="of the entry of a PyTorch file that holds the weights; KEY/KEY of an entry within it",
+        help="of the entry with the weights in a PyTorch file; KEY/KEY for an entry inside it",
     )
     verb.add_argument(
         "--prefix", help="of the names of the weights in a PyTorch file, such as encoder."
@@ -39,12 +39,12 @@ def add_selection(verb: argparse.ArgumentParser) -> None:
 
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_reading` has added, as keyword arguments of `load`."""
+    """The options of `add_reading`, as keyword arguments of `load`."""
     return {"preprocessing": arguments.preprocessing, **selection(arguments)}
 
 
 def selection(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_selection` has added, as keyword arguments of `load` and `Selection`."""
+    """The options of `add_selection`, as keyword arguments of `load` and `Selection`."""
     return {"prefer_ema": arguments.ema, "key": arguments.key, "prefix": arguments.prefix}
 
 
@@ -60,10 +60,10 @@ def _preprocessing(name: str) -> Preprocessing:
 
 
 def check_file(path: Path | None) -> None:
-    """Raises before anything is measured in vain.
+    """Checks that a file can be written, before the computation.
 
     Raises:
-      ValueError: there is no folder to write the file to, or a folder has its name.
+      ValueError: the folder does not exist or is not writable, or the path is a folder.
     """
     if path is None:
         return
@@ -76,26 +76,26 @@ def check_file(path: Path | None) -> None:
 
 
 def check_output(path: Path, force: bool, *, checkpoint: bool = False) -> None:
-    """Raises before anything is computed in vain.
+    """Checks that an output can be written, before the computation.
 
     Args:
       path: to write.
-      force: replace what is there.
-      checkpoint: what is written may be the folder of a checkpoint, and replace one.
+      force: replace what exists.
+      checkpoint: whether the output may be the folder of a checkpoint, and replace one.
 
     Raises:
-      ValueError: as `check_file`, but for the folder of a checkpoint.
-      FileExistsError: there is something, and `force` is not set.
+      ValueError: as `check_file`, except for the folder of a checkpoint.
+      FileExistsError: the path exists, and `force` is not set.
     """
     if not checkpoint or not path.is_dir():
         check_file(path)
     elif not (path / "description").is_dir():
-        raise ValueError(f"{path} is a folder, and not a checkpoint's: no --force replaces it.")
+        raise ValueError(f"{path} is a folder but not a checkpoint: --force does not replace it.")
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists already; --force replaces it.")
 
 
 def write_json(report: dict[str, Any], path: Path | None) -> None:
-    """What was there stays until the new report is whole."""
+    """Writes a report, atomically."""
     if path:
         replace_json(path, report)

@@ -34,7 +34,7 @@ def add_parser(verbs) -> None:
     bench = verbs.add_parser("bench", help="measure speed on the device at hand")
     subjects = bench.add_subparsers(metavar="SUBJECT", dest="subject", required=True)
     _add_model(subjects.add_parser("model", help="a whole network, inference and training"))
-    _add_profile(subjects.add_parser("profile", help="where the time of a network goes"))
+    _add_profile(subjects.add_parser("profile", help="the time of each operation of a network"))
     _add_depthwise(subjects.add_parser("depthwise", help="the depthwise convolution alone"))
 
 
@@ -44,7 +44,7 @@ def _add_model(model: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["replknet_31b"],
         metavar="NAME",
-        help="one or several, for both structures of which a table is made (replknet_31b)",
+        help="one or several; several are compared in a table of both structures (replknet_31b)",
     )
     model.add_argument(
         "--batch-size", type=positive, nargs="+", default=[1], help="images at once (1)"
@@ -58,7 +58,7 @@ def _add_model(model: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=IMPLEMENTATIONS,
         default=(),
-        help="of the depthwise convolutions, measured beside the operator's own choice",
+        help="of the depthwise convolutions, measured in addition to the operator's own choice",
     )
     model.add_argument(
         "--peer",
@@ -108,7 +108,7 @@ def _add_profile(profile: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Those of the network, which a measurement and a profile share."""
+    """Adds the options of the network, which `model` and `profile` share."""
     parser.add_argument("--image-size", type=positive, default=224, help="pixels (224)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation"
@@ -148,7 +148,7 @@ def _add_depthwise(layer: argparse.ArgumentParser) -> None:
     layer.add_argument(
         "--minutes",
         type=seconds,
-        help="after which no layer is begun (no limit; to tune 10 on a CPU, 3 elsewhere)",
+        help="after which no new layer starts (no limit; to tune 10 on a CPU, 3 elsewhere)",
     )
     layer.add_argument(
         "--json", type=user_path, metavar="FILE", help="write the report there as JSON"
@@ -167,11 +167,11 @@ def _add_depthwise(layer: argparse.ArgumentParser) -> None:
 
 def _bench_model(arguments: argparse.Namespace) -> None:
     check_file(arguments.json)
-    # A program that is found in the cache would not be compiled.
+    # A cached program would have no compilation time.
     jax.config.update("jax_enable_compilation_cache", False)
     models = list(dict.fromkeys(arguments.model))
     for name in models:
-        create_model(name)  # before anything is measured, a name that is not known
+        create_model(name)  # raises for an unknown name before the measurements
     report = {"environment": describe_environment(), "models": []}
     print(format_environment(report["environment"]))
     for name, batch_size in itertools.product(models, arguments.batch_size):
@@ -186,7 +186,7 @@ def _bench_model(arguments: argparse.Namespace) -> None:
             seconds=arguments.seconds,
         )
         print(format_report(measured), flush=True)
-        # At once, so that they are there when a later one takes too long.
+        # At once, so that it is kept if a later one takes too long.
         report["models"].append(measured)
         write_json(report, arguments.json)
     if len(models) > 1 and {"inference", "inference-merged"} <= set(arguments.modes):
@@ -201,7 +201,7 @@ def _profile_model(arguments: argparse.Namespace) -> None:
     modes = tuple(dict.fromkeys(arguments.modes))
     for mode in modes if arguments.trace else ():
         expect_no_trace(arguments.trace / mode)
-    # A program of the cache may have another's names.
+    # A cached program may have the names of another one.
     jax.config.update("jax_enable_compilation_cache", False)
     model = create_model(
         arguments.model,
@@ -233,7 +233,7 @@ def _bench_depthwise(arguments: argparse.Namespace) -> None:
         _tune(arguments, on_cpu)
         return
     if arguments.table:
-        raise ValueError("--table says where --tune writes to; it needs --tune.")
+        raise ValueError("--table is the output of --tune; it needs --tune.")
     check_file(arguments.json)
     benchmark = depthwise.Benchmark(
         dtype=arguments.dtype or ("float32" if on_cpu else "bfloat16"),
@@ -256,7 +256,7 @@ def _bench_depthwise(arguments: argparse.Namespace) -> None:
     for row in benchmark.run(layers, arguments.minutes or math.inf):
         print(row, flush=True)
         rows.append(row)
-        # At once, so that they are there when a later one takes too long.
+        # At once, so that it is kept if a later one takes too long.
         report["rows"].append(row.as_dict())
         write_json(report, arguments.json)
     for line in targets.conclusions(rows, layers, device.device_kind, benchmark.dtype):
@@ -265,7 +265,7 @@ def _bench_depthwise(arguments: argparse.Namespace) -> None:
 
 
 def _exit_if_any(failed: list[str]) -> None:
-    """Ends with an error if a measurement failed, after the others have been reported."""
+    """Exits with an error if a measurement failed, after the report of the others."""
     if failed:
         sys.exit("\n".join(["error: not all could be measured.", *failed]))
 

@@ -1,4 +1,4 @@
-"""How command-line programs end: flushed, or with an exit status that says what stopped them."""
+"""Ends command-line programs with flushed output or a suitable exit status."""
 
 import contextlib
 import io
@@ -11,17 +11,18 @@ from typing import TextIO
 
 from replk_jax.io.errors import error_text
 
-# As a shell reports a program that the signal has ended.
+# A shell's exit status for a program that the signal ended.
 INTERRUPTED = 128 + signal.SIGINT
 _READER_GONE = 141  # SIGPIPE
 
 
 @contextlib.contextmanager
 def clean_exit() -> Iterator[None]:
-    """Ends the program without a traceback when its output or its user stops it.
+    """Exits without a traceback if output fails or the user interrupts.
 
-    Exit status 141 where the reader of the output has gone, as in `| head`; 1, with a message,
-    where the output cannot be written, as on a full disk; 130 after Ctrl-C. Other exceptions pass.
+    The exit status is 141 if the reader of the output has closed it, as in `| head`; 1, with a
+    message, if the output cannot be written, as on a full disk; 130 after Ctrl-C. Other exceptions
+    propagate.
     """
     with contextlib.redirect_stdout(_buffered(sys.stdout)):
         try:
@@ -43,11 +44,11 @@ def clean_exit() -> Iterator[None]:
 
 
 def _buffered(stream: TextIO | None) -> TextIO | None:
-    """A stream with a buffer, flushed at each line, where this one has none (PYTHONUNBUFFERED).
+    """The stream, line-buffered if it is unbuffered (PYTHONUNBUFFERED).
 
-    What cannot be written stays in the buffer, where `_output_error` finds it.
+    Text that cannot be written stays in the buffer, where `_output_error` finds it.
     """
-    if not isinstance(getattr(stream, "buffer", None), io.RawIOBase):
+    if stream is None or not isinstance(getattr(stream, "buffer", None), io.RawIOBase):
         return stream
     return open(
         stream.fileno(),
@@ -70,14 +71,14 @@ def _flushed_output() -> Iterator[None]:
 
 
 def is_output_error(error: Exception) -> bool:
-    """Whether an exception is a matter for `clean_exit`: standard output cannot be written."""
+    """Whether `clean_exit` handles an exception: standard output cannot be written."""
     return isinstance(error, OSError) and (
         isinstance(error, BrokenPipeError) or _output_error() is not None
     )
 
 
 def _output_error() -> OSError | None:
-    """What keeps standard output or error from being written: unwritten text fails again."""
+    """The error of writing standard output or error: flushing unwritten text fails again."""
     for stream in _open_streams():
         try:
             stream.flush()
@@ -87,15 +88,15 @@ def _output_error() -> OSError | None:
 
 
 def _reader_gone() -> bool:
-    """Whether standard output or error is a pipe that nobody reads any more."""
+    """Whether standard output or error is a pipe without a reader."""
     poll = select.poll()
     for stream in _open_streams():
-        poll.register(stream.fileno(), 0)  # a lost reader is reported unasked
+        poll.register(stream.fileno(), 0)  # POLLERR is always reported
     return bool(poll.poll(0))
 
 
 def _discard_output() -> None:
-    """What a stream cannot write goes nowhere: the interpreter flushes once more at its end."""
+    """Discards unwritten text, which the interpreter would flush again at exit."""
     for stream in _open_streams():
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""convert: between PyTorch's files and those of this package."""
+"""convert: converts checkpoints between PyTorch's formats and those of this package."""
 
 import argparse
 import dataclasses
@@ -14,12 +14,13 @@ from replk_jax.cli.arguments import add_force, add_reading, check_output, readin
 from replk_jax.cli.divergence import warn_if_diverged
 from replk_jax.cli.text import printable
 from replk_jax.io.errors import naming
+from replk_jax.models.backbone import Backbone
 from replk_jax.reparam import check_equivalence, reparameterize
 from replk_jax.torch_import import TORCH_ENDINGS, check_published, save_torch
 
 _OWN_ENDINGS = {".safetensors", ""}
 
-# Of an output's size: rounding in float32 comes to 1e-5, an error in a merge to 1e-2.
+# Relative to the outputs: float32 rounding gives 1e-5, an error in merging 1e-2.
 _TOLERANCE = 1e-3
 
 
@@ -37,8 +38,8 @@ def add_parser(verbs) -> None:
     convert.add_argument(
         "--deploy",
         action="store_true",
-        help="re-parameterize, and compare both structures before anything is written; in a "
-        "PyTorch file, as far as the official code does",
+        help="re-parameterize, and compare both structures before writing; in a PyTorch file, as "
+        "far as the official code does",
     )
     convert.add_argument(
         "--naming",
@@ -54,9 +55,9 @@ def _convert(arguments: argparse.Namespace) -> None:
     source, destination = arguments.source, arguments.destination
     for_torch = _is_for_torch(destination)
     if for_torch and arguments.preprocessing:
-        raise ValueError(f"{destination} has no place for how images are prepared: no --like.")
+        raise ValueError(f"{destination} cannot store a preprocessing: --like does not apply.")
     if arguments.naming and not for_torch:
-        raise ValueError(f"{destination} is no PyTorch file: --naming does not apply.")
+        raise ValueError(f"{destination} is not a PyTorch file: --naming does not apply.")
     check_output(destination, arguments.force, checkpoint=not for_torch)
     network = load(source, **reading(arguments))
     warn_if_diverged(network)
@@ -66,62 +67,61 @@ def _convert(arguments: argparse.Namespace) -> None:
             check_published(network.model, merged=merge)
     if merge:
         _compare_structures(network)
+    merged = arguments.deploy or network.model.deploy
     if for_torch:
         with naming(source):
-            save_torch(
-                network.variables,
-                network.model,
-                destination,
-                merged=merge,
-                naming=arguments.naming or "official",
-            )
-        merged = arguments.deploy or network.model.deploy
+            _save_torch(network, destination, merge, arguments.naming or "official")
         structure = "official merged" if merged else "training-time"
     else:
         network = _reparameterized(network) if merge else network
         save(destination, network, overwrite=arguments.force)
-        structure = "re-parameterized" if network.model.deploy else "training-time"
+        structure = "re-parameterized" if merged else "training-time"
     name = network.name or "a network without a name"
     print(printable(f"{destination}: {name}, {structure} structure"))
 
 
+def _save_torch(network: Checkpoint, path: Path, merge: bool, names: str) -> None:
+    assert isinstance(network.model, Backbone)  # `check_published` has raised for others
+    save_torch(network.variables, network.model, path, merged=merge, naming=names)
+
+
 def _is_for_torch(path: Path) -> bool:
-    """Whether a name is that of a PyTorch file, and not of a format of this package.
+    """Whether a path has an ending of PyTorch, rather than of this package.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: neither.
     """
     ending = path.suffix.lower()
     if ending not in {*TORCH_ENDINGS, *_OWN_ENDINGS}:
         raise ValueError(
-            f"{path}: the ending {ending} stands for no format. Write .safetensors; .pth, .pt or "
+            f"{path}: the ending {ending} is of no known format. Use .safetensors; .pth, .pt or "
             ".bin for PyTorch; or none for the folder of an Orbax checkpoint."
         )
     return ending in TORCH_ENDINGS
 
 
 def _compare_structures(network: Checkpoint) -> None:
-    """Says how far the merged structure is from the training-time one.
+    """Prints the difference between the outputs of both structures.
 
     Raises:
-      ValueError: too far.
+      ValueError: it is too large.
     """
     model = network.model
-    size = network.preprocessing.image_size if network.preprocessing else 224
-    shape = (1, size, size, model.in_channels)
+    size = network.preprocessing.size if network.preprocessing else None
+    shape = (1, *(size or (224, 224)), model.in_channels)
     images = jax.random.normal(jax.random.key(0), shape, jnp.float32)
     difference = check_equivalence(model, network.variables, images).max_rel
     print(f"largest difference of the structures on noise: {difference:.1e} of the output's size")
     if not math.isfinite(difference):
         raise ValueError(
             "the outputs are NaN or infinite, so the structures cannot be compared, and nothing is "
-            "written. Look for values that are not finite in the weights, and for negative "
-            "variances of batch norms."
+            "written. Check the weights for values that are not finite, and batch norms for "
+            "negative variances."
         )
     if not difference <= _TOLERANCE:
         raise ValueError(
-            f"the structures differ by more than {_TOLERANCE:g}, so nothing is written. Weights "
-            "with a variance of a batch norm that is not finite or negative would do that."
+            f"the structures differ by more than {_TOLERANCE:g}, so nothing is written. A possible "
+            "cause is a variance of a batch norm that is negative or not finite."
         )
 
 

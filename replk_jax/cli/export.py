@@ -1,4 +1,4 @@
-"""export: a network as a program that needs JAX alone."""
+"""export: writes a network as a program that needs only JAX."""
 
 import argparse
 import dataclasses
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 
 from replk_jax.checkpoint import Checkpoint, load
 from replk_jax.cli.argument_types import positive, user_path
@@ -15,6 +16,7 @@ from replk_jax.cli.text import printable
 from replk_jax.export import export_model
 from replk_jax.io.files import json_text, replacing
 from replk_jax.ops.depthwise.dispatch import PLATFORMS
+from replk_jax.vision.preprocessing import Preprocessing
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -22,10 +24,10 @@ _DTYPES = ("float32", "bfloat16", "float16")
 def add_parser(verbs) -> None:
     export = verbs.add_parser(
         "export",
-        help="write a network as a program that needs JAX alone",
+        help="write a network as a program that needs only JAX",
         description="Writes the re-parameterized network as StableHLO with its weights, for "
-        "jax.export.deserialize; and OUT.json, which says what it takes and returns, how images "
-        "are prepared, and what the classes are called.",
+        "jax.export.deserialize; and OUT.json, with its inputs and outputs, the preprocessing and "
+        "the class names.",
     )
     export.add_argument(
         "weights", type=user_path, help="a PyTorch checkpoint, or what convert or train wrote"
@@ -34,13 +36,13 @@ def add_parser(verbs) -> None:
         "out", type=user_path, metavar="OUT", help="to write, such as NAME.jaxexport"
     )
     export.add_argument("--image-size", type=positive, help="pixels (that of the weights)")
-    export.add_argument("--batch-size", type=positive, help="the only one it takes (takes any)")
+    export.add_argument("--batch-size", type=positive, help="the only one accepted (any)")
     export.add_argument(
         "--platforms",
         nargs="+",
         choices=PLATFORMS,
         default=("cpu", "cuda"),
-        help="that it runs on (cpu cuda)",
+        help="to run on (cpu cuda)",
     )
     export.add_argument(
         "--dtype", choices=_DTYPES, default="float32", help="of the computation (float32)"
@@ -48,13 +50,13 @@ def add_parser(verbs) -> None:
     export.add_argument(
         "--normalize",
         action="store_true",
-        help="let it take pixels, uint8, and normalise them itself",
+        help="accept pixels, uint8, and normalise them in the program",
     )
     export.add_argument(
         "--custom-calls",
         action="store_true",
-        help="admit the kernels for Hopper GPUs, where they are fastest; on such a machine, and "
-        "with --batch-size",
+        help="use the kernels for Hopper GPUs where they are fastest; on such a machine, and with "
+        "--batch-size",
     )
     add_reading(export)
     add_force(export)
@@ -70,15 +72,16 @@ def _export(arguments: argparse.Namespace) -> None:
     warn_if_diverged(network)
     network = _sized(network, arguments.image_size)
     preprocessing = network.preprocessing
-    if preprocessing is None and (arguments.normalize or not arguments.image_size):
+    image_size = arguments.image_size or (preprocessing and preprocessing.size)
+    if image_size is None or (arguments.normalize and preprocessing is None):
         raise ValueError(
-            f"{arguments.weights} does not say how images are prepared: say it with --like; or "
-            "give --image-size, and normalise them outside of the program."
+            f"{arguments.weights} does not record the image size and normalisation: give them with "
+            "--like; or give --image-size, and normalise images outside the program."
         )
     program = export_model(
         network.model.clone(dtype=jnp.dtype(arguments.dtype)),
         network.variables,
-        image_size=arguments.image_size or preprocessing.image_size,
+        image_size=image_size,
         batch_size=arguments.batch_size,
         platforms=tuple(dict.fromkeys(arguments.platforms)),
         normalization=preprocessing if arguments.normalize else None,
@@ -95,15 +98,15 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _sized(network: Checkpoint, size: int | None) -> Checkpoint:
-    """The network with the preprocessing for images of this size, if one is given."""
-    if size is None or network.preprocessing is None:
+    """The network with its preprocessing changed to squares of this size, if given."""
+    if size is None or not isinstance(network.preprocessing, Preprocessing):
         return network
     preprocessing = dataclasses.replace(network.preprocessing, image_size=size)
     return dataclasses.replace(network, preprocessing=preprocessing)
 
 
 def _description(program: jax.export.Exported, network: Checkpoint) -> str:
-    """What the program takes and returns and where it runs, and the network that it is, as JSON."""
+    """JSON of the inputs, outputs and platforms of the program, and of its network."""
     (images,) = program.in_avals
     interface = {
         "images": _type(images),
@@ -115,7 +118,7 @@ def _description(program: jax.export.Exported, network: Checkpoint) -> str:
     return json_text({"program": interface, **deployed.description()}, indent=2) + "\n"
 
 
-def _type(array: jax.ShapeDtypeStruct) -> dict[str, Any]:
+def _type(array: ShapedArray) -> dict[str, Any]:
     return {
         "shape": [size if isinstance(size, int) else str(size) for size in array.shape],
         "dtype": str(array.dtype),

@@ -1,4 +1,4 @@
-"""features: what a network makes of images, for other programs to use."""
+"""features: writes the features of images to a file."""
 
 import argparse
 import sys
@@ -18,9 +18,8 @@ def add_parser(verbs) -> None:
     features = verbs.add_parser(
         "features",
         help="write the features of images to a file",
-        description="Writes a file for numpy.load: names, the images' (N,); features, what would "
-        "enter the classifier, (N, C); and stage_0 and so on, each stage's (N, C). "
-        + images.FAILURES,
+        description="Writes a file for numpy.load: names (N,), of the images; features (N, C), the "
+        "input of the classifier; and stage_0 and so on (N, C), of each stage. " + images.FAILURES,
     )
     images.add_arguments(features)
     features.add_argument(
@@ -29,7 +28,7 @@ def add_parser(verbs) -> None:
     features.add_argument(
         "--maps",
         action="store_true",
-        help="whole maps (N, H, W, C) of the stages, not their averages: 3 MB for an image with "
+        help="feature maps (N, H, W, C) of the stages, not their means: 3 MB per image with "
         "RepLKNet-31B at 224, all of them in memory",
     )
     add_force(features)
@@ -62,6 +61,6 @@ def _features(arguments: argparse.Namespace) -> None:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """What was there stays until the new file is whole."""
+    """Writes a file, atomically."""
     with replacing(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  # no array is named allow_pickle

@@ -1,4 +1,4 @@
-"""The images that a command line names."""
+"""The images on a command line."""
 
 import argparse
 import itertools
@@ -16,8 +16,8 @@ from replk_jax.cli.argument_types import positive, user_path
 from replk_jax.cli.arguments import add_reading
 from replk_jax.cli.text import printable
 from replk_jax.inference.image_program import ImageProgram, finite_outputs, prepare_ahead
+from replk_jax.vision.base_preprocessing import BasePreprocessing
 from replk_jax.vision.images import ImageError, ImageLike, find_images
-from replk_jax.vision.preprocessing import Preprocessing
 
 FAILURES = (
     "An image that cannot be read, or for which the network gives NaN or infinite values, is named "
@@ -26,13 +26,13 @@ FAILURES = (
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    """The images, the weights, and how many at once."""
+    """Adds the images, the weights and the batch size."""
     verb.add_argument(
         "images",
         nargs="+",
         type=_image,
         metavar="IMAGE",
-        help="a file, a folder, which is searched with those in it, or - for one on standard input",
+        help="a file, a folder, which is searched recursively, or - for one on standard input",
     )
     verb.add_argument(
         "--weights",
@@ -42,17 +42,17 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="a PyTorch checkpoint, or what convert or train wrote",
     )
     add_reading(verb)
-    verb.add_argument("--batch-size", type=positive, default=32, help="most images at once (32)")
+    verb.add_argument("--batch-size", type=positive, default=32, help="largest batch (32)")
 
 
 def _image(name: str) -> str:
-    """As it was given, which the results repeat, with ~ expanded."""
+    """The name with ~ expanded, otherwise as given, for the results."""
     user_path(name)
     return os.path.expanduser(name)
 
 
 class NamedImages:
-    """Images by the names that a command line gives them, those in folders by their paths."""
+    """Images with their names: as given on the command line, or paths of those in folders."""
 
     def __init__(self, names: Sequence[str]):
         self._failures = 0
@@ -63,9 +63,9 @@ class NamedImages:
             self._add(name)
 
     def outputs(self, program: ImageProgram) -> Iterator[tuple[list[str], Any]]:
-        """Names, and what the program computes of their images: a tree of arrays (N, ...).
+        """Yields names, and the outputs of the program for their images: a tree of arrays (N, ...).
 
-        Images that cannot be read, and those of which an output is not finite, are named on
+        Images that cannot be read, and those with an output that is not finite, are reported on
         standard error and left out.
         """
         for names, pixels in self._batches(program.preprocessing, program.batch_size):
@@ -73,8 +73,8 @@ class NamedImages:
             finite = finite_outputs(outputs)
             for name in itertools.compress(names, ~finite):
                 self._fail(
-                    f"{name}: the network gives NaN or infinite values. The weights may be of a "
-                    "run that diverged."
+                    f"{name}: the network gives NaN or infinite values. The training run may have "
+                    "diverged."
                 )
             if finite.any():
                 yield (
@@ -83,11 +83,11 @@ class NamedImages:
                 )
 
     def _batches(
-        self, preprocessing: Preprocessing, batch_size: int
+        self, preprocessing: BasePreprocessing, batch_size: int
     ) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Names, and pixels (N, S, S, C) with N from 1 to `batch_size`.
+        """Yields names, and pixels (N, H, W, C) with N from 1 to `batch_size`.
 
-        Those that cannot be read are named on standard error.
+        Images that cannot be read are reported on standard error.
         """
 
         def prepare(source: tuple[str, ImageLike]) -> tuple[str, np.ndarray | ImageError]:
@@ -109,7 +109,7 @@ class NamedImages:
                 yield list(names), np.stack(pixels)
 
     def finish(self) -> None:
-        """Ends with status 1 if there was no result for some image."""
+        """Exits with status 1 if any image had no result."""
         if self._failures:
             raise SystemExit(1)
 

@@ -1,4 +1,4 @@
-"""inspect: what is in a checkpoint, before anyone trusts it."""
+"""inspect: shows the contents of a checkpoint without running any of it."""
 
 import argparse
 import itertools
@@ -23,6 +23,7 @@ from replk_jax.models.backbone import Backbone
 from replk_jax.models.description import architecture_in_words, joined
 from replk_jax.models.network import Network
 from replk_jax.torch_import import Contents, Placeholder, Recognized, Selection, recognize
+from replk_jax.vision.base_preprocessing import BasePreprocessing
 from replk_jax.vision.preprocessing import Preprocessing
 
 _LONGEST_NAME = 80
@@ -30,7 +31,9 @@ _WIDEST_COLUMN = 24
 
 
 def add_parser(verbs) -> None:
-    inspect = verbs.add_parser("inspect", help="show what is in a checkpoint, running none of it")
+    inspect = verbs.add_parser(
+        "inspect", help="show the contents of a checkpoint, running none of it"
+    )
     inspect.add_argument(
         "file", type=user_path, help="a PyTorch file, or what convert or train wrote"
     )
@@ -54,7 +57,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _print(lines: Iterable[str]) -> None:
-    """The one way out: nothing that a file holds can do more than be read."""
+    """Prints all output, escaped: a file's text must not control the terminal."""
     for line in lines:
         print(printable(line))
 
@@ -68,16 +71,16 @@ def _of_torch_file(opened: TorchCheckpoint, selected: Selection, tensors: bool) 
     if len(files) > 1 or path.is_dir():
         yield from _indented(f"file {file.name}" for file in files)
     yield from _indented(_entries(contents))
-    wanted = (f"wants {name} called, which is not done" for name in _wanted_calls(contents))
+    wanted = (f"requests a call of {name}, which is not done" for name in _wanted_calls(contents))
     yield from _indented(wanted)
     try:
         found = recognize(contents, selected)
     except ValueError as error:
-        yield from f"no network that is known here: {error}".splitlines()
+        yield from f"no supported network: {error}".splitlines()
     else:
         yield from _recognized(opened, found)
         if found.has_ema and not selected.prefer_ema:
-            yield "  a moving average (EMA) of the weights is saved with them: --ema"
+            yield "  it also has an EMA of the weights: --ema"
     if tensors:
         yield from _tensors(contents)
 
@@ -103,7 +106,7 @@ def _of_folder(opened: OrbaxCheckpoint) -> Iterator[str]:
     files = [file for file in opened.path.rglob("*") if file.is_file()]
     yield f"{opened.path}, a checkpoint in Orbax's format, of {_size(files):,} bytes"
     yield from _description(opened.description)
-    yield "  whether its tensors are those of this network is seen when it is loaded"
+    yield "  its tensors are checked only on loading"
 
 
 def _size(files: Iterable[Path]) -> int:
@@ -114,7 +117,7 @@ def _size(files: Iterable[Path]) -> int:
 
 
 def _description(network: Checkpoint) -> Iterator[str]:
-    """What a network of this package says of itself."""
+    """The description in a checkpoint of this package."""
     model, names = network.model, network.class_names
     kind = f"{model.num_classes} classes" if model.num_classes else "no classifier"
     structure = "re-parameterized" if model.deploy else "training-time"
@@ -128,15 +131,15 @@ def _description(network: Checkpoint) -> Iterator[str]:
 
 
 def _use(model: Backbone) -> Iterator[str]:
-    """How it differs from a classifier of its architecture."""
+    """The differences from a classifier of this architecture."""
     if model.output_stride is not None:
         yield f"dilated for an output stride of {model.output_stride}"
     if model.out_indices is not None:
-        yield f"a backbone that gives the stages {joined(model.out_indices)}"
+        yield f"a backbone that returns the stages {joined(model.out_indices)}"
 
 
-def _around(opened: TorchCheckpoint, model: Network) -> Iterator[str]:
-    """What a PyTorch checkpoint, the files next to it and its name say besides the weights."""
+def _around(opened: TorchCheckpoint, model: Backbone) -> Iterator[str]:
+    """The metadata in a PyTorch checkpoint, in the files next to it and by its name."""
     known = opened.describe(model)
     if known.unrecorded:
         yield f"its configuration has a backbone with {known.unrecorded}"
@@ -156,25 +159,31 @@ def _published(path: Path, model: Network) -> Iterator[str]:
 
 
 def _images(
-    known: Preprocessing | None, model: Network, source: str | None = None
+    known: BasePreprocessing | None, model: Network, source: str | None = None
 ) -> Iterator[str]:
     preprocessing = known or pretrained.default_preprocessing(model)
     if preprocessing is None:
-        yield "images: not known how they are prepared"
+        yield "images: unknown preprocessing"
         return
+    yield f"images: {_in_words(preprocessing)}{f'; from {source}' if source else ''}"
+    if known is None:
+        yield "which is a guess: neither the file nor its name determines it"
+
+
+def _in_words(preprocessing: BasePreprocessing) -> str:
+    if not isinstance(preprocessing, Preprocessing):
+        return ", ".join(f"{name} {value}" for name, value in preprocessing.as_dict().items())
     size, crop = preprocessing.image_size, preprocessing.crop_fraction
     cut = "warped" if crop is None else f"the centre of {int(size / crop)}"
-    yield (
-        f"images: {size} x {size}, {cut}, {preprocessing.interpolation}, "
-        f"mean {preprocessing.mean}, std {preprocessing.std}{f'; from {source}' if source else ''}"
+    return (
+        f"{size} x {size}, {cut}, {preprocessing.interpolation}, "
+        f"mean {preprocessing.mean}, std {preprocessing.std}"
     )
-    if known is None:
-        yield "which is a guess, since neither the file nor its name says it"
 
 
 def _faults(faults: Sequence[str]) -> Iterator[str]:
     if faults:
-        yield f"it cannot be loaded, since its tensors do not fit; faults: {len(faults):,}"
+        yield f"it cannot be loaded: its tensors do not fit; faults: {len(faults):,}"
         yield from _indented(shortened(faults))
 
 
@@ -182,7 +191,7 @@ def _faults(faults: Sequence[str]) -> Iterator[str]:
 
 
 def _entries(contents: Contents) -> Iterator[str]:
-    """A line for each entry at the top; state dicts are summed up."""
+    """A line for each top-level entry; state dicts are summarised."""
     if not isinstance(contents, Mapping) or not contents or _is_state_dict(contents):
         yield _summary(contents)
         return
@@ -213,7 +222,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _tensors(contents: Any, path: str = "") -> Iterator[str]:
-    """A line for each tensor, wherever it is."""
+    """A line for each tensor, at any level."""
     if isinstance(contents, StoredTensor):
         yield f"{path}  {contents.shape}  {contents.dtype.name}"
     for key, value in _inside(contents):
@@ -221,7 +230,7 @@ def _tensors(contents: Any, path: str = "") -> Iterator[str]:
 
 
 def _wanted_calls(contents: Contents) -> list[str]:
-    """The functions that a file wants called, wherever in it."""
+    """The functions whose calls a file requests, at any level."""
     names, seen, left = set(), set(), [contents]
     while left:
         value = left.pop()
@@ -234,7 +243,7 @@ def _wanted_calls(contents: Contents) -> list[str]:
 
 
 def _inside(value: Any) -> Sequence[tuple[Any, Any]]:
-    """What a value holds, by keys, numbers or names."""
+    """The parts of a value, by keys, indices or names."""
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,4 +1,4 @@
-"""The verbs of `python -m replk_jax`, a file for each."""
+"""The verbs of `python -m replk_jax`, each in its own module."""
 
 import argparse
 import sys
@@ -17,13 +17,13 @@ _VERBS = (models, inspect, convert, predict, features, export, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one verb; a mistake of the user's ends with one line and exit status 2."""
+    """Runs one verb. A user error gives one line and exit status 2."""
     escape_unencodable_output()
     parser = make_parser()
     arguments = parser.parse_args(argv)
     try:
         with warnings.catch_warnings():
-            # Without the line of code, which is the user's own only in a program.
+            # Without the line of code, which is not the user's.
             warnings.showwarning = _show_warning
             arguments.run(arguments)
     except (ValueError, OSError) as error:
@@ -41,7 +41,7 @@ def _show_warning(warning: Warning | str, *_: Any) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Of all verbs; what it parses has `run`, which does it."""
+    """The parser of all verbs. Its result has the function `run`, which executes the verb."""
     parser = argparse.ArgumentParser(
         prog="python -m replk_jax", description="Large-kernel networks in JAX."
     )

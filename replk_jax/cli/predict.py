@@ -1,4 +1,4 @@
-"""predict: what images show."""
+"""predict: classifies images."""
 
 import argparse
 from pathlib import Path
@@ -13,16 +13,16 @@ from replk_jax.io.text import encodable
 
 
 def add_parser(verbs) -> None:
-    predict = verbs.add_parser("predict", help="name what images show", description=images.FAILURES)
+    predict = verbs.add_parser("predict", help="classify images", description=images.FAILURES)
     images.add_arguments(predict)
     predict.add_argument("--top", type=positive, default=5, help="classes to name (5)")
     predict.add_argument(
         "--names",
         type=user_path,
         metavar="FILE",
-        help="names of the classes, one a line, where the weights come without them",
+        help="names of the classes, one per line, if the weights have none",
     )
-    predict.add_argument("--json", action="store_true", help="a line of JSON for each image")
+    predict.add_argument("--json", action="store_true", help="one line of JSON per image")
     predict.set_defaults(run=_predict)
 
 
@@ -54,9 +54,9 @@ def _classifier(arguments: argparse.Namespace) -> Classifier:
 
 
 def read_names(path: Path) -> list[str]:
-    """The names in a text file, one a line, without the spaces around them.
+    """The names in a text file, one per line, stripped.
 
-    Blank lines at its end do not count.
+    Blank lines at the end are ignored.
 
     Raises:
       ValueError: not UTF-8, no names, or a blank line before the last name.
@@ -77,7 +77,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def _json(image: str, predictions: list[Prediction]) -> str:
-    """One line of JSON, without the lone surrogates that many parsers do not take."""
+    """One line of JSON, without lone surrogates, which many parsers reject."""
     named = [{**p._asdict(), "name": encodable(p.name)} for p in predictions]
     return json_text({"image": encodable(image), "predictions": named})
 

@@ -1,4 +1,4 @@
-"""Text that files hold and errors quote, as a terminal can show it."""
+"""Makes text from files and errors safe for a terminal."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -9,11 +9,10 @@ from replk_jax.io.text import brief, escaped
 
 
 def printable(value: Any, most: int = 1000) -> str:
-    """A value on one line of at most so many characters.
+    """A value on one line of at most `most` characters.
 
-    Strings stand as they are, all else as `repr` has it, in brief. For what a terminal would obey
-    or cannot show there are escapes: control characters, marks that turn the direction of
-    writing, lone surrogates.
+    Strings are printed as they are, other values as a short `repr`. Control characters, marks of
+    the writing direction and lone surrogates are escaped.
     """
     text = value if isinstance(value, str) else brief(value)
     shown = escaped(text[: most + 1])
@@ -21,7 +20,7 @@ def printable(value: Any, most: int = 1000) -> str:
 
 
 def shortened(lines: Iterable[str], most: int = 50) -> Iterator[str]:
-    """The first lines, and how many more there are."""
+    """The first `most` lines, and the number of the others."""
     lines = iter(lines)
     yield from itertools.islice(lines, most)
     if more := sum(1 for _ in lines):
@@ -29,6 +28,6 @@ def shortened(lines: Iterable[str], most: int = 50) -> Iterator[str]:
 
 
 def message(error: Exception | str) -> str:
-    """What an error or a warning says, which may quote any file and be of many lines."""
+    """The printable text of an error or a warning, which may quote any file."""
     text = error if isinstance(error, str) else error_text(error)
     return "\n".join(shortened(map(printable, text.splitlines())))

@@ -25,8 +25,7 @@ from replk_jax.models.network import Network
 from replk_jax.models.variables import diverged_tensors
 from replk_jax.ops.depthwise.dispatch import PLATFORMS, PORTABLE
 from replk_jax.reparam import for_inference
-from replk_jax.vision.base_preprocessing import normalize
-from replk_jax.vision.preprocessing import Preprocessing
+from replk_jax.vision.base_preprocessing import BasePreprocessing, normalize
 
 # The custom call of the kernels for Hopper GPUs.
 _OWN_KERNELS = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")
@@ -39,7 +38,7 @@ def export_model(
     image_size: int | tuple[int, int],
     batch_size: int | None = None,
     platforms: Sequence[str] = ("cpu", "cuda"),
-    normalization: Preprocessing | None = None,
+    normalization: BasePreprocessing | None = None,
     custom_calls: bool = False,
 ) -> jax.export.Exported:
     """The re-parameterized network as StableHLO, weights included.
@@ -102,7 +101,7 @@ def plain_function(
     model: Network,
     variables: Mapping[str, Any],
     *,
-    normalization: Preprocessing | None = None,
+    normalization: BasePreprocessing | None = None,
 ) -> Callable[[jax.Array], Any]:
     """The re-parameterized network in operations of `jax.lax` only, for converters.
 
@@ -128,7 +127,7 @@ def plain_function(
 
 
 def _deployed(
-    model: Network, variables: Mapping[str, Any], normalization: Preprocessing | None
+    model: Network, variables: Mapping[str, Any], normalization: BasePreprocessing | None
 ) -> tuple[Callable[[Any, jax.Array], Any], Any]:
     """The merged network as a function of weights and images, and its weights."""
     channels = model.in_channels

@@ -1,1 +1,1 @@
-"""Images in, answers out."""
+"""Inference on images: classifiers and feature extractors."""

@@ -1,4 +1,4 @@
-"""From images to the names of what they show."""
+"""Classification of images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,25 +13,25 @@ from replk_jax.io.errors import naming
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.network import Network
 from replk_jax.vision import imagenet
-from replk_jax.vision.preprocessing import Preprocessing
+from replk_jax.vision.base_preprocessing import BasePreprocessing
 
 
 class Prediction(NamedTuple):
-    """A class that an image may be of.
+    """One class of an image.
 
     Attributes:
       index: of the class.
       name: of the class.
-      score: its probability (softmax).
+      score: probability of the class (softmax).
     """
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # in place of tuple.index
     name: str
     score: float
 
 
 class Classifier(ImageProgram):
-    """A network for images as they come: prepared, re-parameterized, compiled and in batches.
+    """Classifies images: prepares them, and runs the compiled merged network in batches.
 
         classifier = replk_jax.Classifier.from_file("RepLKNet-31B_ImageNet-1K_224.pth")
         for predictions in classifier(["cat.jpg", "dog.jpg"]):
@@ -41,31 +41,33 @@ class Classifier(ImageProgram):
       model: a classifier, in either structure.
       variables: of the model.
       preprocessing: of its images.
-      class_names: one for each class. By default those of ImageNet-1K if there are 1,000
-        classes, else their numbers.
-      batch_size: the most images at once.
+      class_names: one per class. By default those of ImageNet-1K for 1,000 classes, or else the
+        indices of the classes.
+      batch_size: the largest batch.
 
     Raises:
-      ValueError: a model without a classifier, no preprocessing or one for another number of
-        channels, or another number of names.
+      ValueError: a model without a classifier, no preprocessing, a preprocessing for another
+        number of channels, or a wrong number of names.
     """
 
     def __init__(
         self,
         model: Network,
         variables: Mapping[str, Any],
-        preprocessing: Preprocessing | None,
+        preprocessing: BasePreprocessing | None,
         class_names: Sequence[str] | None = None,
         *,
         batch_size: int = 32,
     ):
-        if not (isinstance(model, Backbone) and model.has_classifier):
+        is_classifier = isinstance(model, Backbone) and model.has_classifier
+        num_classes = model.num_classes if is_classifier else None
+        if num_classes is None:
             raise ValueError("The network has no classifier; FeatureExtractor runs it.")
         if class_names is None:
-            class_names = _default_names(model.num_classes)
-        if len(class_names) != model.num_classes:
+            class_names = _default_names(num_classes)
+        if len(class_names) != num_classes:
             raise ValueError(
-                f"The network has {model.num_classes} classes; got {len(class_names)} names."
+                f"The network has {num_classes} classes; got {len(class_names)} names."
             )
         super().__init__(model, variables, preprocessing, batch_size, _logits)
         self.class_names = tuple(class_names)
@@ -75,7 +77,7 @@ class Classifier(ImageProgram):
         cls,
         path: str | os.PathLike,
         *,
-        preprocessing: Preprocessing | None = None,
+        preprocessing: BasePreprocessing | None = None,
         class_names: Sequence[str] | None = None,
         prefer_ema: bool = False,
         key: str | None = None,
@@ -85,16 +87,15 @@ class Classifier(ImageProgram):
         """Reads a classifier with its preprocessing and names.
 
         Args:
-          path: what `load` takes: a PyTorch checkpoint, or what this package or a training run
-            saved.
-          preprocessing: in place of that of the file.
-          class_names: in place of those of the file.
-          prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
-          key, prefix: which weights of a PyTorch checkpoint; as in `load_torch`.
-          batch_size: the most images at once.
+          path: of any checkpoint that `load` reads.
+          preprocessing: replaces that of the file.
+          class_names: replace those of the file.
+          prefer_ema: read the exponential moving average (EMA) of the weights.
+          key, prefix: select the weights in a PyTorch checkpoint; as in `load_torch`.
+          batch_size: the largest batch.
 
         Raises:
-          ValueError, OSError: a file that cannot be read, or holds no classifier.
+          ValueError, OSError: a file that cannot be read, or has no classifier.
         """
         network = load(
             path, prefer_ema=prefer_ema, preprocessing=preprocessing, key=key, prefix=prefix
@@ -109,12 +110,12 @@ class Classifier(ImageProgram):
             )
 
     def __call__(self, images: Images, *, top_k: int = 5) -> list[list[Prediction]]:
-        """The likeliest classes of each image, the likeliest first.
+        """The most probable classes of each image, in descending order.
 
         Args:
-          images: one, which counts as a list of one, or several: paths, images of Pillow, bytes
-            of files, or uint8 arrays (H, W, C); or an array (N, H, W, C).
-          top_k: how many; all, if there are not so many.
+          images: one, or several: paths, Pillow images, bytes of files, or uint8 arrays (H, W, C);
+            or an array (N, H, W, C).
+          top_k: number of classes; all, if the network has fewer.
 
         Raises:
           ImageError: an image that cannot be read.
@@ -123,14 +124,14 @@ class Classifier(ImageProgram):
         return self.best(self.logits(images), top_k)
 
     def logits(self, images: Images) -> np.ndarray:
-        """The outputs of the network, float32 (N, classes), for images as `__call__` takes them.
+        """The outputs of the network, float32 (N, classes), for images as in `__call__`.
 
-        As they are: NaN or infinite where the network diverged or overflows.
+        They can be NaN or infinite.
         """
         return self.run_all(images)
 
     def probabilities(self, images: Images) -> np.ndarray:
-        """Their softmax, float32 (N, classes).
+        """The softmax of the logits, float32 (N, classes).
 
         Raises:
           ImageError: an image that cannot be read.
@@ -139,7 +140,7 @@ class Classifier(ImageProgram):
         return _probabilities(self.logits(images))
 
     def best(self, logits: np.ndarray, top_k: int = 5) -> list[list[Prediction]]:
-        """The likeliest classes by logits (N, classes), the likeliest first.
+        """The most probable classes by logits (N, classes), in descending order.
 
         Raises:
           ValueError: logits that are NaN or infinite.
@@ -152,7 +153,8 @@ class Classifier(ImageProgram):
         ]
 
 
-def _logits(model: Network, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+def _logits(model: Network, variables: Mapping[str, Any], images: jax.Array) -> Any:
+    """Maps (N, H, W, C) to (N, classes)."""
     return model.apply(variables, images)
 
 
@@ -162,8 +164,8 @@ def _probabilities(logits: np.ndarray) -> np.ndarray:
         shown = ", ".join(map(str, bad[:5])) + (", ..." if bad.size > 5 else "")
         raise ValueError(
             f"The logits of {bad.size} of {len(logits)} images are not finite (index {shown}): "
-            "no class can be predicted. The weights may be of a run that diverged; `logits` "
-            "returns the values."
+            "no class can be predicted. The training run may have diverged; `logits` returns the "
+            "values."
         )
     return np.asarray(jax.nn.softmax(logits))
 

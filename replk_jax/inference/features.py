@@ -1,8 +1,8 @@
-"""Features of images: what a network makes of them before it names them."""
+"""Extraction of features from images."""
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,12 @@ from replk_jax.checkpoint import load
 from replk_jax.inference.image_program import ImageProgram, Images
 from replk_jax.io.errors import naming
 from replk_jax.models.backbone import Backbone
-from replk_jax.vision.preprocessing import Preprocessing
+from replk_jax.models.network import Network
+from replk_jax.vision.base_preprocessing import BasePreprocessing
 
 
 class FeatureExtractor(ImageProgram):
-    """Global features of images, and those of every stage.
+    """Extracts global features of images, and the features of every stage.
 
         extractor = replk_jax.FeatureExtractor.from_file("RepLKNet-31B_ImageNet-22K.pth")
         features = extractor(["cat.jpg", "dog.jpg"])["features"]  # (2, 1024)
@@ -25,20 +26,19 @@ class FeatureExtractor(ImageProgram):
       model: a classifier, the same without its head, or a backbone.
       variables: of the model.
       preprocessing: of its images.
-      maps: whether the stages give their whole maps or the averages of them.
-      batch_size: the most images at once.
+      maps: whether to return the feature maps of the stages, or their means over the image.
+      batch_size: the largest batch.
 
     Raises:
-      ValueError: a composite network; a merged RepLKNet with its classifier, which the norm that
-        ends the features has become part of; no preprocessing, or one for another number of
-        channels.
+      ValueError: a composite network; a merged RepLKNet with a classifier, which contains the
+        final norm; no preprocessing, or one for another number of channels.
     """
 
     def __init__(
         self,
-        model: Backbone,
+        model: Network,
         variables: Mapping[str, Any],
-        preprocessing: Preprocessing | None,
+        preprocessing: BasePreprocessing | None,
         *,
         maps: bool = False,
         batch_size: int = 32,
@@ -60,7 +60,7 @@ class FeatureExtractor(ImageProgram):
         cls,
         path: str | os.PathLike,
         *,
-        preprocessing: Preprocessing | None = None,
+        preprocessing: BasePreprocessing | None = None,
         prefer_ema: bool = False,
         key: str | None = None,
         prefix: str | None = None,
@@ -70,15 +70,14 @@ class FeatureExtractor(ImageProgram):
         """Reads a network with its preprocessing.
 
         Args:
-          path: what `load` takes: a PyTorch checkpoint, or what this package or a training run
-            saved.
-          preprocessing: in place of that of the file.
-          prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
-          key, prefix: which weights of a PyTorch checkpoint; as in `load_torch`.
+          path: of any checkpoint that `load` reads.
+          preprocessing: replaces that of the file.
+          prefer_ema: read the exponential moving average (EMA) of the weights.
+          key, prefix: select the weights in a PyTorch checkpoint; as in `load_torch`.
           maps, batch_size: as above.
 
         Raises:
-          ValueError, OSError: a file that cannot be read, or holds a merged classifier.
+          ValueError, OSError: a file that cannot be read, or a network that the class rejects.
         """
         network = load(
             path, prefer_ema=prefer_ema, preprocessing=preprocessing, key=key, prefix=prefix
@@ -96,13 +95,13 @@ class FeatureExtractor(ImageProgram):
         """The features of images.
 
         Args:
-          images: one, which counts as a list of one, or several: paths, images of Pillow, bytes
-            of files, or uint8 arrays (H, W, C); or an array (N, H, W, C).
+          images: one, or several: paths, Pillow images, bytes of files, or uint8 arrays (H, W, C);
+            or an array (N, H, W, C).
 
         Returns:
-          Float32 arrays: "features", what would enter the classifier, (N, C),
-          which a backbone has not; "stage_0" and so on, (N, C), or with `maps` (N, H, W, C),
-          with the stage's norm where it has one.
+          Float32 arrays: "features" (N, C), the input of the classifier, which a backbone lacks;
+          "stage_0" and so on, (N, C), or (N, H, W, C) with `maps`, after the stage's norm if it
+          has one.
 
         Raises:
           ImageError: an image that cannot be read.
@@ -114,8 +113,9 @@ def _without_head(model: Backbone, variables: Mapping[str, Any]):
     """The model and its variables without the classifier."""
     if model.deploy and model.norm_joins_head:
         raise ValueError(
-            "The merged classifier holds the norm that ends the features. Take the training-time "
-            "weights, or re-parameterize them without params/head for num_classes=None."
+            "The merged classifier contains the final norm, so it has no features. Load the "
+            "training-time weights, or re-parameterize them without params/head for "
+            "num_classes=None."
         )
     params = {k: part for k, part in variables["params"].items() if k != model.head_name}
     return model.clone(num_classes=None), {**variables, "params": params}
@@ -124,7 +124,8 @@ def _without_head(model: Backbone, variables: Mapping[str, Any]):
 def _features(
     model: Backbone, variables: Mapping[str, Any], images: jax.Array, maps: bool
 ) -> dict[str, jax.Array]:
-    output, state = model.apply(variables, images, mutable=["intermediates"])
+    result = model.apply(variables, images, mutable=["intermediates"])
+    output, state = cast(tuple[jax.Array, Mapping[str, Any]], result)
     features = {} if model.out_indices is not None else {"features": output}
     for name in model.feature_names:
         (feature_map,) = state["intermediates"][name]

@@ -1,4 +1,4 @@
-"""A compiled function of images, run over any number of them in batches of few shapes."""
+"""Runs a compiled network on any number of images, in batches of few different shapes."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,35 +18,37 @@ Images = ImageLike | Sequence[ImageLike]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Model = TypeVar("Model", bound=Network)
 
 
 class ImageProgram:
-    """What a re-parameterized network computes of images, with their preprocessing.
+    """A compiled function of images: preprocessing, and the merged network.
 
     Args:
       model: the network, in either structure.
       variables: of the model.
       preprocessing: of the images.
-      batch_size: the most images at once. Fewer are filled up to a power of two, so that only
-        so many shapes are compiled.
-      compute: (model, its variables, normalised images) -> a tree of arrays whose first axis is
-        the images'; the model is re-parameterized, if it can be.
+      batch_size: the largest batch. Smaller ones are padded to a power of two, which bounds the
+        number of compiled shapes.
+      compute: maps the model, its variables and normalised images to a tree of arrays (N, ...).
+        The model is merged, if possible.
 
     Raises:
-      ValueError: no preprocessing, one for another number of channels, or no batch.
+      ValueError: no preprocessing; one for another number of channels, or without one image size;
+        or a `batch_size` below 1.
     """
 
     def __init__(
         self,
-        model: Network,
+        model: Model,
         variables: Mapping[str, Any],
         preprocessing: BasePreprocessing | None,
         batch_size: int,
-        compute: Callable[[Network, Mapping[str, Any], jax.Array], Any],
+        compute: Callable[[Model, Mapping[str, Any], jax.Array], Any],
     ):
         channels = model.in_channels
         if preprocessing is None:
-            raise ValueError("The preprocessing is not known: give a Preprocessing.")
+            raise ValueError("The preprocessing is unknown: give a Preprocessing.")
         if preprocessing.channels != channels:
             raise ValueError(
                 f"The network takes images of {channels} channels; the preprocessing is for "
@@ -71,10 +73,10 @@ class ImageProgram:
         self._program = jax.jit(program)
 
     def run(self, pixels: np.ndarray) -> Any:
-        """Computes one batch of images that are resized and cropped already.
+        """Computes one batch of prepared images.
 
         Args:
-          pixels: uint8 (N, S, S, C), as from `preprocessing.pixels`; N is at most `batch_size`.
+          pixels: uint8 (N, H, W, C), from `preprocessing.pixels`; N is at most `batch_size`.
 
         Returns:
           A tree of NumPy arrays (N, ...).
@@ -94,8 +96,8 @@ class ImageProgram:
         """Prepares and computes any number of images.
 
         Args:
-          images: one, or several: paths, images of Pillow, bytes of files, or uint8 arrays
-            (see `read_image`); or an array (N, H, W, C).
+          images: one, or several: paths, Pillow images, bytes of files, or uint8 arrays (see
+            `read_image`); or an array (N, H, W, C).
 
         Returns:
           A tree of NumPy arrays (N, ...), in the order of the images.
@@ -112,7 +114,7 @@ class ImageProgram:
 
 
 def finite_outputs(outputs: Any) -> np.ndarray:
-    """For each image, whether all that the network gives for it is finite.
+    """Whether all outputs of an image are finite, for each image.
 
     Args:
       outputs: a tree of arrays (N, ...), as from `ImageProgram.run`.
@@ -127,7 +129,7 @@ def finite_outputs(outputs: Any) -> np.ndarray:
 def prepare_ahead(
     prepare: Callable[[Item], Result], items: Sequence[Item], batch_size: int
 ) -> Iterator[list[Result]]:
-    """Applies a function in threads; while one batch of results is used, the next is made.
+    """Applies a function in threads, and prepares one batch ahead of the consumer.
 
     Args:
       prepare: maps an item to a result.
@@ -151,5 +153,5 @@ def _several(images: Images) -> Sequence[ImageLike]:
         return [images]
     if hasattr(images, "ndim"):
         array = np.asarray(images)
-        return array if array.ndim == 4 else [array]
+        return list(array) if array.ndim == 4 else [array]
     return list(images)

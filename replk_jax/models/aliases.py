@@ -1,4 +1,4 @@
-"""Names of models and arguments as timm, torchvision and others have them."""
+"""Names of models and arguments in timm, torchvision and other libraries."""
 
 import re
 from collections.abc import Mapping
@@ -8,44 +8,44 @@ from replk_jax.models.backbone import Backbone
 
 _SAME_FIELD = {"in_chans": "in_channels", "drop_rate": "dropout_rate"}
 _LOADS_WEIGHTS = ("pretrained", "weights", "weights_backbone", "checkpoint_path")
-# What only some families have, in words.
+# Fields that only some families have, with their descriptions.
 _REGULARIZATION = {
     "dropout_rate": "dropout before its classifier",
     "drop_path_rate": "stochastic depth",
 }
 
-# Prefixes and suffixes of timm, transformers and mmpretrain that say where weights come from, and
-# the version of ResNet that all have.
+# Prefixes and suffixes that name the origin of weights in timm, transformers and mmpretrain.
 _ORIGIN = re.compile(
     r"^(?:hf[-_]hub:)?(?:(?:timm|google|microsoft)/)?(?:(?:tv|gluon|ssl|swsl)_(?=resnet))?"
     r"|\.(?!(?:pth?|bin|safetensors)$)[a-z]\w*$"
     r"|(?:_(?:3rdparty|in21k-pre|\d+xb\d+[-\w]*?))+_in1k(?:-\d+px)?$",
     re.IGNORECASE,
 )
+# The version of ResNet that all these libraries have.
 _RESNET_VERSION = re.compile(r"(?<=\d)[-_ ]?v1(?:b|\.5)$", re.IGNORECASE)
-# What is no name, in the spelling of `plain_name`.
+# A file name, after `plain_name`.
 _FILE = re.compile(r".*\.(?:pth?|bin|safetensors)")
 
 
 def spelling(name: str) -> str:
-    """A name or pattern in lower case, without separators outside of brackets."""
+    """A name or pattern in lower case, without hyphens, underscores and spaces outside brackets."""
     return re.sub(r"[-_\s](?![^\[]*\])", "", name.lower())
 
 
 def plain_name(name: str) -> str:
-    """The name of a model in one spelling, without the origin of its weights.
+    """The `spelling` of a model's name, without the origin of its weights.
 
-    `timm/resnet101.tv_in1k`, `microsoft/resnet-101` and `tv_resnet101` are all `resnet101`.
+    `timm/resnet101.tv_in1k`, `microsoft/resnet-101` and `tv_resnet101` all become `resnet101`.
     """
     return spelling(_RESNET_VERSION.sub("", _ORIGIN.sub("", name)))
 
 
 def describe_other(plain: str, lookalikes: Mapping[str, str]) -> str | None:
-    """What a name stands for that resembles a registered one, and what to do; None if unknown.
+    """Explains a name that resembles a registered one, and what to do; None if unknown.
 
     Args:
-      plain: from `plain_name`.
-      lookalikes: see `ModelFamily`, of all families.
+      plain: the result of `plain_name`.
+      lookalikes: see `ModelFamily`; of all families.
     """
     if _FILE.fullmatch(plain):
         return (
@@ -58,17 +58,17 @@ def describe_other(plain: str, lookalikes: Mapping[str, str]) -> str | None:
 def translate(
     arguments: dict[str, Any], family: type[Backbone], stages: int, known: set[str]
 ) -> dict[str, Any]:
-    """The arguments in the names of this package.
+    """Translates arguments to the names in this package.
 
     Args:
       arguments: of `create_model`, by name.
-      family: that is built.
-      stages: how many it has.
-      known: names of the fields of the family and of its architecture.
+      family: the class of the network.
+      stages: number of stages.
+      known: names of the fields of the network and of its architecture.
 
     Raises:
-      ValueError: weights are asked for, which `create_model` does not load.
-      TypeError: the same field is given by two names, or regularisation that the family lacks.
+      ValueError: a request for weights, which `create_model` does not load.
+      TypeError: a field given by two names, or regularisation that the family lacks.
     """
     # As in timm, where None means the default.
     arguments = {
@@ -90,11 +90,11 @@ def translate(
                 raise TypeError(f"{theirs} and {ours} are the same field: give one of them.")
             arguments[ours] = arguments.pop(theirs)
             given_as[ours] = theirs
-    for field, words in _REGULARIZATION.items():
-        # A rate of 0 asks for nothing.
+    for field, description in _REGULARIZATION.items():
+        # A rate of 0 changes nothing.
         if field not in known and field in arguments and arguments.pop(field):
             given = given_as.get(field, field)
-            raise TypeError(f"{family.__name__} has no {words}: leave out {given}.")
+            raise TypeError(f"{family.__name__} has no {description}: leave out {given}.")
     if arguments.pop("features_only", False) and arguments.get("out_indices") is None:
         arguments["out_indices"] = tuple(range(stages))
     if "replace_stride_with_dilation" in arguments:

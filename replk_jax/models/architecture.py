@@ -1,6 +1,6 @@
-"""What the architectures of all families have in common: their fields check themselves.
+"""The base of the architectures of all families, which validates their fields.
 
-An architecture is a frozen dataclass. The annotation of a field says what its values may be:
+An architecture is a frozen dataclass. The annotations of its fields declare the valid values:
 
     layers: PerStage
     small_kernel: OddOrNone = 5
@@ -17,12 +17,12 @@ from typing import Annotated, Any, ClassVar
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """Positive whole numbers, kept as Python's own, so that architectures compare and hash alike.
+    """Positive integers, stored as `int`, so that equal architectures hash alike.
 
     Attributes:
-      several: whether the field has a tuple of them.
-      per_stage: whether that tuple has an entry for every stage.
-      odd: whether they must be odd, as the sizes of kernels.
+      several: whether the field is a tuple of them.
+      per_stage: whether that tuple has one entry per stage.
+      odd: whether they must be odd, as kernel sizes must.
       optional: whether the field may be None.
     """
 
@@ -32,10 +32,10 @@ class Whole:
     optional: bool = False
 
     def __call__(self, field: str, value: Any) -> Any:
-        """The value to keep.
+        """Returns the value to store.
 
         Raises:
-          ValueError: one that is no positive whole number, or even where it must be odd.
+          ValueError: not a positive whole number, or even where odd is required.
         """
         if self.optional and value is None:
             return None
@@ -58,7 +58,7 @@ class OneOf:
         """Returns the value.
 
         Raises:
-          ValueError: another one.
+          ValueError: another value.
         """
         if value not in self.values:
             raise ValueError(f"{field} must be one of {', '.join(self.values)}; got {value!r}.")
@@ -82,12 +82,15 @@ Flag = Annotated[bool, _flag]
 class Architecture:
     """Base of the architectures, which are frozen dataclasses.
 
-    A subclass has the fields `layers`, blocks of each stage, and `in_channels`, the channels of
-    the images. What the annotations cannot say of its fields it checks in `check`.
+    A subclass has the fields `layers` (blocks per stage) and `in_channels` (channels of the
+    images). It checks in `check` what the annotations cannot express.
 
     Attributes:
       stem_stride: product of the strides before the first stage.
     """
+
+    # Every subclass is a dataclass; this base is not, since fields would precede the subclass's.
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     stem_stride: ClassVar[int]
 
@@ -105,7 +108,7 @@ class Architecture:
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError for fields that do not go together."""
+        """Raises ValueError for fields that do not fit together."""
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
@@ -113,14 +116,14 @@ class Architecture:
         raise NotImplementedError
 
     @property
-    def strides(self) -> tuple[int, ...]:
+    def entry_strides(self) -> tuple[int, ...]:
         """Stride of the first block of each stage, or of the transition before it."""
         return (1, *(2 for _ in self.layers[1:]))
 
 
 @functools.cache
 def _checks(architecture: type[Architecture]) -> dict[str, Callable[[str, Any], Any]]:
-    """The check of every field whose annotation has one: (field, value) to the value to keep."""
+    """The check of each annotated field. It maps (field, value) to the value to store."""
     hints = typing.get_type_hints(architecture, include_extras=True)
     return {
         field.name: hints[field.name].__metadata__[0]
@@ -130,7 +133,7 @@ def _checks(architecture: type[Architecture]) -> dict[str, Callable[[str, Any], 
 
 
 def field_types(architecture: type[Architecture]) -> dict[str, type]:
-    """The type of each field besides None; `object` where it is one of several."""
+    """The type of each field apart from None; `object` for a union of several."""
     hints = typing.get_type_hints(architecture)
     return {field.name: _plain(hints[field.name]) for field in dataclasses.fields(architecture)}
 
@@ -143,10 +146,10 @@ def _plain(hint: Any) -> type:
 
 
 def whole_numbers(field: str, values: Sequence[int]) -> tuple[int, ...]:
-    """The values as Python's own integers.
+    """The values as `int`.
 
     Raises:
-      ValueError: one that is no positive whole number.
+      ValueError: a value that is not a positive whole number.
     """
     try:
         numbers = tuple(operator.index(value) for value in values)
@@ -158,7 +161,7 @@ def whole_numbers(field: str, values: Sequence[int]) -> tuple[int, ...]:
 
 
 def _expect_entry_per_stage(values: dict[str, tuple[int, ...]]) -> None:
-    """Raises ValueError unless the fields have as many entries as one another, and at least one."""
+    """Raises ValueError unless all fields have the same number of entries, at least one."""
     lengths = set(map(len, values.values()))
     if values and (len(lengths) != 1 or 0 in lengths):
         given = ", ".join(f"{field}={value}" for field, value in values.items())

@@ -1,4 +1,4 @@
-"""What the networks of all families have in common: classifiers, feature extractors, backbones."""
+"""The base of the networks of all families: classifiers, feature extractors and backbones."""
 
 import dataclasses
 import itertools
@@ -20,12 +20,12 @@ FINAL_FEATURE_MAP = "final_feature_map"
 
 
 class ModuleGroup(NamedTuple):
-    """Top-level modules that follow one another.
+    """Consecutive top-level modules.
 
     Attributes:
-      name: of the part of the network that they are.
-      stage: the group of `Network.stage_of` that they are in.
-      modules: their names, from the image on.
+      name: the part of the network in a summary (`Network.part_of`).
+      stage: the group in `Network.stage_of`.
+      modules: names, in the order of the forward pass.
     """
 
     name: str
@@ -37,8 +37,8 @@ def stage_groups(prefix: str, blocks: Sequence[int]) -> list[ModuleGroup]:
     """Stages whose blocks are top-level modules.
 
     Args:
-      prefix: of their names, which stage and block follow: "layer" of layer1_0.
-      blocks: how many each stage has.
+      prefix: of the modules' names, such as "layer" for layer1_0 (stage 1, block 0).
+      blocks: number of blocks of each stage.
     """
     return [
         ModuleGroup(f"{prefix}{s}", s, tuple(f"{prefix}{s}_{i}" for i in range(count)))
@@ -47,35 +47,34 @@ def stage_groups(prefix: str, blocks: Sequence[int]) -> list[ModuleGroup]:
 
 
 class Backbone(Network, kw_only=True):
-    """A classifier, a feature extractor or a backbone, which one architecture describes.
+    """A classifier, a feature extractor or a backbone, described by one architecture.
 
-    What it returns is chosen by three fields and arguments:
-    - logits (N, num_classes), in at least float32, by default;
-    - with `num_classes=None`, or `features=True` in a call, the features that enter the
-      classifier, (N, C), in at least float32;
-    - with `out_indices` a tuple of feature maps, (N, H / stride, W / stride, C) of each stage
-      named, in `dtype`, with the strides and channels in `stage_strides` and `stage_channels`.
+    It returns one of three outputs:
+    - by default logits (N, num_classes), in at least float32;
+    - with `num_classes=None`, or `features=True` in a call, the features (N, C) that enter the
+      classifier, in at least float32;
+    - with `out_indices`, a tuple of feature maps (N, H / stride, W / stride, C) in `dtype`, one
+      for each index, with the strides and channels of `stage_strides` and `stage_channels`.
 
-    Beside any of these the collection `intermediates`, if it is mutable, receives the feature map
-    of every stage by its name in `feature_names`; and, unless there are `out_indices`,
-    "final_feature_map", (N, H / stride, W / stride, C): the mean of it over the image is the
-    features. Where a norm ends the features the map has passed it; in a merged classifier the norm
-    is part of the classifier, which applies to the map as it is.
+    In all three cases the collection `intermediates`, if mutable, receives the feature map of
+    every stage, by the names in `feature_names`. Without `out_indices` it also receives
+    "final_feature_map" (N, H / stride, W / stride, C), whose mean over the image is the features.
+    It is the output of the final norm, if the network has one; a merged classifier contains that
+    norm, and applies to the feature map before it.
 
-    A family defines `run_stages`, `final_feature_map` where anything follows the stages, and
-    `module_groups`.
+    A family defines `run_stages`, `module_groups`, and `final_feature_map` if layers follow the
+    stages.
 
     Attributes:
       architecture: widths, depths and kernels.
-      num_classes: outputs of the classifier; None builds no classifier, and the model
-        returns what would enter it. 0 means None.
-      out_indices: stages whose feature maps to return, in this order, counted from 0 (the stem
-        is not among them), or from the end if negative: any sequence or array of integers, which
-        is kept as a tuple of non-negative numbers. The model is then a backbone, without
-        classifier whatever `num_classes` says.
-      output_stride: size of the image over that of the last feature map, one of
-        `output_strides`; None for that of the architecture. Strides beyond it become dilation
-        (see `dilation.sample_stages`); the variables stay the same.
+      num_classes: outputs of the classifier; None for a feature extractor. 0 means None.
+      out_indices: stages whose feature maps are returned, in this order. Stage 0 follows the stem;
+        negative numbers count from the end. Any sequence or array of integers is accepted, and
+        stored as a tuple of non-negative numbers. The network then has no classifier, regardless
+        of `num_classes`.
+      output_stride: size of the image over the size of the last feature map, one of
+        `output_strides`; None for that of the architecture. Dilation replaces the strides beyond
+        it (see `dilation.sample_stages`); the variables stay the same.
       remat, deploy, dtype, param_dtype, implementation: see `Network`.
     """
 
@@ -85,10 +84,10 @@ class Backbone(Network, kw_only=True):
         "output_stride": COUNT_OR_NONE,
     }
     head_name: ClassVar[str] = "head"  # of the classifier among the parameters
-    # Whether a batch norm precedes the classifier, into which it is folded.
+    # Whether merging folds a final batch norm into the classifier.
     norm_joins_head: ClassVar[bool] = False
     output_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
-    rates: ClassVar[tuple[str, ...]] = ()  # fields that are probabilities of dropping something
+    rates: ClassVar[tuple[str, ...]] = ()  # fields that are drop probabilities
 
     architecture: Architecture
     num_classes: int | None = 1000
@@ -96,7 +95,7 @@ class Backbone(Network, kw_only=True):
     output_stride: int | None = None
 
     def __post_init__(self):
-        given = self.out_indices
+        given: Any = self.out_indices
         is_array = isinstance(given, np.ndarray | jax.Array) and given.ndim == 1
         if is_array or (isinstance(given, Sequence) and not isinstance(given, str)):
             self.out_indices = tuple(map(self._stage, given))
@@ -104,7 +103,7 @@ class Backbone(Network, kw_only=True):
 
     @nn.nowrap
     def _stage(self, index: Any) -> Any:
-        """An index of a stage, counted from 0; what is none stays for `check_fields` to name."""
+        """A stage's index counted from 0. Other values stay: `check_fields` reports them."""
         if isinstance(index, bool):
             return index
         try:
@@ -143,14 +142,14 @@ class Backbone(Network, kw_only=True):
 
     @property
     def has_classifier(self) -> bool:
-        """Whether it returns logits."""
+        """Whether the network returns logits."""
         return self.num_classes is not None and self.out_indices is None
 
     @nn.nowrap
     def stage_samplings(self) -> list[Sampling]:
         """Stride and dilation of the first block of every stage."""
         arch = self.architecture
-        return sample_stages(arch.strides, arch.stem_stride, self.output_stride)
+        return sample_stages(arch.entry_strides, arch.stem_stride, self.output_stride)
 
     @nn.nowrap
     def module_groups(self) -> list[ModuleGroup]:
@@ -159,17 +158,17 @@ class Backbone(Network, kw_only=True):
 
     @property
     def num_layers(self) -> int:
-        """Stem, each block of the stages, and all that follows."""
+        """The stem, each block of the stages, and everything after them as one layer."""
         last = self.num_stage_groups - 1
         blocks = [group.modules for group in self.module_groups() if 0 < group.stage < last]
         return sum(map(len, blocks)) + 2
 
     @nn.nowrap
     def layer_of(self, path: Path) -> int:
-        """See `Network`. The stem is layer 0, each block of the stages one, and all else the last.
+        """See `Network`. The stem is the first layer, each block one, and the rest the last.
 
         Raises:
-          ValueError: it is in no layer.
+          ValueError: the network has no such parameter.
         """
         group, last = self._group(path), self.num_stage_groups - 1
         if group.stage in (0, last):
@@ -185,7 +184,7 @@ class Backbone(Network, kw_only=True):
 
     @nn.nowrap
     def part_of(self, path: Path) -> str:
-        """See `Network`. What has no parameters, as the global average pool, is in the head."""
+        """See `Network`. Modules without parameters, such as the average pool, are in the head."""
         groups = (group.name for group in self.module_groups() if path[0] in group.modules)
         return next(groups, "head")
 
@@ -203,11 +202,11 @@ class Backbone(Network, kw_only=True):
 
     @nn.nowrap
     def check_call(self, x: jax.Array, features: bool = False) -> None:
-        """As `Network`, and whether there are features to return.
+        """See `Network`. Also checks that `features` can be returned.
 
         Raises:
-          ValueError: images of another shape, fields that make no sense, or `features` of a
-            backbone or a merged classifier.
+          ValueError: images of another shape, invalid fields, or `features` of a backbone or of a
+            merged classifier that contains the final norm.
           TypeError: images that are not floating point.
         """
         super().check_call(x)
@@ -218,21 +217,21 @@ class Backbone(Network, kw_only=True):
             )
         if features and self.deploy and self.norm_joins_head and self.num_classes is not None:
             raise ValueError(
-                "The merged classifier holds the final batch norm, so its features are gone. "
+                "The merged classifier contains the final batch norm, so it has no features. "
                 "Build the model with num_classes=None and re-parameterize the variables "
                 f"without params/{self.head_name}: that keeps the norm as scale and bias."
             )
 
     @nn.nowrap
     def check_fields(self) -> None:
-        """Raises ValueError for fields that make no sense."""
+        """Raises ValueError for invalid fields."""
         super().check_fields()
         stages = range(len(self.architecture.layers))
         if not isinstance(self.out_indices, tuple | None):
             raise ValueError(
                 f"out_indices must be a sequence of stages, or None; got {self.out_indices!r}."
             )
-        # `True in range(4)` holds.
+        # Not isinstance: `True` is an int.
         unknown = [s for s in self.out_indices or () if type(s) is not int or s not in stages]
         if unknown:
             raise ValueError(
@@ -246,7 +245,7 @@ class Backbone(Network, kw_only=True):
             )
         for rate in self.rates:
             if not 0 <= getattr(self, rate) < 1:
-                raise ValueError(f"{rate} must lie in [0, 1); got {getattr(self, rate)}.")
+                raise ValueError(f"{rate} must be in [0, 1); got {getattr(self, rate)}.")
 
     @nn.compact
     def __call__(
@@ -256,17 +255,16 @@ class Backbone(Network, kw_only=True):
 
         Args:
           x: normalised images, (N, H, W, in_channels), floating point; any H and W.
-          train: batch norm uses the batch and updates `batch_stats` (which must be mutable), and
-            what is dropped at random draws from the `dropout` stream.
-          features: return what would enter the classifier.
+          train: batch norms use the statistics of the batch and update `batch_stats`, which must
+            be mutable; dropout and stochastic depth draw from the `dropout` stream.
+          features: return the features that enter the classifier.
 
         Returns:
           Logits, features or feature maps: see `Backbone`. The sizes of feature maps are rounded
           up.
 
         Raises:
-          ValueError: images of another shape, features of a merged classifier whose norm is part
-            of it, or fields of the module that make no sense.
+          ValueError: as `check_call`.
           TypeError: images that are not floating point.
         """
         self.check_call(x, features)
@@ -288,25 +286,25 @@ class Backbone(Network, kw_only=True):
           train: as of `__call__`.
 
         Returns:
-          The feature map of each stage, (N, H / stride, W / stride, C), and what enters
-          `final_feature_map`, of the shape of the last.
+          The feature map of each stage, (N, H / stride, W / stride, C), and the input of
+          `final_feature_map`, which has the shape of the last one.
         """
         raise NotImplementedError
 
     @nn.nowrap
     def final_feature_map(self, x: jax.Array, train: bool) -> jax.Array:
-        """What follows the stages of a network that is no backbone, up to the average pool."""
+        """Runs the layers between the stages and the average pool, which a backbone lacks."""
         return x
 
     @nn.nowrap
     def pool(self, x: jax.Array, train: bool) -> jax.Array:
-        """The final feature map (N, H, W, C) to features (N, C)."""
+        """Maps the final feature map (N, H, W, C) to features (N, C)."""
         return GlobalAveragePool()(x)
 
     def classify(self, x: jax.Array, features: bool) -> jax.Array:
-        """Features (N, C) to logits (N, num_classes); or back as they are, where they are wanted.
+        """Maps features (N, C) to logits (N, num_classes), both in at least float32.
 
-        Both in at least float32.
+        Returns the features unchanged with `features=True` or without classes.
         """
         if features or self.num_classes is None:
             return x

@@ -1,4 +1,4 @@
-"""Networks of a backbone with heads on it, such as segmenters and detectors."""
+"""Networks that put heads on a backbone, such as segmenters and detectors."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from replk_jax.models.backbone import Backbone
 from replk_jax.models.network import Network, Path
 from replk_jax.models.stored import StoredField
 
-# What the network decides for its backbone.
+# The fields that the backbone takes from the network.
 _SHARED = ("deploy", "dtype", "param_dtype", "implementation", "remat")
 
 STORED_BACKBONE = StoredField(
@@ -31,11 +31,11 @@ class CompositeNetwork(Network, kw_only=True):
             feature_maps = self.backbone(x, train)
             ...
 
-    Heads are top-level modules, made with `common_kwargs()`. A head for training alone is called
-    if `train or self.is_initializing()`, so that its variables are always there.
+    Heads are top-level modules, built with `common_kwargs()`. Call a head that only training needs
+    if `train or self.is_initializing()`, so that its variables always exist.
 
     Attributes:
-      backbone: as a rule with `out_indices`. Its `deploy`, `dtype`, `param_dtype`,
+      backbone: usually with `out_indices`. Its `deploy`, `dtype`, `param_dtype`,
         `implementation` and `remat` are replaced by those of this network.
       num_classes, remat, deploy, dtype, param_dtype, implementation: see `Network`.
     """
@@ -73,7 +73,7 @@ class CompositeNetwork(Network, kw_only=True):
 
     @property
     def num_layers(self) -> int:
-        """That of the backbone, whose last layer has the heads too."""
+        """That of the backbone. Its last layer also contains the heads."""
         return self.backbone.num_layers
 
     @nn.nowrap
@@ -95,7 +95,7 @@ class CompositeNetwork(Network, kw_only=True):
 
     @nn.nowrap
     def part_of(self, path: Path) -> str:
-        """See `Network`. Those of the backbone, and every other top-level module."""
+        """See `Network`. The parts of the backbone, and every other top-level module."""
         in_backbone = path[0] == "backbone"
         return self.backbone.part_of(path[1:]) if in_backbone else path[0]
 
@@ -108,6 +108,6 @@ class CompositeNetwork(Network, kw_only=True):
 
     @nn.nowrap
     def check_fields(self) -> None:
-        """Raises ValueError for fields that make no sense."""
+        """Raises ValueError for invalid fields, of the backbone too."""
         super().check_fields()
         self.backbone.check_fields()

@@ -1,4 +1,4 @@
-"""A network as plain data, to be stored beside its variables, and in words."""
+"""Networks as plain data, which is stored with their variables, and in words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,19 +7,19 @@ from replk_jax.models.network import Network
 
 
 def describe(network: Network) -> dict[str, Any]:
-    """What `from_description` builds the network from again, as JSON can hold it.
+    """The network as plain data for JSON, from which `from_description` rebuilds it.
 
-    Without the type and the implementation of the computation, stochastic depth, dropout and
+    It omits the dtype and the implementation of the computation, stochastic depth, dropout and
     rematerialisation.
     """
     return network.describe()
 
 
 def from_description(description: Mapping[str, Any]) -> Network:
-    """Builds the network that `describe` described, with the default type of computation.
+    """Rebuilds a network from the result of `describe`, with the default computation dtype.
 
     Raises:
-      ValueError: something else, whatever it may be.
+      ValueError: an invalid description.
     """
     try:
         network = Network.from_description(description)
@@ -37,7 +37,7 @@ def architecture_in_words(network: Network) -> str:
 
 
 def joined(value: Any) -> str:
-    """Numbers as the tables have them: 31-29-27-13."""
+    """A value as the papers' tables print it, such as 31-29-27-13."""
     if not isinstance(value, tuple):
         return str(value)
     return "-".join(map(joined, value)) if value else "none"

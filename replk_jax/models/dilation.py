@@ -1,4 +1,4 @@
-"""Output strides: dilation in place of strides, for networks that predict densely.
+"""Output strides: dilation in place of strides, for dense prediction.
 
 Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (arXiv:1706.05587),
 section 3.1. The variables stay the same, and every feature map of the network with strides is a
@@ -24,7 +24,7 @@ class Sampling(NamedTuple):
 
     @property
     def reduces(self) -> bool:
-        """Whether the architecture has a stride here, which dilation may have replaced."""
+        """Whether the architecture has a stride here, even if dilation replaces it."""
         return self.stride != 1 or self.dilation != self.entry_dilation
 
     def blocks(self, count: int) -> "list[Sampling]":
@@ -37,14 +37,14 @@ def sample_stages(
 ) -> list[Sampling]:
     """Sampling of the first block of every stage.
 
-    A stride that would take the feature map below 1 / `output_stride` of the image becomes
+    A stride that would make the feature map smaller than 1 / `output_stride` of the image becomes
     dilation of the convolutions after it. The convolution that loses its stride still reads the
-    finer map, so its own dilation is that of the stage before.
+    output of the stage before, so it has that stage's dilation.
 
     Args:
       strides: of the architecture, one per stage.
       stem_stride: product of the strides before the first stage.
-      output_stride: size of the image over that of the last feature map; None keeps all strides.
+      output_stride: image size over the size of the last feature map; None keeps all strides.
     """
     stages, reached, dilation = [], stem_stride, 1
     for stride in strides:

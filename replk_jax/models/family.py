@@ -1,4 +1,4 @@
-"""What a family of networks is, declared once at the end of its model file."""
+"""The declaration of a family of networks; each model file ends with one."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,19 +9,19 @@ from replk_jax.models.backbone import Backbone
 
 @dataclasses.dataclass(frozen=True)
 class ModelFamily:
-    """A family: networks that differ in their architectures alone.
+    """Networks that differ only in their architectures.
 
-    Registry, descriptions and configurations derive from it.
+    The registry and the configurations derive from it.
 
     Attributes:
-      name: of its section in a configuration.
-      network: its class.
-      architecture: the class of its architectures.
-      architectures: the registered ones, by name.
-      synonyms: names that others give to registered models, as regular expressions of what
-        `aliases.plain_name` makes of them; with the registered names.
-      lookalikes: names, likewise, that resemble registered ones; with what they stand for and what
-        to do.
+      name: of the family's section in a configuration.
+      network: the class of the networks.
+      architecture: the class of the architectures.
+      architectures: the registered architectures by name.
+      synonyms: from names in other libraries to registered names. The keys are regular
+        expressions, matched with the result of `aliases.plain_name`.
+      lookalikes: from names that resemble registered ones, likewise, to what they mean and what to
+        do, in words.
     """
 
     name: str

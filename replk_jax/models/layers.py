@@ -1,7 +1,7 @@
-"""The parts that the model families share, with PyTorch's conventions.
+"""Layers that the model families share, with PyTorch's conventions.
 
-The published checkpoints come from PyTorch, so these layers differ from Flax's
-defaults in padding, initialisation and batch-norm statistics.
+Published checkpoints come from PyTorch. These layers therefore differ from Flax's defaults in
+padding, initialisation and batch-norm statistics.
 """
 
 import math
@@ -18,11 +18,11 @@ from replk_jax.ops.broadcasting import add_bias
 from replk_jax.ops.dtypes import accumulation_dtype
 from replk_jax.reparam.algebra import BATCH_NORM_EPSILON
 
-BATCH_NORM_MOMENTUM = 0.9  # share of the old statistic that stays; PyTorch's default, there 0.1
+BATCH_NORM_MOMENTUM = 0.9  # weight of the old statistic; PyTorch's default momentum is 1 - 0.9
 
 
 class ReparameterizableModule(nn.Module):
-    """A module that exists in two structures.
+    """A module with a training-time and a merged structure.
 
     Attributes:
       deploy: False builds the training-time structure, True the merged one.
@@ -38,7 +38,7 @@ class ReparameterizableModule(nn.Module):
 
     @nn.nowrap
     def common_kwargs(self) -> dict[str, Any]:
-        """The fields above, to hand on to a submodule."""
+        """The fields above, as keyword arguments of a submodule."""
         names = ("deploy", "dtype", "param_dtype", "implementation")
         return {name: getattr(self, name) for name in names}
 
@@ -46,14 +46,14 @@ class ReparameterizableModule(nn.Module):
 class BatchNorm(ReparameterizableModule):
     """Batch norm over all axes but the last, as PyTorch computes it.
 
-    Differs from `flax.linen.BatchNorm` in the running variance, which is the unbiased
-    estimate (n / (n - 1)), and in the variance of a batch, which is taken in two passes:
-    the one-pass formula loses all digits where a channel's mean is large beside its spread.
+    It differs from `flax.linen.BatchNorm` in two ways. The running variance is the unbiased
+    estimate (n / (n - 1)). The variance of a batch is computed in two passes: the one-pass formula
+    loses all digits if a channel's mean is much larger than its standard deviation.
 
     Under `jax.jit` with a sharded batch the statistics are those of the global batch.
 
-    In the merged structure a batch norm that no convolution could absorb remains as the
-    affine map it is in eval mode: `scale` and `bias` without statistics.
+    In the merged structure, a batch norm that no convolution absorbs is an affine function of
+    `scale` and `bias`, without statistics.
 
     Parameters `scale`, `bias` (C,); statistics `mean`, `var` (C,) in `batch_stats`.
     """
@@ -102,15 +102,14 @@ class Conv2D(nn.Module):
     """A 2-D convolution with the parameters of `flax.linen.Conv`.
 
     Parameters: `kernel` (KH, KW, I / groups, O) and, with `use_bias`, `bias` (O,). Unlike
-    `nn.Conv`, it accumulates the gradient of the bias in at least float32 if `dtype` is a 16-bit
-    type.
+    `nn.Conv`, it accumulates the gradient of the bias in at least float32.
 
     Attributes:
       features: O.
       kernel_size: (KH, KW).
       strides, kernel_dilation: of both axes.
-      padding: zeros on every side, or (before, after) for the rows and for the columns.
-      groups: of channels that are convolved each for themselves.
+      padding: zeros on every side, or (before, after) for rows and for columns.
+      groups: number of channel groups.
       use_bias: whether to add a learned bias.
       dtype: of the computation.
       param_dtype: of the parameters.
@@ -164,16 +163,16 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
     """A convolution without bias followed by batch norm; merged, a convolution with bias.
 
     Parameters: `conv/kernel` (rows, columns, I / groups, O) and `bn`; merged,
-    `conv/{kernel,bias}`. Padding is dilation (k // 2) on both sides of an axis whatever the
-    stride, which XLA's "SAME" is not at stride 2.
+    `conv/{kernel,bias}`. Padding is dilation (k // 2) on both sides of an axis at any stride;
+    XLA's "SAME" differs at stride 2.
 
     Attributes:
       features: output channels.
       kernel_size: odd size of the kernel, or (rows, columns).
       stride: of both axes.
       dilation: of both axes.
-      groups: of channels that are convolved each for themselves.
-      depthwise: whether every channel has a kernel of its own (features = input channels).
+      groups: number of channel groups.
+      depthwise: whether every channel has its own kernel (features = input channels).
     """
 
     features: int
@@ -189,10 +188,12 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
         size = self.kernel_size
         rows, columns = (size, size) if isinstance(size, int) else size
         if rows % 2 == 0 or columns % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, or the map would shift; got {size}.")
+            raise ValueError(
+                f"kernel_size must be odd, or the feature map would shift; got {size}."
+            )
         groups = x.shape[-1] if self.depthwise else self.groups
         fan_in = rows * columns * x.shape[-1] // groups
-        settings = dict(
+        settings: dict[str, Any] = dict(
             kernel_size=(rows, columns),
             strides=self.stride,
             kernel_dilation=self.dilation,
@@ -223,17 +224,17 @@ def convolution(
     padding: int | None = None,
     **fields: Any,
 ) -> jax.Array:
-    """A K x K convolution (N, H, W, I) to (N, H', W', O), initialised as PyTorch does it.
+    """A K x K convolution (N, H, W, I) to (N, H', W', O) with PyTorch's initialisation.
 
     Args:
-      parent: whose submodule it is, and whose dtypes it has.
+      parent: the module that calls it, which gives the dtypes.
       x: (N, H, W, I).
       features: O.
       kernel_size: K.
-      groups: of channels that are convolved each for themselves.
+      groups: number of channel groups.
       dilation: of both axes.
       padding: of every side; None for dilation (K // 2).
-      **fields: others of `Conv2D`, `name` among them.
+      **fields: other fields of `Conv2D`, and `name`.
     """
     fan_in = kernel_size**2 * x.shape[-1] // groups
     return Conv2D(
@@ -253,7 +254,7 @@ def convolution(
 class DropPath(nn.Module):
     """Stochastic depth: drops a residual branch, per image, with probability `rate`.
 
-    The branches that stay are scaled by 1 / (1 - rate). Draws from the `dropout` stream.
+    Kept branches are scaled by 1 / (1 - rate). It draws from the `dropout` stream.
     Huang et al., "Deep Networks with Stochastic Depth" (arXiv:1603.09382).
     """
 
@@ -279,8 +280,8 @@ class GlobalAveragePool(nn.Module):
 
 _DEPTHWISE = "depthwise"
 
-# What is kept within a block for the backward pass, which computes the rest anew: "full" keeps
-# nothing, "save_depthwise" the results of depthwise convolutions, which would take longest.
+# What a block keeps for the backward pass, which recomputes the rest: "full" keeps nothing,
+# "save_depthwise" the outputs of depthwise convolutions, the slowest to recompute.
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "save_depthwise": jax.checkpoint_policies.save_only_these_names(_DEPTHWISE),
@@ -288,10 +289,10 @@ REMAT_POLICIES: dict[str, Callable[..., bool]] = {
 
 
 def rematerialized(block: type[nn.Module], remat: str | None) -> type[nn.Module]:
-    """The class of a block `(x, train)` that keeps no more than the policy `remat` says.
+    """A class of blocks that keeps for the backward pass only what a policy allows.
 
     Args:
-      block: the class.
+      block: the class, whose call takes `(x, train)`.
       remat: a name of `REMAT_POLICIES`; None keeps all activations.
 
     Raises:
@@ -305,9 +306,10 @@ def rematerialized(block: type[nn.Module], remat: str | None) -> type[nn.Module]
 
 
 def pytorch_init(fan_in: int) -> nn.initializers.Initializer:
-    """What PyTorch draws the weights and biases of convolutions and linear layers from.
+    """PyTorch's default initialisation of convolutions and linear layers.
 
-    U(-b, b) with b = 1 / sqrt(fan_in): Kaiming-uniform with a = sqrt(5).
+    It draws weights and biases from U(-b, b) with b = 1 / sqrt(fan_in): Kaiming-uniform with
+    a = sqrt(5).
     """
     bound = 1 / math.sqrt(fan_in)
 

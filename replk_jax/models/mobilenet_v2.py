@@ -1,15 +1,15 @@
 """MobileNet V2 (Sandler et al., CVPR 2018, arXiv:1801.04381), with kernels of any size.
 
-It is the network on which RepLKNet's paper (arXiv:2203.06717) shows what large kernels need:
-shortcuts (Table 2) and a parallel small kernel (Table 3). With 3 x 3 kernels it is torchvision's
-`mobilenet_v2`. The parts carry the names of mmpretrain's backbone: `layer3.0.conv.1.bn.weight`
-there is `params/layer3_0/conv_1/bn/scale` here.
+RepLKNet's paper (arXiv:2203.06717) uses it to show that large kernels need shortcuts (Table 2) and
+a parallel small kernel (Table 3). With 3 x 3 kernels it is torchvision's `mobilenet_v2`. The
+modules have the names of mmpretrain's backbone: `layer3.0.conv.1.bn.weight` there is
+`params/layer3_0/conv_1/bn/scale` here.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -81,11 +81,16 @@ class MobileNetV2Architecture(Architecture):
         """See `Architecture`."""
         return self.channels
 
+    @property
+    def entry_strides(self) -> tuple[int, ...]:
+        """See `Architecture`."""
+        return self.strides
+
 
 class InvertedResidual(ReparameterizableModule, kw_only=True):
-    """project(ReLU6(depthwise(ReLU6(expand(x))))), each with batch norm; plus x, if it may.
+    """project(ReLU6(depthwise(ReLU6(expand(x))))) [+ x], each convolution with batch norm.
 
-    The projection has no activation after it: the linear bottleneck. Without expansion
+    No activation follows the projection: it is the linear bottleneck. Without expansion
     (`expansion` 1) the depthwise convolution is `conv_0`, otherwise `conv_1`.
 
     Attributes:
@@ -93,7 +98,7 @@ class InvertedResidual(ReparameterizableModule, kw_only=True):
       features: output channels.
       expansion: channels of the depthwise convolution over those of the input.
       stride, dilation: of the depthwise convolution.
-      shortcut: whether to add x where the width stays.
+      shortcut: whether to add x if the width stays the same.
     """
 
     kernel_size: int
@@ -121,8 +126,8 @@ class InvertedResidual(ReparameterizableModule, kw_only=True):
 
     @nn.nowrap
     def depthwise(self, channels: int, name: str) -> nn.Module:
-        """The depthwise convolution, with a parallel small kernel where it is the smaller one."""
-        settings = dict(
+        """The depthwise convolution, with the parallel small kernel if that is smaller."""
+        settings: dict[str, Any] = dict(
             kernel_size=self.kernel_size,
             stride=self.stride,
             dilation=self.dilation,
@@ -141,14 +146,14 @@ class MobileNetV2(Backbone, kw_only=True):
         model = replk_jax.create_model("mobilenet_v2_13_reparam")
         backbone = replk_jax.create_model("mobilenet_v2", out_indices=(1, 6), output_stride=16)
 
-    A backbone ends with the last stage: it has no `conv2`, the 1 x 1 convolution after it.
+    A backbone ends with the last stage: it lacks the 1 x 1 convolution `conv2`.
 
-    Kernels and biases start as PyTorch's defaults, like those of every network here, and not as
-    torchvision's (Kaiming normal by fan-out; 0.01 for the classifier), which suit 3 x 3 kernels:
-    RepLKNet's paper gives none for its large ones, and a batch norm follows every kernel.
+    Kernels and biases have PyTorch's default initialisation, as in every network here.
+    torchvision's own (Kaiming normal by fan-out; 0.01 for the classifier) suits 3 x 3 kernels.
+    RepLKNet's paper states none for large kernels, and a batch norm follows every kernel.
 
     Attributes:
-      dropout_rate: of what enters the classifier, while training; torchvision trains with 0.2.
+      dropout_rate: on the input of the classifier, in training; torchvision uses 0.2.
       architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
         implementation: see `Backbone`.
     """
@@ -160,7 +165,7 @@ class MobileNetV2(Backbone, kw_only=True):
     head_name: ClassVar[str] = "classifier"
     rates: ClassVar[tuple[str, ...]] = ("dropout_rate",)
 
-    architecture: MobileNetV2Architecture
+    architecture: MobileNetV2Architecture  # pyright: ignore[reportIncompatibleVariableOverride]  # modules are frozen
     dropout_rate: float = 0.0
 
     @nn.nowrap
@@ -185,7 +190,7 @@ class MobileNetV2(Backbone, kw_only=True):
                     expansion=arch.expansions[s],
                     stride=sampling.stride,
                     dilation=arch.dilation * sampling.entry_dilation,
-                    # Not where dilation replaces a stride: that would be another function.
+                    # Not where dilation replaces a stride: the strided block has no shortcut.
                     shortcut=arch.shortcuts and not sampling.reduces,
                     **self.common_kwargs(),
                     name=f"layer{s + 1}_{i}",
@@ -224,7 +229,7 @@ FAMILY = ModelFamily(
     name="mobilenet_v2",
     network=MobileNetV2,
     architecture=MobileNetV2Architecture,
-    # The rows of tables 2, 3 and 4 of RepLKNet's paper, each once.
+    # The rows of tables 2, 3 and 4 of RepLKNet's paper, without repetitions.
     architectures={
         "mobilenet_v2": MobileNetV2Architecture(),
         "mobilenet_v2_no_shortcuts": MobileNetV2Architecture(shortcuts=False),
@@ -235,7 +240,7 @@ FAMILY = ModelFamily(
         "mobilenet_v2_13_reparam": MobileNetV2Architecture((13,) * 7, small_kernel=3),
         "mobilenet_v2_last_7": MobileNetV2Architecture(_LAST_STAGE_7, small_kernel=3),
         "mobilenet_v2_last_13": MobileNetV2Architecture(_LAST_STAGE_13, small_kernel=3),
-        # Table 11 of its first arXiv version: 3 x 3 kernels that reach as far as 9 x 9 and 13 x 13.
+        # Table 11 of its first arXiv version: 3 x 3 kernels dilated to span 9 x 9 and 13 x 13.
         "mobilenet_v2_dilated_4": MobileNetV2Architecture(dilation=4),
         "mobilenet_v2_dilated_6": MobileNetV2Architecture(dilation=6),
     },
@@ -245,6 +250,6 @@ FAMILY = ModelFamily(
             "a MobileNetV2 of another width or depth. Give channels, layers, stem_channels and "
             "last_channels to create_model('mobilenet_v2', ...)."
         ),
-        r"mobilenet(?:v[1345]|edgetpu).*": "another MobileNet than V2, which is not known here.",
+        r"mobilenet(?:v[1345]|edgetpu).*": "a MobileNet other than V2, which is not supported.",
     },
 )

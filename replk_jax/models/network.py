@@ -10,28 +10,29 @@ import jax.numpy as jnp
 from replk_jax.models.layers import ReparameterizableModule
 from replk_jax.models.stored import COUNT_OR_NONE, FLAG, PARAM_DTYPE, StoredField
 
-Path = tuple[str, ...]  # of a parameter: the names from the top of `params` down to the array
+# Of a parameter, without its collection: ("stages_0", "blocks_0", "pw1", "conv", "kernel").
+Path = tuple[str, ...]
 NetworkClass = TypeVar("NetworkClass", bound="type[Network]")
 
 
 class Network(ReparameterizableModule, kw_only=True):
-    """What training, evaluation, checkpoints, export, inference and summaries rely on.
+    """The interface that training, evaluation, checkpoints, export, inference and summaries use.
 
-    Of two kinds: a `Backbone`, which one architecture describes, and a `CompositeNetwork`, a
-    backbone with heads. Both are called with normalised images (N, H, W, in_channels) and
-    `train`, which makes batch norms use the batch and update `batch_stats`; what is dropped at
-    random draws from the `dropout` stream. `reparameterize` maps the variables of
-    `clone(deploy=False)` onto those of `clone(deploy=True)`.
+    There are two kinds: `Backbone`, described by one architecture, and `CompositeNetwork`, a
+    backbone with heads. `__call__(x, train)` takes normalised images (N, H, W, in_channels). With
+    `train`, batch norms use the statistics of the batch and update `batch_stats`; dropout and
+    stochastic depth draw from the `dropout` stream. `reparameterize` maps the variables of
+    `clone(deploy=False)` to those of `clone(deploy=True)`.
 
     Attributes:
-      num_classes: classes that it distinguishes; None where it distinguishes none. 0 means None.
-      remat: what each block keeps for the backward pass, which computes the rest anew: a name of
-        `layers.REMAT_POLICIES`; None keeps everything.
+      num_classes: number of classes; None for a network without classes. 0 means None.
+      remat: what each block keeps for the backward pass, which recomputes the rest: a name in
+        `layers.REMAT_POLICIES`. None keeps everything.
       deploy, dtype, param_dtype, implementation: see `ReparameterizableModule`.
     """
 
-    # The fields that `describe` stores. What only training and the way of computing depend on is
-    # not among them.
+    # The fields that `describe` stores. It omits those that affect only training or the way the
+    # outputs are computed.
     stored_fields: ClassVar[Mapping[str, StoredField]] = {
         "deploy": FLAG,
         "num_classes": COUNT_OR_NONE,
@@ -42,7 +43,7 @@ class Network(ReparameterizableModule, kw_only=True):
     remat: str | None = None
 
     def __post_init__(self):
-        # Equal networks are equal and hashable whichever way they were written.
+        # Both spellings give networks that compare equal and hash alike.
         if self.num_classes == 0 and not isinstance(self.num_classes, bool):
             self.num_classes = None
         super().__post_init__()
@@ -59,12 +60,12 @@ class Network(ReparameterizableModule, kw_only=True):
 
     @property
     def stage_strides(self) -> tuple[int, ...]:
-        """Size of the image over that of the feature map of each stage."""
+        """Size of the image over the size of each stage's feature map."""
         raise NotImplementedError
 
     @property
     def mergeable(self) -> bool:
-        """Whether there is a merged structure."""
+        """Whether the network has a merged structure."""
         raise NotImplementedError
 
     @property
@@ -74,13 +75,13 @@ class Network(ReparameterizableModule, kw_only=True):
 
     @nn.nowrap
     def layer_of(self, path: Path) -> int:
-        """The layer of a parameter, from 0, nearest the image, to `num_layers` - 1.
+        """The layer of a parameter: 0 at the image, `num_layers` - 1 at the outputs.
 
         Args:
           path: of the parameter, such as ("stages_0", "blocks_0", "pw1", "conv", "kernel").
 
         Raises:
-          ValueError: it is in no layer.
+          ValueError: the network has no such parameter.
         """
         raise NotImplementedError
 
@@ -91,15 +92,15 @@ class Network(ReparameterizableModule, kw_only=True):
 
     @nn.nowrap
     def stage_of(self, path: Path) -> int:
-        """The group of a parameter, where each stage is a group.
+        """The group of a parameter, one group per stage.
 
-        The stem is 0, stage s with its transition 1 + s, and all else `num_stage_groups` - 1.
+        The stem is group 0, stage s with its transition 1 + s, the rest `num_stage_groups` - 1.
 
         Args:
           path: as of `layer_of`.
 
         Raises:
-          ValueError: it is in no group.
+          ValueError: the network has no such parameter.
         """
         raise NotImplementedError
 
@@ -119,7 +120,7 @@ class Network(ReparameterizableModule, kw_only=True):
 
     @nn.nowrap
     def hyperparameters(self) -> dict[str, Any]:
-        """Widths, depths and the like by name, for people to read."""
+        """Widths, depths and the like by name, for display."""
         raise NotImplementedError
 
     @nn.nowrap
@@ -127,7 +128,7 @@ class Network(ReparameterizableModule, kw_only=True):
         """Checks images (N, H, W, in_channels), and the fields of the module.
 
         Raises:
-          ValueError: images of another shape, or fields that make no sense.
+          ValueError: images of another shape, or invalid fields.
           TypeError: images that are not floating point.
         """
         name, channels = type(self).__name__, self.in_channels
@@ -142,14 +143,14 @@ class Network(ReparameterizableModule, kw_only=True):
 
     @nn.nowrap
     def check_fields(self) -> None:
-        """Raises ValueError for fields that make no sense."""
+        """Raises ValueError for invalid fields."""
         classes = self.num_classes
         if classes is not None and not (isinstance(classes, int) and classes > 0):
             raise ValueError(f"num_classes must be positive, or None; got {classes}.")
 
     @nn.nowrap
     def describe(self) -> dict[str, Any]:
-        """What `from_description` builds the network from again, as JSON can hold it."""
+        """The network as plain data for JSON, from which `from_description` rebuilds it."""
         fields = {
             name: stored.encode(getattr(self, name)) for name, stored in self.stored_fields.items()
         }
@@ -157,10 +158,10 @@ class Network(ReparameterizableModule, kw_only=True):
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Self:
-        """Builds the network that `describe` described, with the default type of computation.
+        """Rebuilds a network from the result of `describe`, with the default computation dtype.
 
         Raises:
-          KeyError, TypeError, ValueError: something else, or a network of another class.
+          KeyError, TypeError, ValueError: an invalid description, or one of another class.
         """
         fields = dict(description)
         network = _NETWORKS[fields.pop("family")]
@@ -174,14 +175,14 @@ class Network(ReparameterizableModule, kw_only=True):
         return network(**fields)
 
 
-_NETWORKS: dict[str, type[Network]] = {}  # those that a description may be of, by name
+_NETWORKS: dict[str, type[Network]] = {}  # the registered classes by name
 
 
 def register_network(network: NetworkClass) -> NetworkClass:
-    """Makes `from_description` find a class of networks, by its name; decorates the class.
+    """A class decorator that registers a network for `from_description`, by its name.
 
     Raises:
-      ValueError: there is one of that name in another module.
+      ValueError: a class of another module has that name.
     """
     known = _NETWORKS.setdefault(network.__name__, network)
     if known.__module__ != network.__module__:

@@ -1,6 +1,6 @@
-"""Published checkpoints: looked up by tag, file name or model.
+"""Looks up published checkpoints by tag, file name or model.
 
-The checkpoints themselves are in `pretrained_table`, which documents the tags.
+`pretrained_table` has the checkpoints, and documents the tags.
 """
 
 import difflib
@@ -19,13 +19,12 @@ from replk_jax.vision.preprocessing import Preprocessing
 
 
 def list_pretrained(pattern: str = "*") -> list[str]:
-    """The tags of the published checkpoints, those that match a shell-style pattern.
+    """The tags of the published checkpoints that match a shell-style pattern.
 
         list_pretrained("resnet_50")  # ["resnet_50.tv_in1k", "resnet_50.tv2_in1k"]
         list_pretrained("*in22k_ft*")  # those fine-tuned from ImageNet-22K
 
-    A pattern of models stands for all of their checkpoints. Case, hyphens and underscores do not
-    matter.
+    A pattern of models matches all of their checkpoints. Case, hyphens and underscores are ignored.
     """
     patterns = spelling(pattern), spelling(f"{pattern}.*")
     return [
@@ -36,10 +35,10 @@ def list_pretrained(pattern: str = "*") -> list[str]:
 
 
 def checkpoints_of(name: str) -> tuple[Pretrained, ...]:
-    """The published checkpoints of a model, in the order of the table; there may be none.
+    """The published checkpoints of a model, in the order of the table; maybe none.
 
     Args:
-      name: as of `create_model`.
+      name: as in `create_model`.
 
     Raises:
       ValueError: an unknown name.
@@ -49,7 +48,7 @@ def checkpoints_of(name: str) -> tuple[Pretrained, ...]:
 
 
 class Accuracy(NamedTuple):
-    """Top-1 on ImageNet-1K in per cent, at which image size, and whether weights have it."""
+    """Top-1 on ImageNet-1K in per cent, the image size, and whether the weights are published."""
 
     top1: float
     image_size: int
@@ -57,12 +56,12 @@ class Accuracy(NamedTuple):
 
 
 def published_accuracy(name: str) -> Accuracy | None:
-    """The accuracy of a registered model: of the first of its published checkpoints, if any.
+    """The published accuracy of a registered model; None if there is none.
 
-    None for a model that was published without an accuracy.
+    It is that of the first checkpoint with one, or else of a model published without weights.
 
     Args:
-      name: as of `create_model`.
+      name: as in `create_model`.
 
     Raises:
       ValueError: an unknown name.
@@ -75,10 +74,10 @@ def published_accuracy(name: str) -> Accuracy | None:
 
 
 def find(path: str | os.PathLike) -> Pretrained | None:
-    """The published checkpoint that a file is by its name, in whatever folder.
+    """The published checkpoint with the name of a file; None if there is none.
 
-    The ending does not matter, nor do a date and a hash after the name, as mmpretrain and
-    PyTorch Hub put them, nor the number that a browser adds to a second download.
+    Ignores the folder, the ending, a date and a hash after the name (as in mmpretrain and PyTorch
+    Hub), and the number that a browser adds to a second download.
     """
     name = re.sub(r"\.(pth|pt|bin|safetensors)$", "", PurePath(path).name.lower())
     name = re.sub(r" ?\(\d+\)$", "", name)
@@ -88,20 +87,19 @@ def find(path: str | os.PathLike) -> Pretrained | None:
 
 
 def lookup(name: str) -> Pretrained:
-    """The published checkpoint of a tag or file name, or the only kind of checkpoint of a model.
+    """The published checkpoint with a tag or file name, or of a model.
 
     Args:
-      name: a tag, with or without `timm/` before it; the name of a file, as `find` knows it; or
-        the name of a model, as `create_model` knows it. Case, hyphens and underscores of tags and
-        models do not matter.
+      name: a tag, with or without the prefix `timm/`; a file name, as in `find`; or the name of a
+        model, as in `create_model`. Case, hyphens and underscores of tags and models are ignored.
 
     Raises:
-      ValueError: none of these; or a model without a published checkpoint, or with several whose
-        images are prepared differently.
+      ValueError: an unknown name; a model without a published checkpoint, or with several that
+        differ in preprocessing.
     """
     if entry := _by_tag(name) or find(name):
         return entry
-    unknown = f"no released checkpoint or model is called {name!r}."
+    unknown = f"no published checkpoint or model has the name {name!r}."
     try:
         model = resolve_name(name)
     except ValueError:
@@ -109,15 +107,15 @@ def lookup(name: str) -> Pretrained:
     entries = checkpoints_of(model)
     if not entries:
         raise ValueError(
-            f"no released checkpoint is of {model}: name a model or file, or the tag of a "
-            "checkpoint, whose images are prepared in the same way."
+            f"{model} has no published checkpoint: give the name of another model or file, or the "
+            "tag of a checkpoint, whose images are prepared in the same way."
         )
     tags = ", ".join(entry.tag for entry in entries)
     if re.search(r"\.[a-z]\w*$", name, re.IGNORECASE):  # the tag of other weights of this model
         raise ValueError(f"{unknown} The checkpoints of {model} are {tags}.")
     if len({entry.preprocessing for entry in entries}) > 1:
         raise ValueError(
-            f"the released checkpoints of {model} do not share one preprocessing: name one of "
+            f"the published checkpoints of {model} do not share one preprocessing: name one of "
             f"{tags}."
         )
     return entries[0]
@@ -133,7 +131,7 @@ def _file_names() -> dict[str, Pretrained]:
 
 
 def _hint(name: str) -> str:
-    """The models and tags closest to a name that is unknown, or where to find them."""
+    """The models and tags closest to an unknown name, or how to list them."""
     known = {model: model for model in ARCHITECTURES}
     known |= {entry.tag: entry.tag for entry in PRETRAINED}
     known |= {file: entry.tag for file, entry in _file_names().items()}
@@ -148,7 +146,7 @@ def _hint(name: str) -> str:
 
 
 def recognize(path: str | os.PathLike, model: Network) -> Pretrained | None:
-    """The published checkpoint of a network: by its file's name, architecture and classes."""
+    """The published checkpoint with a file's name, if architecture and classes match the model."""
     named = find(path)
     if named is None or named.model != name_of(model):
         return None
@@ -157,14 +155,14 @@ def recognize(path: str | os.PathLike, model: Network) -> Pretrained | None:
 
 
 def default_preprocessing(model: Network) -> Preprocessing | None:
-    """How images are prepared for networks like this one, which for this one is a guess.
+    """A guess of a network's preprocessing, from published checkpoints.
 
-    As for the first in `PRETRAINED` of this architecture, and with as many classes if there is
-    one: a name distinguishes 224 x 224 from 384 x 384 and weights do not. Else, for colour images,
-    as for the first of the family.
+    It is that of the first checkpoint in `PRETRAINED` with this architecture, preferably with the
+    same number of classes, or else of the first one of the family. It can be wrong: the weights do
+    not record, for example, whether images are 224 x 224 or 384 x 384.
 
     Returns:
-      The preprocessing, or None for a composite network or one of other than colour images.
+      The preprocessing; None for a composite network, and for images without three channels.
     """
     if not isinstance(model, Backbone) or model.in_channels != 3:
         return None

@@ -20,8 +20,8 @@ class PublishedFile:
 
     Attributes:
       name: name of the file without its ending, which identifies the checkpoint. mmpretrain's are
-        without date and hash; torchvision's are with the hash, since two versions differ in
-        nothing else. None for timm's, which are all called `model`.
+        without date and hash. torchvision's include the hash, the only difference between two
+        versions. None for timm's: all have the name `model`.
       url: the file itself, or the page or folder that offers it where there is no direct link.
       sha256: SHA-256 of the file in lower-case hexadecimal: all 64 digits, or the first 8 where
         only the file's name states it. None where no public source states it.

@@ -1,4 +1,4 @@
-"""Names of models: which exist, and how one is made from a name."""
+"""The registered models: their names, and how to build one."""
 
 import dataclasses
 import difflib
@@ -23,15 +23,15 @@ FAMILIES: tuple[ModelFamily, ...] = (
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for name, architecture in family.architectures.items()
 }
-# Of all families; see `ModelFamily`.
+# The fields of `ModelFamily`, of all families.
 _SYNONYMS = {theirs: ours for family in FAMILIES for theirs, ours in family.synonyms.items()}
 _LOOKALIKES = {names: text for family in FAMILIES for names, text in family.lookalikes.items()}
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that `create_model` knows, those that match a shell-style pattern.
+    """The registered names that match a shell-style pattern.
 
-    A pattern that matches none is tried without regard to case, hyphens and underscores.
+    If none matches, case, hyphens and underscores are ignored.
     """
     exact = fnmatch.filter(ARCHITECTURES, pattern)
     return exact or [
@@ -40,14 +40,14 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def resolve_name(name: str) -> str:
-    """The registered name that a name means.
+    """The registered name of a model.
 
-    Case, hyphens and underscores do not matter, and neither does what others add to a name to say
-    where its weights come from: `RepLKNet-31B`, `resnet101`, `timm/resnet101.tv_in1k`,
-    `microsoft/resnet-101` and `google/mobilenet_v2_1.0_224` are registered models.
+    Ignores case, hyphens and underscores, and what other libraries add to name the origin of the
+    weights: `RepLKNet-31B`, `resnet101`, `timm/resnet101.tv_in1k`, `microsoft/resnet-101` and
+    `google/mobilenet_v2_1.0_224` are accepted.
 
     Raises:
-      ValueError: an unknown name, with the closest registered ones, or what it stands for.
+      ValueError: an unknown name. The message has the closest registered ones, or explains it.
     """
     if name in ARCHITECTURES:
         return name
@@ -66,14 +66,14 @@ def resolve_name(name: str) -> str:
 
 
 def _registered_names() -> str:
-    """A pattern for each family, as a sentence."""
+    """A sentence with the pattern of each family's names."""
     families = dict.fromkeys(name.partition("_")[0] for name in ARCHITECTURES)
     patterns = ", ".join(f"{family}_*" for family in families)
     return f"Registered are {patterns}; list_models() has all names."
 
 
 def name_of(network: Network) -> str | None:
-    """The name under which a network's architecture is registered, if it has one that is."""
+    """The registered name of a network's architecture; None if it is not registered."""
     if not isinstance(network, Backbone):
         return None
     names = (name for name, known in ARCHITECTURES.items() if known == network.architecture)
@@ -106,18 +106,17 @@ def create_model(name: str | Architecture, **overrides: Any) -> Backbone:
         create_model(RepLKNetArchitecture((7, 5), (1, 1), (32, 64)), num_classes=10)
 
     Args:
-      name: one of `list_models()`, or what `resolve_name` takes for one; or an architecture, which
-        needs no name.
+      name: a name that `resolve_name` accepts, or an architecture.
       **overrides: fields of the module (`num_classes`, `deploy`, `dtype`, ...) or of the
-        architecture (`kernel_sizes`, `channels`, ...). Of timm's arguments `in_chans`, `drop_rate`
-        (MobileNet V2), `num_classes=0` (no classifier), `features_only` (a backbone of all stages,
-        or those of `out_indices`, unless that is None) and `pretrained=False` are understood.
-        `out_indices` counts stages from 0, without the stem, which timm counts as 0 in some
+        architecture (`kernel_sizes`, `channels`, ...). These arguments of timm are accepted too:
+        `in_chans`, `drop_rate` (MobileNet V2), `num_classes=0` (no classifier), `features_only` (a
+        backbone that returns `out_indices`, by default all stages) and `pretrained=False`.
+        `out_indices` counts stages from 0, without the stem, which is index 0 in some of timm's
         networks.
 
     Raises:
-      ValueError: an unknown name, an architecture that cannot exist, or weights asked for.
-      TypeError: an unknown field, or one given by two names.
+      ValueError: an unknown name, an invalid architecture, or a request for weights.
+      TypeError: an unknown field, or a field given twice.
     """
     family = family_of(name).network
     architecture = ARCHITECTURES[resolve_name(name)] if isinstance(name, str) else name

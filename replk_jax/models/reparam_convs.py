@@ -1,7 +1,6 @@
-"""Layers that train as more than one convolution and are equal to one, for any network.
+"""Layers that train as several convolutions and merge into one, for any network.
 
-Each stands for a K x K convolution with padding K // 2. Between a layer and its merged form
-lie only the steps of `replk_jax.reparam.algebra`.
+Each replaces a K x K convolution with padding K // 2. `replk_jax.reparam.algebra` merges them.
 """
 
 from functools import partial
@@ -25,13 +24,13 @@ from replk_jax.reparam.algebra import affine_of_norm, dirac_kernel, identity_ker
 
 
 class ConvBlock(ReparameterizableModule, kw_only=True):
-    """What the blocks that stand for a whole K x K convolution have in common.
+    """The base of blocks that replace a whole K x K convolution.
 
     Attributes:
       features: output channels.
       kernel_size: odd K.
       stride: of both axes.
-      groups: of channels that are convolved each for themselves.
+      groups: number of channel groups.
       dilation: of both axes.
     """
 
@@ -43,13 +42,15 @@ class ConvBlock(ReparameterizableModule, kw_only=True):
 
     @nn.nowrap
     def branch_kwargs(self) -> dict[str, Any]:
-        """The fields that the branches share."""
+        """The fields that all branches share."""
         names = ("features", "stride", "groups", "dilation")
         return {name: getattr(self, name) for name in names} | super().common_kwargs()
 
     def merged(self, x: jax.Array) -> jax.Array:
         """The merged structure: a convolution with bias."""
-        fields = dict(strides=self.stride, groups=self.groups, dilation=self.dilation)
+        fields: dict[str, Any] = dict(
+            strides=self.stride, groups=self.groups, dilation=self.dilation
+        )
         return convolution(self, x, self.features, self.kernel_size, **fields, name="conv")
 
     @nn.nowrap
@@ -57,7 +58,7 @@ class ConvBlock(ReparameterizableModule, kw_only=True):
         """Raises ValueError for an even kernel, or groups that do not divide the channels."""
         if self.kernel_size % 2 == 0:
             raise ValueError(
-                "kernel_size must be odd, or the map would shift or shrink; "
+                "kernel_size must be odd, or the feature map would shift or shrink; "
                 f"got {self.kernel_size}."
             )
         if x.shape[-1] % self.groups or self.features % self.groups:
@@ -68,7 +69,7 @@ class ConvBlock(ReparameterizableModule, kw_only=True):
 
 
 class AsymmetricConvBlock(ConvBlock, kw_only=True):
-    """K x K, K x 1 and 1 x K convolutions side by side, each with its batch norm.
+    """The sum of K x K, K x 1 and 1 x K convolutions, each with its batch norm.
 
     Ding et al., "ACNet" (arXiv:1908.03930). Merged, one K x K convolution with bias, `conv`.
 
@@ -95,10 +96,10 @@ class AsymmetricConvBlock(ConvBlock, kw_only=True):
 
 
 class DiverseBranchBlock(ConvBlock, kw_only=True):
-    """Four branches side by side: K x K, 1 x 1, 1 x 1 then K x K, and 1 x 1 then average pool.
+    """The sum of four branches: K x K, 1 x 1, 1 x 1 then K x K, and 1 x 1 then average pool.
 
     Ding et al., "Diverse Branch Block" (arXiv:2103.13425). Merged, one K x K convolution with
-    bias, `conv`. A depthwise one has the same branches; the official code gives it others.
+    bias, `conv`. A depthwise block has the same branches, unlike in the official code.
 
     Attributes: see `ConvBlock`.
     """
@@ -141,9 +142,18 @@ class PointwiseThenConv(ReparameterizableModule, kw_only=True):
         x = ResidualKernelConv(groups=self.groups, **dtypes, name="idconv1")(x)
         norm = BatchNorm(**self.common_kwargs(), name="bn1")
         x = norm_and_pad(norm, x, self.dilation * (self.kernel_size // 2), train)
-        fields = dict(strides=self.stride, groups=self.groups, dilation=self.dilation)
-        fields |= dict(padding=0, use_bias=False, name="conv2")
-        x = convolution(self, x, self.features, self.kernel_size, **fields)
+        x = convolution(
+            self,
+            x,
+            self.features,
+            self.kernel_size,
+            strides=self.stride,
+            groups=self.groups,
+            dilation=self.dilation,
+            padding=0,
+            use_bias=False,
+            name="conv2",
+        )
         return BatchNorm(**self.common_kwargs(), name="bn2")(x, train)
 
 
@@ -162,8 +172,7 @@ class PointwiseThenAverage(ReparameterizableModule, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
-        fields = dict(groups=self.groups, use_bias=False, name="conv")
-        x = convolution(self, x, self.features, 1, **fields)
+        x = convolution(self, x, self.features, 1, groups=self.groups, use_bias=False, name="conv")
         norm = BatchNorm(**self.common_kwargs(), name="bn")
         x = norm_and_pad(norm, x, self.dilation * (self.kernel_size // 2), train)
         x = _average_pool(x, self.kernel_size, self.stride, self.dilation)
@@ -184,10 +193,10 @@ def _average_pool(x: jax.Array, size: int, stride: int, dilation: int) -> jax.Ar
 
 
 def norm_and_pad(norm: BatchNorm, x: jax.Array, margin: int, train: bool) -> jax.Array:
-    """Batch norm, then a border of what it makes of zero.
+    """Batch norm, then a border with the value that it maps zero to.
 
-    As if x had been padded with zeros before, which is what the merged convolution does. The
-    border comes from the running statistics in training too, and has no gradient, as in the
+    The result equals padding x with zeros before the norm, as the merged convolution does. In
+    training too, the border comes from the running statistics and has no gradient, as in the
     official code.
 
     Maps (N, H, W, C) to (N, H + 2 margin, W + 2 margin, C).
@@ -204,13 +213,13 @@ def norm_and_pad(norm: BatchNorm, x: jax.Array, margin: int, train: bool) -> jax
 class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
     """A K x K depthwise convolution with parallel small ones (RepLKNet's guideline 3).
 
-    Each has its own batch norm and the results are added. Merged, one K x K depthwise
+    Each has its own batch norm, and their outputs are added. Merged, one K x K depthwise
     convolution with bias, `lkb_reparam`.
 
     Attributes:
       kernel_size: odd K.
       small_kernel: size of a parallel kernel, at most K; None for none.
-      dilated_branches: (size, dilation) of more parallel kernels.
+      dilated_branches: (size, dilation) of additional parallel kernels.
       stride, dilation: of both axes.
     """
 
@@ -225,7 +234,7 @@ class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
         """Maps (N, H, W, C) to (N, ceil(H / stride), ceil(W / stride), C).
 
         Raises:
-          ValueError: an even kernel, or a small one that is larger.
+          ValueError: an even kernel, or a small kernel that is larger.
         """
         if self.kernel_size % 2 == 0 or (self.small_kernel or 1) > self.kernel_size:
             raise ValueError(
@@ -258,13 +267,13 @@ class ReparamLargeKernelConv(ReparameterizableModule, kw_only=True):
 
 
 class ResidualKernelConv(nn.Module):
-    """A convolution with kernel I + W: the shortcut is in the kernel, not in the map.
+    """A convolution with kernel I + W: the shortcut is in the kernel.
 
     Parameter `residual_kernel` W (K, K, C / groups, C).
 
     Attributes:
       kernel_size: odd K.
-      groups: of channels that are convolved each for themselves.
+      groups: number of channel groups.
       dilation: of both axes.
       dtype: of the computation; the kernel is summed in at least float32.
       param_dtype: of the parameters.
@@ -291,11 +300,11 @@ class DiracConv(nn.Module):
     """A convolution with kernel diag(a) I + diag(b) W / |W|, with |W| of each output channel.
 
     Zagoruyko and Komodakis, "DiracNets" (arXiv:1706.00388). Parameters `dirac_kernel` W
-    (K, K, C / groups, C), `a` (C,) and `b` (C,), which begin as 1 and 0.1.
+    (K, K, C / groups, C), `a` (C,), initially 1, and `b` (C,), initially 0.1.
 
     Attributes:
       kernel_size: odd K.
-      groups: of channels that are convolved each for themselves.
+      groups: number of channel groups.
       dilation: of both axes.
       dtype: of the computation; the kernel is computed in at least float32.
       param_dtype: of the parameters.
@@ -326,11 +335,12 @@ def _kernel_shape(x: jax.Array, size: int, groups: int) -> tuple[int, int, int, 
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, groups: int, dilation: int, dtype: Any) -> jax.Array:
+    margins = [dilation * (size // 2) for size in kernel.shape[:2]]
     return jax.lax.conv_general_dilated(
         x.astype(dtype),
         kernel.astype(dtype),
         window_strides=(1, 1),
-        padding=[(dilation * (size // 2),) * 2 for size in kernel.shape[:2]],
+        padding=[(margin, margin) for margin in margins],
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,

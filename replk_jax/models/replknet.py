@@ -1,8 +1,8 @@
 """RepLKNet: "Scaling Up Your Kernels to 31x31" (Ding et al., CVPR 2022, arXiv:2203.06717).
 
-The modules follow the paper's Figure 4 from the bottom up, and carry the names of the
-official PyTorch code (DingXiaoH/RepLKNet-pytorch), so that `stages.2.blocks.4.pw1.conv.weight`
-there is `params/stages_2/blocks_4/pw1/conv/kernel` here.
+The modules follow the paper's Figure 4 from the bottom up. They have the names of the official
+PyTorch code (DingXiaoH/RepLKNet-pytorch): `stages.2.blocks.4.pw1.conv.weight` there is
+`params/stages_2/blocks_4/pw1/conv/kernel` here.
 """
 
 import dataclasses
@@ -51,8 +51,8 @@ class RepLKNetArchitecture(Architecture):
       dw_ratio: width of the large depthwise convolution over C.
       ffn_ratio: hidden width of the ConvFFN over C.
       in_channels: channels of the images.
-      dilated_branches: (k, dilation) of more parallel small kernels, whose taps lie apart
-        (UniRepLKNet, arXiv:2311.15599); each must fit into the kernel of every stage.
+      dilated_branches: (k, dilation) of additional parallel small kernels (UniRepLKNet,
+        arXiv:2311.15599). Each must fit into the kernel of every stage.
 
     Raises:
       ValueError: an architecture that cannot exist.
@@ -132,7 +132,7 @@ class RepLKBlock(ReparameterizableModule, kw_only=True):
         channels = x.shape[-1]
         pointwise = partial(ConvNorm, **self.common_kwargs())
         y = x
-        if not self.deploy:  # merged, this batch norm is part of pw1
+        if not self.deploy:  # merging folds this batch norm into pw1
             y = BatchNorm(**self.common_kwargs(), name="prelkb_bn")(y, train)
         y = nn.relu(pointwise(features=int(channels * self.dw_ratio), name="pw1")(y, train))
         y = ReparamLargeKernelConv(
@@ -159,7 +159,7 @@ class ConvFFN(ReparameterizableModule, kw_only=True):
         channels = x.shape[-1]
         pointwise = partial(ConvNorm, **self.common_kwargs())
         y = x
-        if not self.deploy:  # merged, this batch norm is part of pw1
+        if not self.deploy:  # merging folds this batch norm into pw1
             y = BatchNorm(**self.common_kwargs(), name="preffn_bn")(y, train)
         y = pointwise(features=int(channels * self.ffn_ratio), name="pw1")(y, train)
         y = nn.gelu(y, approximate=False)
@@ -170,8 +170,8 @@ class ConvFFN(ReparameterizableModule, kw_only=True):
 class Stage(ReparameterizableModule, kw_only=True):
     """Pairs of RepLKBlock and ConvFFN at one resolution.
 
-    With `norm_output` the output of the network at this stage has a batch norm of its own; the
-    input of the next stage does not pass through it.
+    With `norm_output`, a batch norm is applied to the stage output that the network returns, but
+    not to the input of the next stage.
     """
 
     kernel_size: int
@@ -193,8 +193,8 @@ class Stage(ReparameterizableModule, kw_only=True):
           train: as of `RepLKNet`.
 
         Returns:
-          The input of the next stage, and the output of the network at this stage: both of the
-          shape of `x`.
+          The input of the next stage and the stage output of the network, both with the shape of
+          `x`.
         """
         large_kernel_block = rematerialized(RepLKBlock, self.remat)
         ffn_block = rematerialized(ConvFFN, self.remat)
@@ -233,9 +233,9 @@ class RepLKNet(Backbone, kw_only=True):
     Attributes:
       drop_path_rate: stochastic depth of the last pair; the first has none, and between
         them the rate grows linearly.
-      norm_intermediate_features: the stages of `out_indices`, or all stages without it, have a
-        batch norm of their output each (the paper's XL on COCO and ADE20K). Merged, they remain
-        as scale and bias.
+      norm_intermediate_features: whether each stage of `out_indices`, or each stage without it,
+        has a batch norm on its output (the paper's XL on COCO and ADE20K). Merged, such a norm is
+        a scale and a bias.
       architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
         implementation: see `Backbone`. An `output_stride` of 4 dilates all stages but the first.
     """
@@ -249,7 +249,7 @@ class RepLKNet(Backbone, kw_only=True):
     output_strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
     rates: ClassVar[tuple[str, ...]] = ("drop_path_rate",)
 
-    architecture: RepLKNetArchitecture
+    architecture: RepLKNetArchitecture  # pyright: ignore[reportIncompatibleVariableOverride]  # modules are frozen
     drop_path_rate: float = 0.0
     norm_intermediate_features: bool = False
 
@@ -302,14 +302,14 @@ class RepLKNet(Backbone, kw_only=True):
 
     @nn.nowrap
     def final_feature_map(self, x: jax.Array, train: bool) -> jax.Array:
-        """See `Backbone`. Merged, the batch norm is part of the classifier, if there is one."""
+        """See `Backbone`. Merging folds the batch norm into the classifier, if there is one."""
         if self.deploy and self.num_classes is not None:
             return x
         return BatchNorm(**self.common_kwargs(), name="norm")(x, train)
 
     @nn.nowrap
     def normed_stages(self) -> tuple[int, ...]:
-        """The stages whose output has a batch norm of its own."""
+        """The stages with a batch norm on their output."""
         if not self.norm_intermediate_features:
             return ()
         every_stage = tuple(range(len(self.architecture.layers)))
@@ -329,19 +329,23 @@ class RepLKNet(Backbone, kw_only=True):
 
     @property
     def num_layers(self) -> int:
-        """Fourteen, whatever the architecture: see `layer_of`."""
+        """14 for every architecture: see `layer_of`."""
         return 14
 
     @nn.nowrap
     def layer_of(self, path: Path) -> int:
         """The layers of the official code.
 
-        Stem 0; stages 0 and 1 with the transition after each, 1 and 2; stage 2 in fours of its
-        blocks, 3 to 11, the transition after it 11; stage 3, 12; final norm and classifier 13. The
-        numbers are those of depths 2, 2, 18, 2, whatever the model.
+        - 0: the stem;
+        - 1 and 2: stages 0 and 1, each with the transition after it;
+        - 3 to 11: stage 2, four blocks per layer; 11 also has the transition after it;
+        - 12: stage 3;
+        - 13: the final norm and the classifier.
+
+        The numbers fit depths (2, 2, 18, 2), and are the same for other depths.
 
         Raises:
-          ValueError: it is in no layer, or in a fifth stage.
+          ValueError: the network has no such parameter, or has a fifth stage.
         """
         group = self.stage_of(path)
         if group == self.num_stage_groups - 1:

@@ -5,8 +5,9 @@ The modules carry the names of the official PyTorch code (DingXiaoH/RepVGG), so 
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -37,8 +38,8 @@ from replk_jax.models.stored import StoredField, stored_architecture
 from replk_jax.ops.broadcasting import scale_channels
 from replk_jax.ops.dtypes import accumulation_dtype
 
-# What the layers may be while they train. With the top-1 accuracy that the paper's section 4.2
-# reports of B0 on ImageNet after 120 epochs, where it could be checked.
+# The training-time structures of a layer, with the top-1 accuracy that the paper's section 4.2
+# reports for B0 on ImageNet after 120 epochs, where it could be checked.
 BLOCKS = (
     "repvgg",  # table 6, identity and 1x1: 75.14; table 7, "Full-featured reparam"
     "plain",  # table 6, neither: 72.39
@@ -58,12 +59,12 @@ _WITH_IDENTITY = ("repvgg", "without_1x1", "relu_in_branches")
 
 
 class Layer(NamedTuple):
-    """One 3 x 3 layer, as it is deployed.
+    """One 3 x 3 layer, in the merged structure.
 
     Attributes:
-      inputs, features: channels.
+      inputs, features: input and output channels.
       stride, groups, dilation: of the convolution.
-      reduces: whether the architecture has a stride here which dilation has replaced.
+      reduces: whether dilation replaces a stride of the architecture.
     """
 
     inputs: int
@@ -75,11 +76,11 @@ class Layer(NamedTuple):
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether size and width stay in the architecture, so that the input may be added."""
+        """Whether input and output have the same shape in the architecture."""
         return self.inputs == self.features and self.stride == 1 and not self.reduces
 
     def conv_kwargs(self) -> dict[str, int]:
-        """The fields of its convolution."""
+        """The fields of the convolution, as keyword arguments."""
         names = ("features", "stride", "groups", "dilation")
         return {name: getattr(self, name) for name in names}
 
@@ -89,14 +90,14 @@ class RepVGGArchitecture(Architecture):
     """The hyper-parameters that distinguish one RepVGG from another (paper, tables 2 and 3).
 
     Attributes:
-      layers: number of 3 x 3 layers, of stages 1 to 4; stage 0 is a single one.
+      layers: number of 3 x 3 layers in each of stages 1 to 4; stage 0 is one layer.
       channels: width of stage 0, then of stages 1 to 4.
-      groups: of every second layer, counted through the whole network from stage 0 as layer 0,
-        which has none; or a tuple with an entry for each layer, stage 0 first. A tuple that is
-        equal to a single number is kept as that number.
-      squeeze_excite: whether every block weighs its channels before the ReLU.
-      block: what the layers are while they train, one of `BLOCKS`: "repvgg", or a variant of the
-        paper's section 4.2.
+      groups: one number for layers 2, 4, 6 and so on, counted through the whole network (stage 0
+        is layer 0); the other layers have 1 group. Or a tuple with one entry per layer, stage 0
+        first. A tuple that one number can express is stored as that number.
+      squeeze_excite: whether every block has squeeze-excite before the ReLU.
+      block: the training-time structure of the layers, one of `BLOCKS`: "repvgg", or a variant
+        of the paper's section 4.2.
       in_channels: channels of the images.
 
     Raises:
@@ -129,7 +130,7 @@ class RepVGGArchitecture(Architecture):
         self._check_groups()
 
     def _check_groups(self):
-        given = self.groups
+        given: Any = self.groups
         is_tuple = np.ndim(given) > 0
         groups = whole_numbers("groups", given if is_tuple else (given,))
         if is_tuple and len(groups) != 1 + sum(self.layers):
@@ -137,8 +138,8 @@ class RepVGGArchitecture(Architecture):
                 f"groups must be one number, or one for each of the {1 + sum(self.layers)} layers, "
                 f"stage 0 first; got {len(groups)}."
             )
-        # Layer 2 is the first that a single number is of.
-        of_every_second = groups[2] if len(groups) > 2 else groups[0]
+        # A single number is that of layer 2 and of every second one after it.
+        of_every_second = groups[min(2, len(groups) - 1)]
         if not is_tuple or groups == _groups_by_layer(of_every_second, len(groups)):
             groups = of_every_second
         object.__setattr__(self, "groups", groups)
@@ -153,8 +154,8 @@ class RepVGGArchitecture(Architecture):
         )
         if undivided:
             raise ValueError(
-                f"groups={groups} must divide the widths of the layers that they are of; they do "
-                f"not divide {undivided} of channels={self.channels}."
+                f"groups={groups} must divide the widths of their layers; they do not divide "
+                f"{undivided} of channels={self.channels}."
             )
 
     def _check_residual(self):
@@ -171,7 +172,7 @@ class RepVGGArchitecture(Architecture):
             )
 
     @property
-    def strides(self) -> tuple[int, ...]:
+    def entry_strides(self) -> tuple[int, ...]:
         """See `Architecture`."""
         return (2,) * len(self.layers)
 
@@ -191,7 +192,7 @@ class RepVGGArchitecture(Architecture):
         if isinstance(groups, int):
             groups = _groups_by_layer(groups, sum(counts))
         of_layer, inputs = iter(groups), self.in_channels
-        later = sample_stages(self.strides, self.stem_stride, output_stride)
+        later = sample_stages(self.entry_strides, self.stem_stride, output_stride)
         samplings = [Sampling(self.stem_stride), *later]
         stages = []
         for sampling, count, features in zip(samplings, counts, self.channels, strict=True):
@@ -210,13 +211,13 @@ def _groups_by_layer(groups: int, layers: int) -> tuple[int, ...]:
 
 
 class SqueezeExcite(ReparameterizableModule):
-    """Weighs the channels of a map by what is in all of it (Hu et al., arXiv:1709.01507).
+    """Scales the channels by a function of their means (Hu et al., arXiv:1709.01507).
 
-    x sigmoid(up(ReLU(down(mean(x))))), with 1 x 1 convolutions `down` and `up`. The mean is that
-    of the whole map, square or not.
+    x sigmoid(up(ReLU(down(mean(x))))), with 1 x 1 convolutions `down` and `up`. The mean is over
+    height and width.
     """
 
-    reduction: ClassVar[int] = 16  # width over the width between the convolutions
+    reduction: ClassVar[int] = 16  # channels over the channels between the convolutions
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -231,13 +232,13 @@ class SqueezeExcite(ReparameterizableModule):
 class RepVGGBlock(ReparameterizableModule, kw_only=True):
     """SE?([3x3 conv-BN] + [1x1 conv-BN] + [BN]), the paper's block before its ReLU (section 3.2).
 
-    The last branch is there where the map keeps its shape. Merged, one 3 x 3 convolution with
-    bias, `rbr_reparam`, whatever the block was while it trained.
+    The last branch exists where input and output have the same shape. Every training-time
+    structure merges into one 3 x 3 convolution with bias, `rbr_reparam`.
 
     Attributes:
-      layer: what enters and leaves.
-      block: one of `BLOCKS`, but not "residual".
-      squeeze_excite: whether the channels are weighed.
+      layer: the merged layer.
+      block: the training-time structure, one of `BLOCKS` except "residual".
+      squeeze_excite: whether squeeze-excite follows.
     """
 
     layer: Layer
@@ -249,14 +250,22 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
         if self.deploy:
             layer = self.layer
-            fields = dict(strides=layer.stride, groups=layer.groups, dilation=layer.dilation)
-            y = convolution(self, x, layer.features, 3, **fields, name="rbr_reparam")
+            y = convolution(
+                self,
+                x,
+                layer.features,
+                3,
+                strides=layer.stride,
+                groups=layer.groups,
+                dilation=layer.dilation,
+                name="rbr_reparam",
+            )
         else:
             y = self.training_structure(x, train)
         return SqueezeExcite(**self.common_kwargs(), name="se")(y) if self.squeeze_excite else y
 
     def training_structure(self, x: jax.Array, train: bool) -> jax.Array:
-        """The sum of the branches, or what the variant has in its place."""
+        """The sum of the branches, or what the variant computes instead."""
         match self.block:
             case "identity_without_norm":
                 return self.identity_without_norm(x, train)
@@ -278,16 +287,18 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
                 return self.sum_of_branches(x, train)
 
     def sum_of_branches(self, x: jax.Array, train: bool) -> jax.Array:
-        """The paper's block, with those of its branches that the variant has."""
+        """The paper's block, with the branches of the variant."""
         relu = self.block == "relu_in_branches"
         suffix = "_relu" if relu else ""
-        branches = [ConvNorm(**self.settings(), kernel_size=3, name=f"rbr_dense{suffix}")]
+        branches: list[ConvNorm | BatchNorm] = [
+            ConvNorm(**self.settings(), kernel_size=3, name=f"rbr_dense{suffix}")
+        ]
         if self.block in _WITH_1X1:
             branches.append(ConvNorm(**self.settings(), name=f"rbr_1x1{suffix}"))
         if self.block in _WITH_IDENTITY and self.layer.keeps_shape:
             branches.append(BatchNorm(**self.common_kwargs(), name=f"rbr_identity{suffix}"))
-        maps = [branch(x, train) for branch in branches]
-        return sum(map(nn.relu, maps) if relu else maps)
+        outputs = [branch(x, train) for branch in branches]
+        return reduce(operator.add, map(nn.relu, outputs) if relu else outputs)
 
     def identity_without_norm(self, x: jax.Array, train: bool) -> jax.Array:
         """[3x3 conv-BN] + [1x1 conv-BN] + x."""
@@ -304,12 +315,12 @@ class RepVGGBlock(ReparameterizableModule, kw_only=True):
 
     @nn.nowrap
     def dense_name(self) -> str:
-        """The name tells who merges whether x was added, since x leaves no variables."""
+        """Records in the name whether x is added, for merging: x has no variables."""
         return "rbr_dense_and_identity" if self.layer.keeps_shape else "rbr_dense"
 
     @nn.nowrap
     def settings(self) -> dict[str, Any]:
-        """What the convolutions of the block have in common."""
+        """The fields that the convolutions of the block share."""
         return self.layer.conv_kwargs() | self.common_kwargs()
 
 
@@ -328,17 +339,25 @@ class BareConv(ReparameterizableModule, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
-        fields = dict(strides=self.stride, groups=self.groups, dilation=self.dilation)
-        fields |= dict(use_bias=False, name="conv")
-        return convolution(self, x, self.features, self.kernel_size, **fields)
+        return convolution(
+            self,
+            x,
+            self.features,
+            self.kernel_size,
+            strides=self.stride,
+            groups=self.groups,
+            dilation=self.dilation,
+            use_bias=False,
+            name="conv",
+        )
 
 
 class IdentityKernelConvNorm(ReparameterizableModule, kw_only=True):
-    """A 3 x 3 convolution that has the identity in its kernel, followed by batch norm.
+    """A 3 x 3 convolution whose kernel contains the identity, followed by batch norm.
 
     Attributes:
       block: "diracnet" or "trivial".
-      groups: of channels that are convolved each for themselves.
+      groups: number of channel groups.
       dilation: of both axes.
     """
 
@@ -362,12 +381,12 @@ class IdentityKernelConvNorm(ReparameterizableModule, kw_only=True):
 class ResidualPair(ReparameterizableModule, kw_only=True):
     """Two 3 x 3 layers with a shortcut around them, as in ResNet-18, before the last ReLU.
 
-    conv2(ReLU(conv1(x))) + x, each with batch norm; where the map changes its shape,
-    downsample(x), a 1 x 1 convolution with batch norm, takes the place of x. The shortcut stays
-    when all is merged.
+    conv2(ReLU(conv1(x))) + x, each convolution with batch norm. Where the shape changes,
+    downsample(x), a 1 x 1 convolution with batch norm, replaces x. The merged structure keeps the
+    shortcut.
 
     Attributes:
-      layers: both.
+      layers: the two layers.
     """
 
     layers: tuple[Layer, Layer]
@@ -395,8 +414,7 @@ class RepVGG(Backbone, kw_only=True):
 
     Attributes:
       architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
-        implementation: see `Backbone`. Of the stages in the architecture, stage 1 is the first one
-        here, index 0.
+        implementation: see `Backbone`. Index 0 of `out_indices` is stage 1 of the architecture.
     """
 
     stored_fields: ClassVar[Mapping[str, StoredField]] = {
@@ -405,7 +423,7 @@ class RepVGG(Backbone, kw_only=True):
     }
     head_name: ClassVar[str] = "linear"
 
-    architecture: RepVGGArchitecture
+    architecture: RepVGGArchitecture  # pyright: ignore[reportIncompatibleVariableOverride]  # modules are frozen
 
     @nn.nowrap
     def run_stages(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], jax.Array]:
@@ -421,7 +439,7 @@ class RepVGG(Backbone, kw_only=True):
 
     @nn.nowrap
     def blocks(self, layers: list[Layer]) -> list[Callable[..., nn.Module]]:
-        """What the layers of one stage are built of, each to be followed by a ReLU."""
+        """The blocks of one stage, as partial classes. A ReLU follows each."""
         arch = self.architecture
         if arch.block != "residual":
             fields = dict(block=arch.block, squeeze_excite=arch.squeeze_excite)
@@ -450,18 +468,17 @@ class RepVGG(Backbone, kw_only=True):
 
     @nn.nowrap
     def check_fields(self) -> None:
-        """As `Backbone`, and whether there is a merged structure to build."""
+        """See `Backbone`. Also checks that a merged structure exists, with `deploy`."""
         super().check_fields()
         if self.deploy and not self.mergeable:
             raise ValueError(
-                'block="relu_in_branches" has no merged structure: the sum of ReLUs is not a '
-                "linear map of the input, so no single convolution is equal to it. Build the "
-                "model with deploy=False."
+                'block="relu_in_branches" has no merged structure: a sum of ReLUs is not linear in '
+                "the input, so no convolution equals it. Build the model with deploy=False."
             )
 
 
 def _by_multipliers(layers: tuple[int, ...], a: float, b: float, **fields) -> RepVGGArchitecture:
-    """By the paper's multipliers of the widths: a of all stages but the last, which has b."""
+    """An architecture by the paper's width multipliers: b of the last stage, a of the others."""
     channels = (min(64, int(64 * a)), int(64 * a), int(128 * a), int(256 * a), int(512 * b))
     return RepVGGArchitecture(layers, channels, **fields)
 
@@ -473,7 +490,7 @@ FAMILY = ModelFamily(
     name="repvgg",
     network=RepVGG,
     architecture=RepVGGArchitecture,
-    # Tables 2 and 3 of the paper; D2se is of the official code.
+    # Tables 2 and 3 of the paper; D2se is from the official code.
     architectures={
         "repvgg_a0": _by_multipliers(_A, 0.75, 2.5),
         "repvgg_a1": _by_multipliers(_A, 1, 2.5),

@@ -1,6 +1,6 @@
-"""ResNet (He et al., CVPR 2016, arXiv:1512.03385), of basic or of bottleneck blocks.
+"""ResNet (He et al., CVPR 2016, arXiv:1512.03385), with basic or bottleneck blocks.
 
-The variables carry torchvision's names: `layer3.0.conv2.weight` and `layer3.0.bn2.weight` there
+The variables have torchvision's names: `layer3.0.conv2.weight` and `layer3.0.bn2.weight` there
 are `params/layer3_0/conv2/{conv/kernel,bn/scale}` here.
 
 RepLKNet's paper compares its effective receptive field with that of ResNet-101 and 152 (Figure 1).
@@ -31,15 +31,15 @@ class ResNetArchitecture(Architecture):
 
     Attributes:
       layers: number of blocks, one per stage.
-      channels: width of their 3 x 3 convolutions, one per stage. The output of a stage of
-        bottleneck blocks is four times as wide, of basic blocks as wide. The first is that of the
-        stem, too.
+      channels: width of the 3 x 3 convolutions, one per stage. The stage output is four times as
+        wide with bottleneck blocks, and equally wide with basic blocks. The first entry is also the
+        width of the stem.
       in_channels: channels of the images.
       block: "basic" (two 3 x 3 convolutions, ResNet-18 and 34) or "bottleneck" (1 x 1, 3 x 3 and
         1 x 1, ResNet-50 and deeper).
       stride_in_1x1: whether the stride of a bottleneck block is in its first 1 x 1 convolution, as
-        in the paper and in networks converted from Caffe; else it is in the 3 x 3 one, as in
-        torchvision ("v1.5").
+        in the paper and in networks converted from Caffe, or in the 3 x 3 one, as in torchvision
+        ("v1.5").
 
     Raises:
       ValueError: an architecture that cannot exist.
@@ -159,7 +159,7 @@ class ResNet(Backbone, kw_only=True):
     }
     head_name: ClassVar[str] = "fc"
 
-    architecture: ResNetArchitecture
+    architecture: ResNetArchitecture  # pyright: ignore[reportIncompatibleVariableOverride]  # modules are frozen
 
     @nn.nowrap
     def run_stages(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], jax.Array]:
@@ -169,8 +169,8 @@ class ResNet(Backbone, kw_only=True):
             features=arch.channels[0], kernel_size=7, stride=2, **self.common_kwargs(), name="conv1"
         )
         x = nn.relu(stem(x, train))
-        # jax2onnx replaces nn.max_pool by a function that takes the window by name only, and drops
-        # explicit padding. XLA merges the two operations.
+        # jax2onnx patches nn.max_pool: its version takes window_shape by name only, and ignores
+        # explicit padding. XLA fuses the two operations.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
         x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 
@@ -202,7 +202,7 @@ FAMILY = ModelFamily(
     name="resnet",
     network=ResNet,
     architecture=ResNetArchitecture,
-    # Table 1 of the paper. The last two are baselines of RepLKNet's effective receptive fields.
+    # Table 1 of the paper. RepLKNet's Figure 1 compares receptive fields with the last two.
     architectures={
         "resnet_18": ResNetArchitecture((2, 2, 2, 2), block="basic"),
         "resnet_34": ResNetArchitecture((3, 4, 6, 3), block="basic"),

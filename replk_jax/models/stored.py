@@ -1,4 +1,4 @@
-"""How the fields of a network are stored in its description, which is plain data for JSON."""
+"""Encodings of the fields of a network in its description, which is plain data for JSON."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,18 +8,18 @@ import jax.numpy as jnp
 
 from replk_jax.models.architecture import Architecture
 
-# Building so many takes seconds; the deepest registered network has 50.
+# A network this deep takes seconds to build; the deepest registered one has 50 layers.
 MOST_LAYERS = 200
 _PARAM_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 class StoredField(NamedTuple):
-    """A field of a network in a description.
+    """The encoding of one field.
 
     Attributes:
-      is_valid: whether a stored value, which may be anything, is one of this field.
-      encode: the value of the field, as plain data.
-      decode: the reverse of `encode`.
+      is_valid: whether a stored value, of any type, can be decoded.
+      encode: from the value of the field to plain data.
+      decode: the inverse of `encode`.
     """
 
     is_valid: Callable[[Any], bool]
@@ -43,10 +43,10 @@ PARAM_DTYPE = StoredField(
 
 
 def stored_architecture(kind: type[Architecture]) -> StoredField:
-    """The fields of an architecture.
+    """The encoding of an architecture, by its fields.
 
     Args:
-      kind: its class, a dataclass.
+      kind: the class of the architecture.
     """
 
     def decode(fields: Mapping[str, Any]) -> Architecture:

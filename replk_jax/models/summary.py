@@ -1,8 +1,8 @@
-"""Parameters and multiply-adds of a model, as published figures count them; memory of a program.
+"""Parameters and multiply-adds of a model, counted as in papers; memory of a program.
 
-XLA's own count leaves out the taps that fall on padding, which for a 31x31 kernel on a 14x14
-map are most of them, so it cannot be compared with any paper. Here every convolution counts
-height x width x kernel x channels, as the papers do.
+XLA's cost analysis omits kernel taps on padding. For a 31x31 kernel on a 14x14 feature map those
+are most taps, so its counts are not comparable with a paper's. Here every convolution counts
+height x width x kernel x channels, as in papers.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from replk_jax.models.variables import abstract_image, abstract_variables
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """What one image of the given size costs; elements are numbers, not bytes.
+    """The cost of one image; elements are numbers, not bytes.
 
     Attributes:
-      parameters: trainable numbers, so running statistics are not among them.
+      parameters: trainable numbers, without running statistics.
       convolution: multiply-adds of all convolutions.
       linear: multiply-adds of linear layers, such as the classifier.
-      batch_norm_elements: elements that leave a batch norm.
-      pooled_elements: elements that enter a global average pool.
+      batch_norm_elements: output elements of all batch norms.
+      pooled_elements: input elements of all global average pools.
     """
 
     parameters: int = 0
@@ -42,9 +42,9 @@ class Count:
 
     @property
     def mmpretrain_flops(self) -> int:
-        """What mmpretrain's model index calls FLOPs; the classifier is not counted.
+        """FLOPs as in mmpretrain's model index, which does not count the classifier.
 
-        It lists RepLKNet in its training-time structure and RepVGG in the merged one.
+        The index has RepLKNet in its training-time structure and RepVGG in the merged one.
         """
         return self.convolution + 5 * self.batch_norm_elements + self.pooled_elements
 
@@ -64,11 +64,11 @@ class Summary:
     """Parameters and multiply-adds of both structures of a model.
 
     Attributes:
-      title: what was counted, at which image size.
-      parts: of the network from image to outputs, by `Network.part_of`.
-      training: total of the training-time structure, with the heads that only training runs.
-      merged: total of what inference runs, in the re-parameterized structure; of a network that
-        cannot be merged, in the training-time one.
+      title: the network and the image size.
+      parts: the parts of the network (`Network.part_of`), in the order of the forward pass.
+      training: total of the training-time structure, including heads that only training runs.
+      merged: total of the re-parameterized structure at inference; of the training-time structure
+        if the network cannot be merged.
     """
 
     title: str
@@ -78,7 +78,7 @@ class Summary:
 
     @property
     def paper_flops(self) -> int:
-        """What the papers call FLOPs: multiply-adds of the merged convolutions."""
+        """FLOPs as in the papers: multiply-adds of the merged convolutions."""
         return self.merged.convolution
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ class Summary:
 def summary(model: Network, image_size: int | tuple[int, int] = 224) -> Summary:
     """Counts the parameters and multiply-adds of both structures of a model.
 
-    Nothing is computed on images: shapes alone are followed through the network.
+    It traces shapes and computes nothing.
 
     Args:
       model: any model of this package, in either structure.
@@ -140,15 +140,20 @@ def summary(model: Network, image_size: int | tuple[int, int] = 224) -> Summary:
 
 
 def planned_memory(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a compiled program occupies at most on each device, as its compiler planned it.
+    """The peak memory of a compiled program on each device in bytes, as planned by the compiler.
 
-    Arguments, results and all that lies between; results that take the place of donated arguments
-    count once.
+    It covers arguments, results and temporaries. A result that reuses a donated argument's memory
+    counts once.
 
     Args:
       compiled: from `jax.jit(f).lower(...).compile()`.
+
+    Raises:
+      NotImplementedError: the compiler of this platform does not report its plan.
     """
     plan = compiled.memory_analysis()
+    if plan is None:
+        raise NotImplementedError("The compiler of this platform does not report memory.")
     occupied = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
     return occupied - plan.alias_size_in_bytes
 
@@ -161,10 +166,10 @@ def _count(
     Args:
       model: the network.
       image_size: (height, width).
-      training: count what has variables, rather than what eval mode runs.
+      training: count all modules with variables, not only those that inference runs.
     """
     parts: dict[str, tuple[tuple[int, ...], Count]] = {}
-    seen: set[tuple[str, ...]] = set()  # a module that is called again has no more parameters
+    seen: set[tuple[str, ...]] = set()  # a module called twice has its parameters once
 
     def tally(module: nn.Module, x: jax.Array, y: jax.Array) -> None:
         own = module.variables.get("params", {})

@@ -1,4 +1,4 @@
-"""The variables of a model, before any are computed."""
+"""Abstract variables of a model, and checks of variables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +14,7 @@ def abstract_variables(model: Network, image_size: tuple[int, int] = (32, 32)) -
 
     Args:
       model: any model of this package.
-      image_size: (height, width) of the image that is followed through the network; the
-        variables do not depend on it.
+      image_size: (height, width) of the image that is traced. The variables do not depend on it.
     """
     return jax.eval_shape(model.init, jax.random.key(0), abstract_image(model, image_size))
 
@@ -35,7 +34,7 @@ _LONGEST_LINE = 200
 
 
 def in_lines(faults: Sequence[str]) -> str:
-    """Faults below one another, short enough to be read."""
+    """Faults, one a line; at most 7 of them, each cut to 200 characters."""
     lines = [fault[:_LONGEST_LINE] for fault in faults[:_MOST_LINES]]
     if len(faults) > _MOST_LINES:
         lines.append(f"and {len(faults) - _MOST_LINES} more")
@@ -43,10 +42,10 @@ def in_lines(faults: Sequence[str]) -> str:
 
 
 def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """What keeps arrays by name from being those that are expected, one line for each fault.
+    """The differences between the shapes of named arrays, one line each.
 
     Args:
-      given, expected: names to what has a `shape`.
+      given, expected: by name, anything with a `shape`.
     """
     faults = []
     for name, leaf in expected.items():
@@ -58,14 +57,13 @@ def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
 
 
 def diverged_tensors(variables: Mapping[str, Any]) -> list[str]:
-    """The paths of tensors that no sound network has, such as "batch_stats/norm/var".
+    """The paths of tensors that show that training diverged, such as "batch_stats/norm/var".
 
     Args:
       variables: of a network, arrays of any dtype.
 
     Returns:
-      In the order of their paths, those that hold NaN or infinite values, and variances of batch
-      norms below 0.
+      The paths of tensors with NaN or infinite values, and of negative variances of batch norms.
     """
     return [
         "/".join(key.key for key in path)

@@ -1,17 +1,17 @@
 """The structure of a network for inference."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 
 from replk_jax.reparam.transform import reparameterize
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def for_inference(
-    model: nn.Module, variables: Mapping[str, Any]
-) -> tuple[nn.Module, Mapping[str, Any]]:
+
+def for_inference(model: Model, variables: Mapping[str, Any]) -> tuple[Model, Mapping[str, Any]]:
     """The merged structure of a model with its variables; unchanged if it cannot be merged.
 
     Args:

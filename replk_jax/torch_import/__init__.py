@@ -1,6 +1,6 @@
-"""Weights of the official PyTorch implementations: read, converted and written back.
+"""Reads, converts and writes weights of the official PyTorch implementations.
 
-Modules outside of this package import from here alone.
+Modules outside this package import from here only.
 """
 
 from replk_jax.torch_import.convert import convert_state_dict

@@ -1,12 +1,12 @@
-"""What a pickle's calls mean: the making of data, a call of unknown effect, or an attack.
+"""Classifies the calls in a pickle: they make data, have an unknown effect, or are dangerous.
 
-Nothing that a file names is ever imported or called, so no file can do harm through this package.
-The policy decides what becomes of the file:
+This package imports and calls nothing that a file names, so no file can do harm through it. The
+policy decides how a file is treated:
 
 - A call in `_DATA` only makes data. It becomes an ordinary `Placeholder`.
 - A call into the packages, modules and functions of `_DANGEROUS_...` runs programs or code, loads
-  modules, or reaches files, the network, memory or other processes. No checkpoint needs it, and
-  anyone who opens the file with PyTorch would run it: the file is rejected.
+  modules, or accesses files, the network, memory or other processes. No checkpoint needs it, and
+  opening the file with PyTorch would run it: the file is rejected.
 - Any other call becomes a `Placeholder` with `called=True`.
 """
 
@@ -27,7 +27,7 @@ class Call(enum.Enum):
 
 
 def classify_call(function: Placeholder, args: tuple[Any, ...]) -> Call:
-    """Classifies a call of a function or class, which stands for one by its name."""
+    """Classifies a call of a function or class, given by name as a placeholder."""
     match args:
         case (Placeholder(args=None) as applied, *_) if function.path in _APPLYING:
             return classify_call(applied, ())
@@ -122,7 +122,7 @@ _DATA = _paths(
 )
 _DATA |= _paths(EXCEPTIONS) | _paths(ENUMERATIONS)
 
-# Those that call their first argument.
+# Functions that call their first argument.
 _APPLYING = _paths(
     {
         "_functools": "reduce",
@@ -132,7 +132,7 @@ _APPLYING = _paths(
     }
 )
 
-# With all modules in them.
+# Including all their modules.
 _DANGEROUS_PACKAGES = _words(
     "asyncio concurrent ctypes dbm ensurepip http importlib multiprocessing sqlite3 unittest",
     "urllib venv xmlrpc zipfile",

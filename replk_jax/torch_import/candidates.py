@@ -1,4 +1,4 @@
-"""The networks in a dictionary of tensors, recognised by the names of a family's tensors."""
+"""Finds networks in a dictionary of tensors, by the names of each family's tensors."""
 
 import dataclasses
 import re
@@ -11,23 +11,23 @@ from replk_jax.torch_import.entries import Selection, is_tensor, mapping_of
 from replk_jax.torch_import.families import FAMILIES, Family
 from replk_jax.torch_import.names import CLASSIFIER
 
-# Names of entries and prefixes of an exponential moving average (EMA) of the weights.
+# Entries and prefixes of an exponential moving average (EMA) of the weights.
 _EMA = re.compile(
     r"(?:^|[._/-])(?i:ema|swa|avg|averaged?|polyak|shadow)(?:$|[._/-])|(?:^|[._/])ema(?=[A-Z])"
     r"|(?<=[a-z])E(?:MA|ma)(?![a-z])"
 )
 
 
-# Modules that wrap another one, of torch.compile, DistributedDataParallel, FSDP, activation
-# checkpointing and DeepSpeed. No family has parts of these names.
+# Wrapper modules of torch.compile, DistributedDataParallel, FSDP, activation checkpointing and
+# DeepSpeed. No family uses these names.
 _WRAPPER_MODULE = re.compile(
     r"(?<![^.])(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module"
     r"|_checkpoint_wrapped_module)\."
 )
 _BACKBONE = "backbone."
-# What the families call their classifiers, whose weights have two dimensions.
+# The families' names of classifiers, whose weights have two dimensions.
 _CLASSIFIERS = ("head", "head.fc", "linear", "classifier.1", "classifier", "fc")
-# The number of steps that went into an average; PyTorch and mmengine save it with the weights.
+# The number of averaged steps, which PyTorch and mmengine save with the weights.
 _STEP_COUNTERS = ("n_averaged", "steps")
 _PROFILER_COUNTERS = ("total_ops", "total_params")  # of the package thop
 
@@ -37,13 +37,13 @@ class Candidate:
     """A network among the contents of a file.
 
     Attributes:
-      entry: path of the dictionary that its tensors are in.
-      prefix: of its tensors' names, without wrapper modules.
+      entry: path of the dictionary with the tensors.
+      prefix: of the tensors' names, without wrapper modules.
       family: of the network.
-      values: everything in the dictionary that has the prefix and no longer one of another
-        candidate, by name with the prefix and without wrapper modules.
-      others: everything else in the dictionary, but for other candidates' values.
-      original_prefix: with wrapper modules, as the file has it.
+      values: entries of the dictionary with this prefix, but not with a longer prefix of another
+        candidate. The names keep the prefix, without wrapper modules.
+      others: entries of the dictionary that belong to no candidate.
+      original_prefix: the prefix in the file, with wrapper modules.
     """
 
     entry: tuple[str, ...]
@@ -60,7 +60,7 @@ class Candidate:
 
     @cached_property
     def tensors(self) -> dict[str, Any]:
-        """What the candidate holds, by names without the prefix, and the classifier beside it."""
+        """The values by names without the prefix, and those of a classifier beside them."""
         tensors = {name.removeprefix(self.prefix): v for name, v in self.values.items()}
         classifier = self._classifier()
         twice = classifier.keys() & tensors.keys()
@@ -68,14 +68,14 @@ class Candidate:
         if twice:
             name = min(twice)
             raise ValueError(
-                f"some tensors are there with and without {_BACKBONE!r}, such as {name!r}: choose "
-                f"by prefix={_BACKBONE!r}, or by rename."
+                f"some tensors exist with and without {_BACKBONE!r}, such as {name!r}: choose by "
+                f"prefix={_BACKBONE!r}, or by rename."
             )
         return tensors | classifier
 
     @cached_property
     def ignored(self) -> tuple[str, ...]:
-        """Names of the tensors in the same dictionary that are not the network's."""
+        """Names of tensors in the same dictionary that do not belong to the network."""
         before = self.prefix.removesuffix(_BACKBONE)
         used = {before + name for name in self._classifier()}
         return tuple(
@@ -85,7 +85,7 @@ class Candidate:
         )
 
     def _classifier(self) -> dict[str, Any]:
-        """That of mmpretrain's naming, which is next to the backbone, not in it."""
+        """The classifier in mmpretrain's naming, which is next to the backbone."""
         if not self.prefix.endswith(_BACKBONE):
             return {}
         before = self.prefix.removesuffix(_BACKBONE)
@@ -110,7 +110,7 @@ def candidates_in(
         for family in FAMILIES:
             if match := _KEYS[family].match(name):
                 families.setdefault(match[1], family)
-    # A name belongs to the longest prefix that it has.
+    # A name belongs to the longest matching prefix.
     prefixes = sorted(families, key=len, reverse=True)
     owners = {name: next((p for p in prefixes if name.startswith(p)), None) for name in names}
     others = {name: entry[names[name]] for name, owner in owners.items() if owner is None}
@@ -127,16 +127,16 @@ def candidates_in(
         )
 
 
-# The prefix, as short as possible, and after it what only names of the family begin with.
+# The shortest prefix, followed by the start of names that only the family has.
 _KEYS = {
     family: re.compile(rf"((?:.*?\.)?)(?:{family.KEYS.pattern})", re.DOTALL) for family in FAMILIES
 }
 
 
 def _without_wrapper_modules(names: Iterable[str]) -> dict[str, str]:
-    """From names without the wrapper modules in them to those in the file.
+    """Maps names without wrapper modules to the names in the file.
 
-    A name that would come to be there twice keeps its wrapper modules.
+    A name that would not be unique keeps its wrapper modules.
     """
     names = list(names)
     plain = {name: name for name in names if not _WRAPPER_MODULE.search(name)}
@@ -147,7 +147,7 @@ def _without_wrapper_modules(names: Iterable[str]) -> dict[str, str]:
 
 
 def _prefix_in_file(own: Iterable[str], names: Mapping[str, str], prefix: str) -> str:
-    """What precedes the names of a network's tensors, with the wrapper modules before it."""
+    """The prefix in the file of a network's tensors, with wrapper modules."""
     for name in own:
         rest = name.removeprefix(prefix)
         if names[name].endswith(rest):  # no wrapper module within the network
@@ -156,7 +156,7 @@ def _prefix_in_file(own: Iterable[str], names: Mapping[str, str], prefix: str) -
 
 
 def is_ema(candidate: Candidate, contents: Any) -> bool:
-    """Whether a network among the contents is an EMA of another one, by the names around it."""
+    """Whether a network is an EMA of another one, by the names of its entry and prefix."""
     top = candidate.entry[0] if candidate.entry else None
     swapped = _entry_of_raw_weights(contents)
     if swapped and top in ("state_dict", swapped):
@@ -165,10 +165,10 @@ def is_ema(candidate: Candidate, contents: Any) -> bool:
 
 
 def _entry_of_raw_weights(contents: Any) -> str | None:
-    """Of a file that has the EMA under "state_dict": the entry of the weights themselves.
+    """The entry of the weights themselves, in a file with the EMA under "state_dict".
 
-    mmengine's EMAHook swaps the two before it saves (`ema_state_dict` holds the raw weights), and
-    so does Lightning's WeightAveraging.
+    mmengine's EMAHook swaps the two before saving, so that `ema_state_dict` has the raw weights.
+    Lightning's WeightAveraging does likewise.
     """
     contents = mapping_of(contents) or {}
     meta = mapping_of(contents.get("meta")) or {}

@@ -1,4 +1,4 @@
-"""Fields of other libraries' configurations. Errors name the field and its value."""
+"""Reads fields of other libraries' configurations. Errors name the field and its value."""
 
 import math
 from collections.abc import Mapping
@@ -38,13 +38,13 @@ def number(fields: Mapping[str, Any], name: str) -> float:
       ValueError: the field is missing or something else.
     """
     value = fields.get(name)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise unexpected(name, value, "a positive number")
     return value
 
 
 def mapping(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A field that has fields itself.
+    """A field with fields of its own.
 
     Raises:
       ValueError: the field is missing or something else.
@@ -56,7 +56,7 @@ def mapping(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def class_labels(value: Any, name: str) -> list[Any]:
-    """The labels of the classes in order, of a list or of a dictionary by index.
+    """The labels of the classes in order, from a list or a dictionary by index.
 
     Args:
       value: of the field.

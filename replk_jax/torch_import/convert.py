@@ -1,4 +1,4 @@
-"""State dicts in official naming as variables, and back."""
+"""Converts state dicts in official naming to variables, and back."""
 
 import functools
 from collections.abc import Mapping
@@ -21,32 +21,32 @@ _Places = Mapping[str, tuple[names.Path, Any]]
 
 
 def convert_state_dict(state_dict: Mapping[str, TensorLike], model: Backbone) -> dict[str, Any]:
-    """Maps a state dict in official naming to the variables of `model`.
+    """Converts a state dict in official naming to the variables of `model`.
 
-    Strict: every key is used once and every leaf filled. The counters of the batch norms
-    (`num_batches_tracked`) have no counterpart and are only checked for having a batch norm.
+    It is strict: it uses every key once and fills every leaf. The batch norms' counters
+    (`num_batches_tracked`) have no counterpart; it only checks that their batch norms exist.
 
     Args:
-      state_dict: official names (torchvision's, of MobileNet V2 and ResNet) to arrays in
-        PyTorch's layouts, or to what NumPy makes arrays of, which is read one at a time. Of the
-        training-time network, of the merged one (RepLKNet's `structural_reparam()`, RepVGG's
-        `switch_to_deploy()`), or of one whose batch norms are fused (`deep_fuse_BN()`), with or
+      state_dict: from official names (torchvision's for MobileNet V2 and ResNet) to arrays in
+        PyTorch's layouts, or to objects that NumPy converts to arrays, one at a time. The
+        structure may be the training-time one, the merged one (RepLKNet's `structural_reparam()`,
+        RepVGG's `switch_to_deploy()`), or one with fused batch norms (`deep_fuse_BN()`), with or
         without that merge.
-      model: the model that the weights are for. With `deploy=True` they are re-parameterized
-        as far as they are not yet.
+      model: the network to load into. With `deploy=True` the rest of the re-parameterization is
+        applied.
 
     Returns:
       The variables of `model`, in their dtypes.
 
     Raises:
-      ValueError: merged weights for a training-time model; or, in one error, every key that is
-        missing, left over, of the wrong shape or not floating point.
+      ValueError: merged weights for a training-time model; or keys that are missing, unexpected,
+        of the wrong shape or not floating point, all in one error.
     """
     structure = family_of(model).STRUCTURES.structure_of(state_dict)
     if structure is not Structure.TRAINING and not model.deploy:
         raise ValueError(
             f"The weights are those of a {structure.value} network, from which the training-time "
-            "network cannot be had back: use model.clone(deploy=True), or the file from before "
+            "network cannot be restored: use model.clone(deploy=True), or the file from before "
             "its convolutions were merged or fused."
         )
     places = places_of(model, structure)
@@ -58,23 +58,22 @@ def convert_state_dict(state_dict: Mapping[str, TensorLike], model: Backbone) ->
 def to_state_dict(
     variables: Mapping[str, Any], model: Backbone, *, merged: bool = False
 ) -> dict[str, np.ndarray]:
-    """Maps the variables of a model to the state dict of the official code.
+    """Converts the variables of a model to a state dict of the official code.
 
     Args:
       variables: of `model`.
-      model: with `deploy=False`; a RepVGG's may be merged, as the official one.
-      merged: as after RepLKNet's `structural_reparam()`, for a network that is built with
-        `small_kernel_merged=True`, or after RepVGG's `switch_to_deploy()`, for one that is built
-        with `deploy=True`.
+      model: with `deploy=False`; a RepVGG may be merged, like the official one.
+      merged: whether to merge as RepLKNet's `structural_reparam()` does, for a network built with
+        `small_kernel_merged=True`, or as RepVGG's `switch_to_deploy()` does, for one built with
+        `deploy=True`.
 
     Returns:
-      Official names (torchvision's, of MobileNet V2 and ResNet), in the official order, to arrays
-      in PyTorch's layouts, views where that is possible. The counters of the batch norms are 0:
-      they have no counterpart here.
+      From official names (torchvision's for MobileNet V2 and ResNet), in the official order, to
+      arrays in PyTorch's layouts, views if possible. The batch norms' counters are 0.
 
     Raises:
       ValueError: variables of another model, or a network or structure that the official code
-        does not have.
+        lacks.
     """
     family = family_of(model)
     family.expect_published(model, merged)
@@ -83,14 +82,14 @@ def to_state_dict(
     _expect_to_fit(state_dict, places_of(model, structure), model)
     if merged and not model.deploy:
         state_dict = by_official_name(jax.jit(merge_branches)(variables), model)
-    counters = {key: np.int64(0) for key in names.counters(state_dict)}
+    counters = {key: np.zeros((), np.int64) for key in names.counters(state_dict)}
     return names.in_order(state_dict | counters, family.ORDER)
 
 
 def by_official_name(variables: Mapping[str, Any], model: Backbone) -> dict[str, np.ndarray]:
-    """The variables of a network in PyTorch's names and layouts, whether published or not.
+    """The variables of a network in PyTorch's names and layouts, in the order of the variables.
 
-    Without counters, and in the order of the variables.
+    The network need not have been published. The result has no counters.
     """
     return {
         key: names.to_torch(np.asarray(leaf))
@@ -98,19 +97,23 @@ def by_official_name(variables: Mapping[str, Any], model: Backbone) -> dict[str,
     }
 
 
-@functools.lru_cache(maxsize=8)  # to trace a network takes a second, and loading asks twice
 def places_of(model: Backbone, structure: Structure) -> _Places:
-    """By official key, where each tensor of a structure goes, and the leaf that is there.
+    """For each official key of a structure, the path and the leaf of the variable.
 
     `deploy` of the model does not matter.
     """
+    return _places_of(model, structure)  # pyright: ignore[reportArgumentType]  # modules are hashable
+
+
+@functools.lru_cache(maxsize=8)  # tracing a network takes a second, and loading needs it twice
+def _places_of(model: Backbone, structure: Structure) -> _Places:
     return _by_key(abstract_structure(model.clone(deploy=False), structure), model)
 
 
 def faults(state_dict: Mapping[str, TensorLike], model: Backbone) -> list[str]:
-    """What keeps `convert_state_dict` from converting, one line for each tensor at fault.
+    """The reasons why `convert_state_dict` would fail, one line per tensor.
 
-    Reads no tensor; `deploy` of the model does not matter.
+    It reads no tensors. `deploy` of the model does not matter.
     """
     structure = family_of(model).STRUCTURES.structure_of(state_dict)
     return _faults(state_dict, places_of(model, structure))
@@ -146,7 +149,7 @@ def _expect_to_fit(state_dict: Mapping[str, TensorLike], places: _Places, model:
 
 
 def _fill(places: _Places, state_dict: Mapping[str, TensorLike]) -> dict[str, Any]:
-    """A tree with the arrays of the state dict in their places."""
+    """The tree of variables with the arrays of the state dict."""
     variables = {}
     for key, (path, leaf) in places.items():
         value = names.to_flax(np.asarray(state_dict[key]))

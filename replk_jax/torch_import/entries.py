@@ -1,4 +1,4 @@
-"""The dictionaries of tensors among the contents of a PyTorch file."""
+"""Finds the dictionaries of tensors in the contents of a PyTorch file."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ from replk_jax.io.text import brief
 from replk_jax.torch_import.placeholders import Placeholder, UnreadableTensor
 
 _MOST_LEVELS = 8  # of dictionaries around a state dict
-# Entries whose tensors may be named as weights are, but are not weights: they are searched last.
+# Entries whose tensors are not weights, but may have the same names. They are searched last.
 _NOT_WEIGHTS = re.compile(
     r"(?:\w+_)?optim(?:izer)?s?(?:_states?|_state_dict)?|(?:\w+_)?schedulers?(?:_\w+)?|exp_avg\w*"
     r"|momentum_buffers?|(?:grad_)?scaler(?:_\w+)?|grad(?:ient)?s?|callbacks|loops",
@@ -20,16 +20,16 @@ _NOT_WEIGHTS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which weights to take from a file that holds several networks, or names of its own.
+    """Which weights to read from a file with several networks or other names.
 
     Attributes:
-      prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
-      key: of the entry that holds the state dict, such as "model"; of an entry within another
-        one, "checkpoint/model". None searches all entries.
-      prefix: of the names of the network's tensors, such as "encoder."; it is removed. "" takes
-        the names without one. None searches for it.
-      rename: from the name of a tensor, after the prefix, to its name in a naming known here;
-        None in place of a name leaves the tensor out.
+      prefer_ema: read the exponential moving average (EMA) of the weights.
+      key: of the entry with the state dict, such as "model", or "checkpoint/model" for an entry
+        inside another one. None searches all entries.
+      prefix: of the names of the network's tensors, such as "encoder."; it is removed. "" selects
+        the names without a prefix. None searches for it.
+      rename: maps the name of a tensor, without the prefix, to its name in a supported naming, or
+        to None to leave it out.
     """
 
     prefer_ema: bool = False
@@ -44,20 +44,20 @@ class Selection:
                 raise ValueError(f"{name} must be a string, or None; got {value!r}.")
 
 
-ANY = Selection()  # the one network of a file that holds one
+ANY = Selection()  # of a file with one network
 
 
 def selected_entries(
     contents: Any, selection: Selection, everywhere: bool
 ) -> dict[tuple[str, ...], dict[str, Any]]:
-    """The dictionaries that hold tensors, by their path, as the selection names their tensors.
+    """The dictionaries of tensors by path, with the selection applied to their names.
 
     Args:
-      contents, selection: as of `find_weights`.
-      everywhere: look also into entries whose names are those of optimizers and the like.
+      contents, selection: as in `find_weights`.
+      everywhere: search the entries of optimizers and the like too.
 
     Raises:
-      ValueError: nothing has the key or prefix.
+      ValueError: no entry has the key, or no tensor the prefix.
     """
     if (mapping_of(contents) is None and not isinstance(contents, list | tuple)) or not contents:
         raise ValueError(no_state_dict(contents))
@@ -79,7 +79,7 @@ def selected_entries(
 
 
 def _at(contents: Any, key: str) -> tuple[tuple[str, ...], Any]:
-    """The entry of this key, and its path; "/" separates keys unless it is part of one."""
+    """The path and the entry of a key. "/" separates nested keys, unless it is part of one."""
     by_name = {str(name): value for name, value in items_of(contents)}
     if key in by_name:
         return (key,), by_name[key]
@@ -92,7 +92,7 @@ def _at(contents: Any, key: str) -> tuple[tuple[str, ...], Any]:
 
 
 def _after(entry: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """What has the prefix in an entry, without it."""
+    """The values of an entry whose names have the prefix, by names without it."""
     return {
         name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)
     }
@@ -112,7 +112,7 @@ def _renamed(entry: Mapping[str, Any], rename: Callable[[str], str | None]) -> d
 def _entries(
     value: Any, path: tuple[str, ...], everywhere: bool
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Every dictionary that holds tensors, the outer ones first."""
+    """Every dictionary with tensors, outer ones first."""
     items = items_of(value)
     direct = {name: inner for name, inner in items if isinstance(name, str)}
     if any(map(is_tensor, direct.values())):
@@ -124,28 +124,28 @@ def _entries(
 
 
 def items_of(value: Any) -> list[tuple[Any, Any]]:
-    """What a dictionary holds by keys, or a list by numbers; nothing for other values."""
+    """The items of a dictionary or, by index, of a list; empty for other values."""
     if isinstance(value, list | tuple):
         return list(enumerate(value))
     return list((mapping_of(value) or {}).items())
 
 
 def mapping_of(value: Any) -> Mapping[Any, Any] | None:
-    """A dictionary, also one of a class that is not known here."""
+    """A dictionary, even of an unknown class; None for other values."""
     if isinstance(value, Placeholder):
         return value.entries or None
     return value if isinstance(value, Mapping) else None
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value is a tensor, also one whose values are not in the file as an array."""
+    """Whether a value is a tensor, even if it is not stored as an array."""
     return isinstance(value, StoredTensor | UnreadableTensor)
 
 
 def pickled_modules(
     value: Any, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Placeholder]]:
-    """The whole modules among the contents, by their path."""
+    """The pickled modules in the contents, by path."""
     if isinstance(value, Placeholder) and value.is_module:
         yield path, value
     elif len(path) < _MOST_LEVELS:
@@ -154,7 +154,7 @@ def pickled_modules(
 
 
 def no_state_dict(contents: Any) -> str:
-    """What is said of contents without a state dict."""
+    """The error for contents without a state dict."""
     return (
         f"there is no state dict but {_describe(contents)}. In PyTorch: "
         "torch.save(model.state_dict(), path)."

@@ -1,36 +1,52 @@
-"""The families of networks that are published for PyTorch: a module each."""
+"""The families of networks that are published for PyTorch, one module each."""
 
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
-
-import flax.linen as nn
+from typing import Any, Protocol, TypeVar
 
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.network import Network
 from replk_jax.torch_import import mobilenet_v2, replknet, repvgg, resnet
 from replk_jax.torch_import.structures import StructureNames
 
+Model = TypeVar("Model", bound=Backbone)
 
-class Family(Protocol):
-    """What is known of the files of one family; the modules in `FAMILIES` have it.
+
+class Family(Protocol[Model]):
+    """The PyTorch files of one family of networks; each module in `FAMILIES` implements it.
 
     Official names are those of the first implementation, which `save_torch` writes.
-
-    Attributes:
-      NETWORK: the network here.
-      KEYS: what a key begins with that no other family has, in any naming.
-      CLASSIFIER: the official name of the classifier.
-      STRUCTURES: the official names by which the structure of weights is known.
-      ASSUMED: what names and shapes do not determine, and what is assumed of it, in words.
-      ORDER: the parts of official names as PyTorch lists them (see `names.in_order`).
     """
 
-    NETWORK: type[Backbone]
-    KEYS: re.Pattern[str]
-    CLASSIFIER: str
-    STRUCTURES: StructureNames
-    ASSUMED: str
-    ORDER: str
+    @property
+    def NETWORK(self) -> type[Model]:
+        """The network in this package."""
+        ...
+
+    @property
+    def KEYS(self) -> re.Pattern[str]:
+        """The start of keys that only this family has, in any naming."""
+        ...
+
+    @property
+    def CLASSIFIER(self) -> str:
+        """The official name of the classifier."""
+        ...
+
+    @property
+    def STRUCTURES(self) -> StructureNames:
+        """The official names that identify the structure of weights."""
+        ...
+
+    @property
+    def ASSUMED(self) -> str:
+        """What names and shapes do not determine and a reader assumes, in words."""
+        ...
+
+    @property
+    def ORDER(self) -> str:
+        """The parts of official names as PyTorch lists them (see `names.in_order`)."""
+        ...
 
     def official_names(self, weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """Renames weights to official names.
@@ -43,17 +59,18 @@ class Family(Protocol):
           "timm".
 
         Raises:
-          ValueError: names of two kinds, or two tensors that come to have the same name.
+          ValueError: names of two kinds, or two tensors that would get the same name.
         """
+        ...
 
-    def names_in(self, weights: Mapping[str, Any], model: Backbone) -> Mapping[str, Any]:
-        """Renames weights to official names as they are in this model.
+    def names_in(self, weights: Mapping[str, Any], model: Model) -> Mapping[str, Any]:
+        """Renames weights between official names where a classifier and a backbone differ.
 
         Args:
-          weights: by official names of a network of the same architecture, which may be used in
-            another way: as a classifier or as a backbone.
-          model: what they are for.
+          weights: by official names, of a classifier or a backbone of the same architecture.
+          model: the network to load them into.
         """
+        ...
 
     def timm_names(self, state_dict: Mapping[str, Any], architecture: Any) -> dict[str, Any]:
         """Renames the state dict of such a network from official names to timm's, in timm's order.
@@ -61,42 +78,46 @@ class Family(Protocol):
         Raises:
           ValueError: timm has no such network.
         """
+        ...
 
     def official_key(self, key: str, architecture: Any) -> str:
-        """The official name of what has this name by rule (`names.by_rule`).
+        """The official name of a tensor, from its name by rule (`names.by_rule`).
 
-        For every network of the family, also those that were never published.
+        Defined for every network of the family, including those that were never published.
         """
+        ...
 
-    def infer_model(self, weights: Mapping[str, Any]) -> Backbone:
-        """The network that weights are for, told from keys and shapes alone.
+    def infer_model(self, weights: Mapping[str, Any]) -> Model:
+        """The network of weights, inferred from keys and shapes alone.
 
         Args:
-          weights: by official names; of each only the `shape` is looked at.
+          weights: by official names; only the `shape` of each is used.
 
         Returns:
-          The model, with `deploy=True` for weights that are merged.
+          The model, with `deploy=True` for merged weights.
 
         Raises:
-          ValueError: weights that are no such network's.
+          ValueError: weights of another network.
         """
+        ...
 
-    def expect_published(self, model: Backbone, merged: bool) -> None:
-        """Raises unless the official code could load what would be saved.
+    def expect_published(self, model: Model, merged: bool) -> None:
+        """Checks that the official code can load the file of a network.
 
         Args:
-          model: whose variables they are.
-          merged: whether parallel branches are to be merged first.
+          model: the network to save.
+          merged: whether its parallel branches are merged first.
 
         Raises:
-          ValueError: it could not; with the remedy.
+          ValueError: it cannot; the message contains the remedy.
         """
+        ...
 
 
-FAMILIES: tuple[Family, ...] = (replknet, repvgg, mobilenet_v2, resnet)
+FAMILIES: tuple[Family[Any], ...] = (replknet, repvgg, mobilenet_v2, resnet)
 
 
-def family_of(model: nn.Module) -> Family:
+def family_of(model: Network) -> Family[Any]:
     """The family of a network.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Fits weights to a model whose classifier or input channels may be others."""
+"""Fits weights to a model that may differ in classes or input channels."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ from replk_jax.torch_import.structures import Structure
 
 @dataclasses.dataclass(frozen=True)
 class Fitting:
-    """What may be done to weights so that they fit a model.
+    """The permitted changes to weights.
 
     Attributes:
-      reset_head: draw a new classifier if the weights' is for another number of classes.
-      adapt_input: make the kernels that see the image take the model's number of channels, as
-        `in_channels` of `load_torch` does.
+      reset_head: draw a new classifier if the number of classes differs.
+      adapt_input: adapt the kernels that see the image to the model's number of channels, like
+        `in_channels` of `load_torch`.
       seed: of the new classifier.
     """
 
@@ -35,12 +35,12 @@ class Fitting:
 
 
 class Fitted(NamedTuple):
-    """Weights that fit a model.
+    """Weights fitted to a model.
 
     Attributes:
       variables: of the model.
-      left_out: official names of the weights that the model has no place for: a classifier, and
-        for a backbone all that follows its last stage.
+      left_out: official names of unused weights: of a classifier, and for a backbone of everything
+        after its last stage.
     """
 
     variables: dict[str, Any]
@@ -53,10 +53,10 @@ def fit(
     """Converts weights to the variables of a model.
 
     Args:
-      weights: in official naming.
-      model: what they are for.
-      fitting: what may be done to them.
-      source: what warnings call the file.
+      weights: by official names.
+      model: the network to load into.
+      fitting: the permitted changes.
+      source: name of the file, for warnings.
 
     Raises:
       ValueError: as `load_torch`.
@@ -75,7 +75,7 @@ def fit_variables(
 
     Args:
       variables: of `own`.
-      own: the network that they are of.
+      own: the network to read from.
       model, fitting, source: as in `fit`.
 
     Raises:
@@ -87,7 +87,7 @@ def fit_variables(
 def _fit_head(
     weights: Mapping[str, TensorLike], model: Backbone, fitting: Fitting
 ) -> dict[str, TensorLike]:
-    """Without the final layers that the model lacks, and with a new classifier if asked."""
+    """Removes final layers that the model lacks, and draws a new classifier if permitted."""
     if model.out_indices is not None or model.num_classes is None:
         final = _keys(model.clone(num_classes=1, out_indices=None)) - _keys(model)
         kept = names.without_classifier(weights)
@@ -98,7 +98,7 @@ def _fit_head(
     )
     is_linear = bias in weights and kernel in weights and len(weights[kernel].shape) == 2
     fits = kernel in weights and weights[kernel].shape[:1] in ((), (model.num_classes,))
-    # Another kind of classifier is left to the check of all shapes, unless a new one is wanted.
+    # The later check of all shapes reports another kind of classifier, unless it is replaced.
     if fits and (is_linear or not fitting.reset_head):
         return dict(weights)
     held = _describe_classifier(weights, kernel, bias)
@@ -115,11 +115,11 @@ def _fit_head(
 
 
 def _describe_classifier(weights: Mapping[str, TensorLike], kernel: str, bias: str) -> str:
-    """What is said of a classifier that does not fit.
+    """Describes a classifier that does not fit, for an error.
 
     Args:
       weights: of the network.
-      kernel, bias: names of the weights that a linear one has.
+      kernel, bias: names of the weights of a linear classifier.
     """
     if bias in weights and kernel in weights and len(weights[kernel].shape) == 2:
         return f"has {weights[kernel].shape[0]} classes"
@@ -145,37 +145,51 @@ def _draw_classifier(model: Backbone, kernel: str, bias: str, seed: int) -> dict
 def _fit_input(
     weights: Mapping[str, TensorLike], model: Backbone, adapt: bool, source: str
 ) -> dict[str, TensorLike]:
-    """The weights with the kernels that see the image made for the model's number of channels.
+    """Adapts the kernels that see the image to the model's number of channels.
 
     Raises:
-      ValueError: they are for another number, and `adapt` is not set.
+      ValueError: the number differs, and `adapt` is not set.
     """
     wanted = model.in_channels
     fitted = dict(weights)
     structure = family_of(model).STRUCTURES.structure_of(weights)
     for key, (_, leaf) in places_of(model, structure).items():
-        shape = names.torch_shape(leaf.shape)
-        held = weights[key].shape if key in weights else ()
-        same_but_inputs = len(held) == 4 and (held[0], *held[2:]) == (shape[0], *shape[2:])
-        if not same_but_inputs or held == shape or shape[1] != wanted or not held[1]:
+        held = _input_channels(weights.get(key), names.torch_shape(leaf.shape), wanted)
+        if held in (None, wanted):
             continue
         if not adapt:
             raise ValueError(
-                f"{key} takes {held[1]} channels, the model has in_channels={wanted}. To have "
-                f"it made to take {wanted}, load with in_channels={wanted} (load_into: "
-                "adapt_input=True; in training --config.init_adapt_input)."
+                f"{key} takes {held} channels, the model has in_channels={wanted}. To adapt it to "
+                f"{wanted} channels, load with in_channels={wanted} (load_into: adapt_input=True; "
+                "in training --config.init_adapt_input)."
             )
         fitted[key] = _other_inputs(np.asarray(weights[key]), wanted)
-        warn_user(f"{source}: {key} takes {held[1]} channels, and is made to take {wanted}.")
+        warn_user(f"{source}: {key} takes {held} channels, and is adapted to {wanted}.")
     return fitted
 
 
-def _other_inputs(kernel: np.ndarray, count: int) -> np.ndarray:
-    """A kernel (out, in, rows, columns) for another number of inputs.
+def _input_channels(
+    tensor: TensorLike | None, shape: tuple[int, ...], in_channels: int
+) -> int | None:
+    """Input channels of a kernel; None unless it sees the image.
 
-    Summed for one input. Otherwise the inputs are repeated in turn and scaled, so that an image
-    with the same values in every channel gives what it gave before, where the old number divides
-    the new one. timm does the same.
+    Args:
+      tensor: of the file, in PyTorch's layout.
+      shape: in the model.
+      in_channels: of the model.
+    """
+    if tensor is None or len(tensor.shape) != 4 or len(shape) != 4 or shape[1] != in_channels:
+        return None
+    out, held, *window = tensor.shape
+    return held if held and (out, *window) == (shape[0], *shape[2:]) else None
+
+
+def _other_inputs(kernel: np.ndarray, count: int) -> np.ndarray:
+    """Adapts a kernel (out, in, rows, columns) to another number of input channels, as timm does.
+
+    For one channel it sums over the inputs. Otherwise it repeats the inputs in turn and scales
+    them. If the old number divides the new one, an image with equal channels gives the same output
+    as before.
     """
     if count == 1:
         return kernel.sum(1, keepdims=True, dtype=np.float32).astype(kernel.dtype)

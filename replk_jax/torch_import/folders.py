@@ -1,7 +1,7 @@
-"""Finds the file with the weights in a folder, or says what the folder has instead.
+"""Finds the file with the weights in a folder, or explains what the folder has instead.
 
 Hugging Face's libraries save the weights in `model.safetensors` or `pytorch_model.bin`, or in
-shards (see `shards`), and what training needs to resume in files beside them.
+shards (see `shards`), and the training state in other files next to them.
 """
 
 import os
@@ -14,7 +14,7 @@ from replk_jax.io.text import brief
 from replk_jax.torch_import.other_formats import explain_folder, explain_other_weights
 from replk_jax.torch_import.shards import check_whole, index_of
 
-# In the order in which they are looked for.
+# In order of precedence.
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -25,10 +25,10 @@ _WEIGHTS = (
     "diffusion_pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-# The second network of a folder that accelerate has written.
+# The second network in a folder of accelerate.
 _SECOND = {"model.safetensors": "model_1.safetensors", "pytorch_model.bin": "pytorch_model_1.bin"}
 _ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin")
-# Files and folders of what training needs to resume, beside the weights.
+# Files and folders with the training state, next to the weights.
 _TRAINING_STATE = re.compile(
     r"(?:optim(?:izer)?|(?:lr_)?scheduler|(?:loss_)?scaler|sampler|rng_state|random_states"
     r"|training_args|dl_state_dict|recipe_state)(?:_\d+)*(?:\.\w+)?|.*_optim_states\.pt"
@@ -43,16 +43,16 @@ _EXPECTED = (
 
 
 class UnknownFolderError(FileError):
-    """A folder that has neither weights nor anything of another format that is known here."""
+    """A folder with neither weights nor anything of another known format."""
 
 
 def find_file(path: str | os.PathLike) -> Path:
     """The file that has the weights, or the index of their shards: in a folder, or `path` itself.
 
     Raises:
-      UnknownFolderError: a folder that nothing can be said of.
-      FileError: another folder that has no weights in one of the usual files, or those of several
-        networks; or a file that is one shard of several.
+      UnknownFolderError: a folder without any known file.
+      FileError: another folder without weights in one of the usual files, or with several networks;
+        or a file that is one shard of several.
     """
     path = Path(path)
     with naming(path):
@@ -77,12 +77,12 @@ def _find_name(path: Path) -> str:
 
 
 def _weights(names: Set[str]) -> str | None:
-    """The file in a folder that has the weights, if it has one of the usual names."""
+    """The file with the weights, if it has one of the usual names."""
     for name in _WEIGHTS:
         if name in names:
             return name
     indices = names & _indices(names)
-    return indices.pop() if len(indices) == 1 else None
+    return next(iter(indices)) if len(indices) == 1 else None
 
 
 def _indices(names: Set[str]) -> set[str]:
@@ -91,7 +91,7 @@ def _indices(names: Set[str]) -> set[str]:
 
 
 def _explain(path: Path, names: Set[str]) -> str | None:
-    """What a folder has in place of weights, and what to do; None if it has nothing of the kind."""
+    """Explains what a folder has instead of weights, and what to do; None if unknown."""
     if explanation := explain_folder(names):
         return explanation
     if checkpoints := _checkpoints(names):
@@ -109,7 +109,7 @@ def _explain(path: Path, names: Set[str]) -> str | None:
 
 
 def _checkpoints(names: Set[str]) -> list[str]:
-    """The files that may have weights, by their names."""
+    """The files that may contain weights, by their names."""
     return _in_order(
         name
         for name in names
@@ -118,7 +118,7 @@ def _checkpoints(names: Set[str]) -> list[str]:
 
 
 def _explain_inner_folders(path: Path) -> str | None:
-    """What the folders in a folder have, such as those that a run has saved one after the other."""
+    """Explains what the inner folders have, such as the checkpoints of a run."""
     found, explanations = [], []
     for name, names in _inner_folders(path):
         if _weights(names):
@@ -139,7 +139,7 @@ def _inner_folders(path: Path) -> Iterator[tuple[str, Set[str]]]:
             try:
                 yield folder.relative_to(path).as_posix(), set(os.listdir(folder))
             except PermissionError:
-                continue  # a folder of somebody else's, such as lost+found
+                continue  # another user's folder, such as lost+found
 
 
 def _explain_others(names: Set[str]) -> str | None:
@@ -148,7 +148,7 @@ def _explain_others(names: Set[str]) -> str | None:
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """By name, and by the value of the numbers in them."""
+    """Sorts by name, with numbers by value."""
 
     def parts(name: str) -> list[tuple[int, str]]:
         return [

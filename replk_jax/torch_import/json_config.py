@@ -1,4 +1,4 @@
-"""JSON files of timm and transformers next to weights: preprocessing and class names."""
+"""Reads preprocessing and class names from JSON files of timm and transformers."""
 
 import math
 import re
@@ -19,8 +19,8 @@ from replk_jax.torch_import.config_fields import (
 from replk_jax.vision.base_preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from replk_jax.vision.preprocessing import Preprocessing
 
-# Image processors of transformers that take a whole number for the shorter side. Others take it
-# for both sides, or scale it.
+# Image processors of transformers that interpret an integer size as the shorter side. Others
+# interpret it as both sides, or scale it.
 _OF_SHORTER_SIDE = re.compile(
     r"(CLIP|ChineseCLIP|ConvNext|Bit|MobileNetV[12]|PoolFormer)(ImageProcessor|FeatureExtractor)"
 )
@@ -42,7 +42,7 @@ def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     """
     if "architecture" not in config:
         return None
-    # Before version 0.8 the fields were at the top.
+    # Before version 0.8 the fields were at the top level.
     fields = mapping(config, "pretrained_cfg") if "pretrained_cfg" in config else config
     if "input_size" not in fields:
         return None
@@ -100,7 +100,7 @@ def transformers_class_names(config: Mapping[str, Any]) -> tuple[str, ...] | Non
     if not labels:
         return None
     names = tuple(map(str, class_labels(labels, "id2label")))
-    # What transformers writes where no names were given.
+    # transformers writes these if it has no names.
     return None if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
 
 
@@ -155,7 +155,7 @@ def _transformers_size(fields: Mapping[str, Any]) -> tuple[int, float | None]:
 
 
 def _sides(fields: Mapping[str, Any], name: str, processor: str) -> tuple[int, bool]:
-    """A side in pixels, and whether only the shorter one has it."""
+    """A side in pixels, and whether it is only that of the shorter side."""
     size = fields.get(name)
     if not isinstance(size, Mapping):
         return whole_number(fields, name), bool(_OF_SHORTER_SIDE.match(processor))

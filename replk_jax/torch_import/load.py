@@ -1,4 +1,4 @@
-"""From PyTorch files to models with their variables."""
+"""Loads PyTorch files as models with their variables."""
 
 import dataclasses
 import os
@@ -10,6 +10,7 @@ from replk_jax.io.tensors import StoredTensor
 from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.network import Network
 from replk_jax.torch_import.entries import Selection
 from replk_jax.torch_import.families import Family
 from replk_jax.torch_import.fitting import Fitted, Fitting, fit
@@ -32,44 +33,43 @@ def load_torch(
     rename: Callable[[str], str | None] | None = None,
     seed: int = 0,
 ) -> tuple[Backbone, dict[str, Any]]:
-    """Loads a PyTorch checkpoint, without PyTorch and without running what is in it.
+    """Loads a PyTorch checkpoint, without PyTorch and without running code in it.
 
         model, variables = load_torch("RepLKNet-31B_ImageNet-1K_224.pth")
         logits = model.apply(variables, images)
 
-    Strict: every tensor of the network is used and every variable filled. Two things are left
-    out where the model has no place for them: a classifier, for a model without
-    (`num_classes=None`), and all that follows the last stage, for a backbone (`out_indices`).
-    Tensors of other networks in the file, such as a segmenter's decoder, are left out with a
-    warning.
+    Loading is strict: it uses every tensor of the network and fills every variable. There are two
+    exceptions: it leaves out the classifier for a model without one (`num_classes=None`), and the
+    layers after the last stage for a backbone (`out_indices`). Tensors of other networks in the
+    file, such as a segmenter's decoder, are left out with a warning.
 
-    The state dict may be in any entry of the file, and its names may have any prefix. A file
-    that holds several networks needs `key` or `prefix` to choose one.
+    The state dict may be in any entry of the file, and its names may have any prefix. For a file
+    with several networks, `key` or `prefix` selects one.
 
     Args:
       path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain or timm naming.
-      model: what the weights are for; None takes what `infer_architecture` identifies. With
+      model: the network to load into; None for the one that `infer_architecture` identifies. With
         `deploy=True` training-time weights are re-parameterized.
-      num_classes: of the model, in place of its own; 0 for no classifier.
-      in_channels: channels of the images, in place of those that the file's network takes. For
-        one channel the first kernel is summed over its inputs; for other numbers its inputs are
-        repeated in turn and scaled to keep their sum, as timm does. This is reported by a warning.
-      reset_head: draw a new classifier if the file's is for another number of classes.
-      prefer_ema: take the exponential moving average (EMA) that was saved with the weights.
+      num_classes: replaces that of the model; 0 for no classifier.
+      in_channels: replaces the number of input channels. For one channel the first kernel is
+        summed over its inputs. For other numbers its inputs are repeated in turn and scaled to
+        keep their sum, as in timm. A warning reports it.
+      reset_head: draw a new classifier if the file's has another number of classes.
+      prefer_ema: load the exponential moving average (EMA) of the weights.
       key: of the entry that holds the state dict, such as "model"; of an entry within another
         one, "checkpoint/model".
       prefix: of the names of the network's tensors, such as "encoder."; it is removed.
-      rename: from the name of a tensor, after the prefix, to its name in a naming that is known
-        here; None in place of a name leaves the tensor out.
+      rename: maps the name of a tensor, without the prefix, to its name in a supported naming, or
+        to None to leave it out.
       seed: of the new classifier.
 
     Returns:
-      The model and its variables. A merged file gives a model with `deploy=True`, with what
-      was left of its batch norms folded.
+      The model and its variables. A merged file gives a model with `deploy=True`, whose remaining
+      batch norms are folded.
 
     Raises:
-      ValueError: a file that cannot be read, is of another network or holds several; in one error
-        all tensors that are missing, left over or of the wrong shape.
+      ValueError: a file that cannot be read, of an unsupported network or with several networks;
+        or tensors that are missing, unexpected or of the wrong shape, all in one error.
       OSError: it cannot be opened.
     """
     with naming(path):
@@ -87,7 +87,7 @@ def load_torch(
 
 def load_contents(
     contents: Contents,
-    model: Backbone | None = None,
+    model: Network | None = None,
     *,
     selection: Selection,
     source: str,
@@ -95,14 +95,14 @@ def load_contents(
     in_channels: int | None = None,
     fitting: Fitting,
 ) -> tuple[Backbone, Fitted]:
-    """`load_torch` of the contents of a file; its errors do not name the file.
+    """As `load_torch`, from the contents of a file. Errors do not name the file.
 
     Args:
       contents: of the file.
       model, num_classes, in_channels: as in `load_torch`.
-      selection: which weights of it to take.
-      source: what warnings call the file.
-      fitting: of the weights to the model.
+      selection: which weights to load.
+      source: name of the file, for warnings.
+      fitting: the permitted changes to the weights.
 
     Raises:
       ValueError: as `load_torch`.
@@ -110,11 +110,12 @@ def load_contents(
     found = find_weights(contents, selection)
     _warn_of_what_is_there(found, selection, source, strides_assumed=model is None)
     weights, _ = found.by_official_names()
+    network: type[Backbone] = found.family.NETWORK
     if model is None:
         model = _infer_model(weights, found.family, num_classes, fitting.reset_head)
-    elif not isinstance(model, found.family.NETWORK):
+    elif not isinstance(model, network):
         raise ValueError(
-            f"its weights are those of a {found.family.NETWORK.__name__}, and the model is a "
+            f"its weights are those of a {network.__name__}, and the model is a "
             f"{type(model).__name__}."
         )
     if num_classes is not None:
@@ -128,11 +129,11 @@ def load_contents(
 def _infer_model(
     weights: Mapping[str, StoredTensor], family: Family, num_classes: int | None, reset_head: bool
 ) -> Backbone:
-    # A classifier that is to be replaced may be of any kind.
+    # A classifier that is replaced may be of any kind.
     kept = without_classifier(weights) if reset_head or num_classes == 0 else weights
     model = family.infer_model(kept)
     if reset_head and num_classes is None:
-        raise ValueError("reset_head=True draws a new classifier: say for how many num_classes.")
+        raise ValueError("reset_head=True draws a new classifier: give its num_classes.")
     return model
 
 
@@ -158,7 +159,7 @@ def _warn_of_what_is_there(
 
 def _with_classes(model: Backbone, num_classes: int) -> Backbone:
     if model.out_indices is not None:
-        raise ValueError("it is of a backbone, which has no classifier for num_classes.")
+        raise ValueError("num_classes needs a classifier, and the model is a backbone.")
     return model.clone(num_classes=num_classes or None)
 
 

@@ -52,20 +52,20 @@ _OF_FOLDER = re.compile(
 _NOT_OF_SIZE = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "output_stride"}
 
 _META, _ARGS = "its meta entry", "its args entry"
-_FILE_NAME = "the name of a released checkpoint"
-_OPENCV = f"{_META} (there OpenCV resized the images, which Pillow's filters do not equal)"
+_FILE_NAME = "the name of a published checkpoint"
+_OPENCV = f"{_META} (where OpenCV resizes the images; Pillow's filters differ)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What is known of a network besides its weights.
+    """Metadata of a network; None for what is unknown.
 
     Attributes:
-      preprocessing: of its images, if it is known.
+      preprocessing: of its images.
       preprocessing_source: where it was found, such as "config.json".
-      class_names: one for each class, if they are known.
+      class_names: one per class.
       class_names_source: where they were found.
-      backbone: unusual strides and dilation, if a configuration gives them.
+      backbone: unusual strides and dilation in a configuration.
     """
 
     preprocessing: Preprocessing | None = None
@@ -76,14 +76,14 @@ class Metadata:
 
 
 def find_metadata(path: str | os.PathLike, contents: Contents, model: Backbone) -> Metadata:
-    """What a checkpoint, the JSON files next to it and its name say of images and classes.
+    """Finds metadata in a checkpoint, in the JSON files next to it and by its name.
 
-    The checkpoint's own entries take precedence. JSON files next to it come next if the path is a
-    folder or a file that they belong to by name, such as model.safetensors. Next to other files
-    they must identify the network, and the name of a released checkpoint takes precedence.
+    The checkpoint's own entries take precedence. JSON files come second if the path is a folder, or
+    a file that they belong to by name, such as model.safetensors. Next to other files they come
+    third, after the name of a published checkpoint, and must identify the network.
 
-    What cannot be represented is left out with a warning, and so are JSON files of another
-    network.
+    Metadata that cannot be represented and JSON files of another network are left out, with a
+    warning.
 
     Args:
       path: of the checkpoint, a file or a folder.
@@ -103,11 +103,11 @@ def find_metadata(path: str | os.PathLike, contents: Contents, model: Backbone) 
 
 
 class _Search:
-    """Collects metadata of a network from one source after another; the first value is kept.
+    """Collects metadata of a network from several sources. The first value found is kept.
 
     Attributes:
       model: the network.
-      found: so far.
+      found: the metadata so far.
     """
 
     def __init__(self, model: Backbone):
@@ -129,7 +129,7 @@ class _Search:
         self.preprocessing(_ARGS, _official_preprocessing, args)
 
     def in_json(self, path: Path) -> None:
-        """Searches the JSON files next to a checkpoint, if they are of the same network."""
+        """Searches the JSON files next to a checkpoint, if they belong to the network."""
         folder = path if path.is_dir() else path.parent
         files = {name: _read_json(folder / name) for name in _JSON_FIELDS}
         config = files[_CONFIG]
@@ -152,7 +152,7 @@ class _Search:
             self.found = dataclasses.replace(self.found, backbone=backbone)
 
     def preprocessing(self, source: str, interpret: Callable, fields: Mapping[str, Any]) -> None:
-        """Adds what `interpret(fields)` gives, if it is for images of as many channels."""
+        """Adds the result of `interpret(fields)`, if its number of channels fits the network."""
         if self.found.preprocessing is not None:
             return
         value = _attempt("preprocessing", source, interpret, fields)
@@ -166,23 +166,23 @@ class _Search:
             self.keep(source, "preprocessing", value)
 
     def class_names(self, source: str, interpret: Callable, fields: Mapping[str, Any]) -> None:
-        """Adds what `interpret(fields)` gives."""
+        """Adds the result of `interpret(fields)`."""
         if self.found.class_names is None:
             self.keep(source, "class_names", _attempt("class names", source, interpret, fields))
 
     def keep(self, source: str, name: str, value: Any) -> None:
-        """Adds a value, unless it is None or one is known already."""
+        """Adds a value, unless it is None or there is one already."""
         if value is not None and getattr(self.found, name) is None:
             changes = {name: value, f"{name}_source": source}
             self.found = dataclasses.replace(self.found, **changes)
 
 
-# What contents of unexpected types and values raise; whatever they are, the weights can be read.
+# Raised by unexpected types and values. They must not prevent loading the weights.
 _UNEXPECTED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 def _attempt(what: str, source: str, interpret: Callable, *arguments: Any) -> Any:
-    """What a function gives; None, with a warning, where it raises an error."""
+    """The result of a function; None, with a warning, if it raises an error."""
     try:
         return interpret(*arguments)
     except _UNEXPECTED as error:
@@ -202,7 +202,7 @@ def _entries(value: Any) -> Mapping[str, Any]:
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file; an empty one, with a warning if need be, where there is none."""
+    """The object in a JSON file; empty if there is no file, or, with a warning, no object."""
     try:
         if not path.is_file():
             return {}
@@ -218,12 +218,12 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 
 def _has_json_by_name(path: Path) -> bool:
-    """Whether the JSON files next to a checkpoint belong to it, as its name says."""
+    """Whether the JSON files next to a checkpoint belong to it, by its name."""
     return path.is_dir() or _OF_FOLDER.fullmatch(path.name) is not None
 
 
 def _matches(model: Backbone, config: Mapping[str, Any]) -> bool | None:
-    """Whether a config.json is of a network; None if it does not identify one."""
+    """Whether a config.json belongs to a network; None if it identifies no network."""
     name = config.get("architecture")
     if isinstance(name, str):
         return _is_named(model, name, _timm_arguments(config))
@@ -237,7 +237,7 @@ def _matches(model: Backbone, config: Mapping[str, Any]) -> bool | None:
 
 
 def _is_named(model: Backbone, name: str, arguments: Mapping[str, Any]) -> bool | None:
-    """Whether timm gives a network this name with these arguments; None if that is not known."""
+    """Whether a name in timm with these arguments is of the network; None if unknown."""
     colour = dataclasses.replace(model.architecture, in_channels=3)
     registered = registry.name_of(model.clone(architecture=colour))
     try:
@@ -266,7 +266,7 @@ def _why_unused(file: Path, path: Path, config: Mapping[str, Any]) -> str:
     if kind := config.get("architecture") or config.get("model_type"):
         return f"{file} is of {brief(kind)}, another network than {path}, and is not used."
     return (
-        f"{file} is not used: it does not say that it is of the network in {path}. If it is, "
+        f"{file} is not used: it does not identify the network in {path}. If it belongs to it, "
         "rename the weights to model.safetensors or pytorch_model.bin, and load their folder."
     )
 

@@ -1,4 +1,4 @@
-"""Configurations of mmengine and mmcv, which are Python text in a checkpoint's `meta` entry."""
+"""Reads configurations of mmengine and mmcv: Python text in a checkpoint's `meta` entry."""
 
 import ast
 import dataclasses
@@ -22,7 +22,7 @@ _LONGEST_CONFIG = 1 << 20  # characters
 _GEOMETRIC = re.compile("Resize|Crop|Pad|Flip|Scale|Rotate|Aug")  # in types of pipeline steps
 _NO_STEPS: Mapping[str, Any] = {}
 
-# Strides of the backbones, with which all have the same output stride.
+# The backbones' default strides, which all have the same output stride.
 _USUAL_OUTPUT_STRIDE = 32
 _USUAL_STRIDES = {
     "ResNet": (1, 2, 2, 2),
@@ -34,18 +34,18 @@ _USUAL_STRIDES = {
 
 @dataclasses.dataclass(frozen=True)
 class BackboneSettings:
-    """What a configuration says of a network that no tensor records.
+    """Unusual settings of a backbone that no tensor records.
 
     Attributes:
-      settings: as the configuration has them, such as "style='caffe'"; only unusual ones.
-      fields: of the model or its architecture here that have the same effect, with their values.
+      settings: as in the configuration, such as "style='caffe'".
+      fields: equivalent fields of the model or its architecture, with their values.
     """
 
     settings: tuple[str, ...]
     fields: tuple[tuple[str, Any], ...]
 
     def difference(self, model: Backbone) -> str | None:
-        """What a model lacks of it, in words: fields, and settings without an equal field."""
+        """The fields and settings that a model lacks, in words; None if it has them all."""
         lacking = [f"{name}={value}" for name, value in self.fields if _of(model, name) != value]
         if self.fields and not lacking:
             return None
@@ -116,20 +116,20 @@ def mm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
 
 
 def resizes_with_opencv(config: Mapping[str, Any]) -> bool:
-    """Whether the test pipeline, which `mm_preprocessing` has read, does not resize with Pillow."""
+    """Whether the test pipeline that `mm_preprocessing` reads resizes with OpenCV."""
     resize, _ = _resize_and_crop(config)
     return bool(resize) and resize.get("backend", "cv2") != "pillow"
 
 
 def mm_backbone(config: Mapping[str, Any], family: str) -> BackboneSettings | None:
-    """Strides and dilation of the backbone; None where they are the usual ones or not given.
+    """Unusual strides and dilation of the backbone; None if there are none.
 
     Args:
-      config: as `parse_config` gives it.
-      family: name of the network's class, which mmpretrain shares.
+      config: the result of `parse_config`.
+      family: name of the network's class, the same as in mmpretrain.
 
     Raises:
-      ValueError: settings that are no lists of whole numbers.
+      ValueError: settings that are not lists of whole numbers.
     """
     model = config.get("model")
     backbone = model.get("backbone") if isinstance(model, Mapping) else None
@@ -163,7 +163,7 @@ def mm_backbone(config: Mapping[str, Any], family: str) -> BackboneSettings | No
 
 
 def _output_stride(strides: tuple[int, ...], usual: tuple[int, ...]) -> list[tuple[str, int]]:
-    """The field `output_stride`, if strides are smaller than the usual ones of as many stages."""
+    """The field `output_stride`, if the product of the strides is smaller than usual."""
     usual_product, product = math.prod(usual[: len(strides)]), math.prod(strides)
     if product >= usual_product:
         return []
@@ -175,7 +175,7 @@ def _output_stride(strides: tuple[int, ...], usual: tuple[int, ...]) -> list[tup
 
 
 def _resize_and_crop(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The two steps that change the size of an image; empty where there is none.
+    """The resizing and cropping steps; empty if missing.
 
     Raises:
       ValueError: a pipeline of other steps.
@@ -204,12 +204,12 @@ def _test_pipeline(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _type(settings: Mapping[str, Any]) -> str:
-    """The name of a class without its scope or module: of "mmpretrain.ResizeEdge" the last part."""
+    """The name of a class without its scope: "ResizeEdge" for "mmpretrain.ResizeEdge"."""
     return str(settings.get("type")).rpartition(".")[2]
 
 
 def _resized_side(resize: Mapping[str, Any]) -> tuple[int, bool]:
-    """A side in pixels, and whether only the shorter one has it."""
+    """A side in pixels, and whether it is only that of the shorter side."""
     name = "size" if resize.get("scale") is None else "scale"
     size = resize.get(name)
     if _type(resize) == "ResizeEdge":
@@ -240,11 +240,11 @@ def _square(step: Mapping[str, Any], name: str) -> int:
     return sides[0]
 
 
-def _normalization(config: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+def _normalization(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation for values in [0, 1]; the configuration has them for [0, 255].
 
     Raises:
-      ValueError: none, or channels in the order blue, green, red.
+      ValueError: missing, or channels in the order blue, green, red.
     """
     step = next((s for s in _test_pipeline(config) if _type(s) == "Normalize"), {})
     model = mapping(config, "model") if config.get("model") else {}
@@ -257,18 +257,18 @@ def _normalization(config: Mapping[str, Any]) -> tuple[list[float], list[float]]
     return _fractions(found, "mean"), _fractions(found, "std")
 
 
-def _fractions(fields: Mapping[str, Any], name: str) -> list[float]:
+def _fractions(fields: Mapping[str, Any], name: str) -> tuple[float, ...]:
     values = fields[name]
     if not isinstance(values, list | tuple) or any(type(v) not in (int, float) for v in values):
         raise unexpected(name, values, "a list of numbers")
-    return [value / 255 for value in values]
+    return tuple(value / 255 for value in values)
 
 
 # --- Python text -------------------------------------------------------------------------
 
 
 def _python_literals(text: str) -> dict[str, Any]:
-    """The variables that a Python file defines by literals and `dict(...)`, without running it."""
+    """The variables that Python text defines by literals and `dict(...)`, without running it."""
     values: dict[str, Any] = {}
     for statement in ast.parse(text, "configuration").body:
         match statement:
@@ -278,7 +278,7 @@ def _python_literals(text: str) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr, values: Mapping[str, Any]) -> Any:
-    """The value of an expression; of a class its name, and None where it is no literal."""
+    """The value of a literal, or the name of a class; None for other expressions."""
     match node:
         case ast.Constant(value=value):
             return value

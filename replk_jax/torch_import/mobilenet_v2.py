@@ -1,20 +1,19 @@
 """MobileNet V2's weights in PyTorch: the names of torchvision, mmpretrain and timm, and shapes.
 
-torchvision numbers the blocks through, `features.1` to `features.17`, and the stem and the last
-convolution with them; mmpretrain and the variables here number them by stage, `layer3.0`. In a
-block torchvision has the convolutions with an activation as pairs of convolution and norm,
-`conv.0.0` and `conv.0.1`, but the projection, which has none, beside its norm: `conv.2`, `conv.3`.
-timm numbers by stage as well, and names the convolutions of a block by what they do, `conv_pw`,
-`conv_dw` and `conv_pwl`, with their norms `bn1`, `bn2` and `bn3`.
+torchvision numbers all blocks consecutively, `features.1` to `features.17`, between the stem and
+the last convolution. mmpretrain and this package number them by stage, `layer3.0`. In torchvision's
+blocks, a convolution with an activation is a pair of convolution and norm, `conv.0.0` and
+`conv.0.1`; the projection, without an activation, is next to its norm, `conv.2` and `conv.3`. timm
+numbers by stage too, and names the convolutions of a block `conv_pw`, `conv_dw` and `conv_pwl`,
+with the norms `bn1`, `bn2` and `bn3`.
 """
 
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from replk_jax.models import create_model
 from replk_jax.models.mobilenet_v2 import MobileNetV2, MobileNetV2Architecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
@@ -38,7 +37,7 @@ _PART_OF_A_BLOCK = re.compile(
     r"layer(?P<stage>\d{1,4})\.(?P<block>\d{1,4})\.conv\.(?P<conv>\d)\."
     r"(?P<branch>(\w+\.)?)(?P<part>conv|bn)\.(?P<leaf>\w+)"
 )
-# What timm calls the convolutions of a block with an expansion and of one without.
+# timm's names of the convolutions of a block, with an expansion (True) and without.
 _TIMM_CONVS = {True: ("conv_pw", "conv_dw", "conv_pwl"), False: ("conv_dw", "conv_pw")}
 _TIMM_PART_OF_A_BLOCK = re.compile(
     r"blocks\.(?P<stage>\d{1,4})\.(?P<block>\d{1,4})\.(?P<part>\w+)\.(?P<leaf>\w+)"
@@ -64,7 +63,7 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def names_in(weights: Mapping[str, Any], model: MobileNetV2) -> Mapping[str, Any]:
-    """See `families.Family`. They depend on nothing but the architecture."""
+    """See `families.Family`. The names depend only on the architecture."""
     return weights
 
 
@@ -84,16 +83,16 @@ def official_key(key: str, architecture: MobileNetV2Architecture) -> str:
 def infer_model(weights: Mapping[str, Any]) -> MobileNetV2:
     """See `families.Family`.
 
-    Shapes do not depend on strides, dilation and shortcuts, which are taken for the paper's, and so
-    is the number of blocks per stage if there are 17 blocks whose widths allow it. Otherwise a
-    stage begins where the width changes, and there must be seven of them for the strides to be
+    Shapes do not determine strides, dilation and shortcuts: the paper's are assumed. The paper's
+    number of blocks per stage is assumed for 17 blocks with compatible widths. Otherwise a stage
+    begins where the width changes, and there must be seven stages, so that their strides are
     known. A network without the last convolution is a backbone that returns all stages.
     """
     shapes = Shapes(weights, "MobileNetV2")
     count = len(shapes.layers(r"features\.(\d+)\.conv\.(\d+)"))
     shapes.expect_believable(count)
     blocks = [_block(shapes, number) for number in range(1, count + 1)]
-    layers = _layers_per_stage([block["channels"] for block in blocks])
+    layers = _layers_per_stage([block.channels for block in blocks])
     if len(layers) != len(_STANDARD.strides):
         raise ValueError(
             f"it is a MobileNetV2 of {len(layers)} stages, whose strides are not known: give the "
@@ -103,10 +102,12 @@ def infer_model(weights: Mapping[str, Any]) -> MobileNetV2:
     last_conv = f"features.{count + 1}.0.weight"
     stem = shapes.kernel("features.0.0.weight")
     is_backbone = last_conv not in shapes
-    return create_model(
-        MobileNetV2Architecture(
+    return MobileNetV2(
+        architecture=MobileNetV2Architecture(
             layers=layers,
-            **{field: tuple(block[field] for block in firsts) for field in firsts[0]},
+            kernel_sizes=tuple(block.kernel_size for block in firsts),
+            channels=tuple(block.channels for block in firsts),
+            expansions=tuple(block.expansion for block in firsts),
             stem_channels=stem[0],
             last_channels=_STANDARD.last_channels if is_backbone else shapes.kernel(last_conv)[0],
             in_channels=stem[1],
@@ -130,8 +131,8 @@ def expect_published(model: MobileNetV2, merged: bool) -> None:
             "torchvision's MobileNetV2 has shortcuts, and no small kernels beside larger ones: "
             "save a network with small_kernel or shortcuts=False in a format of this package."
         )
-    assumed = {"dilation": 1}
-    # A file of another number of stages is not read without its model, which has the strides.
+    assumed: dict[str, Any] = {"dilation": 1}
+    # Reading a file with another number of stages requires the model, which has the strides.
     if len(architecture.strides) == len(_STANDARD.strides):
         assumed["strides"] = _STANDARD.strides
     expect_recorded(model, assumed)
@@ -143,7 +144,7 @@ def _expands(architecture: MobileNetV2Architecture) -> list[bool]:
 
 
 def _from_timm(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:
-    """The name in torchvision of what timm calls `key`; arguments as of `_torchvision_key`."""
+    """Converts a name from timm to torchvision; other arguments as in `_torchvision_key`."""
     match key.split("."):
         case ["conv_stem", leaf]:
             return f"features.0.0.{leaf}"
@@ -170,7 +171,7 @@ def _from_timm(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:
 
 
 def _to_timm(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:
-    """The name in timm of what torchvision calls `key`; arguments as of `_torchvision_key`."""
+    """Converts a name from torchvision to timm; other arguments as in `_torchvision_key`."""
     match key.split("."):
         case ["classifier", "1", leaf]:
             return f"classifier.{leaf}"
@@ -193,10 +194,10 @@ def _to_timm(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:
 
 
 def _torchvision_key(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:
-    """The name in torchvision of what mmpretrain, or the rule, calls `key`.
+    """Converts a name from mmpretrain, or by rule, to torchvision.
 
     Args:
-      key: any name; one that is of no part stays.
+      key: any name; unknown ones are returned unchanged.
       layers: number of blocks, one per stage.
       expands: whether a stage's blocks begin with an expansion.
     """
@@ -218,18 +219,25 @@ def _torchvision_key(key: str, layers: Sequence[int], expands: Sequence[bool]) -
     return f"{features}.{conv}.{part['branch']}{place}.{part['leaf']}"
 
 
-def _block(shapes: Shapes, number: int) -> dict[str, int]:
-    """What the architecture says of a block, by field."""
+class _Block(NamedTuple):
+    """The sizes of a block, as in `MobileNetV2Architecture`."""
+
+    kernel_size: int
+    channels: int
+    expansion: int
+
+
+def _block(shapes: Shapes, number: int) -> _Block:
     conv = f"features.{number}.conv"
     expands = f"{conv}.1.0.weight" in shapes
     hidden, _, _, kernel_size = shapes.kernel(f"{conv}.{int(expands)}.0.weight")
     inputs = shapes.kernel(f"{conv}.0.0.weight")[1] if expands else hidden
     channels = shapes.kernel(f"{conv}.{2 if expands else 1}.weight")[0]
-    return dict(kernel_sizes=kernel_size, channels=channels, expansions=hidden // inputs)
+    return _Block(kernel_size, channels, expansion=hidden // inputs)
 
 
 def _layers_per_stage(channels: Sequence[int]) -> tuple[int, ...]:
-    """How many blocks the stages have, from the width of each block."""
+    """The number of blocks of each stage, from the width of each block."""
     if len(channels) == sum(_STANDARD.layers):
         ends = itertools.accumulate(_STANDARD.layers)
         stages = [channels[e - n : e] for n, e in zip(_STANDARD.layers, ends, strict=True)]

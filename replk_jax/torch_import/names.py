@@ -1,9 +1,8 @@
-"""Between PyTorch's names and layouts and those of Flax.
+"""Converts names and layouts between PyTorch and Flax.
 
-The modules here mirror the official ones, so a name follows by rule: `_4` is `.4`, and the
-last part changes; what a family does otherwise is in its module. Kernels change from (out, in
-per group, rows, columns) to (rows, columns, in per group, out), and the classifier from
-(out, in) to (in, out).
+The modules here mirror the official ones, so names follow a rule: `_4` becomes `.4`, and the last
+part changes. Exceptions are in the module of each family. Kernels change from (out, in per group,
+rows, columns) to (rows, columns, in per group, out), and classifiers from (out, in) to (in, out).
 """
 
 import re
@@ -25,11 +24,11 @@ _LAST_PART = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Counts batches for PyTorch's cumulative average, which no published model uses.
+# The number of batches, for PyTorch's cumulative average, which no published model uses.
 COUNTER = "num_batches_tracked"
 
-# The modules that hold classifiers, of any kind and in any naming. No family has other parts of
-# these names.
+# The modules that contain classifiers, of any kind and in any naming. No family uses these names
+# for other modules.
 CLASSIFIER = re.compile(r"(?:heads?|linear|classifier|fc|last_linear)\.")
 # A classifier that is a linear layer and has one of the usual names.
 _LINEAR = re.compile(r"(head|head\.fc|linear|classifier|fc|last_linear)\.(weight|bias)")
@@ -38,45 +37,45 @@ _LINEAR = re.compile(r"(head|head\.fc|linear|classifier|fc|last_linear)\.(weight
 def by_rule(path: Path) -> str:
     """The name in PyTorch of a leaf of the variables, in a network that mirrors the one here."""
     _, *modules, leaf = path
-    # In `rbr_1x1` the number is part of a word.
+    # Not the number in `rbr_1x1`.
     parts = [re.sub(r"_(\d+)(?=_|$)", r".\1", module) for module in modules]
     return ".".join([*parts, _LAST_PART.get(leaf, leaf)])
 
 
 def by_key(variables: Mapping[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
-    """Where each tensor has its place in a tree of variables, and the leaf there.
+    """Maps the name of each tensor to its path and leaf in a tree of variables.
 
     Args:
       variables: the tree.
-      rename: what the name by rule becomes.
+      rename: maps the name by rule to the tensor's name.
 
     Returns:
-      (path, leaf) by the tensor's name.
+      From name to (path, leaf).
     """
     flat = traverse_util.flatten_dict(variables)
     return {rename(by_rule(path)): (path, leaf) for path, leaf in flat.items()}
 
 
 def renamed(weights: Mapping[str, Value], rename: Callable[[str], str]) -> dict[str, Value]:
-    """The weights by other names.
+    """Renames weights.
 
     Raises:
-      ValueError: two tensors that come to have the same name.
+      ValueError: two tensors that would get the same name.
     """
     result: dict[str, Value] = {}
     for key, value in weights.items():
         name = rename(key)
         if name in result or (name != key and name in weights):
-            raise ValueError(f"two tensors stand for the same one, {name}")
+            raise ValueError(f"two tensors would have the same name, {name}")
         result[name] = value
     return result
 
 
 def with_classifier_called(weights: Mapping[str, Value], name: str) -> dict[str, Value]:
-    """The weights with a linear classifier of another usual name renamed.
+    """Renames a linear classifier that has another common name.
 
     Args:
-      weights: of one network, with no more than one classifier.
+      weights: of one network, with at most one classifier.
       name: of the classifier in the official code.
     """
     found = [key for key in weights if CLASSIFIER.match(key)]
@@ -91,16 +90,16 @@ def with_classifier_called(weights: Mapping[str, Value], name: str) -> dict[str,
 
 
 def without_classifier(weights: Mapping[str, Value]) -> dict[str, Value]:
-    """The weights without all that is in a module with the name of a classifier."""
+    """Removes everything in modules with the name of a classifier."""
     return {name: value for name, value in weights.items() if not CLASSIFIER.match(name)}
 
 
 def naming_of(keys: Iterable[str], namings: Mapping[str, str]) -> str:
-    """Whose names the keys are.
+    """Identifies the naming of keys.
 
     Args:
       keys: names of tensors.
-      namings: for each naming a pattern of what only its names begin with.
+      namings: from each naming to a pattern of the start of names that only it has.
 
     Raises:
       ValueError: names of two kinds.
@@ -118,25 +117,25 @@ def naming_of(keys: Iterable[str], namings: Mapping[str, str]) -> str:
 
 
 def replace_all(key: str, replacements: Iterable[tuple[str, str]]) -> str:
-    """The key after one substitution, a pattern and what stands for it, after the other."""
+    """Applies regular-expression substitutions (pattern, replacement) in turn."""
     for pattern, replacement in replacements:
         key = re.sub(pattern, replacement, key)
     return key
 
 
 def counters(keys: Iterable[str]) -> list[str]:
-    """The counters that PyTorch keeps beside the statistics among `keys`."""
+    """The names of PyTorch's counters for the running statistics among `keys`."""
     ending = "running_var"
     return [key.removesuffix(ending) + COUNTER for key in keys if key.endswith(ending)]
 
 
 def in_order(state_dict: Mapping[str, Value], order: str) -> dict[str, Value]:
-    """A state dict in the order in which PyTorch lists it.
+    """Sorts a state dict in PyTorch's order.
 
     Args:
-      state_dict: what to sort.
-      order: the parts that its names are made of, with spaces between them, those of modules as
-        they are created. A part stands also for itself with a number behind it.
+      state_dict: to sort.
+      order: the parts of its names, separated by spaces, in the order of creation. A part also
+        matches itself followed by a number.
     """
     ranks = {part: rank for rank, part in enumerate(order.split())}
 
@@ -153,7 +152,7 @@ def in_order(state_dict: Mapping[str, Value], order: str) -> dict[str, Value]:
 
 
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in PyTorch of what has this shape in Flax."""
+    """Converts a shape from Flax's layout to PyTorch's."""
     if len(shape) == 4:
         rows, columns, in_per_group, out = shape
         return (out, in_per_group, rows, columns)

@@ -1,11 +1,11 @@
-"""Recognizes files and folders of other formats, to say what they are and what to do."""
+"""Recognizes files and folders of other formats, and explains what to do."""
 
 import re
 from collections.abc import Iterable, Set
 
 _TAR_MAGIC = slice(257, 262)
 
-# Bytes at the beginning that the formats below are recognized by.
+# The first bytes of a file, which identify the formats below.
 START_BYTES = _TAR_MAGIC.stop
 
 _SAVE_STATE_DICT = "In PyTorch: torch.save(model.state_dict(), path)."
@@ -16,7 +16,7 @@ _CONVERT_DISTRIBUTED = (
     "FOLDER checkpoint.pth."
 )
 
-# By the bytes that they begin with: what they are, and what to do.
+# The first bytes of a format, its description, and what to do.
 _STARTS = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes (.h5)", _SAVE_STATE_DICT),
     (b"\x93NUMPY", "a NumPy array (.npy)", _SAVE_STATE_DICT),
@@ -36,7 +36,7 @@ _STARTS = (
     (b"\x89PNG\r\n", "a PNG image", "Name the checkpoint."),
     (b"\xff\xd8\xff", "a JPEG image", "Name the checkpoint."),
 )  # fmt: skip
-# By their names: files of weights that are not PyTorch's.
+# Names of files with weights of other frameworks.
 _NAMES = (
     (re.compile(r".+\.(?:h5|keras)"), "Keras or TensorFlow"),
     (re.compile(r".+\.data-\d{5}-of-\d{5}"), "TensorFlow"),
@@ -52,7 +52,7 @@ _MARKUP = ((b"<!doctype html", "a web page"), (b"<html", "a web page"), (b"<?xml
 
 
 def explain_file(name: str, start: bytes) -> str:
-    """Says what a file is that is neither PyTorch's nor a .safetensors file.
+    """Explains a file that is neither PyTorch's nor a .safetensors file.
 
     Args:
       name: of the file, without its folder.
@@ -67,9 +67,9 @@ def explain_file(name: str, start: bytes) -> str:
 
 
 def is_part_of_distributed(name: str) -> bool:
-    """Whether a file is named as those that `torch.distributed.checkpoint` writes into a folder.
+    """Whether a file has a name as written by `torch.distributed.checkpoint`.
 
-    Their beginnings are those of files of `torch.save`.
+    Such files begin like those of `torch.save`.
     """
     return name == ".metadata" or name.endswith(".distcp")
 
@@ -108,7 +108,7 @@ def _begins_like_onnx(start: bytes) -> bool:
 
 
 def explain_archive(members: Iterable[str]) -> str | None:
-    """Says what a zip archive is, if it is known and not one of `torch.save`.
+    """Explains a zip archive of a known format other than that of `torch.save`; else None.
 
     Args:
       members: the names of its members, with their folders.
@@ -143,10 +143,10 @@ def _any_in(names: Set[str], folder: str) -> bool:
 
 
 def explain_folder(names: Set[str]) -> str | None:
-    """Says what a folder is, if it is known and has no weights that can be read.
+    """Explains a folder of a known format without readable weights; None for others.
 
     Args:
-      names: of what it holds.
+      names: of its files and folders.
     """
     if any(map(is_part_of_distributed, names)):
         return f"it is a checkpoint of torch.distributed.checkpoint. {_CONVERT_DISTRIBUTED}"
@@ -172,10 +172,10 @@ def _deepspeed_remedy(weights: list[re.Match[str]]) -> str:
 
 
 def explain_other_weights(names: Set[str]) -> str | None:
-    """Says which weights of other frameworks a folder has.
+    """Explains a folder with weights of other frameworks; None for others.
 
     Args:
-      names: of what it holds.
+      names: of its files and folders.
     """
     found = {name: framework for name in sorted(names) if (framework := _framework(name))}
     if not found:
@@ -188,5 +188,5 @@ def explain_other_weights(names: Set[str]) -> str | None:
 
 
 def _framework(name: str) -> str | None:
-    """Whose weights a file of this name has."""
+    """The other framework whose weights have such a file name; None if unknown."""
     return next((framework for pattern, framework in _NAMES if pattern.fullmatch(name)), None)

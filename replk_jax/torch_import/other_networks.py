@@ -1,24 +1,22 @@
-"""Well-known networks that are not supported, identified by the names of their tensors.
+"""Identifies well-known unsupported networks by the names of their tensors.
 
-Without them the message for a file of another network would be about the closest network that is
-known here, or list what is missing of it.
+Otherwise the error would be about the most similar supported network, and list missing tensors.
 """
 
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-# What names of blocks begin with in timm: of most networks, of its ByobNet and of its EfficientNet.
-# With features_only=True the stages are at the top of the network, as "stages_0".
+# The start of names in blocks in timm: of most networks, of ByobNet and of EfficientNet. With
+# features_only=True the stages are at the top level, as "stages_0".
 _BLOCK = r"stages[._]\d+\.blocks\.\d+\."
 _BYOB_BLOCK = r"stages[._]\d+\.\d+\."
 _MOBILE_BLOCK = r"blocks\.\d+\.\d+\."
 
 _DEEP_STEM = "a ResNet-C or ResNet-D, with a stem of three convolutions"
 
-# Labels with patterns of the beginnings of names, each of which a tensor has; together they are of
-# no network that is supported here. The first match decides. Names differ between libraries;
-# "timm" and the like say whose they are.
+# Labels, each with patterns of the start of names. A network matches if every pattern matches a
+# tensor. No supported network matches. The first match is used.
 _NETWORKS: tuple[tuple[str, ...], ...] = (
     ("RepVGGplus", r"stage\d+(?:_first|_second)?\.blocks\.\d+\.rbr_|stage\d+.*\.post_se\."),
     (
@@ -31,7 +29,7 @@ _NETWORKS: tuple[tuple[str, ...], ...] = (
     ("YOLO", r"\d+\.(?:cv\d+|m\.\d+|rbr_dense|conv)\."),
     ("UniRepLKNet", r"stages\.\d+\.\d+\.dwconv\.(?:lk_origin|origin_bn|dil_)"),
     ("SLaK", r"stages\.\d+\.\d+\.large_kernel\."),
-    # Of networks that have blocks in stages in timm, the ones with the rarest names come first.
+    # Among timm's networks with blocks in stages, those with the rarest names come first.
     ("EdgeNeXt", rf"{_BLOCK}(?:xca|gamma_xca|pos_embd)\b"),
     ("InceptionNeXt", rf"{_BLOCK}token_mixer\.dwconv_hw\."),
     (
@@ -159,10 +157,10 @@ _AFTER_USUAL_PREFIXES = _compiled(_USUAL_PREFIXES)
 
 
 def identify(tensors: Mapping[str, Any]) -> str | None:
-    """The unsupported network that tensors are of; None if there is none.
+    """The unsupported network of tensors; None if unknown.
 
     Args:
-      tensors: all of one network, by names without a prefix; of each only the `shape` is looked at.
+      tensors: of one network, by names without a prefix; only the `shape` of each is used.
     """
     return _first(tensors, _AT_START) or _by_shapes(tensors)
 
@@ -173,10 +171,10 @@ def identify_with_prefix(names: Iterable[str]) -> str | None:
 
 
 def _by_shapes(tensors: Mapping[str, Any]) -> str | None:
-    """As `identify`, of networks that have the names of supported ones."""
+    """As `identify`, for networks with the names of supported ones."""
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in tensors.items()}
-    depthwise = {shape[-1] for name, shape in shapes.items() if name.endswith("conv_dw.weight")}
-    if {3, 5} <= depthwise:  # some have other activations, too
+    depthwise = {shape[-1:] for name, shape in shapes.items() if name.endswith("conv_dw.weight")}
+    if {(3,), (5,)} <= depthwise:  # some also have other activations
         return "EfficientNet-Lite, MnasNet or FBNet, with kernels of 3 x 3 and of 5 x 5"
     has_norms = any(
         shapes.get(name.removesuffix("weight") + "bias") == shape
@@ -190,9 +188,9 @@ def _by_shapes(tensors: Mapping[str, Any]) -> str | None:
 
 
 def message(label: str, known: str) -> str:
-    """The error for a file of such a network; `known` lists the networks that are supported."""
+    """The error for a file of such a network; `known` lists the supported networks."""
     return (
-        f"its tensors are named as those of {label}, which is not one of the networks known here, "
+        f"its tensors have the names of {label}, which is not one of the supported networks, "
         f"{known}."
     )
 

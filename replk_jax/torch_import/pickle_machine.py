@@ -1,10 +1,10 @@
-"""A machine for pickles to which everything is data.
+"""A pickle interpreter that treats everything as data.
 
-A pickle is a program for a small stack machine, and Python's own machine imports and calls
-what the program names. This one does neither. Its opcodes, which the standard library decodes
-(`pickletools`), build numbers, strings and containers; a name becomes a `Placeholder`, and so
-does what calling it would have made, but for a few functions that the reader has put in
-their place: `OrderedDict` gives a dict, PyTorch's way of rebuilding a tensor a `StoredTensor`.
+A pickle is a program for a small stack machine. Python's interpreter imports and calls what the
+program names; this one does neither. Its opcodes, decoded by the standard library's `pickletools`,
+build numbers, strings and containers. A name becomes a `Placeholder`, and so does the result of a
+call, except for a few functions with replacements: `OrderedDict` gives a dict, PyTorch's functions
+that rebuild tensors give a `StoredTensor`.
 """
 
 import _compat_pickle  # the names of Python 2, which protocols before 3 use
@@ -20,22 +20,22 @@ from replk_jax.torch_import.call_policy import Call, classify_call
 from replk_jax.torch_import.placeholders import Placeholder
 from replk_jax.torch_import.pruning import prune
 
-# From the arguments that a file gives, or None where they are not what the function takes.
+# From the arguments in a file to the result; None for invalid arguments.
 Function = Callable[[tuple[Any, ...]], Any]
 
-# Memory that pickles may take, estimated: in proportion to their size, as training logs are long.
-# A list of small dicts takes the most, some fifty bytes for each byte of its pickle.
+# The estimated memory that pickles may use, proportional to their size, since training logs are
+# long. A list of small dicts uses the most, about fifty bytes for each byte of its pickle.
 _BASE_BYTES = 1 << 25
 _BYTES_PER_BYTE = 64
 _MOST_BYTES = 1 << 31
 
-_OPCODE_BYTES = 16  # a reference on the stack, and time; the value itself is counted besides
+_OPCODE_BYTES = 16  # a reference on the stack, and time; the value itself is counted separately
 _MEMO_BYTES = 112  # an entry of the memo
-_OBJECT_BYTES = 208  # a container or a placeholder, and what pruning keeps of it
+_OBJECT_BYTES = 208  # a container or a placeholder, and pruning's record of it
 _ENTRY_BYTES = 32  # a key or a value in a dict or set
 _MARK_BYTES = 64
 
-# Values that a walk through the contents may meet beyond those that the file has: shared ones.
+# Shared values that a traversal of the contents may visit again.
 _MOST_SHARED_VALUES = 2_000_000
 _MOST_BITS = 4096
 _LONGEST_NAME = 1000
@@ -57,45 +57,45 @@ class Unpickler:
     ) -> Any:
         """Reads the next pickle.
 
-        What results are dict, list, tuple, set, frozenset, int, float, bool, None, str, bytes,
-        `Placeholder`, and what the functions return, as a tree (see `prune`). The attributes of
-        an `OrderedDict` are dropped. A key of a dict that is not a number, string or placeholder
-        becomes a placeholder, and so does an integer of over 4096 bits.
+        The result is a tree (see `prune`) of dict, list, tuple, set, frozenset, int, float, bool,
+        None, str, bytes, `Placeholder`, and results of the functions. The attributes of an
+        `OrderedDict` are dropped. Placeholders replace dict keys other than numbers, strings and
+        placeholders, and integers of over 4096 bits.
 
         Args:
-          functions: by module and name, what to call with the arguments that the file has for
-            this name.
-          load_persistent: what to call with the tuple by which a file refers to what is
-            outside the pickle.
+          functions: by module and name, the functions to call instead, with the arguments in the
+            file.
+          load_persistent: called with each persistent id, the tuple that refers to data outside
+            the pickle.
 
         Raises:
-          ValueError: not a pickle; one that makes a dangerous call (see `classify_call`); or
-            pickles that take more than 32 MiB and 64 bytes of memory for each of their bytes,
-            or more than 2 GiB.
+          ValueError: not a pickle; one with a dangerous call (see `classify_call`); or pickles that
+            need more memory than 32 MiB plus 64 bytes for each of their bytes, or than 2 GiB.
         """
         machine = _Machine(_PLAIN | dict(functions or {}), load_persistent, self._used_bytes)
         opcodes = 0
         try:
             for opcode, argument, position in pickletools.genops(self._stream):
                 opcodes += 1
+                assert position is not None  # None only for streams without positions
                 machine.do(opcode.name, argument, position)
         except (ValueError, DeprecationWarning) as error:  # of an escape, where that is an error
             near = machine.nearest_string()
             place = f"before byte {self._stream.tell()}" + (f", near {brief(near)}" if near else "")
             raise ValueError(
                 f"its pickle cannot be read: {str(error)[:_LONGEST_MESSAGE]} ({place}). "
-                "Get it anew, from whom you trust."
+                "Download it again, from a trusted source."
             ) from None  # Python's own message may quote a whole file
         self._used_bytes = machine.used_bytes
         return prune(machine.result, _MOST_SHARED_VALUES + opcodes)
 
 
 class _Machine:
-    """A stack, the stacks that a MARK has put aside, and a memo.
+    """A stack, the stacks that MARK has saved, and a memo.
 
     Attributes:
-      result: what STOP has found on the stack.
-      used_bytes: an estimate of the memory that all pickles so far have taken.
+      result: the value on the stack at STOP.
+      used_bytes: the estimated memory of all pickles so far.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def do(self, opcode: str, argument: Any, position: int) -> None:
-        """Obeys the opcode at `position`, in bytes from the beginning of the stream."""
+        """Executes the opcode at `position`, in bytes from the beginning of the stream."""
         action = _ACTIONS.get(opcode)
         if action is None:
             raise ValueError(f"the opcode {opcode} is not one of a checkpoint")
@@ -125,7 +125,7 @@ class _Machine:
         action(self, argument)
 
     def nearest_string(self) -> str:
-        """In a state dict, the name of the tensor that is being built."""
+        """The last string on the stack: in a state dict, the name of the current tensor."""
         stacks = (self._stack, *reversed(self._aside))
         values = itertools.chain.from_iterable(map(reversed, stacks))
         return next((value for value in values if isinstance(value, str)), "")
@@ -182,11 +182,12 @@ class _Machine:
     # Numbers and containers.
 
     def push_int(self, value: int) -> None:
-        """Python takes too long to hash a huge integer, and does not print it."""
+        """Replaces a huge integer, which Python hashes slowly and does not print."""
         bits = value.bit_length()
         if bits > _MOST_BITS:
-            value = Placeholder("builtins", "int", (), omitted=f"it has {bits} bits")
-        self.push(value)
+            self.push(Placeholder("builtins", "int", (), omitted=f"it has {bits} bits"))
+        else:
+            self.push(value)
 
     def append(self, values: Iterable[Any]) -> None:
         target = self.top()
@@ -196,7 +197,7 @@ class _Machine:
             raise ValueError(f"it appends to a {type(target).__name__}")
         target.extend(values)
 
-    def set_items(self, values: list[Any]) -> None:
+    def set_items(self, values: Sequence[Any]) -> None:
         target = self.top()
         if isinstance(target, Placeholder):
             target = target.entries
@@ -226,7 +227,7 @@ class _Machine:
         self._count(_ENTRY_BYTES * len(values))
         target.update(map(_key, values))
 
-    # Names, and what is made of them.
+    # Names and calls.
 
     def push_name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
@@ -235,13 +236,13 @@ class _Machine:
             raise ValueError("it names a class by what is too long for a name")
         self._count(_OBJECT_BYTES)
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
-        self.push(Placeholder(_compat_pickle.IMPORT_MAPPING.get(module, module), name))
+        self.push(Placeholder(_compat_pickle.IMPORT_MAPPING.get(module) or module, name))
 
     def push_global(self, argument: str) -> None:
         self.push_name(*argument.split(" ", 1))
 
     def call(self, function: Any, args: Any, *, plainly: bool = False) -> None:
-        """REDUCE and its kin; `plainly`: only `__new__` of a class would have been called."""
+        """Implements REDUCE and the like; `plainly` if it only calls `__new__` of a class."""
         if not isinstance(args, tuple):
             raise ValueError(f"it has a {type(args).__name__} as arguments")
         if not (isinstance(function, Placeholder) and function.args is None):
@@ -254,8 +255,8 @@ class _Machine:
         effect = Call.DATA if plainly else classify_call(function, args)
         if effect is Call.DANGEROUS:
             raise ValueError(
-                f"it calls {function.path}, so it is a program and no checkpoint, and nothing of "
-                "it has been run"
+                f"it calls {function.path}, so it is a program and no checkpoint, and none of it "
+                "has been run"
             )
         called = function.called or effect is Call.UNKNOWN
         self.push(Placeholder(function.module, function.name, args, called=called))
@@ -314,7 +315,7 @@ class _Machine:
             raise ValueError("it makes more than any checkpoint: it is too long, or a trap")
 
 
-_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+_ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
     "PROTO": lambda machine, version: None,
     "FRAME": lambda machine, size: None,
     "STOP": _Machine.stop,
@@ -378,7 +379,7 @@ _HASHED_AT_ONCE = (str, bytes, int, float, Placeholder, StoredTensor)
 
 
 def _key(value: Any) -> Any:
-    """What can be hashed in no time: a nested tuple or a huge integer could take for ever."""
+    """A key that hashes fast: nested tuples and huge integers do not."""
     if isinstance(value, int) and value.bit_length() > 64:
         return Placeholder("builtins", "int", (value,))
     if value is None or isinstance(value, _HASHED_AT_ONCE):
@@ -412,7 +413,7 @@ def _set(args: tuple[Any, ...]) -> set[Any] | None:
 
 
 def _bytes(args: tuple[Any, ...]) -> bytes | Placeholder | None:
-    """How protocols before 3 write bytes: `bytes()` or `_codecs.encode(text, "latin1")`."""
+    """Bytes in protocols before 3: `bytes()` or `_codecs.encode(text, "latin1")`."""
     match args:
         case ():
             return b""
@@ -424,7 +425,7 @@ def _bytes(args: tuple[Any, ...]) -> bytes | Placeholder | None:
 
 
 def _attribute(args: tuple[Any, ...]) -> Placeholder | None:
-    """How protocols before 4 write the name of a class within a class."""
+    """The name of a nested class in protocols before 4."""
     match args:
         case (Placeholder(args=None) as owner, str(name)):
             if len(owner.path) + len(name) <= _LONGEST_NAME:
@@ -435,7 +436,7 @@ def _attribute(args: tuple[Any, ...]) -> Placeholder | None:
 
 
 def _reconstruct(args: tuple[Any, ...]) -> Placeholder | None:
-    """How protocols before 2 make an object of a class, from its base and what that holds."""
+    """An object in protocols before 2, from its class, base and the state of the base."""
     match args:
         case (Placeholder(args=None) as class_, Placeholder(), held):
             return Placeholder(class_.module, class_.name, () if held is None else (held,))
@@ -443,7 +444,7 @@ def _reconstruct(args: tuple[Any, ...]) -> Placeholder | None:
 
 
 def _builtin_type(args: tuple[Any, ...]) -> Placeholder | None:
-    """How cloudpickle and dill write types without a name of their own, such as that of code."""
+    """A type without an importable name, such as that of code, in cloudpickle and dill."""
     match args:
         case (str(name),) if len(name) <= _LONGEST_NAME:
             return Placeholder("types", name)
@@ -451,7 +452,7 @@ def _builtin_type(args: tuple[Any, ...]) -> Placeholder | None:
 
 
 def _dynamic_class(args: tuple[Any, ...]) -> Placeholder | None:
-    """How cloudpickle and dill write a class with its code, which a script has defined."""
+    """A class with its code, defined in a script, in cloudpickle and dill."""
     match args:
         case (_, str(name), *_) | (str(name), *_) if len(name) <= _LONGEST_NAME:
             return Placeholder("__main__", name, called=True)

@@ -1,4 +1,4 @@
-"""What stands for the classes, functions and objects that a PyTorch file names."""
+"""Inert representations of the classes, functions and objects that a PyTorch file names."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,19 +11,18 @@ _MODULE_ATTRIBUTES = frozenset(("_parameters", "_buffers", "_modules"))
 
 @dataclasses.dataclass(eq=False, slots=True, repr=False)
 class Placeholder:
-    """What stands for a class or a function that a file names, or for an object made of one.
+    """Represents a class or function that a file names, or an object created from one.
 
-    It is as inert as a string: nothing of that name is imported or called.
+    It is inert, like a string: nothing is imported or called.
 
     Attributes:
       module: of the class or function.
-      name: of the class or function, qualified.
-      args: what it would have been called with; None for the class or function itself.
-      state: what the object would have been given as its attributes, mostly a dict.
-      items: what would have been appended to it, if it was a list.
-      entries: what would have been stored in it, if it was a dict.
-      called: whether the file wants a function called that it chose itself, instead of one
-        that is known to do nothing but make data.
+      name: qualified name of the class or function.
+      args: the arguments of the call in the file; None for the class or function itself.
+      state: the attributes of the object in the file, usually a dict.
+      items: the items of a list.
+      entries: the entries of a dict.
+      called: whether the file requests a call other than of functions that only make data.
       omitted: why the parts of this object were left out; None if they were not.
     """
 
@@ -42,7 +41,7 @@ class Placeholder:
 
     @property
     def is_module(self) -> bool:
-        """Whether this stands for a `torch.nn.Module`."""
+        """Whether this represents a `torch.nn.Module`."""
         return isinstance(self.state, dict) and self.state.keys() >= _MODULE_ATTRIBUTES
 
     def brief_parts(self) -> tuple[str, Sequence[Any] | None]:
@@ -59,9 +58,9 @@ class Placeholder:
 
 @dataclasses.dataclass(eq=False, slots=True, repr=False)
 class UnreadableTensor(Placeholder):
-    """Stands for a tensor that is not an array of numbers in the file.
+    """Represents a tensor that is not stored as an array of numbers.
 
-    `args` and `state` are what the file has for it.
+    `args` and `state` are those in the file.
 
     Attributes:
       kind: of the tensor, as an adjective or a phrase after "is".

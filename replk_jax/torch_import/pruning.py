@@ -1,8 +1,8 @@
-"""Cuts an object graph down to a tree that any recursive function can walk.
+"""Prunes an object graph to a tree that recursive functions can traverse.
 
-A checkpoint may hold objects that contain themselves (a configuration node knows its parent), are
-nested arbitrarily deep, or share parts so often that a walk never ends. None of that concerns the
-weights beside them. References that a walk could not follow are replaced by placeholders.
+A checkpoint may contain objects that contain themselves (a configuration node references its
+parent), are nested very deeply, or share parts so often that a traversal does not end. The weights
+beside them are unaffected. Placeholders replace the references that cannot be followed.
 """
 
 import itertools
@@ -16,27 +16,27 @@ _CONTAINERS = (dict, list, tuple, set, frozenset, Placeholder)
 
 
 def prune(contents: Any, most_values: int) -> Any:
-    """Replaces what makes a walk through `contents` endless by `Placeholder`s.
+    """Replaces by `Placeholder`s the references that make a traversal of `contents` too long.
 
-    Takes time in proportion to the size of the graph. Lists, dicts, sets and placeholders are
+    The time is proportional to the size of the graph. Lists, dicts, sets and placeholders are
     changed in place.
 
     Args:
-      contents: a graph of dict, list, tuple, set, frozenset, `Placeholder` and other values, none
-        of which has parts.
-      most_values: the largest number of values that a walk without a memory may meet.
+      contents: a graph of dict, list, tuple, set, frozenset, `Placeholder` and values without
+        parts.
+      most_values: the largest number of values that a traversal may visit, counting shared values
+        once per reference.
 
     Returns:
-      `contents` as a tree: it does not contain itself, has at most `MOST_LEVELS` levels, and
-      unfolds to at most `most_values` values. What was left out is a `Placeholder` with
-      `omitted` set.
+      `contents` as a tree without cycles, with at most `MOST_LEVELS` levels and `most_values`
+      values. Omitted parts are `Placeholder`s with `omitted` set.
     """
     pruned, _, _ = _Pruner(most_values).visit(contents, 0)
     return pruned
 
 
 class _Pruner:
-    """A depth-first walk. `level` is the number of containers around a value."""
+    """A depth-first traversal. `level` is the number of containers around a value."""
 
     def __init__(self, most_values: int):
         self._most_values = most_values
@@ -45,7 +45,7 @@ class _Pruner:
         self._known: dict[int, tuple[Any, Any, int, int]] = {}
 
     def visit(self, value: Any, level: int) -> tuple[Any, int, int]:
-        """Returns the value or what replaces it, its number of values and of levels."""
+        """Returns the value or its replacement, its number of values and of levels."""
         if not isinstance(value, _CONTAINERS):
             return value, 1, 0
         if id(value) in self._open:
@@ -56,8 +56,10 @@ class _Pruner:
             if level >= MOST_LEVELS - (2 if isinstance(value, Placeholder) else 1):
                 return _omit(value, f"it is nested in over {MOST_LEVELS} levels")
             self._open.add(id(value))
-            inside = self._visit_placeholder if isinstance(value, Placeholder) else self._visit_all
-            pruned, values, levels = inside(value, level + 1)
+            if isinstance(value, Placeholder):
+                pruned, values, levels = self._visit_placeholder(value, level + 1)
+            else:
+                pruned, values, levels = self._visit_all(value, level + 1)
             if values > self._most_values:
                 pruned, values, levels = _omit(value, "it unfolds to more values than the file has")
             self._open.discard(id(value))
@@ -68,7 +70,7 @@ class _Pruner:
         return pruned, values, levels
 
     def _visit_all(self, container: Any, level: int) -> tuple[Any, int, int]:
-        """Of a container of Python's."""
+        """As `visit`, of the parts of a built-in container."""
         parts = container
         if isinstance(container, dict):
             parts = [*container.keys(), *container.values()]
@@ -106,7 +108,7 @@ def _omit(value: Any, reason: str) -> tuple[Placeholder, int, int]:
 
 
 def _with_parts(container: Any, parts: list[Any]) -> Any:
-    """The container, if it can be changed, else a new one."""
+    """The container with other parts; a new one if it is immutable."""
     match container:
         case dict():
             half = len(parts) // 2

@@ -1,9 +1,9 @@
-"""Reads PyTorch's files without PyTorch, and without running what is in them.
+"""Reads PyTorch's files without PyTorch, and without running code in them.
 
-Whatever a file holds, reading it either gives plain data or raises `FileError`. Memory is in
-proportion to the file: its pickle takes at most 32 MiB and 64 bytes for each of its own bytes, and
-never more than 2 GiB; a header or an index in JSON has at most 4 MB. Time is some seconds for each
-million instructions of the pickle. Tensors are read when they are asked for.
+Reading any file either gives plain data or raises `FileError`. Memory is proportional to the size
+of the file: a pickle uses at most 32 MiB plus 64 bytes for each of its bytes, and at most 2 GiB; a
+header or an index in JSON has at most 4 MB. A pickle takes some seconds per million opcodes.
+Tensors are read on access.
 """
 
 import functools
@@ -14,6 +14,7 @@ from pathlib import Path
 from replk_jax.io.byte_file import ByteFile
 from replk_jax.io.errors import naming
 from replk_jax.io.safetensors import SafetensorsFile, is_safetensors
+from replk_jax.io.tensors import StoredTensor
 from replk_jax.torch_import.folders import find_file
 from replk_jax.torch_import.other_formats import (
     START_BYTES,
@@ -27,17 +28,17 @@ from replk_jax.torch_import.torch_files import Contents, read_legacy, read_zip
 class WeightsFile:
     """A .pth, .pt, .bin or .safetensors file, or the index of a checkpoint in shards.
 
-    Each file is opened once. What it holds is parsed once, when it is asked for.
+    Each file is opened once, and parsed once, on the first access.
 
     Args:
       path: of a file; of the index of a checkpoint in shards (`model.safetensors.index.json`); or
-        of a folder that has one of these by the names that Hugging Face's libraries use.
+        of a folder with one of these under the names of Hugging Face's libraries.
 
     Attributes:
-      path: as it was given.
+      path: as given.
 
     Raises:
-      UnknownFolderError: a folder in which nothing is known.
+      UnknownFolderError: a folder without any known file.
       FileError: not a regular file, one shard of several, or another folder without weights.
       OSError: it cannot be opened.
     """
@@ -49,7 +50,7 @@ class WeightsFile:
 
     @functools.cached_property
     def metadata(self) -> Mapping[str, str]:
-        """The strings that a .safetensors file holds beside its tensors; no other file has any.
+        """The metadata strings of a .safetensors file; empty for other files.
 
         Raises:
           FileError: a .safetensors file that is damaged.
@@ -57,24 +58,33 @@ class WeightsFile:
         with naming(self._file_path):
             return {} if self._safetensors is None else self._safetensors.metadata
 
-    @functools.cached_property
-    def contents(self) -> Contents:
-        """What the file holds; of .safetensors files, and of shards, the tensors by name.
-
-        The format of a file is recognized by its bytes. Tensors are checked, but not yet read.
-
-        Nothing that the file names is imported or called. For an object of a class there is a
-        `Placeholder`, and also for what a call of a function would have given, with `called=True`
-        unless that is known to make data only. A file that calls what runs programs or code, loads
-        modules, or opens files or connections is rejected (see `call_policy`).
-
-        It is a tree of at most 100 levels: what contains itself, or is nested deeper, is replaced
-        by a `Placeholder` with `omitted` set, and so is an integer of over 4096 bits.
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """The tensors of a .safetensors file by name; empty for other files.
 
         Raises:
-          FileError: a file that is damaged, in another format, made to do harm, or of something
-            other than a container, such as a whole module; an index whose shards or tensors are
-            missing.
+          FileError: a .safetensors file that is damaged.
+        """
+        with naming(self._file_path):
+            return {} if self._safetensors is None else self._safetensors.tensors
+
+    @functools.cached_property
+    def contents(self) -> Contents:
+        """The contents of the file; for .safetensors files and shards, the tensors by name.
+
+        The first bytes of a file identify its format. Tensors are checked, but not read.
+
+        Nothing that the file names is imported or called. A `Placeholder` represents an object of
+        a class, and the result of a function call, with `called=True` unless the function is known
+        to only make data. A file is rejected if it calls functions that run programs or code, load
+        modules, or open files or connections (see `call_policy`).
+
+        The contents are a tree of at most 100 levels. Placeholders with `omitted` set replace
+        cycles, deeper levels, and integers of over 4096 bits.
+
+        Raises:
+          FileError: a file that is damaged, in another format, malicious, or not a container (such
+            as a pickled module); an index whose shards or tensors are missing.
           OSError: a shard cannot be opened.
         """
         with naming(self._file_path):
@@ -84,7 +94,7 @@ class WeightsFile:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that it consists of: one, or an index and its shards.
+        """All files of the checkpoint: one file, or an index and its shards.
 
         Raises:
           FileError: an index that is damaged.
@@ -119,11 +129,11 @@ def _open_safetensors(file: ByteFile) -> SafetensorsFile | None:
 
 
 def _parse(file: ByteFile, safetensors: SafetensorsFile | None) -> Contents:
-    """What one file holds.
+    """The contents of one file.
 
     Args:
       file: to read.
-      safetensors: the same file, if it is of that format.
+      safetensors: the same file, if it has that format.
     """
     start = bytes(file.read(0, min(file.size, START_BYTES)))
     name = os.path.basename(file.path)

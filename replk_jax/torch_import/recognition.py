@@ -20,20 +20,19 @@ from replk_jax.torch_import.weights import find_weights
 
 @dataclasses.dataclass(frozen=True)
 class Recognized:
-    """The network that a PyTorch file is of, as its tensors' names and shapes identify it.
+    """The network in a PyTorch file, identified by the names and shapes of its tensors.
 
     Attributes:
-      model: the network; `deploy=True` where the file's is merged.
-      name: under which it is registered, or None.
-      naming: whose names the tensors have, "official", "torchvision", "mmpretrain" or "timm".
-      structure: how far it has been re-parameterized.
-      place: where in the file the weights are.
-      ignored: names of tensors beside them that belong to other networks.
-      faults: tensors that are missing, left over or of another shape, with which `load_torch`
-        raises an error.
-      assumed: what names and shapes do not determine, and what is assumed of it.
+      model: the network; `deploy=True` if the file is merged.
+      name: the registered name, or None.
+      naming: "official", "torchvision", "mmpretrain" or "timm".
+      structure: the degree of re-parameterization.
+      place: location of the weights in the file, in words.
+      ignored: names of tensors of other networks in the same state dict.
+      faults: tensors that are missing, unexpected or of another shape, which `load_torch` rejects.
+      assumed: what names and shapes do not determine and the importer assumes, in words.
       is_ema: whether the weights are an exponential moving average (EMA).
-      has_ema: whether the file holds an EMA, of these or other weights.
+      has_ema: whether the file has an EMA of any weights.
     """
 
     model: Backbone
@@ -76,16 +75,16 @@ def infer_architecture(
 ) -> Recognized:
     """Identifies the network of a file by the names and shapes of its tensors.
 
-    RepLKNet, RepVGG, MobileNet V2 and ResNet of any widths, depths and kernels, not only those of
-    registered models. What shapes do not determine has a default: no stochastic depth, the strides
-    and shortcuts that were published, and a backbone returns all its stages.
+    It supports RepLKNet, RepVGG, MobileNet V2 and ResNet of any widths, depths and kernel sizes.
+    Properties that shapes do not determine have defaults: no stochastic depth, the published
+    strides and shortcuts, and a backbone that returns all its stages.
 
     Args:
       path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain or timm naming.
       prefer_ema, key, prefix, rename: as in `load_torch`.
 
     Raises:
-      ValueError: a file that cannot be read, or is of no network known here.
+      ValueError: a file that cannot be read, or of an unsupported network.
       OSError: it cannot be opened.
     """
     with naming(path):
@@ -93,10 +92,10 @@ def infer_architecture(
 
 
 def recognize(contents: Contents, selection: Selection = ANY) -> Recognized:
-    """`infer_architecture` of what `read` gave; its errors do not name the file.
+    """As `infer_architecture`, from the contents of a file. Errors do not name the file.
 
     Raises:
-      ValueError: no network known here.
+      ValueError: an unsupported network.
     """
     found = find_weights(contents, selection)
     family = found.family

@@ -1,4 +1,4 @@
-"""RepLKNet's weights in PyTorch: the names others give them, and what their shapes tell."""
+"""RepLKNet's weights in PyTorch: names in other libraries, and inference from shapes."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from replk_jax.models import RepLKNet, RepLKNetArchitecture, create_model, registry
+from replk_jax.models import RepLKNet, RepLKNetArchitecture, registry
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
 from replk_jax.torch_import.structures import Structure, StructureNames
@@ -33,8 +33,8 @@ _STAGE_NORM = re.compile(r"stages\.(\d+)\.norm\.(.+)")
 def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """See `families.Family`.
 
-    mmpretrain keeps the final norm in the last stage, and the classifier in `head.fc`. A
-    backbone with a norm for each stage, which the official code has too, keeps them.
+    mmpretrain has the final norm in the last stage, and the classifier in `head.fc`. The norms of a
+    backbone with one per stage, which the official code has too, are not renamed.
     """
     stages = {int(m[1]) for m in map(_STAGE_NORM.fullmatch, weights) if m}
     count = len(Shapes(weights, "RepLKNet").layers(_BLOCK))
@@ -77,10 +77,10 @@ def official_key(key: str, architecture: RepLKNetArchitecture) -> str:
 def infer_model(weights: Mapping[str, Any]) -> RepLKNet:
     """See `families.Family`.
 
-    What shapes do not tell gets a default: no stochastic depth and no dilation; a backbone, which
-    has neither final norm nor classifier, returns the stages that have a norm of their own, or all
-    stages if none has; the small kernels that a merged network had are those of the registered
-    model of the same shape, else none.
+    Properties that shapes do not determine have defaults. There is no stochastic depth and no
+    dilation. A network without final norm and classifier is a backbone, which returns the stages
+    with a norm, or all stages if none has one. A merged network had the small kernels of the
+    registered model with the same shapes, or else none.
     """
     shapes = Shapes(weights, "RepLKNet")
     layers = tuple(-(-blocks // 2) for blocks in shapes.layers(_BLOCK))
@@ -109,8 +109,8 @@ def infer_model(weights: Mapping[str, Any]) -> RepLKNet:
     is_backbone = num_classes is None and "norm.weight" not in shapes
     every_stage = tuple(range(len(layers)))
     normed = tuple(s for s in every_stage if f"stages.{s}.norm.weight" in shapes)
-    return create_model(
-        architecture,
+    return RepLKNet(
+        architecture=architecture,
         num_classes=num_classes,
         out_indices=normed or every_stage if is_backbone else None,
         norm_intermediate_features=bool(normed) if is_backbone else normed == every_stage,
@@ -134,7 +134,7 @@ def expect_published(model: RepLKNet, merged: bool) -> None:
 
 
 def _ratio(widths: list[int], channels: list[int]) -> float:
-    """The r of least denominator with int(c r) = w for every stage."""
+    """The ratio r with the smallest denominator such that int(c r) = w for every stage."""
     lowest = max(Fraction(w, c) for w, c in zip(widths, channels, strict=True))
     for denominator in range(1, _LARGEST_DENOMINATOR + 1):
         ratio = math.ceil(lowest * denominator) / denominator
@@ -144,7 +144,7 @@ def _ratio(widths: list[int], channels: list[int]) -> float:
 
 
 def _registered(architecture: RepLKNetArchitecture) -> RepLKNetArchitecture:
-    """With the small kernels of the registered architecture that is the same but for them."""
+    """The registered architecture that differs only in its small kernels, if there is one."""
     for known in registry.ARCHITECTURES.values():
         if not isinstance(known, RepLKNetArchitecture):
             continue

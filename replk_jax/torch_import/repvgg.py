@@ -1,9 +1,9 @@
-"""RepVGG's weights in PyTorch: the names others give them, and what their shapes tell.
+"""RepVGG's weights in PyTorch: names in other libraries, and inference from shapes.
 
-mmpretrain's network with squeeze-excite, D2se, computes something else once it has been merged:
-its `switch_to_deploy()` keeps the weights of squeeze-excite, which its forward pass then passes
-over. A merged file in its naming holds all that is needed; here it is read with squeeze-excite,
-and gives what the training-time network gave.
+mmpretrain's D2se, which has squeeze-excite, changes its outputs when merged: `switch_to_deploy()`
+keeps the weights of squeeze-excite, but the merged forward pass skips it. A merged file in
+mmpretrain's naming is complete. This importer reads it with squeeze-excite, so that its outputs
+equal those of the training-time network.
 """
 
 import re
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from replk_jax.models import create_model
 from replk_jax.models.repvgg import RepVGG, RepVGGArchitecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
@@ -53,7 +52,7 @@ _FROM_MMPRETRAIN = (
     (r"\.se_layer\.conv2\.conv\.", ".se.up."),
     (r"^head\.fc\.", "linear."),
 )
-# Parts of names in timm, with the official ones.
+# Parts of timm's names, and the official parts.
 _TIMM_PARTS = (
     ("conv_kxk", "rbr_dense"),
     ("conv_1x1", "rbr_1x1"),
@@ -79,7 +78,7 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def names_in(weights: Mapping[str, Any], model: RepVGG) -> Mapping[str, Any]:
-    """See `families.Family`. They depend on nothing but the architecture."""
+    """See `families.Family`. The names depend only on the architecture."""
     return weights
 
 
@@ -102,7 +101,7 @@ def _to_timm(key: str) -> str:
 
 
 def _replace_part(key: str, old: str, new: str) -> str:
-    """The key with one of its parts, or several in a row, replaced."""
+    """Replaces a part of a key, or several consecutive parts."""
     return re.sub(rf"(?<![^.]){re.escape(old)}(?=\.)", new, key)
 
 
@@ -114,9 +113,9 @@ def official_key(key: str, architecture: RepVGGArchitecture) -> str:
 def infer_model(weights: Mapping[str, Any]) -> RepVGG:
     """See `families.Family`.
 
-    The block is the paper's, as no file was published of any other. A network without a classifier
-    is taken for a feature extractor: `model.clone(out_indices=...)` is a backbone with the same
-    variables.
+    The block is the paper's: files of the variants were never published. A network without a
+    classifier is inferred as a feature extractor; `model.clone(out_indices=...)` is a backbone with
+    the same variables.
     """
     shapes = Shapes(weights, "RepVGG")
     structure = STRUCTURES.structure_of(weights)
@@ -126,8 +125,8 @@ def infer_model(weights: Mapping[str, Any]) -> RepVGG:
     blocks = ["stage0", *(f"stage{s + 1}.{i}" for s, n in enumerate(layers) for i in range(n))]
     kernels = [shapes.kernel(f"{block}.{branch}.weight") for block in blocks]
     firsts = [0, *(sum(layers[:s]) + 1 for s in range(len(layers)))]
-    return create_model(
-        RepVGGArchitecture(
+    return RepVGG(
+        architecture=RepVGGArchitecture(
             layers=layers,
             channels=tuple(kernels[first][0] for first in firsts),
             groups=_groups(kernels),
@@ -146,7 +145,7 @@ def expect_published(model: RepVGG, merged: bool) -> None:
     if block == "repvgg":
         return
     if block in ("residual", "relu_in_branches"):
-        raise ValueError(f"The official code has no {block!r} blocks, in no structure.")
+        raise ValueError(f"The official code has no {block!r} blocks, in any structure.")
     if not (merged or model.deploy):
         raise ValueError(
             f"The official code has no {block!r} blocks: save them merged (merged=True, or "
@@ -155,9 +154,9 @@ def expect_published(model: RepVGG, merged: bool) -> None:
 
 
 def _groups(kernels: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Groups of every layer, from the shapes of the kernels; the first layer has none.
+    """The groups of every layer, from the shapes of the kernels. The first layer has 1.
 
-    A layer whose inputs do not divide counts as one group, so that its shape is reported.
+    A layer with an impossible shape counts as 1 group, so that a later check reports the shape.
     """
     inputs = [kernels[0][1], *(kernel[0] for kernel in kernels[:-1])]
     per_group = [kernel[1] for kernel in kernels]

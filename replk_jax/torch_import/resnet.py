@@ -1,10 +1,9 @@
-"""ResNet's weights in PyTorch: torchvision's names, and what their shapes tell."""
+"""ResNet's weights in PyTorch: torchvision's names, and inference from shapes."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from replk_jax.models import create_model
 from replk_jax.models.resnet import Bottleneck, ResNet, ResNetArchitecture
 from replk_jax.torch_import import names
 from replk_jax.torch_import.shapes import Shapes
@@ -36,7 +35,7 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def names_in(weights: Mapping[str, Any], model: ResNet) -> Mapping[str, Any]:
-    """See `families.Family`. They depend on nothing but the architecture."""
+    """See `families.Family`. The names depend only on the architecture."""
     return weights
 
 
@@ -53,9 +52,9 @@ def official_key(key: str, architecture: ResNetArchitecture) -> str:
 def infer_model(weights: Mapping[str, Any]) -> ResNet:
     """See `families.Family`.
 
-    Shapes do not depend on strides, which are taken for torchvision's: in the 3 x 3 convolution of
-    a bottleneck block, and none replaced by dilation. Without a classifier the network is taken
-    for a feature extractor: `model.clone(out_indices=...)` is a backbone with the same variables.
+    Shapes do not determine strides. torchvision's are assumed: in the 3 x 3 convolution of a
+    bottleneck block, without dilation. A network without a classifier is inferred as a feature
+    extractor; `model.clone(out_indices=...)` is a backbone with the same variables.
     """
     shapes = Shapes(weights, "ResNet")
     layers = shapes.layers(r"layer(\d+)\.(\d+)\.")
@@ -63,8 +62,8 @@ def infer_model(weights: Mapping[str, Any]) -> ResNet:
     stages = [f"layer{s + 1}" for s in range(len(layers))]
     for stage in stages:
         _expect_plain_block(shapes, stage)
-    return create_model(
-        ResNetArchitecture(
+    return ResNet(
+        architecture=ResNetArchitecture(
             layers=layers,
             channels=tuple(shapes.kernel(f"{stage}.0.conv1.weight")[0] for stage in stages),
             in_channels=shapes.kernel("conv1.weight")[1],
@@ -76,10 +75,10 @@ def infer_model(weights: Mapping[str, Any]) -> ResNet:
 
 
 def _expect_plain_block(shapes: Shapes, stage: str) -> None:
-    """Raises for ResNeXt and Wide ResNet, whose blocks have the same names.
+    """Rejects ResNeXt and Wide ResNet, whose blocks have the same names.
 
     Raises:
-      ValueError: grouped 3 x 3 convolutions, or another ratio of a bottleneck block's widths.
+      ValueError: grouped 3 x 3 convolutions, or a bottleneck block with another ratio of widths.
     """
     block = f"{stage}.0"
     width, per_group, _, _ = shapes.kernel(f"{block}.conv2.weight")

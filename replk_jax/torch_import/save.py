@@ -1,4 +1,4 @@
-"""Writes networks as files for the official PyTorch code."""
+"""Writes networks to files for the official PyTorch code."""
 
 import os
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from typing import Any
 
 from replk_jax.io.safetensors import write_safetensors
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.network import Network
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.writer import write_torch
@@ -13,14 +14,14 @@ from replk_jax.torch_import.writer import write_torch
 TORCH_ENDINGS = (".pth", ".pt", ".bin")  # of the files of torch.save
 
 
-def check_published(model: Backbone, *, merged: bool) -> None:
-    """Checks that `save_torch` can save a network, before there is anything to save.
+def check_published(model: Network, *, merged: bool) -> None:
+    """Checks that `save_torch` can save a network.
 
     Args:
       model, merged: as in `save_torch`.
 
     Raises:
-      ValueError: a network or structure that the official code does not have.
+      ValueError: a network or structure that the official code lacks.
     """
     family_of(model).expect_published(model, merged)
 
@@ -33,25 +34,23 @@ def save_torch(
     merged: bool = False,
     naming: str = "official",
 ) -> None:
-    """Writes the state dict of the official code (torchvision's, of MobileNet V2 and ResNet).
+    """Writes a state dict for the official code (torchvision for MobileNet V2 and ResNet).
 
-    It loads there strictly, into a network of the same sizes if that code can build one:
-    torchvision has 3 x 3 kernels, and one width of each ResNet.
+    That code loads it strictly, into a network of the same sizes if it can build one: torchvision
+    has only 3 x 3 kernels, and one width of each ResNet.
 
     Args:
       variables: of `model`.
-      model: with `deploy=False`; a RepVGG's may be merged, as the official one.
-      path: .pth, .pt or .bin, for `torch.load`; or .safetensors. A file that is there is
-        replaced when the new one is complete.
-      merged: as after RepLKNet's `structural_reparam()`, for a network that is built with
-        `small_kernel_merged=True`, or after RepVGG's `switch_to_deploy()`, for one that is built
-        with `deploy=True`.
-      naming: "official", or "timm" for the names of the same network in timm, which has RepVGG,
-        MobileNet V2 and ResNet.
+      model: with `deploy=False`; a RepVGG may be merged, like the official one.
+      path: .pth, .pt or .bin for `torch.load`, or .safetensors. An existing file is replaced once
+        the new one is complete.
+      merged: as in `to_state_dict`: whether to merge like RepLKNet's `structural_reparam()` or
+        RepVGG's `switch_to_deploy()`.
+      naming: "official", or "timm" for timm's names of a RepVGG, MobileNet V2 or ResNet.
 
     Raises:
       ValueError: variables of another model, a network or structure that the official code or
-        timm does not have, another naming, or an ending that is of no format.
+        timm lacks, another naming, or an ending of no format.
     """
     state_dict = to_state_dict(variables, model, merged=merged)
     if naming == "timm":

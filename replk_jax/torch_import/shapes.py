@@ -1,4 +1,4 @@
-"""What the shapes of its weights determine of a network."""
+"""Infers properties of a network from the shapes of its weights."""
 
 import re
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from replk_jax.torch_import.names import CLASSIFIER
 
 
 class Shapes:
-    """The shapes of weights that are taken for those of a network.
+    """The shapes of the weights of a network.
 
     Attributes:
-      weights: by official names; of each only the `shape` is looked at.
-      family: what errors call the network.
+      weights: by official names; only the `shape` of each is used.
+      family: name of the network, for errors.
     """
 
     def __init__(self, weights: Mapping[str, Any], family: str):
@@ -24,14 +24,14 @@ class Shapes:
         return key in self.weights
 
     def any(self, prefix: str) -> bool:
-        """Whether there are tensors whose names begin so."""
+        """Whether any tensor's name has a prefix."""
         return any(key.startswith(prefix) for key in self.weights)
 
     def kernel(self, key: str, dimensions: int = 4) -> tuple[int, ...]:
         """Shape of a kernel, in PyTorch's layout.
 
         Raises:
-          ValueError: it is missing, has other dimensions, or a dimension of length 0.
+          ValueError: it is missing, has another number of dimensions, or is empty.
         """
         if key not in self.weights:
             raise ValueError(self._missing(key, dimensions))
@@ -50,10 +50,10 @@ class Shapes:
         return f"{text}; of {module} there are {brief(beside)}" if beside else text
 
     def classes(self, head: str) -> int | None:
-        """The number of classes of the classifier of this name; None if there is none.
+        """The number of classes of the classifier with a name; None without a classifier.
 
         Raises:
-          ValueError: it is another kind of classifier than a linear layer.
+          ValueError: the classifier is not a linear layer.
         """
         parts = [name for name in self.weights if CLASSIFIER.match(name)]
         if not parts:
@@ -73,14 +73,14 @@ class Shapes:
         )
 
     def layers(self, block: str) -> tuple[int, ...]:
-        """How many blocks there are, one number per stage.
+        """The number of blocks of each stage.
 
         Args:
-          block: a pattern of what the names in a block begin with, with the numbers of the stage
-            and of the block in it as groups.
+          block: a pattern of the start of names in a block, with the numbers of the stage and of
+            the block as groups.
 
         Raises:
-          ValueError: none.
+          ValueError: no blocks.
         """
         blocks: dict[int, set[str]] = {}
         for match in filter(None, map(re.compile(block).match, self.weights)):
@@ -94,7 +94,7 @@ class Shapes:
         return tuple(len(blocks[stage]) for stage in sorted(blocks))
 
     def expect_believable(self, layers: int) -> None:
-        """Raises if there are more layers than any network has, which would take long to build.
+        """Rejects networks that would take very long to build.
 
         Raises:
           ValueError: more layers than `MOST_LAYERS`.

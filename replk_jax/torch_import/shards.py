@@ -1,7 +1,7 @@
 """Weights in several files, as Hugging Face's libraries write them.
 
-Large weights are split into shards, `model-00001-of-00003.safetensors` and so on;
-`model.safetensors.index.json` beside them says which shard has which tensor:
+Large weights are split into shards, `model-00001-of-00003.safetensors` and so on.
+`model.safetensors.index.json` next to them maps tensors to shards:
 
     {"metadata": {...}, "weight_map": {"TENSOR": "SHARD", ...}}
 """
@@ -47,10 +47,10 @@ def check_whole(path: Path) -> None:
 
 
 def read_index(file: ByteFile) -> dict[str, str] | None:
-    """Names of tensors to names of shards; None if the file is not an index.
+    """From names of tensors to names of shards; None if the file is not an index.
 
     Raises:
-      ValueError: an index that names shards outside its folder, or is damaged.
+      ValueError: an index that is damaged or names shards outside its folder.
     """
     start = bytes(file.read(0, min(file.size, 64)))
     if not start.lstrip().startswith(b"{") or file.size > _MOST_INDEX_BYTES:
@@ -67,18 +67,18 @@ def read_index(file: ByteFile) -> dict[str, str] | None:
         raise ValueError("its weight_map does not say which file each tensor is in.")
     for shard in set(places.values()):
         if shard in ("", ".", "..") or {"/", "\\", "\0", ":"} & set(shard):
-            raise ValueError(f"it names a shard {brief(shard)}, which is no file beside it.")
+            raise ValueError(f"it names a shard {brief(shard)}, which is not a file next to it.")
     return places
 
 
 def read_shards(
     index: Path, places: Mapping[str, str], read: Callable[[Path], Contents]
 ) -> dict[str, StoredTensor]:
-    """The tensors of all shards, those of the index first and in its order.
+    """The tensors of all shards, first those in the index, in its order.
 
     Args:
       index: the path of the index.
-      places: names of tensors to names of shards.
+      places: from names of tensors to names of shards.
       read: reads one shard.
 
     Raises:
@@ -98,18 +98,19 @@ def read_shards(
 def _tensors_of(
     shards: Mapping[str, Contents], places: Mapping[str, str]
 ) -> dict[str, StoredTensor]:
-    if others := [name for name, contents in shards.items() if not isinstance(contents, dict)]:
+    dicts = {name: contents for name, contents in shards.items() if isinstance(contents, dict)}
+    if others := [name for name in shards if name not in dicts]:
         raise ValueError(f"its shards {brief(others)} hold no tensors by name.")
-    absent = [tensor for tensor, shard in places.items() if tensor not in shards[shard]]
+    absent = [tensor for tensor, shard in places.items() if tensor not in dicts[shard]]
     if absent:
         raise ValueError(
             f"{len(absent)} tensors are not in the shard that it names: {brief(absent)}, first "
             f"in {brief(places[absent[0]])}. Download the index and its shards again."
         )
-    listed = {tensor: shards[shard][tensor] for tensor, shard in places.items()}
+    listed = {tensor: dicts[shard][tensor] for tensor, shard in places.items()}
     unlisted = {
         tensor: value
-        for contents in shards.values()
+        for contents in dicts.values()
         for tensor, value in contents.items()
         if tensor not in listed
     }

@@ -1,11 +1,11 @@
-"""Harmless classes in standard modules that are dangerous otherwise.
+"""Harmless classes in otherwise dangerous modules of the standard library.
 
-Training scripts store exceptions ("the last error") and enumerations beside the weights. Making
-one is a call in the pickle, but it only makes data, although the rest of its module runs programs
-or opens connections.
+Training scripts save exceptions ("the last error") and enumerations beside the weights. Creating
+one is a call in the pickle that only makes data, although the rest of its module runs programs or
+opens connections.
 """
 
-# By module, where the class is defined and therefore pickled from. Of Python 3.8 to 3.14.
+# By the module that defines the class, which is in the pickle. Of Python 3.8 to 3.14.
 EXCEPTIONS = {
     "_pickle": "PickleError PicklingError UnpicklingError",
     "asyncio.exceptions": "BrokenBarrierError CancelledError IncompleteReadError "

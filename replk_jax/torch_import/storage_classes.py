@@ -1,6 +1,6 @@
 """The classes of PyTorch's storages."""
 
-# By the name of the dtype of their elements.
+# By dtype name.
 STORAGE_CLASSES = {
     "float32": "FloatStorage",
     "float64": "DoubleStorage",

@@ -1,8 +1,7 @@
-"""The structures in which a network's weights are published.
+"""The structures in which the weights of a network are published.
 
-All belong to one network. RepLKNet's merged and fused ones keep batch norms that the merged
-structure here has folded away; `replk_jax.reparameterize` takes them the rest of the way.
-RepVGG's merged one is the one here.
+RepLKNet's merged and fused structures keep batch norms that the merged structure of this package
+folds; `replk_jax.reparameterize` folds them. RepVGG's merged structure is the same as here.
 """
 
 import dataclasses
@@ -10,39 +9,39 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 from flax import traverse_util
 
+from replk_jax.models.network import Network
 from replk_jax.models.variables import abstract_variables
 from replk_jax.reparam import merge_branches
 
 
 class Structure(enum.Enum):
-    """How far re-parameterization has gone in a PyTorch file."""
+    """The degree of re-parameterization of a PyTorch file."""
 
     TRAINING = "training-time"
     MERGED = "merged"
-    """After `structural_reparam()`, or RepVGG's `switch_to_deploy()`: parallel kernels are one."""
+    """After `structural_reparam()` or RepVGG's `switch_to_deploy()`: merged parallel kernels."""
     FUSED = "merged, batch norms fused"
-    """After `deep_fuse_BN()` as well: those behind convolutions are folded into them."""
+    """After `deep_fuse_BN()` as well: batch norms folded into the convolutions before them."""
     FUSED_BRANCHES = "unmerged, batch norms fused"
-    """After `deep_fuse_BN()` alone, or another tool that fuses batch norms: parallel kernels are
-    still apart, each with a bias."""
+    """After `deep_fuse_BN()` only, or another tool that fuses batch norms: parallel kernels are
+    separate, each with a bias."""
 
     @property
     def has_branches(self) -> bool:
-        """Whether parallel kernels are still apart, in a network that has such."""
+        """Whether parallel kernels, if the network has any, are separate."""
         return self in (Structure.TRAINING, Structure.FUSED_BRANCHES)
 
 
 @dataclasses.dataclass(frozen=True)
 class StructureNames:
-    """The official names by which the structure of a family's weights is known.
+    """The official names that identify the structure of a family's weights.
 
     Attributes:
-      fused_bias: that the first convolution has when its batch norm is fused.
-      merged_kernel: a module in the name of every merged kernel; None if none is ever merged.
+      fused_bias: name of the first convolution's bias, which exists if its batch norm is fused.
+      merged_kernel: name of the module of every merged kernel; None if none is ever merged.
     """
 
     fused_bias: str
@@ -56,12 +55,12 @@ class StructureNames:
         return Structure.MERGED if merged else Structure.TRAINING
 
 
-def abstract_structure(model: nn.Module, structure: Structure) -> dict[str, Any]:
+def abstract_structure(model: Network, structure: Structure) -> dict[str, Any]:
     """Shapes and dtypes of a model's variables in one of the published structures.
 
     Args:
       model: in its training-time structure.
-      structure: the one that is wanted.
+      structure: the published structure.
     """
     variables = abstract_variables(model)
     if structure is Structure.TRAINING:
@@ -73,7 +72,7 @@ def abstract_structure(model: nn.Module, structure: Structure) -> dict[str, Any]
 
 
 def _fused(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """With each convolution's batch norm gone, but for its bias, which is the convolution's."""
+    """Replaces the batch norm of each convolution by a bias of the convolution."""
     fused = {}
     for path, leaf in traverse_util.flatten_dict(variables).items():
         *module, parent, last = path

@@ -1,10 +1,10 @@
 """The two formats of `torch.save`.
 
 Since PyTorch 1.6 a file is a zip archive of a pickle, FOLDER/data.pkl, and the bytes of each
-storage, FOLDER/data/KEY. Before, it was five pickles (a magic number, a version, facts about the
-machine, the object, the keys of its storages) and then, for each storage, the number of its
-elements and their bytes. In both, the object's pickle says how tensors are views of storages, and
-refers to those by key.
+storage, FOLDER/data/KEY. Before, it was five pickles (a magic number, a version, properties of the
+machine, the object, the keys of its storages), followed for each storage by the number of its
+elements and their bytes. In both, the object's pickle describes tensors as views of storages, which
+it references by key.
 """
 
 import functools
@@ -28,7 +28,7 @@ _LEGACY_VERSION = 1001
 
 _STORAGE_DTYPES = {class_: DTYPES[name] for name, class_ in STORAGE_CLASSES.items()}
 _STORAGE_DTYPES["UntypedStorage"] = np.dtype(np.uint8)
-# Storages of quantized tensors have integers, which are no values of a plain tensor.
+# Storages of quantized tensors contain integers that are not the values of a plain tensor.
 _QUANTIZED = {
     "QInt8Storage": np.dtype(np.int8),
     "QInt32Storage": np.dtype(np.int32),
@@ -39,22 +39,22 @@ _QUANTIZED = {
 _STORAGE_DTYPES |= _QUANTIZED
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 
-# Of a pickle: the longest string or bytes within it. Training logs have long texts and arrays.
+# The longest string or bytes in a pickle. Training logs contain long texts and arrays.
 _MOST_AT_ONCE = 1 << 28
 
-# What a file holds. Deeper there are also set, frozenset, int, float, bool, None, str, bytes,
-# `StoredTensor`, `UnreadableTensor` and `Placeholder`.
+# The contents of a file. Deeper levels also contain set, frozenset, int, float, bool, None, str,
+# bytes, `StoredTensor`, `UnreadableTensor` and `Placeholder`.
 Contents = dict[Any, Any] | list[Any] | tuple[Any, ...]
 
-# From a key, the number of elements and their type to the storage.
+# Maps a key, the number of elements and their type to the storage.
 _FindStorage = Callable[[str, int, np.dtype], Storage]
 
 
 def read_zip(file: ByteFile) -> Contents:
-    """What a file of the zip format holds.
+    """The contents of a file in the zip format.
 
     Raises:
-      ValueError: a damaged or hostile file, or one that holds anything but a container.
+      ValueError: a damaged or malicious file, or one whose pickle is not of a container.
     """
     members = read_members(file)
     folder = _folder(members)
@@ -82,7 +82,7 @@ def read_zip(file: ByteFile) -> Contents:
 
 
 def read_legacy(file: ByteFile) -> Contents:
-    """What a file of the older format holds.
+    """The contents of a file in the older format.
 
     Raises:
       ValueError: as `read_zip`.
@@ -93,7 +93,7 @@ def read_legacy(file: ByteFile) -> Contents:
         raise ValueError("it is a pickle, but not one that torch.save has written.")
     if (version := pickles.load()) != _LEGACY_VERSION:
         raise ValueError(f"its format has version {brief(version)}; known: {_LEGACY_VERSION}.")
-    pickles.load()  # about the machine that wrote it, which does not matter
+    pickles.load()  # properties of the machine, which are not needed
     storages: dict[str, Storage] = {}
     counts: dict[str, int] = {}
 
@@ -118,7 +118,7 @@ def read_legacy(file: ByteFile) -> Contents:
 
 
 def _folder(members: Mapping[str, Member]) -> str:
-    """In which of the archive's folders everything is.
+    """The folder of the archive that contains everything.
 
     Raises:
       ValueError: an archive of another kind.
@@ -145,12 +145,12 @@ def _are_names(keys: Any) -> bool:
 
 
 class _TypedStorage(Placeholder):
-    """A storage, as the pickle knows it.
+    """A reference to a storage in the pickle.
 
     Attributes:
       storage: the bytes.
-      dtype: of its elements.
-      offset: in bytes, where the storage of this pickle begins within those bytes.
+      dtype: of the elements.
+      offset: start of the referenced part in `storage`, in bytes.
     """
 
     __slots__ = ("dtype", "offset", "storage")
@@ -161,14 +161,14 @@ class _TypedStorage(Placeholder):
 
 
 class _TorchObjects:
-    """What a pickle of `torch.save` makes beside plain data: tensors, of the storages it finds."""
+    """Builds the tensors in a pickle of `torch.save` from storages."""
 
     def __init__(self, find: _FindStorage):
         self._find = find
 
     @property
     def _functions(self) -> dict[tuple[str, str], Function]:
-        """Made anew each time: an attribute would refer back to this object."""
+        """Built on each access: an attribute would create a reference cycle."""
         return {
             **{maker: functools.partial(unreadable.of_maker, maker) for maker in unreadable.MAKERS},
             ("torch", "Size"): _size,
@@ -235,7 +235,7 @@ class _TorchObjects:
         return None
 
     def _tensor_of_class(self, args: tuple[Any, ...]) -> StoredTensor | UnreadableTensor | None:
-        """A tensor with attributes or of a subclass, by the function that makes a plain one."""
+        """A tensor with attributes or of a subclass, from the function for a plain tensor."""
         match args:
             case (Placeholder(args=None) as make, Placeholder() as class_, tuple(inner), _):
                 known = self._functions if make.module == "torch._utils" else {}
@@ -249,7 +249,7 @@ class _TorchObjects:
 def _view(
     typed: _TypedStorage, dtype: np.dtype, args: tuple[Any, ...]
 ) -> StoredTensor | UnreadableTensor:
-    """A tensor of a storage, by the arguments of the function that would have made it."""
+    """A view of a storage, from the arguments of PyTorch's function."""
     _, offset, shape, strides, *_ = args
     start = typed.offset + offset * dtype.itemsize
     tensor = StoredTensor(typed.storage, dtype, start, shape, strides)
@@ -257,7 +257,7 @@ def _view(
 
 
 def _no_container(contents: Any) -> str:
-    """Why a file whose pickle is of one value holds no weights."""
+    """The error for a file whose pickle is not of a container."""
     match contents:
         case Placeholder(omitted=str(reason)) if reason:
             return f"its {contents.path} cannot be read: {reason}."

@@ -1,4 +1,4 @@
-"""Tensors whose values are not an array in the file: what kinds there are, and what to save."""
+"""Kinds of tensors that are not stored as arrays, and what to save instead."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ _EXPANDED = (
     "Save tensor.contiguous().",
 )
 
-# Functions of the pickle that make tensors of one kind.
+# Functions in pickles that each make one kind of tensor.
 MAKERS = {
     ("torch._utils", "_rebuild_qtensor"): _QUANTIZED,
     ("torch._utils", "_rebuild_sparse_tensor"): _SPARSE,
@@ -37,7 +37,7 @@ MAKERS = {
     ("torch.nn.parameter", "UninitializedParameter"): _LAZY,
 }
 
-# Packages whose subclasses of torch.Tensor are of one kind.
+# Packages whose subclasses of torch.Tensor are one kind.
 _PACKAGES = {
     "torch.distributed": _SHARDED,
     "torch.nested": _NESTED,
@@ -54,7 +54,7 @@ def of_maker(function: tuple[str, str], args: tuple[Any, ...]) -> UnreadableTens
 
 
 def of_class(class_: Placeholder, args: tuple[Any, ...]) -> UnreadableTensor:
-    """A tensor of a subclass of `torch.Tensor` with a layout of its own."""
+    """A tensor of a subclass of `torch.Tensor` with its own layout."""
     kind, remedy = f"a {class_.path}", "Save plain tensors."
     for package, (known_kind, known_remedy) in _PACKAGES.items():
         if f"{class_.module}.".startswith(f"{package}."):
@@ -63,19 +63,19 @@ def of_class(class_: Placeholder, args: tuple[Any, ...]) -> UnreadableTensor:
 
 
 def of_dtype(name: str, args: tuple[Any, ...]) -> UnreadableTensor:
-    """A tensor of `torch.NAME` numbers, which NumPy and ml_dtypes do not have."""
+    """A tensor of dtype `torch.NAME`, which NumPy and ml_dtypes lack."""
     return _unreadable(
         "torch._utils", "_rebuild_tensor_v3", args, f"of torch.{name}", "Save tensor.float()."
     )
 
 
 def of_lazy_view(args: tuple[Any, ...]) -> UnreadableTensor:
-    """A tensor that is to be conjugated or negated when it is read."""
+    """A tensor that is conjugated or negated on reading."""
     return _unreadable("torch._utils", "_rebuild_tensor_v2", args, *_VIEW)
 
 
 def of_expanded(args: tuple[Any, ...]) -> UnreadableTensor:
-    """A view (`tensor.expand(...)`) that has values many times, and is larger than the file."""
+    """A view (`tensor.expand(...)`) that repeats values and is larger than the file."""
     return _unreadable("torch._utils", "_rebuild_tensor_v2", args, *_EXPANDED)
 
 

@@ -1,4 +1,4 @@
-"""What a PyTorch file does not record of a network: strides and dilation."""
+"""Properties of a network that a PyTorch file does not record: strides and dilation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,15 +7,15 @@ from replk_jax.models.backbone import Backbone
 
 
 def expect_recorded(model: Backbone, assumed: Mapping[str, Any]) -> None:
-    """Raises unless a reader of the file would build the same network.
+    """Checks that a reader of the file would build the same network.
 
     Args:
-      model: whose variables are to be saved.
-      assumed: fields of its architecture that no tensor's shape depends on, and what a reader
-        takes them to be.
+      model: the network to save.
+      assumed: fields of the architecture that do not affect shapes, with the values that a reader
+        assumes.
 
     Raises:
-      ValueError: a field is something else, or the model has an `output_stride`.
+      ValueError: a field has another value, or the model has an `output_stride`.
     """
     found = ", ".join(
         f"{field}={getattr(model.architecture, field)} (a reader assumes {value})"

@@ -1,10 +1,9 @@
 """Finds the weights of one network among the contents of a PyTorch file.
 
-Training scripts save a state dict within dictionaries of their own (`model_state_dict`, `net`,
-`student`, ...), and modules around a network put prefixes before the names of its tensors
-(`module.`, `backbone.`, `encoder.`, ...). Neither has to be known: every dictionary of the file
-is searched for names that only a known family of networks has, and what precedes them is the
-prefix.
+Training scripts save a state dict inside other dictionaries (`model_state_dict`, `net`, `student`,
+...), and modules around a network add prefixes to the names of its tensors (`module.`, `backbone.`,
+`encoder.`, ...). Neither must be known in advance. Every dictionary of the file is searched for
+names that only one family of networks has; the prefix is the text before them.
 """
 
 import dataclasses
@@ -38,14 +37,14 @@ class Weights:
 
     Attributes:
       tensors: by names without a prefix.
-      family: the family of networks that the names belong to.
-      place: where in the file they are, in words.
+      family: of the network, by the names.
+      place: location in the file, in words.
       ignored: names of tensors of other networks in the same state dict, such as the decoder of
         a segmenter.
-      ignores_convolutions: whether convolutions are among them, as in the head of a segmenter or
-        detector.
-      is_ema: whether they are an EMA.
-      has_ema: whether the file holds an EMA of the weights, these or others.
+      ignores_convolutions: whether `ignored` includes convolutions, as in the head of a segmenter
+        or detector.
+      is_ema: whether the weights are an exponential moving average (EMA).
+      has_ema: whether the file has an EMA of any weights.
     """
 
     tensors: dict[str, StoredTensor]
@@ -57,7 +56,7 @@ class Weights:
     has_ema: bool
 
     def by_official_names(self) -> tuple[dict[str, StoredTensor], str]:
-        """The tensors by official names, and whose names they had, as in `Recognized`.
+        """The tensors by official names, and their previous naming, as in `Recognized`.
 
         Raises:
           ValueError: as `Family.official_names`.
@@ -67,16 +66,16 @@ class Weights:
 
 
 def find_weights(contents: Contents, selection: Selection = ANY) -> Weights:
-    """Finds the one network that is wanted.
+    """Finds the one network that fits a selection.
 
     Args:
       contents: of a file.
-      selection: which weights to take; with several that fit it, the error lists them.
+      selection: which weights to read. If several networks fit it, the error lists them.
 
     Raises:
-      ValueError: no weights of a network known here; several networks to choose from; no EMA
-        where one is wanted; no entry or no tensors of the name that is asked for; or weights whose
-        values are not in the file as arrays, or that are pruned or parametrized.
+      ValueError: no weights of a supported network; several networks; no EMA, entry or tensors as
+        selected; or weights whose values are not stored as arrays, or that are pruned or
+        parametrized.
     """
     for everywhere in (False, True):
         entries = selected_entries(contents, selection, everywhere)
@@ -91,8 +90,8 @@ def find_weights(contents: Contents, selection: Selection = ANY) -> Weights:
     others = [c for c in candidates if c not in emas]
     if selection.prefer_ema and not emas:
         raise ValueError(
-            "there is no moving average (EMA) of the weights: no entry is called ema, model_ema, "
-            "state_dict_ema, ema_state_dict or the like."
+            "there is no EMA of the weights: no entry has the name ema, model_ema, state_dict_ema, "
+            "ema_state_dict or the like."
         )
     found = _only(emas if selection.prefer_ema or not others else others)
     if name := other_networks.identify(found.tensors):
@@ -133,11 +132,11 @@ def _how_to_select(candidate: Candidate) -> str:
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """The tensors that are weights: no counters, and nothing else that is saved with them.
+    """The tensors that are weights, without counters and other saved values.
 
     Raises:
-      ValueError: a tensor that stands for another one, or whose values are not in the file; or
-        tensors that take more memory than the file justifies.
+      ValueError: a tensor from which PyTorch computes a weight, or whose values are not stored as
+        an array; or tensors that need too much memory for the size of the file.
     """
     tensors = {n: v for n, v in values.items() if is_tensor(v) and not is_step_counter(n)}
     if reason := _unreadable_reason(tensors) or _rewritten_reason(values):
@@ -146,8 +145,8 @@ def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:
     return tensors
 
 
-# By a name among the tensors that PyTorch saves in the place of a weight, from which it computes
-# the weight in each call: what has been done to the weight, and how to undo it.
+# Tensors that PyTorch saves in place of a weight, and computes the weight from: a pattern of their
+# names, the kind of weight, and how to restore it.
 _REWRITTEN = (
     (
         re.compile(r"(.+\.(?:weight|bias))_mask"),
@@ -178,20 +177,20 @@ _REWRITTEN = (
 
 
 def _rewritten_reason(names: Iterable[str]) -> str | None:
-    """What is said of weights that PyTorch computes from what is saved; None without any."""
+    """The error for weights that PyTorch computes from saved tensors; None without any."""
     names = list(names)
     for pattern, kind, remedy in _REWRITTEN:
-        if found := [name for name in names if pattern.fullmatch(name)]:
-            where = pattern.fullmatch(found[0])[1]
+        if matches := [match for match in map(pattern.fullmatch, names) if match]:
+            found = [match[0] for match in matches]
             return (
-                f"{where} is {kind} ({brief(found)}). In PyTorch: {remedy} before the state dict "
-                "is saved."
+                f"{matches[0][1]} is {kind} ({brief(found)}). In PyTorch: {remedy} before the "
+                "state dict is saved."
             )
     return None
 
 
 def _unreadable_reason(values: Mapping[str, Any]) -> str | None:
-    """What is said of tensors whose values are not in the file; None if there are none."""
+    """The error for tensors whose values are not stored as arrays; None without any."""
     tensors = {name: value for name, value in values.items() if is_tensor(value)}
     unreadable = {n: v for n, v in tensors.items() if isinstance(v, UnreadableTensor)}
     if not unreadable:

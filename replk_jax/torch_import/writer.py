@@ -18,18 +18,18 @@ from replk_jax.torch_import.storage_classes import STORAGE_CLASSES
 _ALIGNMENT = 64  # of each storage in a zip archive, so that it can be mapped into memory
 _PADDING_ID = 0x4246  # of the extra field that PyTorch pads with as well
 _ZIP_HEADER_BYTES = 30
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the first there is, so that equal weights give equal files
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # constant, so that equal weights give equal files
 
 
 def write_torch(path: str | os.PathLike, state_dict: Mapping[str, TensorLike]) -> None:
     """Writes a .pth file that `torch.load(path, weights_only=True)` reads as an OrderedDict.
 
-    The same arrays in the same order give the same bytes. What was at `path` is replaced when
-    the new file is complete; if it cannot be completed, nothing is left of it.
+    The same arrays in the same order give the same bytes. An existing file is replaced once the
+    new one is complete. An incomplete file is removed.
 
     Args:
-      path: of the file, in a folder that is there.
-      state_dict: tensors by name; each is made an array in turn, and dropped again.
+      path: of the file, in an existing folder.
+      state_dict: tensors by name. One at a time is converted to an array.
 
     Raises:
       ValueError: a dtype that PyTorch has no storage for, with the name of the tensor.
@@ -47,14 +47,14 @@ def write_torch(path: str | os.PathLike, state_dict: Mapping[str, TensorLike]) -
 def _write_member(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     member = zipfile.ZipInfo(f"archive/{name}", _ZIP_DATE)
     member.create_system = 3  # on every system
-    start = archive.fp.tell() + _ZIP_HEADER_BYTES + len(member.filename) + 4
+    start = archive.start_dir + _ZIP_HEADER_BYTES + len(member.filename) + 4
     padding = -start % _ALIGNMENT
     member.extra = struct.pack("<HH", _PADDING_ID, padding) + bytes(padding)
     archive.writestr(member, data)
 
 
 def _pickle(state_dict: Mapping[str, TensorLike], classes: list[str]) -> bytes:
-    """An OrderedDict of tensors, each the whole of a storage, as PyTorch pickles it."""
+    """PyTorch's pickle of an OrderedDict of tensors, each a whole storage."""
     items = b"".join(
         _opcodes(name) + _opcodes(_tensor(str(key), class_, tuple(value.shape)))
         for key, ((name, value), class_) in enumerate(zip(state_dict.items(), classes, strict=True))
@@ -88,7 +88,7 @@ _EMPTY = Placeholder("collections", "OrderedDict", ())
 
 
 def _opcodes(value: Any) -> bytes:
-    """What makes a value; `pickle` itself can name only what it can import."""
+    """The opcodes of a value; `pickle` can only name what it can import."""
     match value:
         case Placeholder(module=module, name=name, args=None):
             return pickle.GLOBAL + f"{module}\n{name}\n".encode()
@@ -100,6 +100,6 @@ def _opcodes(value: Any) -> bytes:
             return pickle.MARK + b"".join(map(_opcodes, value)) + pickle.TUPLE
     output = io.BytesIO()
     pickler = pickle.Pickler(output, protocol=2)
-    pickler.fast = True  # stores nothing in the memo, which the whole has for itself
+    pickler.fast = True  # without a memo, which belongs to the whole pickle
     pickler.dump(value)
     return output.getvalue()[len(pickle.PROTO) + 1 : -len(pickle.STOP)]

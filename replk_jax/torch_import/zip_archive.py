@@ -1,4 +1,4 @@
-"""Zip archives as `torch.save` writes them: what is needed is a plain part of the file."""
+"""Locates the uncompressed members of zip archives, as `torch.save` writes them."""
 
 import dataclasses
 import struct
@@ -10,19 +10,19 @@ from replk_jax.io.text import brief
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 1
-_MOST_DIRECTORY_BYTES = 1 << 22  # that of fifty thousand members
+_MOST_DIRECTORY_BYTES = 1 << 22  # of about fifty thousand members
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """Where in the file a member's bytes are.
+    """The location of a member in the file.
 
     Attributes:
       name: of the member.
-      start: of the bytes.
+      start: of its bytes.
       size: in bytes.
-      checksum: their CRC-32; None if the archive was written without checksums.
-      compressed: whether the bytes are compressed; those cannot be read.
+      checksum: CRC-32 of the bytes; None if the archive has no checksums.
+      compressed: whether the bytes are compressed, which is unsupported.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Member:
 
 
 def read_members(file: ByteFile) -> dict[str, Member]:
-    """By name, from the archive's directory.
+    """The members in the archive's directory, by name.
 
     Raises:
-      ValueError: an archive without a directory, or one whose members are encrypted, twice
-        there, or not each in a place of its own.
+      ValueError: an archive without a directory, or with members that are encrypted, duplicate or
+        overlapping.
     """
     entries, directory = _read_directory(file)
     # With torch.serialization.set_crc32_options(False), PyTorch writes 0 for all of them.
@@ -76,7 +76,7 @@ def open_member(file: ByteFile, member: Member, most: int) -> BinaryIO:
 
 
 def _read_directory(file: ByteFile) -> tuple[list[zipfile.ZipInfo], int]:
-    """The members as the directory describes them, and where the directory begins."""
+    """The entries of the directory, and its position."""
     try:
         with zipfile.ZipFile(file.stream(_MOST_DIRECTORY_BYTES)) as archive:
             return archive.infolist(), archive.start_dir

@@ -104,7 +104,7 @@ class TestFromAClassifier:
     def test_grey_images(self, name, tmp_path):
         path = write(tmp_path / name)
         grey = tiny_segmenter(TINY, {"in_channels": 1})
-        with pytest.warns(UserWarning, match="is made to take 1|Drawn at random"):
+        with pytest.warns(UserWarning, match="is adapted to 1|Drawn at random"):
             loaded = load_into(grey, path, adapt_input=True)
         kernel = "params/stem_0/conv/kernel"
         np.testing.assert_allclose(

@@ -81,7 +81,7 @@ def test_names_of_timm(tmp_path, capsys):
     assert_same_tensors(tmp_path / "back.pth", wanted)
     capsys.readouterr()
     said = refusal(capsys, tmp_path / "timm.pth", tmp_path / "own", "--naming", "timm")
-    assert "is no PyTorch file: --naming does not apply" in said
+    assert "is not a PyTorch file: --naming does not apply" in said
 
 
 def test_for_torch_merged(torch_file, tmp_path, capsys):
@@ -127,15 +127,15 @@ def test_preprocessing(torch_file, tmp_path, capsys):
     )
     assert load(tmp_path / "folder").preprocessing.image_size == 384
     capsys.readouterr()
-    assert "no --like" in refusal(capsys, torch_file, tmp_path / "like.pth", *like)
-    assert "no released checkpoint" in refusal(capsys, torch_file, tmp_path / "x", "--like", "VGG")
+    assert "--like does not apply" in refusal(capsys, torch_file, tmp_path / "like.pth", *like)
+    assert "no published checkpoint" in refusal(capsys, torch_file, tmp_path / "x", "--like", "VGG")
     close = refusal(capsys, torch_file, tmp_path / "x", "--like", "RepLKNet-31B_ImageNet1K")
     assert "Did you mean replknet_31b." in close
     assert "replknet_31b.in1k" in close
     far = refusal(capsys, torch_file, tmp_path / "x", "--like", "nosuch")
-    assert "called 'nosuch'. python -m replk_jax models lists the models." in far
+    assert "has the name 'nosuch'. python -m replk_jax models lists the models." in far
     without = refusal(capsys, torch_file, tmp_path / "x", "--like", "replknet_3")
-    assert "no released checkpoint is of replknet_3: name a model or file" in without
+    assert "replknet_3 has no published checkpoint: give the name of another model" in without
     several = refusal(capsys, torch_file, tmp_path / "x", "--like", "replknet-31b")
     assert "name one of replknet_31b.in1k, " in several
     run(torch_file, tmp_path / "model.safetensors", "--like", "RepLKNet-XL")
@@ -153,7 +153,7 @@ def test_the_moving_average(tmp_path, capsys):
             np.testing.assert_array_equal(leaf, expected[key])
     run(path, tmp_path / "one.pth")
     for single in (path, tmp_path / "one.pth"):
-        assert "no moving average" in refusal(capsys, single, tmp_path / "x", "--ema")
+        assert "no EMA" in refusal(capsys, single, tmp_path / "x", "--ema")
 
 
 def test_names_and_preprocessing_go_along(tmp_path):
@@ -186,7 +186,7 @@ def test_only_a_checkpoints_folder_is_replaced(torch_file, tmp_path, capsys):
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "cat.jpg").touch()
-    assert "not a checkpoint's" in refusal(capsys, torch_file, folder, "--force")
+    assert "not a checkpoint:" in refusal(capsys, torch_file, folder, "--force")
     assert [path.name for path in folder.iterdir()] == ["cat.jpg"]
     save(tmp_path / "folder", network(num_classes=None))
     run(torch_file, tmp_path / "folder", "--force")
@@ -195,7 +195,7 @@ def test_only_a_checkpoints_folder_is_replaced(torch_file, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["tiny.onnx", "tiny.pkl", "tiny.v2", "tiny.pth.zip"])
 def test_endings_that_stand_for_no_format(torch_file, tmp_path, capsys, name):
-    assert "stands for no format" in refusal(capsys, torch_file, tmp_path / name)
+    assert "is of no known format" in refusal(capsys, torch_file, tmp_path / name)
     assert not (tmp_path / name).exists()
 
 

@@ -165,7 +165,7 @@ def scores(out):
 @pytest.mark.parametrize(
     "name", ["RepLKNet-31B_ImageNet-1K_384", "replknet-XL_meg73m-pre_3rdparty_in1k-320px"]
 )
-def test_predict_like_a_released_checkpoint(name, weights, folder, capsys):
+def test_predict_like_a_published_checkpoint(name, weights, folder, capsys):
     path = folder / "a.png"
     options = ["--weights", weights, "--json", "--top", 6]
     _, out, err = run(capsys, "predict", path, *options, "--like", name)

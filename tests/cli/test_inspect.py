@@ -25,9 +25,10 @@ from tests.torch_import.archives import (
     write_archive,
     write_with_header,
 )
+from tests.vision.test_preprocessing import Padded
 
 CHECKPOINTS = reference_data.ROOT / "checkpoints"
-NO_NETWORK = "no network that is known here"
+NO_NETWORK = "no supported network"
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ class TestGolden:
             r"^  names: official; weights: \['model'\]$",
             r"^  images: 224 x 224, ",
             r"^  which is a guess",
-            r"^  a moving average .* --ema$",
+            r"^  it also has an EMA of the weights: --ema$",
         ):
             assert re.search(line, shown, re.MULTILINE), line
         assert "faults" not in shown
@@ -84,7 +85,7 @@ class TestGolden:
         assert "weights: ['model_ema']" in shown
         assert "lies beside them" not in shown
         shown = show(CHECKPOINTS / "bare.pth", "--ema")
-        assert f"{NO_NETWORK}: there is no moving average" in shown
+        assert f"{NO_NETWORK}: there is no EMA" in shown
 
     def test_every_tensor(self, show):
         shown = show(CHECKPOINTS / "under_model.pth", "--tensors").splitlines()
@@ -95,7 +96,7 @@ class TestGolden:
 
     def test_faults(self, show):
         shown = show(CHECKPOINTS / "wrong_keys.pth")
-        assert "it cannot be loaded, since its tensors do not fit; faults: 3" in shown
+        assert "it cannot be loaded: its tensors do not fit; faults: 3" in shown
         for fault in (
             "  missing: stages.2.blocks.0.large_kernel.small_conv.bn.running_var",
             "  wrong shape: stages.0.blocks.0.pw1.conv.weight is (8, 7, 1, 1)",
@@ -111,7 +112,7 @@ class TestGolden:
             ("deploy.pth", "10 classes, merged\n"),
             ("deep_fused.pth", "merged, batch norms fused"),
             ("mmseg_backbone.pth", "backbone of 4 stages"),
-            ("legacy_training.pth", "a moving average"),
+            ("legacy_training.pth", "an EMA of the weights"),
             ("odd_tensors.pth", NO_NETWORK),
         ],
     )
@@ -158,7 +159,7 @@ class TestOtherLibraries:
         assert "; from preprocessor_config.json" in shown
         assert "names of the classes, from config.json: ['ant', 'bee']" in shown
         assert "assumed, since a file does not record it: an output stride of 32" in shown
-        assert "a moving average (EMA) of the weights is saved with them: --ema" in shown
+        assert "it also has an EMA of the weights: --ema" in shown
         assert "weights: at the top, after 'ema.', an EMA" in show(path, "--ema")
         assert "weights: at the top, after 'ema.'" in show(path, "--prefix", "ema.")
 
@@ -227,13 +228,19 @@ class TestOwn:
         model = create_model(TINY, num_classes=None, out_indices=(1, 0), in_channels=1)
         save(tmp_path / "x.safetensors", Checkpoint(model, random_variables(model)))
         shown = show(tmp_path / "x.safetensors")
-        assert "a backbone that gives the stages 1-0" in shown
-        assert "images: not known how they are prepared" in shown
+        assert "a backbone that returns the stages 1-0" in shown
+        assert "images: unknown preprocessing" in shown
+
+    def test_another_kind_of_preprocessing(self, tmp_path, show):
+        model = create_model(TINY, num_classes=None, out_indices=(1,))
+        save(tmp_path / "x.safetensors", Checkpoint(model, random_variables(model), Padded(4)))
+        shown = show(tmp_path / "x.safetensors")
+        assert "\n  images: kind padded for a test, multiple 4, scales [1]\n" in shown
 
     @pytest.mark.parametrize("name", ["network.safetensors", "folder"])
     def test_no_moving_average(self, tmp_path, refusal, name):
         save(tmp_path / name, network())
-        assert "no moving average" in refusal(tmp_path / name, "--ema")
+        assert "no EMA" in refusal(tmp_path / name, "--ema")
 
     def test_a_forged_description(self, tmp_path, show):
         description = json.dumps(network().description())
@@ -241,7 +248,7 @@ class TestOwn:
         write_safetensors(path, {"a": np.ones(2)}, {"replk_jax": description})
         shown = show(path)
         assert "  1 tensors, 2 values, float64\n" in shown
-        assert "it cannot be loaded, since its tensors do not fit; faults: " in shown
+        assert "it cannot be loaded: its tensors do not fit; faults: " in shown
         assert "\n  missing: params/head/kernel (12, 4)\n" in shown
         assert "... and " in shown
 
@@ -320,7 +327,7 @@ class TestHostile:
         path = write_archive(
             tmp_path / "x.pth", state_dict(model=tensor(), meta=value), {"0": bytes(16)}
         )
-        assert "\n  wants foo.bar.baz called, which is not done\n" in show(path)
+        assert "\n  requests a call of foo.bar.baz, which is not done\n" in show(path)
 
     def test_tensors_of_objects(self, tmp_path, show):
         namespace = b"cargparse\nNamespace\n)\x81}Vweights\n(l" + tensor() + b"asb"

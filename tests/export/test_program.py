@@ -350,7 +350,7 @@ class TestCommandLine:
         for options in ([], ["--image-size", "32", "--normalize"]):
             with pytest.raises(SystemExit):
                 main(["export", weights, str(out), *options])
-            assert "does not say how images are prepared" in capsys.readouterr().err
+            assert "does not record the image size and normalisation" in capsys.readouterr().err
         main(["export", weights, str(out), "--image-size", "32"])
         assert out.exists()
         like = ["--like", "RepLKNet-XL_MegData73M_ImageNet1K", "--normalize", "--force"]

@@ -158,7 +158,7 @@ def test_grey_images():
     [
         ({"num_classes": None}, (PREPROCESSING,), "no classifier"),
         ({"out_indices": (0, 1)}, (PREPROCESSING,), "no classifier"),
-        ({}, (None,), "The preprocessing is not known"),
+        ({}, (None,), "The preprocessing is unknown"),
         (
             {},
             (Preprocessing(32, mean=(0.5,), std=(0.5,)),),

@@ -86,7 +86,7 @@ def test_merged_networks(images):
     for key in whole:
         np.testing.assert_allclose(again[key], whole[key], **TOLERANCE)
     model, variables = network()
-    with pytest.raises(ValueError, match="merged classifier holds the norm"):
+    with pytest.raises(ValueError, match="merged classifier contains the final norm"):
         FeatureExtractor(
             model.clone(deploy=True), jax.jit(replk_jax.reparameterize)(variables), PREPROCESSING
         )

@@ -342,8 +342,8 @@ def test_looked_up_by_tag_file_or_model():
         ("repvgg_b1g2.rvg_in1k", "The checkpoints of repvgg_b1g2 are repvgg_b1g2.rvgg_in1k, "),
         ("replknet_31c.in22k", "Did you mean replknet_31l.in22k, replknet_31b.in22k"),
         ("RepLKNet-31B_ImageNet1K", "Did you mean replknet_31b."),
-        ("replknet_13", "no released checkpoint is of replknet_13"),
-        ("vgg16", "no released checkpoint or model is called 'vgg16'"),
+        ("replknet_13", "replknet_13 has no published checkpoint"),
+        ("vgg16", "no published checkpoint or model has the name 'vgg16'"),
     ],
 )
 def test_looked_up_in_vain(name, message):

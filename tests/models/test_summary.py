@@ -6,6 +6,7 @@ import math
 import pytest
 
 import replk_jax
+from replk_jax.models.summary import planned_memory
 from tests import reference_data
 from tests.helpers import TINY
 
@@ -108,3 +109,12 @@ def test_backbone():
     # The norms of the stages stay, as scale and bias.
     assert counts.parts[-1].name == "stages_1"
     assert counts.merged.batch_norm_elements == 0
+
+
+def test_memory_that_the_compiler_does_not_report():
+    class Compiled:
+        def memory_analysis(self):
+            return None
+
+    with pytest.raises(NotImplementedError, match="does not report memory"):
+        planned_memory(Compiled())

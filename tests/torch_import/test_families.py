@@ -541,7 +541,7 @@ class TestRefused:
 
     def test_the_same_tensor_twice(self):
         weights = {**saved(RESNET), "head.fc.bias": np.ones(4)}
-        with pytest.raises(ValueError, match=r"two tensors stand for the same one, fc\.bias"):
+        with pytest.raises(ValueError, match=r"two tensors would have the same name, fc\.bias"):
             the_family_of_keys(weights).official_names(weights)
 
     @pytest.mark.parametrize(
@@ -576,7 +576,7 @@ class TestRefused:
                 RepVGGArchitecture((2, 1), (4, 4, 6), block="residual"),
                 {},
                 True,
-                "no 'residual' blocks, in no structure",
+                "no 'residual' blocks, in any structure",
             ),
             (REPVGG, {"block": "relu_in_branches"}, True, "no 'relu_in_branches' blocks, in no"),
             (MOBILENET, {}, True, "torchvision has no merged MobileNetV2"),
@@ -976,7 +976,7 @@ class TestOtherClassifiers:
             load_torch(path)
         with pytest.raises(ValueError, match=f"{re.escape(missing)} is missing; there are"):
             load_torch(path, model)
-        with pytest.raises(ValueError, match="say for how many num_classes"):
+        with pytest.raises(ValueError, match="give its num_classes"):
             load_torch(path, reset_head=True)
         found = infer_architecture(path)
         assert found.model == model.clone(num_classes=None)
@@ -997,7 +997,7 @@ class TestInputChannels:
     def test_kernels(self, architecture, count, tmp_path):
         model, variables = tiny(architecture)
         save_torch(variables, model, tmp_path / "rgb.pth")
-        with pytest.warns(UserWarning, match=f"takes 3 channels, and is made to take {count}"):
+        with pytest.warns(UserWarning, match=f"takes 3 channels, and is adapted to {count}"):
             found, loaded = load_torch(tmp_path / "rgb.pth", in_channels=count)
         assert found.architecture == dataclasses.replace(model.architecture, in_channels=count)
         changed = 0
@@ -1019,7 +1019,7 @@ class TestInputChannels:
         """An image with the same values in all channels, which the sum over channels preserves."""
         model, variables = tiny(TINY)
         save_torch(variables, model, tmp_path / "rgb.pth")
-        with pytest.warns(UserWarning, match="is made to take 1"):
+        with pytest.warns(UserWarning, match="is adapted to 1"):
             grey, loaded = load_torch(tmp_path / "rgb.pth", in_channels=1)
         x = np.random.default_rng(0).standard_normal((1, 32, 32, 1)).astype(np.float32)
         actual = run(grey, loaded, x)

@@ -68,7 +68,7 @@ class TestOneModelInManyWrappers:
         assert_computes(*load_torch(FOLDER / file, prefer_ema=True), "logits_ema")
 
     def test_no_moving_average(self):
-        with pytest.raises(ValueError, match=r"under_model\.pth: there is no moving average"):
+        with pytest.raises(ValueError, match=r"under_model\.pth: there is no EMA"):
             load_torch(FOLDER / "under_model.pth", prefer_ema=True)
 
     def test_backbone_of_a_segmenter(self):
@@ -404,7 +404,10 @@ class TestNames:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            (lambda w: w.update({"head.fc.weight": w["head.weight"]}), "two tensors stand for"),
+            (
+                lambda w: w.update({"head.fc.weight": w["head.weight"]}),
+                "two tensors would have the same",
+            ),
             (lambda w: w.update({"stem.0.bn.extra": np.ones(3)}), "not in the model: stem.0.bn.ex"),
             (lambda w: w.pop("head.weight"), r"head\.weight is missing"),
             (lambda w: w.update({"head.weight": np.float32(1)}), "kernel of 2 dimensions"),
@@ -435,7 +438,7 @@ class TestNames:
     def test_a_backbone_gets_no_classifier(self, tiny, tmp_path):
         model = tiny[0].clone(num_classes=None, out_indices=(0, 1))
         save_torch(random_variables(model), model, tmp_path / "backbone.pth")
-        with pytest.raises(ValueError, match="backbone, which has no classifier"):
+        with pytest.raises(ValueError, match="needs a classifier, and the model is a backbone"):
             load_torch(tmp_path / "backbone.pth", num_classes=5, reset_head=True)
 
 

@@ -314,7 +314,7 @@ class TestInTheCheckpoint:
         text = MMENGINE.replace("backend='pillow', ", backend)
         found = find(tmp_path, {"meta": {"cfg": text}})
         assert found.preprocessing.crop_fraction == 0.875
-        assert "its meta entry (there OpenCV resized" in found.preprocessing_source
+        assert "its meta entry (where OpenCV resizes" in found.preprocessing_source
 
     def test_the_normalize_step_converts_by_default(self, tmp_path):
         text = MMCLS.replace(", to_rgb=True", "")
@@ -383,7 +383,7 @@ class TestInTheCheckpoint:
 
 
 class TestPrecedence:
-    """Of the checkpoint, the JSON files next to it, and the name of a released checkpoint."""
+    """Of the checkpoint, the JSON files next to it, and the name of a published checkpoint."""
 
     @pytest.mark.parametrize("file", ["resnet50-11ad3fa6.pth", "mine.pth", "mine.safetensors"])
     @pytest.mark.parametrize("config", [None, NAMES, VIT | NAMES])
@@ -391,9 +391,9 @@ class TestPrecedence:
         files = {"preprocessor_config": CROPPED} | ({"config": config} if config else {})
         with pytest.warns(UserWarning, match=r"config\.json (is of 'vit'|is not used: it does)"):
             found = find(tmp_path, model=RESNET_50, file=file, **files)
-        released = Preprocessing(224, 224 / 232, "bilinear")
-        wanted = released if "11ad3fa6" in file else None
-        assert found == Metadata(wanted, wanted and "the name of a released checkpoint")
+        published = Preprocessing(224, 224 / 232, "bilinear")
+        wanted = published if "11ad3fa6" in file else None
+        assert found == Metadata(wanted, wanted and "the name of a published checkpoint")
 
     @pytest.mark.parametrize(
         "file", ["model.safetensors", "model.fp16.safetensors", "pytorch_model.bin",
@@ -417,7 +417,7 @@ class TestPrecedence:
         assert found.preprocessing == Preprocessing(288, 0.9)
         assert found.class_names[:2] == ("class 0", "class 1")
 
-    def test_the_name_of_a_released_checkpoint(self, tmp_path):
+    def test_the_name_of_a_published_checkpoint(self, tmp_path):
         """It takes precedence over JSON of the same network, which may be of other weights."""
         files = {"preprocessor_config": CROPPED, "config": {"model_type": "resnet"}}
         found = find(tmp_path, model=RESNET_50, file="resnet50-11ad3fa6.pth", **files)

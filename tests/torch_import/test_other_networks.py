@@ -108,8 +108,8 @@ def test_kernels_of_two_sizes():
     lite = mobilenet | {"blocks.2.0.conv_dw.weight": (8, 1, 5, 5)}
     found = identify(tensors(lite))
     assert message(found, known_families()) == (
-        "its tensors are named as those of EfficientNet-Lite, MnasNet or FBNet, with kernels of "
-        "3 x 3 and of 5 x 5, which is not one of the networks known here, which are RepLKNet, "
+        "its tensors have the names of EfficientNet-Lite, MnasNet or FBNet, with kernels of "
+        "3 x 3 and of 5 x 5, which is not one of the supported networks, which are RepLKNet, "
         "RepVGG, MobileNetV2 and ResNet."
     )
 

@@ -97,7 +97,7 @@ def test_shards_elsewhere(name, tmp_path):
     text = json.loads(index.read_text())
     text["weight_map"]["layer0.weight"] = name
     index.write_text(json.dumps(text))
-    with pytest.raises(FileError, match=r"names a shard .*, which is no file beside it"):
+    with pytest.raises(FileError, match=r"names a shard .*, which is not a file next to it"):
         read(index)
 
 

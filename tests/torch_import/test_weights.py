@@ -308,7 +308,7 @@ class TestAverages:
     def test_of_mmengine_without_one(self, stored):
         contents = stored({"state_dict": RAW, "meta": {"mmengine_version": "0.10.7"}})
         assert_found(find_weights(contents))
-        with pytest.raises(ValueError, match=r"no moving average \(EMA\)"):
+        with pytest.raises(ValueError, match=r"no EMA of the weights"):
             find_weights(contents, Selection(prefer_ema=True))
 
     def test_alone(self, stored):
@@ -404,7 +404,7 @@ class TestNothingFound:
     def test_other_networks_are_named(self, stored, names, label):
         contents = stored({name: np.ones((4, 4, 1, 1), np.float32) for name in names})
         with pytest.raises(
-            ValueError, match=f"are named as those of .*{label}.*known here"
+            ValueError, match=f"have the names of .*{label}.*supported networks"
         ) as caught:
             find_weights(contents)
         assert "\n" not in str(caught.value)
