@@ -7,8 +7,9 @@ from collections.abc import Callable
 from replk_jax.checkpoint.opening import open_checkpoint
 from replk_jax.checkpoint.record import Checkpoint
 from replk_jax.checkpoint.torch_format import TorchCheckpoint
+from replk_jax.models.fitting import Fitting
 from replk_jax.models.network import Network
-from replk_jax.torch_import import Fitting, Selection
+from replk_jax.torch_import import Selection
 from replk_jax.vision.base_preprocessing import BasePreprocessing
 
 
