@@ -58,7 +58,8 @@ def load_into(
 
     A composite network can start from a file of its own class, or of its backbone, with or without
     a classifier. In the latter case the layers after the last stage are left out and the heads are
-    initialised at random, with a warning.
+    initialised at random, with a warning. Output norms of stages that the file lacks get their
+    initial values, and those that the backbone lacks are left out.
 
     Args:
       model: the network. Its architecture, or that of its backbone, must match the file.
@@ -66,7 +67,8 @@ def load_into(
       adapt_input: adapt the kernels that see the image to the model's number of channels, like
         `in_channels` of `load_torch`.
       reset_head: initialise a new classifier if the file has another number of classes; in a
-        composite network, the weights of the heads that depend on that number.
+        composite network, the weights of the heads that depend on that number. Weights that only
+        the file has because of its classes are left out, with a warning.
       seed: of the random initialisation.
 
     Returns:
@@ -74,7 +76,7 @@ def load_into(
 
     Raises:
       ValueError, OSError: as `load` and `load_torch`, and for a re-parameterized file, unless
-        `model` is re-parameterized.
+        `model` is re-parameterized too. It then has to have the same variables.
     """
     selection = Selection(prefer_ema, key, prefix, rename)
     fitting = Fitting(reset_head=reset_head, adapt_input=adapt_input, seed=seed)

@@ -31,9 +31,9 @@ def fit_network(
     """Fits the variables of a network of this package to a model.
 
     Args:
-      loaded: the network of the file, in its training-time structure, or merged for a model that
-        differs in nothing that its variables depend on.
-      model: a network of the same class, or a composite network with a backbone of that class.
+      loaded: the network of the file.
+      model: a network of the same class, or a composite network with a backbone of that class. For
+        a merged file, a merged network with the same variables.
       fitting: the permitted changes to the variables.
       source: name of the file, for warnings.
 
@@ -63,7 +63,7 @@ def fit_network(
 
 
 def _fit_merged(variables: Mapping[str, Any], own: Network, model: Network) -> dict[str, Any]:
-    """Checks that the variables of a merged network are those of a merged model."""
+    """Converts the variables of a merged network to those of a merged model, without changes."""
     if not model.deploy:
         raise ValueError(
             "it is re-parameterized, and merged weights cannot be trained further: give the file "
@@ -137,20 +137,20 @@ def _fit_composite(
     source: str,
 ) -> dict[str, Any]:
     """Fits the variables of a composite network to another one of its class."""
+    if type(own.backbone) is not type(model.backbone):
+        raise ValueError(
+            f"it holds a {type(own).__name__} with a {type(own.backbone).__name__} as its "
+            f"backbone, not a {type(model.backbone).__name__}."
+        )
     training = model.clone(deploy=False)
     with _naming_backbone(model):
-        if type(own.backbone) is not type(model.backbone):
-            raise ValueError(
-                f"it holds a {type(own).__name__} with a {type(own.backbone).__name__} as its "
-                f"backbone, not a {type(model.backbone).__name__}."
-            )
         backbone = {name: tree[_BACKBONE] for name, tree in variables.items() if _BACKBONE in tree}
         fitted = fit_variables(backbone, training.backbone, fitting, source=source)
     heads = _heads_of(variables)
     if own.num_classes != model.num_classes:
         heads = _with_classes_of(model, heads, own, fitting)
-    fitted_variables = conform(_composed(fitted.variables, heads), training)
-    return reparameterize(fitted_variables) if model.deploy else fitted_variables
+    composed = conform(_composed(fitted.variables, heads), training)
+    return reparameterize(composed) if model.deploy else composed
 
 
 def _with_classes_of(
@@ -172,21 +172,25 @@ def _with_classes_of(
     replaced, new = _changed(before, after), _changed(after, before)
     if new and not fitting.reset_head:
         raise ValueError(
-            f"it has {own.num_classes or 'no'} classes, the model has {model.num_classes}: load "
-            "with reset_head=True to draw new weights for them."
+            f"it has {_classes(own)}, the model has {model.num_classes or 'none'}: load with "
+            "reset_head=True to draw new weights for them."
         )
     changes = []
     if replaced:
-        held = f"{own.num_classes or 'no'} classes"
-        changes.append(f"The weights for {held} of the file are left out: {_layers(replaced)}.")
+        layers = _layers(replaced)
+        changes.append(f"The weights for {_classes(own)} of the file are left out: {layers}.")
     if new:
-        wanted = f"{model.num_classes or 'no'} classes"
-        changes.append(f"The weights for {wanted} are drawn at random: {_layers(new)}.")
+        changes.append(f"The weights for {_classes(model)} are drawn at random: {_layers(new)}.")
     if changes:
         warn_user(" ".join(changes))
     drawn = _draw_heads(model, fitting.seed) if new else {}
     kept = {path: leaf for path, leaf in heads.items() if path not in replaced}
     return kept | {path: drawn[path] for path in new & drawn.keys()}
+
+
+def _classes(network: Network) -> str:
+    """The number of classes, in words."""
+    return f"{network.num_classes or 'no'} classes"
 
 
 def _changed(leaves: _Leaves, others: _Leaves) -> set[str]:

@@ -114,14 +114,12 @@ def fit_variables(
     Raises:
       ValueError: variables that do not fit.
     """
-    flat = traverse_util.flatten_dict(variables, sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
     fitted, left_out, initialized = fit_tensors(
         flat, model, _VariablePaths(model.head_name), fitting, source=source
     )
-    variables = conform(fitted, model.clone(deploy=False))
-    if model.deploy:
-        variables = reparameterize(variables)
-    return Fitted(variables, left_out, initialized)
+    training = conform(fitted, model.clone(deploy=False))
+    return Fitted(reparameterize(training) if model.deploy else training, left_out, initialized)
 
 
 def fit_tensors(
@@ -163,7 +161,8 @@ class _VariablePaths:
         self._head_name = head_name
 
     def shapes(self, model: Backbone) -> Mapping[str, tuple[int, ...]]:
-        return _variable_shapes(model.clone(deploy=False))
+        training = model.clone(deploy=False)
+        return _variable_shapes(training)  # pyright: ignore[reportArgumentType]  # modules are hashable
 
     def key(self, path: Path) -> str:
         return "/".join(path)
@@ -182,7 +181,7 @@ class _VariablePaths:
 
 @functools.lru_cache(maxsize=8)  # to trace a network takes a second, and fitting asks repeatedly
 def _variable_shapes(model: Backbone) -> Mapping[str, tuple[int, ...]]:
-    flat = traverse_util.flatten_dict(abstract_variables(model), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(abstract_variables(model), sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
@@ -253,10 +252,7 @@ def _fit_head(
     # The later check of all shapes reports another kind of classifier, unless it is replaced.
     if fits and (is_linear or not fitting.reset_head):
         return dict(tensors)
-    if is_linear:
-        held = f"has {shape[naming.class_axis]} classes"
-    else:
-        held = _describe_classifier(sorted(tensors.keys() - kept.keys()), kernel, bias)
+    held = _describe_classifier(tensors, kernel, bias, naming)
     if not fitting.reset_head:
         raise ValueError(
             f"its classifier {held}, the model has {model.num_classes}: load with reset_head=True "
@@ -266,33 +262,45 @@ def _fit_head(
         f"The classifier of the file, which {held}, is left out, and one of "
         f"{model.num_classes} classes is drawn at random."
     )
-    drawn = _draw_classifier({key: shapes[key] for key in (kernel, bias)}, model, fitting.seed)
-    return kept | drawn
+    return kept | _draw_classifier(shapes, kernel, bias, fitting.seed)
 
 
-def _describe_classifier(held: list[str], kernel: str, bias: str) -> str:
-    """Describes a classifier that is not a linear layer, for an error.
+def _describe_classifier(tensors: _Tensors, kernel: str, bias: str, naming: Naming) -> str:
+    """Describes a classifier that does not fit, for an error.
 
     Args:
-      held: names of its tensors.
+      tensors: of the network.
       kernel, bias: names of the tensors of a linear classifier.
+      naming: of the tensors.
     """
-    if not held:
+    shape = tensors[kernel].shape if kernel in tensors else ()
+    if bias in tensors and len(shape) == 2:
+        return f"has {shape[naming.class_axis]} classes"
+    parts = sorted(filter(naming.in_classifier, tensors))
+    if not parts:
         return "is not there"
-    missing = [name for name in (kernel, bias) if name not in held]
+    missing = [name for name in (kernel, bias) if name not in tensors]
     problem = f"{missing[0]} is missing" if missing else f"{kernel} is no matrix"
-    return f"is of another kind ({problem}; there are {brief(held)})"
+    return f"is of another kind ({problem}; there are {brief(parts)})"
 
 
 def _draw_classifier(
-    shapes: Mapping[str, tuple[int, ...]], model: Backbone, seed: int
+    shapes: Mapping[str, tuple[int, ...]], kernel: str, bias: str, seed: int
 ) -> dict[str, np.ndarray]:
-    """Initial values for the kernel and bias of a model's classifier, given their shapes."""
-    width = max(map(math.prod, shapes.values())) // model.num_classes
+    """Initial values of a linear classifier, by the names of its tensors.
+
+    Args:
+      shapes: of the model's tensors.
+      kernel, bias: names of the classifier's tensors.
+      seed: of the values.
+    """
+    width = math.prod(shapes[kernel]) // math.prod(shapes[bias])
     draw = pytorch_init(width)
     return {
-        key: np.asarray(draw(jax.random.fold_in(jax.random.key(seed), len(shape)), shape))
-        for key, shape in shapes.items()
+        key: np.asarray(
+            draw(jax.random.fold_in(jax.random.key(seed), len(shapes[key])), shapes[key])
+        )
+        for key in (kernel, bias)
     }
 
 

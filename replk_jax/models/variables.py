@@ -68,7 +68,7 @@ def conform(arrays: Mapping[str, Any], model: Network) -> dict[str, Any]:
     Raises:
       ValueError: arrays that are missing, unexpected or of the wrong shape, all in one error.
     """
-    expected = traverse_util.flatten_dict(abstract_variables(model), sep="/")
+    expected: dict[str, Any] = traverse_util.flatten_dict(abstract_variables(model), sep="/")
     if faults := differences(arrays, expected):
         raise ValueError(f"The weights do not fit this {type(model).__name__}:{in_lines(faults)}")
     flat = {path: jnp.asarray(arrays[path], leaf.dtype) for path, leaf in expected.items()}
