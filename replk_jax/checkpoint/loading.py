@@ -7,8 +7,9 @@ from collections.abc import Callable
 from replk_jax.checkpoint.opening import open_checkpoint
 from replk_jax.checkpoint.record import Checkpoint
 from replk_jax.checkpoint.torch_format import TorchCheckpoint
+from replk_jax.models.fitting import Fitting
 from replk_jax.models.network import Network
-from replk_jax.torch_import import Fitting, Selection
+from replk_jax.torch_import import Selection
 from replk_jax.vision.base_preprocessing import BasePreprocessing
 
 
@@ -57,7 +58,8 @@ def load_into(
 
     A composite network can start from a file of its own class, or of its backbone, with or without
     a classifier. In the latter case the layers after the last stage are left out and the heads are
-    initialised at random, with a warning.
+    initialised at random, with a warning. Output norms of stages that the file lacks get their
+    initial values, and those that the backbone lacks are left out.
 
     Args:
       model: the network. Its architecture, or that of its backbone, must match the file.
@@ -65,7 +67,8 @@ def load_into(
       adapt_input: adapt the kernels that see the image to the model's number of channels, like
         `in_channels` of `load_torch`.
       reset_head: initialise a new classifier if the file has another number of classes; in a
-        composite network, the weights of the heads that depend on that number.
+        composite network, the weights of the heads that depend on that number. Weights that only
+        the file has because of its classes are left out, with a warning.
       seed: of the random initialisation.
 
     Returns:
@@ -73,7 +76,7 @@ def load_into(
 
     Raises:
       ValueError, OSError: as `load` and `load_torch`, and for a re-parameterized file, unless
-        `model` is re-parameterized.
+        `model` is re-parameterized too. It then has to have the same variables.
     """
     selection = Selection(prefer_ema, key, prefix, rename)
     fitting = Fitting(reset_head=reset_head, adapt_input=adapt_input, seed=seed)

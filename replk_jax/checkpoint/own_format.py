@@ -12,9 +12,10 @@ from flax import traverse_util
 from replk_jax.checkpoint.record import Checkpoint
 from replk_jax.checkpoint.starting import fit_network
 from replk_jax.io.errors import naming
+from replk_jax.models.fitting import Fitting
 from replk_jax.models.network import Network
 from replk_jax.models.variables import abstract_variables
-from replk_jax.torch_import import Fitting, Selection
+from replk_jax.torch_import import Selection
 
 
 class OwnCheckpoint(abc.ABC):
@@ -68,11 +69,6 @@ class OwnCheckpoint(abc.ABC):
         """
         loaded = self.load(selection)
         with naming(self.path):
-            if loaded.model.deploy:
-                raise ValueError(
-                    "it is re-parameterized, and merged weights cannot be trained further: give "
-                    "the file from before the merge."
-                )
             variables = fit_network(loaded, model, fitting, source=os.fspath(self.path))
         same_classes = (type(model), model.num_classes) == (
             type(loaded.model),

@@ -1,7 +1,8 @@
 """Fits the variables of one network to another, which starts from them."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,20 +15,14 @@ from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite import CompositeNetwork
+from replk_jax.models.fitting import Fitted, Fitting, fit_variables
 from replk_jax.models.network import Network
-from replk_jax.models.variables import abstract_image, abstract_variables, differences, in_lines
+from replk_jax.models.variables import abstract_image, abstract_variables, conform
 from replk_jax.reparam import reparameterize
-from replk_jax.torch_import import (
-    Contents,
-    Fitted,
-    Fitting,
-    Selection,
-    fit_variables,
-    load_contents,
-)
+from replk_jax.torch_import import Contents, Selection, load_contents
 
 _BACKBONE = "backbone"
-_Leaves = dict[tuple[str, ...], Any]  # flattened variables: (collection, module, ..., name)
+_Leaves = dict[str, Any]  # flattened variables, by paths such as "params/decode_head/bias"
 
 
 def fit_network(
@@ -36,8 +31,9 @@ def fit_network(
     """Fits the variables of a network of this package to a model.
 
     Args:
-      loaded: the network of the file, in its training-time structure.
-      model: a network of the same class, or a composite network with a backbone of that class.
+      loaded: the network of the file.
+      model: a network of the same class, or a composite network with a backbone of that class. For
+        a merged file, a merged network with the same variables.
       fitting: the permitted changes to the variables.
       source: name of the file, for warnings.
 
@@ -48,19 +44,36 @@ def fit_network(
       ValueError: a network of another class, or variables that do not fit.
     """
     own, variables = loaded.model, loaded.variables
-    if isinstance(model, Backbone) and isinstance(own, Backbone) and type(own) is type(model):
-        return fit_variables(variables, own, model, fitting, source=source).variables
+    if own.deploy:
+        return _fit_merged(variables, own, model)
+    if isinstance(model, Backbone) and type(own) is type(model):
+        return fit_variables(variables, model, fitting, source=source).variables
     wanted = f"a {type(model).__name__}"
     if isinstance(model, CompositeNetwork):
         backbone = model.backbone
         if isinstance(own, CompositeNetwork) and type(own) is type(model):
             return _fit_composite(variables, own, model, fitting, source)
         if isinstance(own, Backbone) and type(own) is type(backbone):
+            of_backbone = dataclasses.replace(fitting, adapt_stage_norms=True)
             with _naming_backbone(model):
-                fitted = fit_variables(variables, own, backbone, fitting, source=source)
+                fitted = fit_variables(variables, backbone, of_backbone, source=source)
             return _start_from_backbone(model, fitted, fitting.seed, source)
         wanted += f" or its backbone, a {type(backbone).__name__}"
     raise ValueError(f"it holds a {type(own).__name__}, not {wanted}.")
+
+
+def _fit_merged(variables: Mapping[str, Any], own: Network, model: Network) -> dict[str, Any]:
+    """Converts the variables of a merged network to those of a merged model, without changes."""
+    if not model.deploy:
+        raise ValueError(
+            "it is re-parameterized, and merged weights cannot be trained further: give the file "
+            "from before the merge."
+        )
+    if type(own) is not type(model):
+        raise ValueError(
+            f"it holds a re-parameterized {type(own).__name__}, not a {type(model).__name__}."
+        )
+    return conform(traverse_util.flatten_dict(variables, sep="/"), model)
 
 
 def fit_contents(
@@ -81,12 +94,13 @@ def fit_contents(
     Raises:
       ValueError: as `load_torch`.
     """
-    load = partial(load_contents, contents, selection=selection, source=source, fitting=fitting)
+    load = partial(load_contents, contents, selection=selection, source=source)
     if not isinstance(model, CompositeNetwork):
-        backbone, fitted = load(model)
+        backbone, fitted = load(model, fitting=fitting)
         return backbone, fitted.variables
+    of_backbone = dataclasses.replace(fitting, adapt_stage_norms=True)
     with _naming_backbone(model):
-        backbone, fitted = load(model.backbone)
+        backbone, fitted = load(model.backbone, fitting=of_backbone)
     return backbone, _start_from_backbone(model, fitted, fitting.seed, source)
 
 
@@ -104,14 +118,15 @@ def _start_from_backbone(
 ) -> dict[str, Any]:
     """The variables of a composite network with random heads. Warns."""
     heads = _draw_heads(model, seed)
-    drawn = ", ".join(sorted({module for _, module, *_ in heads}))
-    modules = sorted({name.rpartition(".")[0] for name in fitted.left_out})
-    left_out = f" Left out: {brief(modules)}." if modules else ""
+    drawn = ", ".join(sorted({path.split("/")[1] for path in heads}))
+    left_out = f" Left out: {brief(list(fitted.left_out))}." if fitted.left_out else ""
+    new = f" With initial values: {brief(list(fitted.initialized))}." if fitted.initialized else ""
     warn_user(
-        f"{source}: only the backbone of the {type(model).__name__} starts from it.{left_out} "
+        f"{source}: only the backbone of the {type(model).__name__} starts from it.{left_out}{new} "
         f"Drawn at random: {drawn}."
     )
-    return _composed(model, fitted.variables, heads)
+    variables = traverse_util.unflatten_dict(_composed(fitted.variables, heads), sep="/")
+    return reparameterize(variables) if model.deploy else variables
 
 
 def _fit_composite(
@@ -122,47 +137,74 @@ def _fit_composite(
     source: str,
 ) -> dict[str, Any]:
     """Fits the variables of a composite network to another one of its class."""
+    if type(own.backbone) is not type(model.backbone):
+        raise ValueError(
+            f"it holds a {type(own).__name__} with a {type(own.backbone).__name__} as its "
+            f"backbone, not a {type(model.backbone).__name__}."
+        )
+    training = model.clone(deploy=False)
     with _naming_backbone(model):
         backbone = {name: tree[_BACKBONE] for name, tree in variables.items() if _BACKBONE in tree}
-        fitted = fit_variables(backbone, own.backbone, model.backbone, fitting, source=source)
+        fitted = fit_variables(backbone, training.backbone, fitting, source=source)
     heads = _heads_of(variables)
     if own.num_classes != model.num_classes:
-        heads |= _draw_weights_of_classes(own, model, fitting)
-    places = _abstract_heads(model)
-    if faults := differences(_joined(heads), _joined(places)):
-        raise ValueError(f"The weights do not fit this {type(model).__name__}:{in_lines(faults)}")
-    heads = {path: jnp.asarray(heads[path], leaf.dtype) for path, leaf in places.items()}
-    return _composed(model, fitted.variables, heads)
+        heads = _with_classes_of(model, heads, own, fitting)
+    composed = conform(_composed(fitted.variables, heads), training)
+    return reparameterize(composed) if model.deploy else composed
 
 
-def _draw_weights_of_classes(
-    own: CompositeNetwork, model: CompositeNetwork, fitting: Fitting
+def _with_classes_of(
+    model: CompositeNetwork, heads: _Leaves, own: CompositeNetwork, fitting: Fitting
 ) -> _Leaves:
-    """New weights for those whose shape depends on the number of classes. Warns.
+    """Replaces the weights whose presence or shape depends on the number of classes. Warns.
 
     Args:
-      own: the network of the file.
       model: the network with another number of classes.
+      heads: of the file.
+      own: the network of the file.
       fitting: whether new weights are permitted, and their seed.
 
     Raises:
-      ValueError: new weights are not permitted.
+      ValueError: there are new weights, and they are not permitted.
     """
-    if not fitting.reset_head:
-        raise ValueError(
-            f"it has {own.num_classes} classes, the model has {model.num_classes}: load with "
-            "reset_head=True to draw new weights for them."
-        )
     before = _abstract_heads(own)
     after = _abstract_heads(own.clone(num_classes=model.num_classes))
-    changed = {path for path, leaf in after.items() if leaf.shape != before[path].shape}
-    layers = sorted({"/".join(path[1:-1]) for path in changed})
-    warn_user(
-        f"The weights for {own.num_classes} classes of the file are left out, and those for "
-        f"{model.num_classes} classes are drawn at random: {', '.join(layers)}."
-    )
-    drawn = _draw_heads(model, fitting.seed)
-    return {path: drawn[path] for path in changed & drawn.keys()}
+    replaced, new = _changed(before, after), _changed(after, before)
+    if new and not fitting.reset_head:
+        raise ValueError(
+            f"it has {_classes(own)}, the model has {model.num_classes or 'none'}: load with "
+            "reset_head=True to draw new weights for them."
+        )
+    changes = []
+    if replaced:
+        layers = _layers(replaced)
+        changes.append(f"The weights for {_classes(own)} of the file are left out: {layers}.")
+    if new:
+        changes.append(f"The weights for {_classes(model)} are drawn at random: {_layers(new)}.")
+    if changes:
+        warn_user(" ".join(changes))
+    drawn = _draw_heads(model, fitting.seed) if new else {}
+    kept = {path: leaf for path, leaf in heads.items() if path not in replaced}
+    return kept | {path: drawn[path] for path in new & drawn.keys()}
+
+
+def _classes(network: Network) -> str:
+    """The number of classes, in words."""
+    return f"{network.num_classes or 'no'} classes"
+
+
+def _changed(leaves: _Leaves, others: _Leaves) -> set[str]:
+    """The paths of leaves that the others lack, or have in another shape."""
+    return {
+        path
+        for path, leaf in leaves.items()
+        if path not in others or others[path].shape != leaf.shape
+    }
+
+
+def _layers(paths: Iterable[str]) -> str:
+    """The modules of leaves, as a list in a sentence."""
+    return ", ".join(sorted({path.partition("/")[2].rpartition("/")[0] for path in paths}))
 
 
 def _abstract_heads(model: CompositeNetwork) -> _Leaves:
@@ -182,19 +224,11 @@ def _draw_heads(model: CompositeNetwork, seed: int) -> _Leaves:
 
 
 def _heads_of(variables: Mapping[str, Any]) -> _Leaves:
-    flat = traverse_util.flatten_dict(variables)
-    return {path: leaf for path, leaf in flat.items() if path[1] != _BACKBONE}
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    return {path: leaf for path, leaf in flat.items() if path.split("/")[1] != _BACKBONE}
 
 
-def _joined(leaves: _Leaves) -> dict[str, Any]:
-    return {"/".join(path): leaf for path, leaf in leaves.items()}
-
-
-def _composed(
-    model: CompositeNetwork, backbone: Mapping[str, Any], heads: _Leaves
-) -> dict[str, Any]:
-    """Combines the variables of the backbone and of the training-time heads."""
+def _composed(backbone: Mapping[str, Any], heads: _Leaves) -> _Leaves:
+    """Combines the variables of a backbone and of heads."""
     nested = {collection: {_BACKBONE: tree} for collection, tree in backbone.items()}
-    flat = traverse_util.flatten_dict(nested)
-    variables = traverse_util.unflatten_dict({**flat, **heads})
-    return reparameterize(variables) if model.deploy else variables
+    return traverse_util.flatten_dict(nested, sep="/") | heads

@@ -10,10 +10,10 @@ from replk_jax.checkpoint.starting import fit_contents
 from replk_jax.io.errors import naming
 from replk_jax.io.user_warnings import warn_user
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.fitting import Fitting
 from replk_jax.models.network import Network
 from replk_jax.torch_import import (
     Contents,
-    Fitting,
     Selection,
     WeightsFile,
     find_metadata,

@@ -86,6 +86,7 @@ class Backbone(Network, kw_only=True):
     head_name: ClassVar[str] = "head"  # of the classifier among the parameters
     # Whether merging folds a final batch norm into the classifier.
     norm_joins_head: ClassVar[bool] = False
+    final_norm: ClassVar[Path] = ()  # the batch norm after the stages, in a family with stage norms
     output_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
     rates: ClassVar[tuple[str, ...]] = ()  # fields that are drop probabilities
 
@@ -134,6 +135,14 @@ class Backbone(Network, kw_only=True):
     def feature_names(self) -> tuple[str, ...]:
         """Names of the feature maps of the stages: "stage_0" and so on."""
         return tuple(f"stage_{s}" for s in range(len(self.architecture.layers)))
+
+    @property
+    def stage_norms(self) -> tuple[Path, ...]:
+        """The module of each stage's optional output norm; empty in a family without such norms.
+
+        In a backbone, the norm of the last stage takes the place of `final_norm`.
+        """
+        return ()
 
     @property
     def mergeable(self) -> bool:

@@ -246,6 +246,7 @@ class RepLKNet(Backbone, kw_only=True):
         "norm_intermediate_features": FLAG,
     }
     norm_joins_head: ClassVar[bool] = True
+    final_norm: ClassVar[Path] = ("norm",)
     output_strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
     rates: ClassVar[tuple[str, ...]] = ("drop_path_rate",)
 
@@ -306,6 +307,11 @@ class RepLKNet(Backbone, kw_only=True):
         if self.deploy and self.num_classes is not None:
             return x
         return BatchNorm(**self.common_kwargs(), name="norm")(x, train)
+
+    @property
+    def stage_norms(self) -> tuple[Path, ...]:
+        """See `Backbone`."""
+        return tuple((f"stages_{s}", "norm") for s in range(len(self.architecture.layers)))
 
     @nn.nowrap
     def normed_stages(self) -> tuple[int, ...]:

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from replk_jax.models.network import Network
 
@@ -54,6 +56,23 @@ def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
         elif given[name].shape != leaf.shape:
             faults.append(f"wrong shape: {name} is {given[name].shape}, the model has {leaf.shape}")
     return faults + [f"not in the model: {name}" for name in given if name not in expected]
+
+
+def conform(arrays: Mapping[str, Any], model: Network) -> dict[str, Any]:
+    """Converts arrays by path to the variables of a model, in its dtypes.
+
+    Args:
+      arrays: by path, such as "params/head/kernel".
+      model: any model of this package.
+
+    Raises:
+      ValueError: arrays that are missing, unexpected or of the wrong shape, all in one error.
+    """
+    expected: dict[str, Any] = traverse_util.flatten_dict(abstract_variables(model), sep="/")
+    if faults := differences(arrays, expected):
+        raise ValueError(f"The weights do not fit this {type(model).__name__}:{in_lines(faults)}")
+    flat = {path: jnp.asarray(arrays[path], leaf.dtype) for path, leaf in expected.items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def diverged_tensors(variables: Mapping[str, Any]) -> list[str]:

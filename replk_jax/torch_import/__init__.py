@@ -5,7 +5,6 @@ Modules outside this package import from here only.
 
 from replk_jax.torch_import.convert import convert_state_dict
 from replk_jax.torch_import.entries import Selection
-from replk_jax.torch_import.fitting import Fitted, Fitting, fit_variables
 from replk_jax.torch_import.folders import UnknownFolderError
 from replk_jax.torch_import.load import load_contents, load_torch
 from replk_jax.torch_import.metadata import find_metadata
@@ -18,8 +17,6 @@ from replk_jax.torch_import.torch_files import Contents
 __all__ = [
     "TORCH_ENDINGS",
     "Contents",
-    "Fitted",
-    "Fitting",
     "Placeholder",
     "Recognized",
     "Selection",
@@ -28,7 +25,6 @@ __all__ = [
     "check_published",
     "convert_state_dict",
     "find_metadata",
-    "fit_variables",
     "infer_architecture",
     "load_contents",
     "load_torch",

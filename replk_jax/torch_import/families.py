@@ -63,15 +63,6 @@ class Family(Protocol[Model]):
         """
         ...
 
-    def names_in(self, weights: Mapping[str, Any], model: Model) -> Mapping[str, Any]:
-        """Renames weights between official names where a classifier and a backbone differ.
-
-        Args:
-          weights: by official names, of a classifier or a backbone of the same architecture.
-          model: the network to load them into.
-        """
-        ...
-
     def timm_names(self, state_dict: Mapping[str, Any], architecture: Any) -> dict[str, Any]:
         """Renames the state dict of such a network from official names to timm's, in timm's order.
 

@@ -10,10 +10,11 @@ from replk_jax.io.tensors import StoredTensor
 from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.fitting import Fitted, Fitting
 from replk_jax.models.network import Network
 from replk_jax.torch_import.entries import Selection
 from replk_jax.torch_import.families import Family
-from replk_jax.torch_import.fitting import Fitted, Fitting, fit
+from replk_jax.torch_import.fitting import fit
 from replk_jax.torch_import.names import without_classifier
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.torch_files import Contents

@@ -62,11 +62,6 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return names.renamed(weights, rename), naming
 
 
-def names_in(weights: Mapping[str, Any], model: MobileNetV2) -> Mapping[str, Any]:
-    """See `families.Family`. The names depend only on the architecture."""
-    return weights
-
-
 def timm_names(
     state_dict: Mapping[str, Any], architecture: MobileNetV2Architecture
 ) -> dict[str, Any]:

@@ -49,21 +49,6 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return renamed, "official" if renamed.keys() == weights.keys() else "mmpretrain"
 
 
-def names_in(weights: Mapping[str, Any], model: RepLKNet) -> Mapping[str, Any]:
-    """See `families.Family`.
-
-    A norm after the last stage is the final norm of a classifier or feature extractor, and the
-    stage's own norm in a backbone.
-    """
-    last = len(model.architecture.layers) - 1
-    final, of_stage = "norm.", f"stages.{last}.norm."
-    wanted, other = (of_stage, final) if last in model.normed_stages() else (final, of_stage)
-    is_normed = wanted == of_stage or model.out_indices is None
-    if not is_normed or any(key.startswith(wanted) for key in weights):
-        return weights
-    return names.renamed(weights, lambda key: re.sub(rf"^{re.escape(other)}", wanted, key))
-
-
 def timm_names(state_dict: Mapping[str, Any], architecture: RepLKNetArchitecture) -> dict[str, Any]:
     """See `families.Family`."""
     raise ValueError('timm has no RepLKNet: save it with the official names (naming="official").')

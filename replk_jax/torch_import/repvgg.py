@@ -77,11 +77,6 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return dict(weights), naming
 
 
-def names_in(weights: Mapping[str, Any], model: RepVGG) -> Mapping[str, Any]:
-    """See `families.Family`. The names depend only on the architecture."""
-    return weights
-
-
 def timm_names(state_dict: Mapping[str, Any], architecture: RepVGGArchitecture) -> dict[str, Any]:
     """See `families.Family`."""
     return names.in_order(names.renamed(state_dict, _to_timm), _TIMM_ORDER)

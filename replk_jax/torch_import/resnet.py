@@ -34,11 +34,6 @@ def official_names(weights: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return renamed, "torchvision" if renamed.keys() == weights.keys() else "mmpretrain"
 
 
-def names_in(weights: Mapping[str, Any], model: ResNet) -> Mapping[str, Any]:
-    """See `families.Family`. The names depend only on the architecture."""
-    return weights
-
-
 def timm_names(state_dict: Mapping[str, Any], architecture: ResNetArchitecture) -> dict[str, Any]:
     """See `families.Family`. timm's names are torchvision's."""
     return dict(state_dict)

@@ -578,7 +578,7 @@ class TestRefused:
                 True,
                 "no 'residual' blocks, in any structure",
             ),
-            (REPVGG, {"block": "relu_in_branches"}, True, "no 'relu_in_branches' blocks, in no"),
+            (REPVGG, {"block": "relu_in_branches"}, True, "no 'relu_in_branches' blocks, in any"),
             (MOBILENET, {}, True, "torchvision has no merged MobileNetV2"),
             (MOBILENET, {"deploy": True}, False, "torchvision has no merged MobileNetV2"),
             (MOBILENET, {"small_kernel": 3}, False, "no small kernels beside larger ones"),
