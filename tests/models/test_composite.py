@@ -203,6 +203,54 @@ def test_summary_of_a_shared_head():
     assert head.merged.convolution == (8 * 8 + 4 * 4) * (9 * 16 * 6 + 6 * 3)
 
 
+class OrdinaryHead(nn.Module):
+    """Layers of Flax, and parameters of its own of the shapes of kernels."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to (N, 4 H, 4 W, 5)."""
+        shape = (1, *x.shape[1:])
+        x = x + self.param("rows", nn.initializers.zeros, shape)
+        x = x + self.param("columns", nn.initializers.zeros, shape)
+        x = nn.ConvTranspose(3, (4, 4), strides=(2, 2))(x)
+        x = nn.ConvTranspose(5, (2, 2), strides=(2, 2), use_bias=False)(x)
+        x = nn.Conv(5, (3, 3), feature_group_count=5)(inputs=x)
+        return nn.Dense(5)(x)
+
+
+class OrdinaryHeads(CompositeNetwork, kw_only=True):
+    """A head whose output is one of two, after a scale of the network itself."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Maps (N, H, W, 3) to what the head gives, and the feature map."""
+        (feature_map,) = self.backbone(x, train)
+        scale = self.param("scale", nn.initializers.ones, (8,))
+        return OrdinaryHead(name="head")(feature_map * scale[None, None, None]), feature_map
+
+
+def test_summary_of_ordinary_heads():
+    """A feature map of 4 x 4 pixels and 8 channels, by hand."""
+    architecture = replk_jax.ResNetArchitecture((1, 1), (4, 2))
+    backbone = replk_jax.create_model(architecture, num_classes=None, out_indices=(1,))
+    model = OrdinaryHeads(backbone=backbone)
+    counts = replk_jax.summary(model, 32)
+    parts = {part.name: part for part in counts.parts}
+    embeddings = 2 * (4 * 4 * 8)
+    kernels = (4 * 4 * 8 * 3 + 3) + (2 * 2 * 3 * 5) + (3 * 3 * 5 + 5) + (5 * 5 + 5)
+    assert parts["head"].shape == (16, 16, 5)
+    assert parts["head"].training.parameters == embeddings + kernels
+    # In a transposed convolution every pixel of the input meets every tap.
+    transposed = 4 * 4 * (4 * 4 * 8 * 3) + 8 * 8 * (2 * 2 * 3 * 5)
+    assert parts["head"].training.convolution == transposed + 16 * 16 * (3 * 3 * 5)
+    assert parts["head"].training.linear == 16 * 16 * 5 * 5
+    assert parts["scale"].training.parameters == parts["scale"].merged.parameters == 8
+    assert parts["scale"].training.convolution == 0
+    for structure, count in ((model, counts.training), (model.clone(deploy=True), counts.merged)):
+        leaves = jax.tree.leaves(abstract_variables(structure)["params"])
+        assert count.parameters == sum(leaf.size for leaf in leaves)
+
+
 def test_layers_are_those_of_the_backbone():
     model = tiny_segmenter()
     params = traverse_util.flatten_dict(abstract_variables(model)["params"])
