@@ -15,7 +15,7 @@ from replk_jax.export import export_model, plain_function
 from replk_jax.models import registry
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite import CompositeNetwork
-from replk_jax.models.description import describe, from_description
+from replk_jax.models.description import architecture_in_words, describe, from_description
 from replk_jax.models.network import Network, register_network
 from replk_jax.models.variables import abstract_variables
 from replk_jax.reparam import for_inference
@@ -101,7 +101,10 @@ def test_description():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"family": "Elsewhere"}, "KeyError: 'Elsewhere'"),
+        ({"family": "Elsewhere"}, "no network .* is registered; import the module .*: Elsewhere"),
+        ({"backbone": describe(tiny_segmenter().backbone.clone(out_indices=None))}, "out_indices"),
+        ({"num_classes": 10**40}, "num_classes cannot be 1000"),
+        ({"channels": 1 << 25}, "channels cannot be"),
         ({"channels": 0}, "channels cannot be 0"),
         ({"novelty": 1}, "KeyError: 'novelty'"),
         ({"backbone": 3}, "backbone cannot be 3"),
@@ -119,6 +122,51 @@ def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match=r"TinySegmenter already, in tests\.models\.composite"):
         register_network(type("TinySegmenter", (Network,), {"__module__": "elsewhere"}))
     assert type(from_description(describe(tiny_segmenter()))) is TinySegmenter
+
+
+@pytest.mark.parametrize("backbone", [None, tiny_segmenter(), 3], ids=repr)
+def test_a_backbone_of_another_type(backbone):
+    with pytest.raises(TypeError, match=r"TinySegmenter needs a backbone.*out_indices=.*; got "):
+        TinySegmenter(backbone=backbone)
+
+
+class PooledHead(CompositeNetwork, kw_only=True):
+    """A linear layer on the features of the backbone."""
+
+    needs_feature_maps = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, 3) to (N, 2), with a learned buffer."""
+        self.check_call(x)
+        offset = self.variable("buffers", "offset", jnp.ones, (2,))
+        return nn.Dense(2, name="head")(self.backbone(x, train)) + offset.value
+
+
+def test_backbones_have_feature_maps_unless_the_network_needs_none():
+    backbone = replk_jax.create_model(RESNET, num_classes=None)
+    with pytest.raises(ValueError, match="TinySegmenter needs the feature maps of its backbone"):
+        TinySegmenter(backbone=backbone).check_fields()
+    PooledHead(backbone=backbone).check_fields()
+
+
+def test_other_collections_are_not_merged():
+    backbone = replk_jax.create_model(RESNET, num_classes=None)
+    model = PooledHead(backbone=backbone)
+    variables, images = random_variables(model), random_images(model)
+    merged_model, merged = for_inference(model, variables)
+    assert merged.keys() == {"params", "buffers"}
+    np.testing.assert_array_equal(merged["buffers"]["offset"], variables["buffers"]["offset"])
+    expected = jax.jit(model.apply)(variables, images)
+    np.testing.assert_allclose(jax.jit(merged_model.apply)(merged, images), expected, atol=1e-4)
+
+
+def test_in_words():
+    """The fields of the network and of its backbone with the same name are both there."""
+    model = tiny_segmenter(channels=7)
+    assert architecture_in_words(model) == (
+        f"channels 7, backbone RepLKNet ({architecture_in_words(model.backbone)})"
+    )
 
 
 @pytest.mark.parametrize("family", registry.FAMILIES, ids=lambda family: family.name)
@@ -290,7 +338,7 @@ def test_is_tabulated():
 def test_no_classifier():
     model = tiny_segmenter()
     variables = random_variables(model)
-    with pytest.raises(ValueError, match="no classifier"):
+    with pytest.raises(ValueError, match="Classifier takes a classifier; got a TinySegmenter"):
         replk_jax.Classifier(model, variables, Preprocessing(32))
     with pytest.raises(ValueError, match="takes a classifier or a backbone; got a TinySegmenter"):
         replk_jax.FeatureExtractor(model, variables, Preprocessing(32))
