@@ -104,8 +104,7 @@ class BasePreprocessing(abc.ABC):
 
     def in_words(self) -> str:
         """The kind and the fields as text."""
-        fields = ", ".join(f"{name} {value}" for name, value in self.fields().items())
-        return f"{self.kind}, {fields}"
+        return ", ".join(f"{name} {value}" for name, value in self.as_dict().items())
 
     def as_dict(self) -> dict[str, Any]:
         """The kind and the fields, as JSON can hold them."""

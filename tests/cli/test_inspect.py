@@ -66,7 +66,6 @@ def test_a_composite_network(tmp_path, show, refusal, monkeypatch):
     assert "TinySegmenter, 5 classes, training-time" in shown
     assert "  dilated for an output stride of 4" in shown
     assert "  a backbone that returns the stages 0-1" in shown
-    assert "  images: padded for a test, multiple 8, scales [1]" in shown
     monkeypatch.delitem(_NETWORKS, "TinySegmenter")
     assert "no network of this name is registered; import the module" in refusal(path)
 

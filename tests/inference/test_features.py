@@ -85,7 +85,7 @@ def test_the_final_feature_map(images):
     )
     model = replk_jax.create_model(architecture, num_classes=7)
     result = FeatureExtractor(model, random_variables(model), PREPROCESSING, maps=True)(images)
-    assert list(result) == ["features", "stage_0", FINAL_FEATURE_MAP]
+    assert result.keys() == {"features", "stage_0", FINAL_FEATURE_MAP}
     assert result[FINAL_FEATURE_MAP].shape == (3, 16, 16, model.final_channels) == (3, 16, 16, 20)
     means = result[FINAL_FEATURE_MAP].mean((1, 2))
     np.testing.assert_allclose(means, result["features"], **TOLERANCE)

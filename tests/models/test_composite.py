@@ -140,7 +140,7 @@ class PooledHead(CompositeNetwork, kw_only=True):
         """Maps (N, H, W, 3) to (N, 2), with a learned buffer."""
         self.check_call(x)
         offset = self.variable("buffers", "offset", jnp.ones, (2,))
-        return nn.Dense(2, name="head")(self.backbone(x, train)) + offset.value
+        return nn.Dense(2, name="head")(self.backbone(x, train)) + offset.value[None]
 
 
 def test_backbones_have_feature_maps_unless_the_network_needs_none():

@@ -211,7 +211,7 @@ def test_resized():
 
 
 def test_in_words():
-    assert Padded(4).in_words() == "padded for a test, multiple 4, scales [1]"
+    assert Padded(4).in_words() == "kind padded for a test, multiple 4, scales [1]"
     words = Preprocessing(224, mean=(0.5,), std=(0.25,)).in_words()
     assert words == "224 x 224, the centre of 256, bicubic, mean (0.5,), std (0.25,)"
 
