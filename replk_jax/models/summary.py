@@ -173,12 +173,13 @@ def _count(
       training: count all modules with variables, not only those that inference runs.
     """
     model = model.clone(remat=None)
-    initialized, evaluated = _Calls(), _Calls()
+    initialized = counted = _Calls()
     with nn.intercept_methods(initialized.record):
         variables = abstract_variables(model, image_size)
-    with nn.intercept_methods(evaluated.record):
-        jax.eval_shape(model.apply, variables, abstract_image(model, image_size))
-    counted = initialized if training else evaluated
+    if not training:
+        counted = _Calls()
+        with nn.intercept_methods(counted.record):
+            jax.eval_shape(model.apply, variables, abstract_image(model, image_size))
     parts: dict[str, tuple[tuple[int, ...], Count]] = {}
 
     def add(path: Path, shape: tuple[int, ...] | None, count: Count) -> None:
