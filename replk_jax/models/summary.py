@@ -12,7 +12,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from flax import traverse_util
 
 from replk_jax.models.description import architecture_in_words
 from replk_jax.models.layers import BatchNorm, Conv2D, GlobalAveragePool
@@ -189,7 +188,8 @@ def _count(
 
     for path, shape, count in counted.costs:
         add(path, shape, count)
-    for path, leaf in traverse_util.flatten_dict(variables.get("params", {})).items():
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(variables.get("params", {})):
+        path = tuple(key.key for key in keys)
         prefixes = (path[:length] for length in reversed(range(len(path))))
         module = next(prefix for prefix in prefixes if prefix in initialized.modules)
         if module in counted.modules:
