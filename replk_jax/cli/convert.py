@@ -76,7 +76,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         network = _reparameterized(network) if merge else network
         save(destination, network, overwrite=arguments.force)
         structure = "re-parameterized" if merged else "training-time"
-    name = network.name or "a network without a name"
+    name = network.name or type(network.model).__name__
     print(printable(f"{destination}: {name}, {structure} structure"))
 
 

@@ -16,7 +16,6 @@ from replk_jax.cli.text import printable
 from replk_jax.export import export_model
 from replk_jax.io.files import json_text, replacing
 from replk_jax.ops.depthwise.dispatch import PLATFORMS
-from replk_jax.vision.preprocessing import Preprocessing
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -73,10 +72,15 @@ def _export(arguments: argparse.Namespace) -> None:
     network = _sized(network, arguments.image_size)
     preprocessing = network.preprocessing
     image_size = arguments.image_size or (preprocessing and preprocessing.size)
-    if image_size is None or (arguments.normalize and preprocessing is None):
+    if preprocessing is None and (arguments.normalize or image_size is None):
         raise ValueError(
             f"{arguments.weights} does not record the image size and normalisation: give them with "
             "--like; or give --image-size, and normalise images outside the program."
+        )
+    if image_size is None:
+        raise ValueError(
+            f"The preprocessing of {arguments.weights} gives images of different sizes, and a "
+            "program accepts one: give --image-size."
         )
     program = export_model(
         network.model.clone(dtype=jnp.dtype(arguments.dtype)),
@@ -98,11 +102,14 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _sized(network: Checkpoint, size: int | None) -> Checkpoint:
-    """The network with its preprocessing changed to squares of this size, if given."""
-    if size is None or not isinstance(network.preprocessing, Preprocessing):
+    """The network with its preprocessing changed to squares of this size, if given.
+
+    Raises:
+      ValueError: a preprocessing with another size that cannot change.
+    """
+    if size is None or network.preprocessing is None:
         return network
-    preprocessing = dataclasses.replace(network.preprocessing, image_size=size)
-    return dataclasses.replace(network, preprocessing=preprocessing)
+    return dataclasses.replace(network, preprocessing=network.preprocessing.resized(size))
 
 
 def _description(program: jax.export.Exported, network: Checkpoint) -> str:
@@ -114,7 +121,8 @@ def _description(program: jax.export.Exported, network: Checkpoint) -> str:
         "platforms": list(program.platforms),
         "jax": jax.__version__,
     }
-    deployed = dataclasses.replace(network, model=network.model.clone(deploy=True))
+    model = network.model.clone(deploy=network.model.mergeable)
+    deployed = dataclasses.replace(network, model=model)
     return json_text({"program": interface, **deployed.description()}, indent=2) + "\n"
 
 

@@ -19,7 +19,8 @@ def add_parser(verbs) -> None:
         "features",
         help="write the features of images to a file",
         description="Writes a file for numpy.load: names (N,), of the images; features (N, C), the "
-        "input of the classifier; and stage_0 and so on (N, C), of each stage. " + images.FAILURES,
+        "input of the classifier; stage_0 and so on (N, C), of each stage; and with --maps "
+        "final_feature_map, whose mean is the features. " + images.FAILURES,
     )
     images.add_arguments(features)
     features.add_argument(

@@ -20,11 +20,11 @@ from replk_jax.io.tensors import StoredTensor
 from replk_jax.io.text import brief
 from replk_jax.models import pretrained
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.description import architecture_in_words, joined
 from replk_jax.models.network import Network
 from replk_jax.torch_import import Contents, Placeholder, Recognized, Selection, recognize
 from replk_jax.vision.base_preprocessing import BasePreprocessing
-from replk_jax.vision.preprocessing import Preprocessing
 
 _LONGEST_NAME = 80
 _WIDEST_COLUMN = 24
@@ -123,15 +123,18 @@ def _description(network: Checkpoint) -> Iterator[str]:
     structure = "re-parameterized" if model.deploy else "training-time"
     yield f"{network.name or type(model).__name__}, {kind}, {structure}"
     yield f"  {architecture_in_words(model)}"
-    if isinstance(model, Backbone):
-        yield from _indented(_use(model))
+    yield from _indented(_use(model))
     if names:
         yield f"  names of the classes: {printable(list(names))}"
     yield from _indented(_images(network.preprocessing, model))
 
 
-def _use(model: Backbone) -> Iterator[str]:
-    """The differences from a classifier of this architecture."""
+def _use(model: Network) -> Iterator[str]:
+    """The differences of the network, or its backbone, from a classifier of this architecture."""
+    if isinstance(model, CompositeNetwork):
+        yield from _use(model.backbone)
+    if not isinstance(model, Backbone):
+        return
     if model.output_stride is not None:
         yield f"dilated for an output stride of {model.output_stride}"
     if model.out_indices is not None:
@@ -165,20 +168,9 @@ def _images(
     if preprocessing is None:
         yield "images: unknown preprocessing"
         return
-    yield f"images: {_in_words(preprocessing)}{f'; from {source}' if source else ''}"
+    yield f"images: {preprocessing.in_words()}{f'; from {source}' if source else ''}"
     if known is None:
         yield "which is a guess: neither the file nor its name determines it"
-
-
-def _in_words(preprocessing: BasePreprocessing) -> str:
-    if not isinstance(preprocessing, Preprocessing):
-        return ", ".join(f"{name} {value}" for name, value in preprocessing.as_dict().items())
-    size, crop = preprocessing.image_size, preprocessing.crop_fraction
-    cut = "warped" if crop is None else f"the centre of {int(size / crop)}"
-    return (
-        f"{size} x {size}, {cut}, {preprocessing.interpolation}, "
-        f"mean {preprocessing.mean}, std {preprocessing.std}"
-    )
 
 
 def _faults(faults: Sequence[str]) -> Iterator[str]:

@@ -59,8 +59,9 @@ class Classifier(ImageProgram):
         *,
         batch_size: int = 32,
     ):
-        is_classifier = isinstance(model, Backbone) and model.has_classifier
-        num_classes = model.num_classes if is_classifier else None
+        if not isinstance(model, Backbone):
+            raise ValueError(f"Classifier takes a classifier; got a {type(model).__name__}.")
+        num_classes = model.num_classes if model.has_classifier else None
         if num_classes is None:
             raise ValueError("The network has no classifier; FeatureExtractor runs it.")
         if class_names is None:

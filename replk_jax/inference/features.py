@@ -11,7 +11,7 @@ import numpy as np
 from replk_jax.checkpoint import load
 from replk_jax.inference.image_program import ImageProgram, Images
 from replk_jax.io.errors import naming
-from replk_jax.models.backbone import Backbone
+from replk_jax.models.backbone import FINAL_FEATURE_MAP, Backbone
 from replk_jax.models.network import Network
 from replk_jax.vision.base_preprocessing import BasePreprocessing
 
@@ -26,7 +26,8 @@ class FeatureExtractor(ImageProgram):
       model: a classifier, the same without its head, or a backbone.
       variables: of the model.
       preprocessing: of its images.
-      maps: whether to return the feature maps of the stages, or their means over the image.
+      maps: whether to return the feature maps of the stages and the final one, or the means of
+        those of the stages over the image.
       batch_size: the largest batch.
 
     Raises:
@@ -101,7 +102,8 @@ class FeatureExtractor(ImageProgram):
         Returns:
           Float32 arrays: "features" (N, C), the input of the classifier, which a backbone lacks;
           "stage_0" and so on, (N, C), or (N, H, W, C) with `maps`, after the stage's norm if it
-          has one.
+          has one; and with `maps` "final_feature_map" (N, H, W, C), whose mean over the image is
+          the features, which a backbone lacks.
 
         Raises:
           ImageError: an image that cannot be read.
@@ -127,7 +129,10 @@ def _features(
     result = model.apply(variables, images, mutable=["intermediates"])
     output, state = cast(tuple[jax.Array, Mapping[str, Any]], result)
     features = {} if model.out_indices is not None else {"features": output}
-    for name in model.feature_names:
+    names = model.feature_names
+    if maps and model.out_indices is None:
+        names = (*names, FINAL_FEATURE_MAP)
+    for name in names:
         (feature_map,) = state["intermediates"][name]
         feature_map = feature_map.astype(jnp.float32)
         features[name] = feature_map if maps else feature_map.mean((1, 2))

@@ -14,6 +14,9 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
 
+# A larger number of channels, classes or pixels is an error, or a malicious description.
+LARGEST = 1 << 24
+
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
@@ -35,7 +38,7 @@ class Whole:
         """Returns the value to store.
 
         Raises:
-          ValueError: not a positive whole number, or even where odd is required.
+          ValueError: not a positive whole number up to `LARGEST`, or even where odd is required.
         """
         if self.optional and value is None:
             return None
@@ -149,14 +152,16 @@ def whole_numbers(field: str, values: Sequence[int]) -> tuple[int, ...]:
     """The values as `int`.
 
     Raises:
-      ValueError: a value that is not a positive whole number.
+      ValueError: a value that is not a positive whole number up to `LARGEST`.
     """
     try:
         numbers = tuple(operator.index(value) for value in values)
     except TypeError:
         numbers = (0,)
-    if any(number < 1 for number in numbers):
-        raise ValueError(f"{field} must be positive whole numbers; got {values}.")
+    if any(not 1 <= number <= LARGEST for number in numbers):
+        raise ValueError(
+            f"{field} must be positive whole numbers, at most {LARGEST:,}; got {values}."
+        )
     return numbers
 
 

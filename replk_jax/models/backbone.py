@@ -13,9 +13,10 @@ import numpy as np
 from replk_jax.models.architecture import Architecture
 from replk_jax.models.dilation import Sampling, sample_stages
 from replk_jax.models.layers import GlobalAveragePool, pytorch_init
-from replk_jax.models.network import Network, Path
+from replk_jax.models.network import Network, Path, builtin_int
 from replk_jax.models.stored import COUNT_OR_NONE, INDICES_OR_NONE, StoredField
 
+# The name, in `intermediates`, of the feature map whose mean over the image is the features.
 FINAL_FEATURE_MAP = "final_feature_map"
 
 
@@ -51,16 +52,16 @@ class Backbone(Network, kw_only=True):
 
     It returns one of three outputs:
     - by default logits (N, num_classes), in at least float32;
-    - with `num_classes=None`, or `features=True` in a call, the features (N, C) that enter the
-      classifier, in at least float32;
+    - with `num_classes=None`, or `features=True` in a call, the features (N, final_channels) that
+      enter the classifier, in at least float32;
     - with `out_indices`, a tuple of feature maps (N, H / stride, W / stride, C) in `dtype`, one
       for each index, with the strides and channels of `stage_strides` and `stage_channels`.
 
     In all three cases the collection `intermediates`, if mutable, receives the feature map of
     every stage, by the names in `feature_names`. Without `out_indices` it also receives
-    "final_feature_map" (N, H / stride, W / stride, C), whose mean over the image is the features.
-    It is the output of the final norm, if the network has one; a merged classifier contains that
-    norm, and applies to the feature map before it.
+    `FINAL_FEATURE_MAP` (N, H / stride, W / stride, final_channels), whose mean over the image is
+    the features. It is the output of the final norm, if the network has one; a merged classifier
+    contains that norm, and applies to the feature map before it.
 
     A family defines `run_stages`, `module_groups`, and `final_feature_map` if layers follow the
     stages.
@@ -100,19 +101,14 @@ class Backbone(Network, kw_only=True):
         is_array = isinstance(given, np.ndarray | jax.Array) and given.ndim == 1
         if is_array or (isinstance(given, Sequence) and not isinstance(given, str)):
             self.out_indices = tuple(map(self._stage, given))
+        self.output_stride = builtin_int(self.output_stride)
         super().__post_init__()
 
     @nn.nowrap
     def _stage(self, index: Any) -> Any:
         """A stage's index counted from 0. Other values stay: `check_fields` reports them."""
-        if isinstance(index, bool):
-            return index
-        try:
-            index = operator.index(index)
-        except TypeError:
-            return index
-        count = len(self.architecture.layers)
-        return index + count if -count <= index < 0 else index
+        index, count = builtin_int(index), len(self.architecture.layers)
+        return index + count if type(index) is int and -count <= index < 0 else index
 
     @property
     def in_channels(self) -> int:
@@ -130,6 +126,11 @@ class Backbone(Network, kw_only=True):
         strides = (sampling.stride for sampling in self.stage_samplings())
         stem_stride = self.architecture.stem_stride
         return tuple(itertools.accumulate(strides, operator.mul, initial=stem_stride))[1:]
+
+    @property
+    def final_channels(self) -> int:
+        """Channels of the final feature map, and of the features."""
+        return self.stage_channels[-1]
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -266,7 +267,8 @@ class Backbone(Network, kw_only=True):
           x: normalised images, (N, H, W, in_channels), floating point; any H and W.
           train: batch norms use the statistics of the batch and update `batch_stats`, which must
             be mutable; dropout and stochastic depth draw from the `dropout` stream.
-          features: return the features that enter the classifier.
+          features: return the features that enter the classifier, as the network with
+            `num_classes=None` does; the same variables serve for both.
 
         Returns:
           Logits, features or feature maps: see `Backbone`. The sizes of feature maps are rounded

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.description import architecture_in_words
 from replk_jax.models.network import Network, Path
 from replk_jax.models.stored import StoredField
 
@@ -35,19 +36,28 @@ class CompositeNetwork(Network, kw_only=True):
     if `train or self.is_initializing()`, so that its variables always exist.
 
     Attributes:
-      backbone: usually with `out_indices`. Its `deploy`, `dtype`, `param_dtype`,
-        `implementation` and `remat` are replaced by those of this network.
+      backbone: with `out_indices`, unless `needs_feature_maps` is False. Its `deploy`, `dtype`,
+        `param_dtype`, `implementation` and `remat` are replaced by those of this network.
       num_classes, remat, deploy, dtype, param_dtype, implementation: see `Network`.
+
+    Raises:
+      TypeError: a backbone that is no `Backbone`.
     """
 
     stored_fields: ClassVar[Mapping[str, StoredField]] = {
         **Network.stored_fields,
         "backbone": STORED_BACKBONE,
     }
+    needs_feature_maps: ClassVar[bool] = True  # whether the backbone must have `out_indices`
 
     backbone: Backbone
 
     def __post_init__(self):
+        if not isinstance(self.backbone, Backbone):
+            raise TypeError(
+                f"{type(self).__name__} needs a backbone, such as create_model(..., "
+                f"out_indices=(0, 1, 2, 3)); got {type(self.backbone).__name__}."
+            )
         self.backbone = self.backbone.clone(**{name: getattr(self, name) for name in _SHARED})
         super().__post_init__()
 
@@ -101,13 +111,19 @@ class CompositeNetwork(Network, kw_only=True):
 
     @nn.nowrap
     def hyperparameters(self) -> dict[str, Any]:
-        """See `Network`. Those of the backbone, after its family and the fields of this network."""
+        """See `Network`. The fields of this network, and its backbone in words."""
         shared = CompositeNetwork.stored_fields
         own = {name: getattr(self, name) for name in self.stored_fields if name not in shared}
-        return own | {"backbone": type(self.backbone).__name__} | self.backbone.hyperparameters()
+        backbone = f"{type(self.backbone).__name__} ({architecture_in_words(self.backbone)})"
+        return own | {"backbone": backbone}
 
     @nn.nowrap
     def check_fields(self) -> None:
         """Raises ValueError for invalid fields, of the backbone too."""
         super().check_fields()
         self.backbone.check_fields()
+        if self.needs_feature_maps and self.backbone.out_indices is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the feature maps of its backbone: build that with "
+                "out_indices, such as create_model(..., out_indices=(0, 1, 2, 3))."
+            )

@@ -198,10 +198,15 @@ class MobileNetV2(Backbone, kw_only=True):
             outputs.append(x)
         return outputs, x
 
+    @property
+    def final_channels(self) -> int:
+        """See `Backbone`."""
+        return self.architecture.last_channels
+
     @nn.nowrap
     def final_feature_map(self, x: jax.Array, train: bool) -> jax.Array:
         """See `Backbone`. The 1 x 1 convolution `conv2` follows the stages."""
-        width = self.architecture.last_channels
+        width = self.final_channels
         return nn.relu6(ConvNorm(features=width, **self.common_kwargs(), name="conv2")(x, train))
 
     @nn.nowrap

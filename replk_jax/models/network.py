@@ -1,5 +1,6 @@
 """The contract of every network: a classifier, a backbone, or one with heads on a backbone."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -7,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from replk_jax.models.architecture import LARGEST
 from replk_jax.models.layers import ReparameterizableModule
 from replk_jax.models.stored import COUNT_OR_NONE, FLAG, PARAM_DTYPE, StoredField
 
@@ -43,8 +45,10 @@ class Network(ReparameterizableModule, kw_only=True):
     remat: str | None = None
 
     def __post_init__(self):
-        # Both spellings give networks that compare equal and hash alike.
-        if self.num_classes == 0 and not isinstance(self.num_classes, bool):
+        # All spellings give networks that compare equal and hash alike.
+        self.dtype, self.param_dtype = jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
+        self.num_classes = builtin_int(self.num_classes)
+        if type(self.num_classes) is int and self.num_classes == 0:
             self.num_classes = None
         super().__post_init__()
 
@@ -145,8 +149,10 @@ class Network(ReparameterizableModule, kw_only=True):
     def check_fields(self) -> None:
         """Raises ValueError for invalid fields."""
         classes = self.num_classes
-        if classes is not None and not (isinstance(classes, int) and classes > 0):
-            raise ValueError(f"num_classes must be positive, or None; got {classes}.")
+        if classes is not None and not (type(classes) is int and 1 <= classes <= LARGEST):
+            raise ValueError(
+                f"num_classes must be positive, at most {LARGEST:,}, or None; got {classes}."
+            )
 
     @nn.nowrap
     def describe(self) -> dict[str, Any]:
@@ -164,7 +170,12 @@ class Network(ReparameterizableModule, kw_only=True):
           KeyError, TypeError, ValueError: an invalid description, or one of another class.
         """
         fields = dict(description)
-        network = _NETWORKS[fields.pop("family")]
+        name = fields.pop("family")
+        if name not in _NETWORKS:
+            raise ValueError(
+                f"no network of this name is registered; import the module that defines it: {name}"
+            )
+        network = _NETWORKS[name]
         if not issubclass(network, cls):
             raise ValueError(f"{network.__name__} is no {cls.__name__}")
         for name, value in fields.items():
@@ -173,6 +184,16 @@ class Network(ReparameterizableModule, kw_only=True):
                 raise ValueError(f"{name} cannot be {value!r}")
             fields[name] = stored.decode(value)
         return network(**fields)
+
+
+def builtin_int(value: Any) -> Any:
+    """An integer of any type as `int`. Other values stay: `check_fields` reports them."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 _NETWORKS: dict[str, type[Network]] = {}  # the registered classes by name

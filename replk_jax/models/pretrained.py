@@ -23,15 +23,28 @@ def list_pretrained(pattern: str = "*") -> list[str]:
 
         list_pretrained("resnet_50")  # ["resnet_50.tv_in1k", "resnet_50.tv2_in1k"]
         list_pretrained("*in22k_ft*")  # those fine-tuned from ImageNet-22K
+        list_pretrained("timm/resnet50.tv_in1k")  # ["resnet_50.tv_in1k"]
 
     A pattern of models matches all of their checkpoints. Case, hyphens and underscores are ignored.
+    A pattern without wildcards can also be any name that `lookup` accepts.
     """
     patterns = spelling(pattern), spelling(f"{pattern}.*")
-    return [
+    matching = [
         entry.tag
         for entry in PRETRAINED
         if any(fnmatch.fnmatch(spelling(entry.tag), wanted) for wanted in patterns)
     ]
+    return matching or [entry.tag for entry in _named(pattern)]
+
+
+def _named(name: str) -> tuple[Pretrained, ...]:
+    """The checkpoint with a tag or file name, or those of a model; none for an unknown name."""
+    if entry := _by_tag(name) or find(name):
+        return (entry,)
+    try:
+        return () if _has_tag(name) else checkpoints_of(name)
+    except ValueError:
+        return ()
 
 
 def checkpoints_of(name: str) -> tuple[Pretrained, ...]:
@@ -111,7 +124,7 @@ def lookup(name: str) -> Pretrained:
             "tag of a checkpoint, whose images are prepared in the same way."
         )
     tags = ", ".join(entry.tag for entry in entries)
-    if re.search(r"\.[a-z]\w*$", name, re.IGNORECASE):  # the tag of other weights of this model
+    if _has_tag(name):  # of other weights of this model
         raise ValueError(f"{unknown} The checkpoints of {model} are {tags}.")
     if len({entry.preprocessing for entry in entries}) > 1:
         raise ValueError(
@@ -119,6 +132,11 @@ def lookup(name: str) -> Pretrained:
             f"{tags}."
         )
     return entries[0]
+
+
+def _has_tag(name: str) -> bool:
+    """Whether a name ends with the tag of some weights, as in resnet50.a1_in1k."""
+    return re.search(r"\.[a-z]\w*$", name, re.IGNORECASE) is not None
 
 
 def _by_tag(name: str) -> Pretrained | None:

@@ -6,17 +6,17 @@ PyTorch code (DingXiaoH/RepLKNet-pytorch): `stages.2.blocks.4.pw1.conv.weight` t
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from replk_jax.models.architecture import (
+    LARGEST,
     Architecture,
     Count,
     OddOrNone,
@@ -37,6 +37,20 @@ from replk_jax.models.network import Path, register_network
 from replk_jax.models.reparam_convs import ReparamLargeKernelConv
 from replk_jax.models.stored import FLAG, StoredField, stored_architecture
 from replk_jax.ops.materialize import materialize
+
+
+def _branches(field: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    """Pairs (odd kernel size, dilation), each once; raises ValueError for anything else."""
+    try:
+        pairs = tuple(map(tuple, value))
+    except TypeError:
+        pairs = ((0, 0),)
+    branches = tuple(whole_numbers(field, pair) for pair in pairs)
+    if any(len(pair) != 2 or pair[0] % 2 == 0 for pair in branches):
+        raise ValueError(f"{field} must be pairs (odd kernel size, dilation); got {branches}.")
+    if len(set(branches)) != len(branches):
+        raise ValueError(f"{field} must differ from one another; got {branches}.")
+    return branches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +81,7 @@ class RepLKNetArchitecture(Architecture):
     dw_ratio: float = 1.0
     ffn_ratio: float = 4.0
     in_channels: Count = 3
-    dilated_branches: tuple[tuple[int, int], ...] = ()
+    dilated_branches: Annotated[tuple[tuple[int, int], ...], _branches] = ()
 
     def check(self) -> None:
         """See `Architecture`."""
@@ -76,39 +90,24 @@ class RepLKNetArchitecture(Architecture):
                 f"small_kernel={self.small_kernel} must not be larger than the smallest of "
                 f"kernel_sizes={self.kernel_sizes}; None builds no small kernel."
             )
-        self._check_dilated_branches()
-        narrowest = [ratio * min(self.channels) for ratio in (self.dw_ratio, self.ffn_ratio)]
-        if not all(1 <= width < math.inf for width in narrowest):
+        smallest = min(self.kernel_sizes)
+        too_large = [(k, d) for k, d in self.dilated_branches if (k - 1) * d + 1 > smallest]
+        if too_large:
             raise ValueError(
-                f"Every convolution needs a channel; got channels={self.channels}, "
-                f"dw_ratio={self.dw_ratio}, ffn_ratio={self.ffn_ratio}."
+                f"dilated_branches {too_large} span (k - 1) dilation + 1 pixels, which must not be "
+                f"more than the smallest of kernel_sizes={self.kernel_sizes}."
+            )
+        widths = [ratio * c for ratio in (self.dw_ratio, self.ffn_ratio) for c in self.channels]
+        if not all(1 <= width <= LARGEST for width in widths):
+            raise ValueError(
+                f"Every convolution needs a channel, and at most {LARGEST:,}; got "
+                f"channels={self.channels}, dw_ratio={self.dw_ratio}, ffn_ratio={self.ffn_ratio}."
             )
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
         """See `Architecture`."""
         return self.channels
-
-    def _check_dilated_branches(self):
-        try:
-            pairs = tuple(map(tuple, self.dilated_branches))
-        except TypeError:
-            pairs = ((0, 0),)
-        branches = tuple(whole_numbers("dilated_branches", pair) for pair in pairs)
-        object.__setattr__(self, "dilated_branches", branches)
-        if any(len(pair) != 2 or pair[0] % 2 == 0 for pair in branches):
-            raise ValueError(
-                f"dilated_branches must be pairs (odd kernel size, dilation); got {branches}."
-            )
-        if len(set(branches)) != len(branches):
-            raise ValueError(f"dilated_branches must differ from one another; got {branches}.")
-        smallest = min(self.kernel_sizes)
-        too_large = [(k, d) for k, d in branches if (k - 1) * d + 1 > smallest]
-        if too_large:
-            raise ValueError(
-                f"dilated_branches {too_large} span (k - 1) dilation + 1 pixels, which must not be "
-                f"more than the smallest of kernel_sizes={self.kernel_sizes}."
-            )
 
     def drop_path_rates(self, rate: float) -> list[tuple[float, ...]]:
         """One rate per (RepLKBlock, ConvFFN) pair, a tuple per stage, from 0 up to `rate`."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from replk_jax.models.architecture import Architecture
+from replk_jax.models.architecture import LARGEST, Architecture
 
 # A network this deep takes seconds to build; the deepest registered one has 50 layers.
 MOST_LAYERS = 200
@@ -28,11 +28,12 @@ class StoredField(NamedTuple):
 
 
 def _are_indices(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(type(index) is int for index in value)
+    is_short = isinstance(value, list | tuple) and len(value) <= MOST_LAYERS
+    return is_short and all(type(index) is int for index in value)
 
 
 FLAG = StoredField(lambda value: isinstance(value, bool))
-COUNT = StoredField(lambda value: type(value) is int and value > 0)
+COUNT = StoredField(lambda value: type(value) is int and 1 <= value <= LARGEST)
 COUNT_OR_NONE = StoredField(lambda value: value is None or COUNT.is_valid(value))
 INDICES_OR_NONE = StoredField(lambda value: value is None or _are_indices(value))
 PARAM_DTYPE = StoredField(

@@ -8,14 +8,17 @@ height x width x kernel x channels, as in papers.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 
 from replk_jax.models.description import architecture_in_words
-from replk_jax.models.layers import BatchNorm, GlobalAveragePool
-from replk_jax.models.network import Network
+from replk_jax.models.layers import BatchNorm, Conv2D, GlobalAveragePool
+from replk_jax.models.network import Network, Path
+from replk_jax.models.reparam_convs import DiracConv, ResidualKernelConv
 from replk_jax.models.variables import abstract_image, abstract_variables
+from replk_jax.ops import DepthwiseConv2D
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,46 +171,95 @@ def _count(
       image_size: (height, width).
       training: count all modules with variables, not only those that inference runs.
     """
+    model = model.clone(remat=None)
+    initialized = counted = _Calls()
+    with nn.intercept_methods(initialized.record):
+        variables = abstract_variables(model, image_size)
+    if not training:
+        counted = _Calls()
+        with nn.intercept_methods(counted.record):
+            jax.eval_shape(model.apply, variables, abstract_image(model, image_size))
     parts: dict[str, tuple[tuple[int, ...], Count]] = {}
-    seen: set[tuple[str, ...]] = set()  # a module called twice has its parameters once
 
-    def tally(module: nn.Module, x: jax.Array, y: jax.Array) -> None:
-        own = module.variables.get("params", {})
-        leaves = {k: v for k, v in own.items() if hasattr(v, "shape")}
-        count = {}
-        if module.path not in seen:
-            count["parameters"] = sum(math.prod(leaf.shape) for leaf in leaves.values())
-            seen.add(module.path)
-        if kernels := [leaf for leaf in leaves.values() if leaf.ndim == 4]:
-            ((rows, columns, in_per_group, _),) = (kernel.shape for kernel in kernels)
-            count["convolution"] = math.prod(y.shape) * rows * columns * in_per_group
-        elif isinstance(module, nn.Dense):
-            count["linear"] = math.prod(y.shape) * x.shape[-1]
-        elif isinstance(module, BatchNorm) and not module.deploy:
-            count["batch_norm_elements"] = math.prod(y.shape)
-        elif isinstance(module, GlobalAveragePool):
-            count["pooled_elements"] = math.prod(x.shape)
-        name = model.part_of(module.path)
-        _, so_far = parts.get(name, (None, Count()))
-        parts[name] = (y.shape[1:], so_far + Count(**count))
+    def add(path: Path, shape: tuple[int, ...] | None, count: Count) -> None:
+        name = model.part_of(path)
+        last_shape, so_far = parts.get(name, ((), Count()))
+        parts[name] = (last_shape if shape is None else shape, so_far + count)
 
-    def interceptor(call: Callable, args, kwargs, context: nn.module.InterceptorContext):
+    for path, shape, count in counted.costs:
+        add(path, shape, count)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(variables.get("params", {})):
+        path = tuple(key.key for key in keys)
+        prefixes = (path[:length] for length in reversed(range(len(path))))
+        module = next(prefix for prefix in prefixes if prefix in initialized.modules)
+        if module in counted.modules:
+            add(path, None, Count(parameters=leaf.size))
+    return parts
+
+
+class _Calls:
+    """The calls of modules while a network is traced with one image.
+
+    Attributes:
+      modules: paths of the modules of which a method was called.
+      costs: path, output shape without the batch, and cost without parameters of every call of a
+        module that is no network and returns an array.
+    """
+
+    def __init__(self) -> None:
+        self.modules: set[Path] = set()
+        self.costs: list[tuple[Path, tuple[int, ...], Count]] = []
+
+    def record(
+        self,
+        call: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        """An interceptor of Flax: calls the method and returns what it returns."""
         y = call(*args, **kwargs)
         module = context.module
+        self.modules.add(module.path)
         is_part = context.method_name == "__call__" and not isinstance(module, Network)
         if is_part and hasattr(y, "shape"):
-            tally(module, args[0], y)
+            cost = _cost(module, jax.tree.leaves((args, kwargs)), y)
+            self.costs.append((module.path, y.shape[1:], cost))
         return y
 
-    model = model.clone(remat=None)
-    if training:
-        with nn.intercept_methods(interceptor):
-            abstract_variables(model, image_size)
-    else:
-        variables = abstract_variables(model, image_size)
-        with nn.intercept_methods(interceptor):
-            jax.eval_shape(model.apply, variables, abstract_image(model, image_size))
-    return parts
+
+# The parameter that holds the kernel of each kind of convolution.
+_KERNELS: dict[type[nn.Module], str] = {
+    Conv2D: "kernel",
+    DepthwiseConv2D: "kernel",
+    ResidualKernelConv: "residual_kernel",
+    DiracConv: "dirac_kernel",
+    nn.Conv: "kernel",
+}
+
+
+def _cost(module: nn.Module, inputs: list[Any], y: jax.Array) -> Count:
+    """The cost of a call of a module without its parameters.
+
+    Args:
+      module: bound, with its variables.
+      inputs: its arguments, the array it is called on first.
+      y: what it returns.
+    """
+    for kind, name in _KERNELS.items():
+        if isinstance(module, kind):
+            kernel = module.variables["params"][name]
+            return Count(convolution=y.size * math.prod(kernel.shape[:-1]))
+    if isinstance(module, nn.ConvTranspose):  # every pixel of the input meets the whole kernel
+        pixels = math.prod(inputs[0].shape[:-1])
+        return Count(convolution=pixels * module.variables["params"]["kernel"].size)
+    if isinstance(module, nn.Dense):
+        return Count(linear=y.size * inputs[0].shape[-1])
+    if isinstance(module, BatchNorm) and not module.deploy:
+        return Count(batch_norm_elements=y.size)
+    if isinstance(module, GlobalAveragePool):
+        return Count(pooled_elements=inputs[0].size)
+    return Count()
 
 
 def _figures(count: Count) -> tuple[str, str]:

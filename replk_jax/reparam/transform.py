@@ -40,7 +40,8 @@ def reparameterize(variables: Tree) -> dict[str, Any]:
     as those of `merge_branches`.
 
     Args:
-      variables: {"params": ..., "batch_stats": ...} of a training-time model.
+      variables: {"params": ..., "batch_stats": ...} of a training-time model. Other collections
+        are returned as they are.
 
     Returns:
       {"params": ...} with the structure, shapes and dtypes of the variables of
@@ -51,7 +52,7 @@ def reparameterize(variables: Tree) -> dict[str, Any]:
         contains its path.
     """
     merged = _plain(_merge(_join(variables), ()))
-    return {"params": _rounded(merged, variables["params"])}
+    return {"params": _rounded(merged, variables["params"]), **_others(variables)}
 
 
 def merge_branches(variables: Tree) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def merge_branches(variables: Tree) -> dict[str, Any]:
     is for export to PyTorch; `reparameterize` merges the rest.
 
     Args:
-      variables: {"params": ..., "batch_stats": ...} of a training-time model.
+      variables: {"params": ..., "batch_stats": ...} of a training-time model. Other collections
+        are returned as they are.
 
     Returns:
       {"params": ..., "batch_stats": ...}.
@@ -82,7 +84,8 @@ def merge_branches(variables: Tree) -> dict[str, Any]:
             name: merge(child, source.get(name, {}), (*path, name)) for name, child in node.items()
         }
 
-    return _split(merge(_join(variables), variables["params"], ()))
+    merged = _split(merge(_join(variables), variables["params"], ()))
+    return merged | _others(variables)
 
 
 # --- From the leaves up ------------------------------------------------------------------
@@ -168,9 +171,14 @@ def _rounded(merged: Any, source: Any) -> Any:
     return merged.astype(jax.tree.leaves(source)[0].dtype)
 
 
+def _others(variables: Tree) -> dict[str, Any]:
+    """The collections that have nothing to merge."""
+    return {name: variables[name] for name in variables if name not in ("params", "batch_stats")}
+
+
 def _join(variables: Tree) -> dict[str, Any]:
     """One tree, in which a node of a batch norm has both its parameters and its statistics."""
-    if "params" not in variables or not set(variables) <= {"params", "batch_stats"}:
+    if "params" not in variables:
         raise ValueError(
             'Expected the variables {"params": ..., "batch_stats": ...}; '
             f"found {sorted(variables)}."

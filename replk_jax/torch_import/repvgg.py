@@ -136,6 +136,11 @@ def infer_model(weights: Mapping[str, Any]) -> RepVGG:
 def expect_published(model: RepVGG, merged: bool) -> None:
     """See `families.Family`."""
     expect_recorded(model, {})
+    if (groups := model.architecture.stages()[0][0].groups) != 1:
+        raise ValueError(
+            f"The official code has no groups in stage 0, and a file does not record them; got "
+            f"{groups}."
+        )
     block = model.architecture.block
     if block == "repvgg":
         return

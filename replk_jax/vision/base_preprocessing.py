@@ -86,6 +86,26 @@ class BasePreprocessing(abc.ABC):
         """
         return normalize(self.pixels(image), self.mean, self.std)
 
+    def resized(self, size: int) -> "BasePreprocessing":
+        """This preprocessing for square images of another size.
+
+        Args:
+          size: side of the squares in pixels.
+
+        Raises:
+          ValueError: a preprocessing with another size that cannot change.
+        """
+        if self.size not in (None, (size, size)):
+            raise ValueError(
+                f"The preprocessing {self.kind!r} gives images of (height, width) {self.size}; got "
+                f"a size of {size}."
+            )
+        return self
+
+    def in_words(self) -> str:
+        """The kind and the fields as text."""
+        return ", ".join(f"{name} {value}" for name, value in self.as_dict().items())
+
     def as_dict(self) -> dict[str, Any]:
         """The kind and the fields, as JSON can hold them."""
         return {"kind": self.kind, **self.fields()}

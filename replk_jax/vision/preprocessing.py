@@ -85,6 +85,16 @@ class Preprocessing(BasePreprocessing):
         """(S, S)."""
         return self.image_size, self.image_size
 
+    def resized(self, size: int) -> "Preprocessing":
+        """This preprocessing with another `image_size`."""
+        return dataclasses.replace(self, image_size=size)
+
+    def in_words(self) -> str:
+        """See `BasePreprocessing`."""
+        size, crop = self.image_size, self.crop_fraction
+        cut = "warped" if crop is None else f"the centre of {int(size / crop)}"
+        return f"{size} x {size}, {cut}, {self.interpolation}, mean {self.mean}, std {self.std}"
+
     def pixels(self, image: ImageLike, name: str | None = None) -> np.ndarray:
         """The prepared image before normalisation, uint8 (S, S, C).
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import replk_jax
-from replk_jax import RepVGGArchitecture, load, save
+from replk_jax import Checkpoint, RepVGGArchitecture, ResNetArchitecture, load, save
 from replk_jax.cli.main import main
 from replk_jax.reparam import merge_branches
 from replk_jax.torch_import import infer_architecture, load_torch, save_torch
@@ -17,6 +17,10 @@ from replk_jax.torch_import.structures import Structure
 from tests import reference_data
 from tests.checkpoint.test_checkpoint import PREPROCESSING, network
 from tests.helpers import random_variables
+from tests.models.composite import tiny_segmenter
+from tests.vision.test_preprocessing import Padded
+
+ONE_STAGE_RESNET = ResNetArchitecture((1,), (4,))
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -59,6 +63,16 @@ def test_deploy(torch_file, tmp_path, name, capsys):
     output = capsys.readouterr().out
     assert "largest difference of the structures" in output
     assert "re-parameterized structure" in output
+
+
+def test_deploy_of_a_composite_network(tmp_path, capsys):
+    """Its preprocessing gives images of different sizes."""
+    model = tiny_segmenter(ONE_STAGE_RESNET, backbone={"out_indices": (0, 0)})
+    save(tmp_path / "in", Checkpoint(model, random_variables(model), Padded(8)))
+    run(tmp_path / "in", tmp_path / "out", "--deploy")
+    converted = load(tmp_path / "out")
+    assert (converted.model, converted.preprocessing) == (model.clone(deploy=True), Padded(8))
+    assert "out: TinySegmenter, re-parameterized structure" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".bin", ".PTH"])

@@ -11,6 +11,7 @@ from replk_jax import Checkpoint, ResNetArchitecture, create_model, save
 from replk_jax.cli.main import main
 from replk_jax.io.safetensors import write_safetensors
 from replk_jax.models import registry
+from replk_jax.models.network import _NETWORKS
 from replk_jax.torch_import import save_torch
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.reader import read
@@ -18,6 +19,7 @@ from replk_jax.torch_import.writer import write_torch
 from tests import reference_data
 from tests.checkpoint.test_checkpoint import PREPROCESSING, network
 from tests.helpers import ONE_STAGE, TINY, random_variables
+from tests.models.composite import tiny_segmenter
 from tests.torch_import.archives import (
     add_entries,
     state_dict,
@@ -54,6 +56,18 @@ def refusal(capsys):
         return capsys.readouterr().err
 
     return refusal
+
+
+def test_a_composite_network(tmp_path, show, refusal, monkeypatch):
+    model = tiny_segmenter(backbone={"output_stride": 4})
+    path = tmp_path / "segmenter.safetensors"
+    save(path, Checkpoint(model, random_variables(model), Padded(8)))
+    shown = show(path).splitlines()
+    assert "TinySegmenter, 5 classes, training-time" in shown
+    assert "  dilated for an output stride of 4" in shown
+    assert "  a backbone that returns the stages 0-1" in shown
+    monkeypatch.delitem(_NETWORKS, "TinySegmenter")
+    assert "no network of this name is registered; import the module" in refusal(path)
 
 
 @reference_data.required

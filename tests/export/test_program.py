@@ -22,6 +22,7 @@ from replk_jax.ops.depthwise.measurements import Measurement, Table, own_path, w
 from replk_jax.vision.base_preprocessing import normalize
 from tests.helpers import TINY, random_images, random_variables
 from tests.miniatures import miniature, repvgg_variants
+from tests.vision.test_preprocessing import Padded
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -304,6 +305,21 @@ class TestCommandLine:
         assert (images.shape, images.dtype) == ((2, 40, 40, 3), jnp.uint8)
         description = json.loads(out.with_name(f"{out.name}.json").read_text())
         assert description["preprocessing"]["image_size"] == 40
+
+    def test_preprocessing_without_one_size(self, out, tmp_path, capsys):
+        """And a network that cannot be merged, which the description says."""
+        architecture = replk_jax.RepVGGArchitecture((1,), (4, 4), block="relu_in_branches")
+        model = replk_jax.create_model(architecture, num_classes=2, in_channels=1)
+        path = str(tmp_path / "padded.safetensors")
+        save(path, Checkpoint(model, random_variables(model), Padded(8)))
+        with pytest.raises(SystemExit):
+            main(["export", path, str(out)])
+        assert "images of different sizes" in capsys.readouterr().err
+        main(["export", path, str(out), "--image-size", "16", "--platforms", "cpu"])
+        description = json.loads(out.with_name(f"{out.name}.json").read_text())
+        assert description["program"]["images"]["shape"] == ["batch", 16, 16, 1]
+        assert description["preprocessing"] == Padded(8).as_dict()
+        assert description["model"]["deploy"] is False
 
     def test_warns_of_weights_that_diverged(self, out, tmp_path, capsys, monkeypatch):
         model = make()

@@ -10,6 +10,7 @@ import pytest
 import replk_jax
 from replk_jax import FeatureExtractor, Preprocessing
 from replk_jax.checkpoint import Checkpoint, save
+from replk_jax.models.backbone import FINAL_FEATURE_MAP
 from tests.helpers import TINY, random_variables
 from tests.vision.test_images import picture
 
@@ -75,6 +76,19 @@ def test_a_backbone_has_stages_alone(images):
     result = FeatureExtractor(model, variables, PREPROCESSING, maps=True)(images)
     assert list(result) == ["stage_0", "stage_1"]
     np.testing.assert_allclose(result["stage_1"], expected, **TOLERANCE)
+
+
+def test_the_final_feature_map(images):
+    """Of a MobileNet V2, whose last convolution is wider than the last stage."""
+    architecture = replk_jax.MobileNetV2Architecture(
+        (3,), layers=(1,), channels=(8,), strides=(1,), expansions=(1,), last_channels=20
+    )
+    model = replk_jax.create_model(architecture, num_classes=7)
+    result = FeatureExtractor(model, random_variables(model), PREPROCESSING, maps=True)(images)
+    assert result.keys() == {"features", "stage_0", FINAL_FEATURE_MAP}
+    assert result[FINAL_FEATURE_MAP].shape == (3, 16, 16, model.final_channels) == (3, 16, 16, 20)
+    means = result[FINAL_FEATURE_MAP].mean((1, 2))
+    np.testing.assert_allclose(means, result["features"], **TOLERANCE)
 
 
 def test_merged_networks(images):

@@ -15,7 +15,7 @@ from replk_jax.export import export_model, plain_function
 from replk_jax.models import registry
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite import CompositeNetwork
-from replk_jax.models.description import describe, from_description
+from replk_jax.models.description import architecture_in_words, describe, from_description
 from replk_jax.models.network import Network, register_network
 from replk_jax.models.variables import abstract_variables
 from replk_jax.reparam import for_inference
@@ -101,7 +101,10 @@ def test_description():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"family": "Elsewhere"}, "KeyError: 'Elsewhere'"),
+        ({"family": "Elsewhere"}, "no network .* is registered; import the module .*: Elsewhere"),
+        ({"backbone": describe(tiny_segmenter().backbone.clone(out_indices=None))}, "out_indices"),
+        ({"num_classes": 10**40}, "num_classes cannot be 1000"),
+        ({"channels": 1 << 25}, "channels cannot be"),
         ({"channels": 0}, "channels cannot be 0"),
         ({"novelty": 1}, "KeyError: 'novelty'"),
         ({"backbone": 3}, "backbone cannot be 3"),
@@ -119,6 +122,51 @@ def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match=r"TinySegmenter already, in tests\.models\.composite"):
         register_network(type("TinySegmenter", (Network,), {"__module__": "elsewhere"}))
     assert type(from_description(describe(tiny_segmenter()))) is TinySegmenter
+
+
+@pytest.mark.parametrize("backbone", [None, tiny_segmenter(), 3], ids=repr)
+def test_a_backbone_of_another_type(backbone):
+    with pytest.raises(TypeError, match=r"TinySegmenter needs a backbone.*out_indices=.*; got "):
+        TinySegmenter(backbone=backbone)
+
+
+class PooledHead(CompositeNetwork, kw_only=True):
+    """A linear layer on the features of the backbone."""
+
+    needs_feature_maps = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (N, H, W, 3) to (N, 2), with a learned buffer."""
+        self.check_call(x)
+        offset = self.variable("buffers", "offset", jnp.ones, (2,))
+        return nn.Dense(2, name="head")(self.backbone(x, train)) + offset.value[None]
+
+
+def test_backbones_have_feature_maps_unless_the_network_needs_none():
+    backbone = replk_jax.create_model(RESNET, num_classes=None)
+    with pytest.raises(ValueError, match="TinySegmenter needs the feature maps of its backbone"):
+        TinySegmenter(backbone=backbone).check_fields()
+    PooledHead(backbone=backbone).check_fields()
+
+
+def test_other_collections_are_not_merged():
+    backbone = replk_jax.create_model(RESNET, num_classes=None)
+    model = PooledHead(backbone=backbone)
+    variables, images = random_variables(model), random_images(model)
+    merged_model, merged = for_inference(model, variables)
+    assert merged.keys() == {"params", "buffers"}
+    np.testing.assert_array_equal(merged["buffers"]["offset"], variables["buffers"]["offset"])
+    expected = jax.jit(model.apply)(variables, images)
+    np.testing.assert_allclose(jax.jit(merged_model.apply)(merged, images), expected, atol=1e-4)
+
+
+def test_in_words():
+    """The fields of the network and of its backbone with the same name are both there."""
+    model = tiny_segmenter(channels=7)
+    assert architecture_in_words(model) == (
+        f"channels 7, backbone RepLKNet ({architecture_in_words(model.backbone)})"
+    )
 
 
 @pytest.mark.parametrize("family", registry.FAMILIES, ids=lambda family: family.name)
@@ -203,6 +251,54 @@ def test_summary_of_a_shared_head():
     assert head.merged.convolution == (8 * 8 + 4 * 4) * (9 * 16 * 6 + 6 * 3)
 
 
+class OrdinaryHead(nn.Module):
+    """Layers of Flax, and parameters of its own of the shapes of kernels."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to (N, 4 H, 4 W, 5)."""
+        shape = (1, *x.shape[1:])
+        x = x + self.param("rows", nn.initializers.zeros, shape)
+        x = x + self.param("columns", nn.initializers.zeros, shape)
+        x = nn.ConvTranspose(3, (4, 4), strides=(2, 2))(x)
+        x = nn.ConvTranspose(5, (2, 2), strides=(2, 2), use_bias=False)(x)
+        x = nn.Conv(5, (3, 3), feature_group_count=5)(inputs=x)
+        return nn.Dense(5)(x)
+
+
+class OrdinaryHeads(CompositeNetwork, kw_only=True):
+    """A head whose output is one of two, after a scale of the network itself."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Maps (N, H, W, 3) to what the head gives, and the feature map."""
+        (feature_map,) = self.backbone(x, train)
+        scale = self.param("scale", nn.initializers.ones, (8,))
+        return OrdinaryHead(name="head")(feature_map * scale[None, None, None]), feature_map
+
+
+def test_summary_of_ordinary_heads():
+    """A feature map of 4 x 4 pixels and 8 channels, by hand."""
+    architecture = replk_jax.ResNetArchitecture((1, 1), (4, 2))
+    backbone = replk_jax.create_model(architecture, num_classes=None, out_indices=(1,))
+    model = OrdinaryHeads(backbone=backbone)
+    counts = replk_jax.summary(model, 32)
+    parts = {part.name: part for part in counts.parts}
+    embeddings = 2 * (4 * 4 * 8)
+    kernels = (4 * 4 * 8 * 3 + 3) + (2 * 2 * 3 * 5) + (3 * 3 * 5 + 5) + (5 * 5 + 5)
+    assert parts["head"].shape == (16, 16, 5)
+    assert parts["head"].training.parameters == embeddings + kernels
+    # In a transposed convolution every pixel of the input meets every tap.
+    transposed = 4 * 4 * (4 * 4 * 8 * 3) + 8 * 8 * (2 * 2 * 3 * 5)
+    assert parts["head"].training.convolution == transposed + 16 * 16 * (3 * 3 * 5)
+    assert parts["head"].training.linear == 16 * 16 * 5 * 5
+    assert parts["scale"].training.parameters == parts["scale"].merged.parameters == 8
+    assert parts["scale"].training.convolution == 0
+    for structure, count in ((model, counts.training), (model.clone(deploy=True), counts.merged)):
+        leaves = jax.tree.leaves(abstract_variables(structure)["params"])
+        assert count.parameters == sum(leaf.size for leaf in leaves)
+
+
 def test_layers_are_those_of_the_backbone():
     model = tiny_segmenter()
     params = traverse_util.flatten_dict(abstract_variables(model)["params"])
@@ -242,7 +338,7 @@ def test_is_tabulated():
 def test_no_classifier():
     model = tiny_segmenter()
     variables = random_variables(model)
-    with pytest.raises(ValueError, match="no classifier"):
+    with pytest.raises(ValueError, match="Classifier takes a classifier; got a TinySegmenter"):
         replk_jax.Classifier(model, variables, Preprocessing(32))
     with pytest.raises(ValueError, match="takes a classifier or a backbone; got a TinySegmenter"):
         replk_jax.FeatureExtractor(model, variables, Preprocessing(32))

@@ -1,5 +1,7 @@
 """What every family has in common, from outside."""
 
+import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -12,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import replk_jax
 from replk_jax import RepLKNetArchitecture
 from replk_jax.models import registry
+from replk_jax.models.description import from_description
 from replk_jax.models.variables import abstract_variables
 from tests.helpers import ONE_STAGE, data_mesh, random_images, random_variables
 from tests.miniatures import miniature, registered, repvgg_variants
@@ -61,6 +64,63 @@ def test_classifier_features_and_maps_agree(family):
     maps = jax.jit(backbone.apply)(pruned, images)
     for s in stages:
         np.testing.assert_allclose(maps[s], shown[f"stage_{s}"][0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_final_channels(family):
+    model = make(family)
+    features = jax.eval_shape(
+        partial(model.apply, features=True),
+        abstract_variables(model),
+        jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),
+    )
+    assert features.shape == (1, model.final_channels)
+
+
+def test_equal_networks_have_equal_hashes():
+    model = replk_jax.create_model(ONE_STAGE, num_classes=4, out_indices=(0,), output_stride=4)
+    same = [
+        {"dtype": "float32", "param_dtype": np.dtype("float32")},
+        {"dtype": np.float32, "param_dtype": "float32"},
+        {"num_classes": np.int64(4), "output_stride": np.int32(4)},
+        {"out_indices": np.array([0])},
+    ]
+    for fields in same:
+        assert model.clone(**fields) == model
+        assert hash(model.clone(**fields)) == hash(model)
+    json.dumps(model.clone(**same[2]).describe())
+
+
+@pytest.mark.parametrize("architecture", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("out_indices", [0] * 100_000),
+        ("num_classes", 10**40),
+        ("num_classes", (1 << 24) + 1),
+        ("output_stride", 10**30),
+    ],
+)
+def test_descriptions_with_large_values(architecture, field, value):
+    description = replk_jax.create_model(architecture).describe()
+    with pytest.raises(ValueError, match=f"{field} cannot be"):
+        from_description({**description, field: value})
+
+
+@pytest.mark.parametrize("architecture", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("field", ["channels", "in_channels"])
+def test_architectures_with_large_values(architecture, field):
+    value = getattr(architecture, field)
+    largest = 10**30 if isinstance(value, int) else (10**30, *value[1:])
+    with pytest.raises(ValueError, match=rf"{field} must be positive .*at most 16,777,216; got"):
+        dataclasses.replace(architecture, **{field: largest})
+
+
+def test_classes_are_bounded():
+    model = replk_jax.create_model(ONE_STAGE, num_classes=1 << 24)
+    model.check_fields()
+    with pytest.raises(ValueError, match="num_classes must be positive, at most 16,777,216, or"):
+        model.clone(num_classes=(1 << 24) + 1).check_fields()
 
 
 # Of a miniature of every registered network, and of blocks that none of them has.

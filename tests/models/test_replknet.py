@@ -37,6 +37,7 @@ def make(**fields):
         ({"channels": (8, 12.5)}, "positive whole numbers"),
         ({"dw_ratio": 0.1}, "needs a channel"),
         ({"ffn_ratio": float("nan")}, "needs a channel"),
+        ({"ffn_ratio": 1e8}, "at most 16,777,216"),
         ({"in_channels": 0}, "in_channels must be positive"),
         ({"kernel_sizes": (7, None)}, "kernel_sizes must be positive"),
         ({"dilated_branches": ((3, 0),)}, "dilated_branches must be positive whole"),

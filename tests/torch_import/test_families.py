@@ -578,6 +578,7 @@ class TestRefused:
                 True,
                 "no 'residual' blocks, in any structure",
             ),
+            (REPVGG, {"in_channels": 4, "groups": (2,) + (1,) * 6}, False, "no groups in stage 0"),
             (REPVGG, {"block": "relu_in_branches"}, True, "no 'relu_in_branches' blocks, in any"),
             (MOBILENET, {}, True, "torchvision has no merged MobileNetV2"),
             (MOBILENET, {"deploy": True}, False, "torchvision has no merged MobileNetV2"),

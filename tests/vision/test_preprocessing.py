@@ -202,6 +202,20 @@ def test_a_preprocessing_of_another_kind():
     assert (Preprocessing(96).size, Preprocessing(96).variants) == ((96, 96), (Preprocessing(96),))
 
 
+def test_resized():
+    assert Preprocessing(96, mean=(0.5,), std=(0.5,)).resized(32).size == (32, 32)
+    assert Padded(4).resized(32) == Padded(4)
+    fixed = type("Fixed", (Padded,), {"size": (32, 48)})(4)
+    with pytest.raises(ValueError, match=r"gives images of \(height, width\) \(32, 48\); got"):
+        fixed.resized(32)
+
+
+def test_in_words():
+    assert Padded(4).in_words() == "kind padded for a test, multiple 4, scales [1]"
+    words = Preprocessing(224, mean=(0.5,), std=(0.25,)).in_words()
+    assert words == "224 x 224, the centre of 256, bicubic, mean (0.5,), std (0.25,)"
+
+
 def test_kinds_that_are_not_known():
     for kind in ("spherical", 3, None):
         with pytest.raises(ValueError, match=r"kinds of preprocessing are .*square"):
