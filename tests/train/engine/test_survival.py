@@ -100,7 +100,7 @@ def test_two_processes(undisturbed, start, train, data_dir, tmp_path):
     assert (status, other_status) == (EXIT_STATUS, EXIT_STATUS), err + other_err
     left_at = newest(workdir / "checkpoints")
     for said in (out, other_out):
-        assert f"left after step {left_at}." in said
+        assert f"a checkpoint of step {left_at} is saved." in said
     assert_same_curve(
         *(
             {step: loss for step, loss in losses(folder).items() if step < min(left_at, 23)}
