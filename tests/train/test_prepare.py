@@ -317,7 +317,7 @@ def test_imagenet_makes_batches(tars, tmp_path):
     assert task.training.steps_per_epoch == 3
     labels = [batch["label"] for batch in islice(task.training.batches(0), 3)]
     assert sorted(np.concatenate(labels)) == sorted([0, 1, 2] * PER_CLASS)
-    masks = [batch["mask"].sum() for batch in task.evaluation.batches()]
+    masks = [batch["mask"].sum() for batch in task.evaluations["eval"].examples.batches()]
     assert masks == [4, 1]
 
 
