@@ -183,7 +183,8 @@ def _join(variables: Tree) -> dict[str, Any]:
             'Expected the variables {"params": ..., "batch_stats": ...}; '
             f"found {sorted(variables)}."
         )
-
+    if "intermediates" in variables:
+        raise ValueError("intermediates are outputs of a call, not variables: leave them out.")
     if not variables["params"]:
         raise ValueError('the variables: "params" is empty.')
 
