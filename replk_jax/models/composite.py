@@ -89,14 +89,14 @@ class CompositeNetwork(Network, kw_only=True):
     @nn.nowrap
     def layer_of(self, path: Path) -> int:
         """See `Network`."""
-        in_backbone = path[0] == "backbone"
-        return self.backbone.layer_of(path[1:]) if in_backbone else self.num_layers - 1
+        return self.backbone.layer_of(path[1:]) if self.in_backbone(path) else self.num_layers - 1
 
     @nn.nowrap
     def stage_of(self, path: Path) -> int:
         """See `Network`."""
-        in_backbone = path[0] == "backbone"
-        return self.backbone.stage_of(path[1:]) if in_backbone else self.num_stage_groups - 1
+        if self.in_backbone(path):
+            return self.backbone.stage_of(path[1:])
+        return self.num_stage_groups - 1
 
     @nn.nowrap
     def in_backbone(self, path: Path) -> bool:
@@ -106,8 +106,7 @@ class CompositeNetwork(Network, kw_only=True):
     @nn.nowrap
     def part_of(self, path: Path) -> str:
         """See `Network`. The parts of the backbone, and every other top-level module."""
-        in_backbone = path[0] == "backbone"
-        return self.backbone.part_of(path[1:]) if in_backbone else path[0]
+        return self.backbone.part_of(path[1:]) if self.in_backbone(path) else path[0]
 
     @nn.nowrap
     def hyperparameters(self) -> dict[str, Any]:

@@ -16,13 +16,13 @@ import replk_jax
 from replk_jax.io.files import json_text, replace_text
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.layers import REMAT_POLICIES
+from replk_jax.models.network import Network
 from replk_jax.models.registry import FAMILIES, family_of
 from train.engine.freezing import Freezing
 from train.engine.optimizer import (
     DECAY_OF,
     LAYER_DECAY_BY,
     OPTIMIZERS,
-    LayeredNetwork,
     layer_lr_factor,
     make_optimizer,
 )
@@ -47,12 +47,12 @@ class Rule(NamedTuple):
 
 
 def check(config: ConfigDict) -> None:
-    """Checks the fields that all tasks have.
+    """Checks the fields that all tasks have, and replaces old names of fields and values.
 
     Most fields of the model and of the data are checked where they are used.
 
     Raises:
-      RunError: an invalid value, or the old name of a field.
+      RunError: an invalid value.
     """
     _use_new_names(config)
     check_fields(config, RUN_RULES)
@@ -152,7 +152,7 @@ def build_schedule(recipe: ConfigDict, length: RunLength) -> Schedule:
     )
 
 
-def build_freezing(config: ConfigDict, network: LayeredNetwork) -> Freezing:
+def build_freezing(config: ConfigDict, network: Network) -> Freezing:
     """The frozen parts of the network, from `config.freeze`.
 
     Raises:

@@ -10,7 +10,8 @@ import jax
 import optax
 
 from replk_jax.models.layers import BatchNorm, DropPath
-from train.engine.optimizer import LayeredNetwork, Params, Path, by_path
+from replk_jax.models.network import Network
+from train.engine.optimizer import Params, Path, by_path
 from train.errors import RunError
 
 
@@ -33,7 +34,7 @@ class Freezing:
       RunError: the network has fewer stages.
     """
 
-    network: LayeredNetwork
+    network: Network
     stages: int = -1
     batch_norm: bool = False
 

@@ -2,46 +2,19 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from replk_jax.models.network import Network
 from train.engine.regularization import Path, penalised_kernels
 from train.errors import RunError
 
 Params = Any
 
 OPTIMIZERS = ("adamw", "sgd")
-
-
-class LayeredNetwork(Protocol):
-    """A network whose parameters are grouped by layer and by stage, in order from the input.
-
-    Attributes:
-      num_layers: number of layers; the last has the head.
-      stage_channels: of each stage's output. By stage there are two more groups: the stem before
-        the stages, and the final norm and head after them.
-    """
-
-    @property
-    def num_layers(self) -> int: ...
-
-    @property
-    def stage_channels(self) -> tuple[int, ...]: ...
-
-    def layer_of(self, path: Path) -> int:
-        """The layer of a parameter; raises ValueError for a path that is in none."""
-        ...
-
-    def in_backbone(self, path: Path) -> bool:
-        """Whether a parameter or module is in the backbone of a network with heads."""
-        ...
-
-    def stage_of(self, path: Path) -> int:
-        """The group of a parameter by stage: 0 is the stem, s the s-th stage, the last the head."""
-        ...
 
 
 def make_optimizer(
@@ -131,7 +104,7 @@ def decayed(params: Params, decay_of: str, custom_l2: bool = False) -> Params:
 
 
 def layer_lr_factor(
-    network: LayeredNetwork,
+    network: Network,
     decay: float = 1.0,
     by: Literal["layer", "stage"] = "layer",
     head_factor: float = 1.0,
@@ -154,7 +127,7 @@ def layer_lr_factor(
       that is in no group.
     """
     group_of, count = LAYER_DECAY_BY[by](network)
-    head = len(network.stage_channels) + 1
+    head = network.num_stage_groups - 1
 
     def factor(path: Path) -> float:
         try:
@@ -167,9 +140,9 @@ def layer_lr_factor(
 
 
 # By value of `layer_decay_by`: the group of a parameter, and the number of groups.
-LAYER_DECAY_BY: dict[str, Callable[[LayeredNetwork], tuple[Callable[[Path], int], int]]] = {
+LAYER_DECAY_BY: dict[str, Callable[[Network], tuple[Callable[[Path], int], int]]] = {
     "layer": lambda network: (network.layer_of, network.num_layers),
-    "stage": lambda network: (network.stage_of, len(network.stage_channels) + 2),
+    "stage": lambda network: (network.stage_of, network.num_stage_groups),
 }
 
 
