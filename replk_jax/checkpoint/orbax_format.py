@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from replk_jax.checkpoint.own_format import OwnCheckpoint, by_path, older_variables
+from replk_jax.checkpoint.own_format import OwnCheckpoint, older_variables
 from replk_jax.checkpoint.record import Checkpoint, parse_description
 from replk_jax.io import checksums
 from replk_jax.io.errors import error_text
-from replk_jax.models.variables import abstract_variables
+from replk_jax.models.variables import abstract_variables, by_path
 
 _EMA = "ema"  # the item with the EMA of all variables
 _DESCRIPTION = "description"  # the JSON item

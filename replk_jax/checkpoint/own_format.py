@@ -3,11 +3,8 @@
 import abc
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from flax import traverse_util
 
 from replk_jax.checkpoint.record import Checkpoint
 from replk_jax.checkpoint.starting import fit_network
@@ -76,11 +73,6 @@ class OwnCheckpoint(abc.ABC):
         )
         names = loaded.class_names if same_classes else None
         return dataclasses.replace(loaded, model=model, variables=variables, class_names=names)
-
-
-def by_path(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of variables by their path, such as "params/head/kernel"."""
-    return traverse_util.flatten_dict(variables, sep="/")
 
 
 def older_variables(model: Network) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax import traverse_util
 
-from replk_jax.checkpoint.own_format import OwnCheckpoint, by_path, older_variables
+from replk_jax.checkpoint.own_format import OwnCheckpoint, older_variables
 from replk_jax.checkpoint.record import Checkpoint, parse_description
 from replk_jax.io.files import json_text
 from replk_jax.io.safetensors import write_safetensors
 from replk_jax.io.tensors import StoredTensor
-from replk_jax.models.variables import abstract_variables, differences, in_lines
+from replk_jax.models.variables import abstract_variables, by_path, differences, in_lines
 from replk_jax.torch_import import WeightsFile
 
 _KEY = "replk_jax"  # of the description, in the metadata

@@ -17,7 +17,7 @@ from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.fitting import Fitted, Fitting, fit_variables
 from replk_jax.models.network import Network
-from replk_jax.models.variables import abstract_image, abstract_variables, conform
+from replk_jax.models.variables import abstract_image, abstract_variables, by_path, conform
 from replk_jax.reparam import reparameterize
 from replk_jax.torch_import import Contents, Selection, load_contents
 
@@ -73,7 +73,7 @@ def _fit_merged(variables: Mapping[str, Any], own: Network, model: Network) -> d
         raise ValueError(
             f"it holds a re-parameterized {type(own).__name__}, not a {type(model).__name__}."
         )
-    return conform(traverse_util.flatten_dict(variables, sep="/"), model)
+    return conform(by_path(variables), model)
 
 
 def fit_contents(
@@ -224,11 +224,11 @@ def _draw_heads(model: CompositeNetwork, seed: int) -> _Leaves:
 
 
 def _heads_of(variables: Mapping[str, Any]) -> _Leaves:
-    flat = traverse_util.flatten_dict(variables, sep="/")
-    return {path: leaf for path, leaf in flat.items() if path.split("/")[1] != _BACKBONE}
+    leaves = by_path(variables).items()
+    return {path: leaf for path, leaf in leaves if path.split("/")[1] != _BACKBONE}
 
 
 def _composed(backbone: Mapping[str, Any], heads: _Leaves) -> _Leaves:
     """Combines the variables of a backbone and of heads."""
     nested = {collection: {_BACKBONE: tree} for collection, tree in backbone.items()}
-    return traverse_util.flatten_dict(nested, sep="/") | heads
+    return by_path(nested) | heads

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from replk_jax.io.tensors import TensorLike
 from replk_jax.io.text import brief
@@ -20,7 +19,7 @@ from replk_jax.io.user_warnings import warn_user
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.layers import pytorch_init
 from replk_jax.models.network import Path
-from replk_jax.models.variables import abstract_variables, conform
+from replk_jax.models.variables import abstract_variables, by_path, conform
 from replk_jax.reparam import reparameterize
 
 _Tensors = Mapping[str, TensorLike]
@@ -114,9 +113,8 @@ def fit_variables(
     Raises:
       ValueError: variables that do not fit.
     """
-    flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
     fitted, left_out, initialized = fit_tensors(
-        flat, model, _VariablePaths(model.head_name), fitting, source=source
+        by_path(variables), model, _VariablePaths(model.head_name), fitting, source=source
     )
     training = conform(fitted, model.clone(deploy=False))
     return Fitted(reparameterize(training) if model.deploy else training, left_out, initialized)
@@ -181,8 +179,7 @@ class _VariablePaths:
 
 @functools.lru_cache(maxsize=8)  # to trace a network takes a second, and fitting asks repeatedly
 def _variable_shapes(model: Backbone) -> Mapping[str, tuple[int, ...]]:
-    flat: dict[str, Any] = traverse_util.flatten_dict(abstract_variables(model), sep="/")
-    return {path: leaf.shape for path, leaf in flat.items()}
+    return {path: leaf.shape for path, leaf in by_path(abstract_variables(model)).items()}
 
 
 def _modules(keys: Mapping[str, Any], naming: Naming) -> set[str]:

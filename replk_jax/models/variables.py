@@ -58,6 +58,11 @@ def differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
     return faults + [f"not in the model: {name}" for name in given if name not in expected]
 
 
+def by_path(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of variables by their path, such as "params/head/kernel"."""
+    return traverse_util.flatten_dict(variables, sep="/")
+
+
 def conform(arrays: Mapping[str, Any], model: Network) -> dict[str, Any]:
     """Converts arrays by path to the variables of a model, in its dtypes.
 
@@ -68,7 +73,7 @@ def conform(arrays: Mapping[str, Any], model: Network) -> dict[str, Any]:
     Raises:
       ValueError: arrays that are missing, unexpected or of the wrong shape, all in one error.
     """
-    expected: dict[str, Any] = traverse_util.flatten_dict(abstract_variables(model), sep="/")
+    expected = by_path(abstract_variables(model))
     if faults := differences(arrays, expected):
         raise ValueError(f"The weights do not fit this {type(model).__name__}:{in_lines(faults)}")
     flat = {path: jnp.asarray(arrays[path], leaf.dtype) for path, leaf in expected.items()}
