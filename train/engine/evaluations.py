@@ -1,5 +1,6 @@
 """All evaluations of a run, and the score that decides which checkpoint is the best."""
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -34,7 +35,6 @@ class Evaluations:
         self._evaluations, self._mesh, self._report = evaluations, mesh, report
         self._first = next(iter(evaluations))
         self._evaluators = make_evaluators(model, evaluations, mesh)
-        self._first_rows: dict[str, Rows] = {}
 
     def check(self, state: TrainState) -> None:
         """Evaluates a batch of every evaluation, so that errors are found before training.
@@ -54,11 +54,15 @@ class Evaluations:
         return evaluator.largest_output(state.variables, self._first_batch(self._first))
 
     def _first_batch(self, name: str) -> Batch:
-        if name not in self._first_rows:
-            rows = self._evaluations[name].examples.batches(self._report)
-            self._first_rows[name] = next(rows)
-        (batch,) = parallel.global_batches([self._first_rows[name]], self._mesh)
+        if name != self._first:
+            return next(self._batches(name))
+        (batch,) = parallel.global_batches([self._first_rows], self._mesh)
         return batch
+
+    @functools.cached_property
+    def _first_rows(self) -> Rows:
+        """The first rows of the first evaluation, which every save needs."""
+        return next(self._evaluations[self._first].examples.batches(self._report))
 
     def scores(self, state: TrainState) -> dict[str, float]:
         """All scores of the network, as `NAME/score`, and of its EMA, as `NAME_ema/score`."""
@@ -133,7 +137,7 @@ def check_names(evaluations: Mapping[str, Evaluation]) -> None:
 
     Raises:
       RunError: there are no evaluations, or a name that is empty, has a slash, is that of the
-        training metrics, or is another evaluation's with the suffix of the EMA.
+        training metrics, or ends in the suffix of the EMA.
     """
     if not evaluations:
         raise RunError("A run needs an evaluation, which decides which checkpoint is the best.")
