@@ -26,7 +26,9 @@ def add_reading(verb: argparse.ArgumentParser) -> None:
 def add_selection(verb: argparse.ArgumentParser) -> None:
     """Adds the options that select weights in a file."""
     verb.add_argument(
-        "--ema", action="store_true", help="load the exponential moving average of the weights"
+        "--ema",
+        action="store_true",
+        help="load the EMA (exponential moving average) of the weights",
     )
     verb.add_argument(
         "--key",

@@ -1,4 +1,4 @@
-"""What every preprocessing has, whatever it does to an image."""
+"""The base of all preprocessings, and the normalisation that they share."""
 
 import abc
 from collections.abc import Mapping, Sequence
