@@ -102,7 +102,7 @@ def test_split_files(tmp_path, name):
         "images/a.png", "images/b.png", "images/v1.2.png",
     ]  # fmt: skip
     path.write_text("a\ngone\n")
-    with pytest.raises(RunError, match="1 images have no mask: gone"):
+    with pytest.raises(RunError, match="1 names in the list have no image: gone"):
         open_segmentation_source(config(tmp_path), "train")
 
 
@@ -237,7 +237,7 @@ def test_ade20k(tmp_path):
 
 def write_cityscapes(root):
     for name in ("bonn/bonn_000001_000019", "aachen/aachen_000000_000019"):
-        write(root / f"leftImg8bit/train/{name}_leftImg8bit.png", pixels(0))
+        write(root / f"leftImg8bit/train/{name}_leftImg8bit.png", pixels(0, (2, 17)))
         ids = np.arange(34, dtype=np.uint8).reshape(2, 17)
         write(root / f"gtFine/train/{name}_gtFine_labelIds.png", ids)
         write(root / f"gtFine/train/{name}_gtFine_color.png", pixels(1))
@@ -408,6 +408,7 @@ def test_records_like_those_of_the_pets(tmp_path):
 
 def test_cityscapes_of_tensorflow_datasets(tmp_path):
     """Its masks have label ids, which it has no names of."""
+    ids = np.array([7, 8, 11], np.uint8)
     features = {"image_id": tfds.features.Text(), "image_left": IMAGE, "segmentation_label": MASK}
     write_records(
         tmp_path,
@@ -416,7 +417,7 @@ def test_cityscapes_of_tensorflow_datasets(tmp_path):
         variant="semantic_segmentation",
         image_id="aachen",
         image_left=photo,
-        segmentation_label=lambda index: Image.fromarray(classes(index) + 7),
+        segmentation_label=lambda index: Image.fromarray(ids[classes(index)]),
     )
     source = open_segmentation_source(config(name="cityscapes", data_dir=str(tmp_path)), "train")
     check_records(source)
