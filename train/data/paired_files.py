@@ -32,9 +32,9 @@ class PairedFiles:
 
     Attributes:
       pairs: in the order of the images' paths.
-      without_mask: paths of the images without a mask, in order.
+      without_mask: paths of the images without a mask, in order; then names in the list of the
+        split of which there is no image.
       without_image: paths of the masks without an image, in order; none if the split has a list.
-      not_found: names in the list of the split of which there is no image, in order.
       expected: where the mask of an image is expected, in words.
       label_set: of the masks.
     """
@@ -42,7 +42,6 @@ class PairedFiles:
     pairs: list[Pair]
     without_mask: list[str]
     without_image: list[str]
-    not_found: list[str]
     expected: str
     label_set: LabelSet
 
@@ -72,11 +71,11 @@ def pair_files(layout: Layout, label_set: LabelSet) -> PairedFiles:
     with_image = names & images.keys()
     return PairedFiles(
         pairs=sorted(Pair(images[name], masks[name]) for name in with_image & masks.keys()),
-        without_mask=sorted(images[name] for name in with_image - masks.keys()),
+        without_mask=sorted(images[name] for name in with_image - masks.keys())
+        + sorted(names - images.keys()),
         without_image=sorted(masks[name] for name in masks.keys() - images.keys())
         if layout.names is None
         else [],
-        not_found=sorted(names - images.keys()),
         expected=layout.expected,
         label_set=label_set,
     )
@@ -93,9 +92,8 @@ def require_pairs(files: PairedFiles, folder: Path, split: str) -> None:
     problems = [
         f"{len(names)} {kind}: {_some(names)}"
         for kind, names in (
-            ("images have no mask", files.without_mask),
+            ("images have no mask, or are missing", files.without_mask),
             ("masks have no image", files.without_image),
-            ("names in the list have no image", files.not_found),
         )
         if names
     ]
