@@ -1,10 +1,11 @@
 """Folders of images and masks: ADE20K, Cityscapes, Pascal VOC, and folders of a user's own."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from replk_jax.vision import label_sets
+from replk_jax.vision.images import IMAGE_SUFFIXES
 from replk_jax.vision.label_sets import LabelSet
 from train.data.class_lists import choose_label_set
 from train.data.paired_files import Files, Layout, PairedFiles, list_files, names_in, pair_files
@@ -12,6 +13,7 @@ from train.errors import RunError
 
 FORMATS = ("folder", "ade20k", "cityscapes", "voc")
 IMAGE_FOLDERS = ("images", "img_dir")
+MASK_SUFFIXES = (".png", ".tif", ".tiff")
 MASK_FOLDERS = ("masks", "annotations", "ann_dir", "labels")
 
 _LIST_FOLDERS = ("splits", "ImageSets/Segmentation")  # beside the folder of the data set itself
@@ -44,6 +46,8 @@ def find_pairs(data: Mapping[str, Any], split: str) -> PairedFiles:
             f"The format {kind} has suffixes of its own: leave config.data.image_suffix and "
             'mask_suffix at None, or set config.data.format="folder".'
         )
+    _require_endings("image_suffix", data["image_suffix"], IMAGE_SUFFIXES)
+    _require_endings("mask_suffix", data["mask_suffix"], MASK_SUFFIXES)
     if not root.is_dir():
         raise RunError(f"There is no folder {root} (config.data.folder).")
     suffixes = data["image_suffix"] or None, data["mask_suffix"] or None
@@ -187,6 +191,15 @@ _LAYOUTS: dict[str, Callable[[_Request], Layout]] = {
     "cityscapes": _cityscapes,
     "voc": _voc,
 }
+
+
+def _require_endings(field: str, suffix: str | None, endings: Collection[str]) -> None:
+    """Raises RunError for a suffix that does not end like a file that can be read."""
+    if suffix and not suffix.lower().endswith(tuple(endings)):
+        raise RunError(
+            f"config.data.{field} must end with one of {', '.join(sorted(endings))}; got "
+            f"{suffix!r}."
+        )
 
 
 # The splits that `split_names` gives.

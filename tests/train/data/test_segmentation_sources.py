@@ -1,6 +1,7 @@
 """Where images with masks come from."""
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ from PIL import Image
 
 from replk_jax.vision import label_sets
 from replk_jax.vision.images import ImageError
+from replk_jax.vision.label_sets import LabelSet
 from train.data.masks import decode_pair
 from train.data.segmentation_folders import find_pairs
 from train.data.segmentation_sources import open_segmentation_source
+from train.data.segmentation_transforms import SegmentationTransform
+from train.data.splits import Reading, TrainingSplit
 from train.errors import RunError
 
 FIELDS = {
@@ -126,6 +130,14 @@ def test_suffixes(tmp_path):
     # Without them the names differ.
     with pytest.raises(RunError, match=r"4 images have no mask, .*4 masks have no image.*_suffix"):
         open_segmentation_source(config(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("field", "suffix"), [("image_suffix", ".npy"), ("mask_suffix", ".npy"), ("mask_suffix", "_x")]
+)
+def test_suffixes_of_files_that_cannot_be_read(tmp_path, field, suffix):
+    with pytest.raises(RunError, match=rf"config\.data\.{field} must end with one of .*\.png.*got"):
+        open_segmentation_source(config(tmp_path, **{field: suffix}), "train")
 
 
 def test_missing_masks_and_images(tmp_path):
@@ -453,3 +465,49 @@ def test_records_that_are_not_prepared(tmp_path):
     assert "tfds.builder('oxford_iiit_pet', data_dir=" in message
     assert "a folder of images and masks, DIR/images/SPLIT/NAME.jpg" in message
     assert f"train.prepare DIR --name NAME --format folder --data_dir {tmp_path}" in message
+
+
+TRANSFORM = SegmentationTransform(
+    limits=(16, 12),
+    ratio_range=(0.5, 2.0),
+    crop_size=(8, 8),
+    cat_max_ratio=0.75,
+    flip=True,
+    photometric=True,
+    label_set=LabelSet.of(["sky", "road", "tree"]),
+)
+
+
+def batches(root, count=4, reports=None, **reading):
+    split = TrainingSplit(
+        open_segmentation_source(config(root), "train"),
+        TRANSFORM,
+        batch_size=4,
+        seed=0,
+        reading=Reading(**reading),
+    )
+    report = [].append if reports is None else reports.append
+    return list(itertools.islice(split.batches(0, report), count))
+
+
+def test_batches_are_the_same_for_any_number_of_threads(tmp_path):
+    write_pairs(tmp_path, "abcdefg", "images/train/{}.png", "masks/train/{}.png")
+    write_classes(tmp_path)
+    one, many = batches(tmp_path, threads=1), batches(tmp_path, threads=3)
+    for first, second in zip(one, many, strict=True):
+        assert set(first) == {"image", "mask", "valid_size"}
+        assert first["image"].shape == (4, 8, 8, 3)
+        assert first["mask"].shape == (4, 8, 8)
+        for name, values in first.items():
+            np.testing.assert_array_equal(values, second[name])
+
+
+def test_a_pair_that_does_not_fit_stops_or_is_replaced(tmp_path):
+    write_pairs(tmp_path, "abcdefg", "images/train/{}.png", "masks/train/{}.png")
+    write(tmp_path / "masks/train/c.png", classes(0, size=(6, 7)))
+    write_classes(tmp_path)
+    with pytest.raises(RunError, match=r"masks/train/c\.png has 7 x 6 pixels.*unreadable=replace"):
+        batches(tmp_path, threads=1)
+    reports = []
+    assert len(batches(tmp_path, reports=reports, threads=1, replace=True)) == 4
+    assert any("masks/train/c.png has 7 x 6 pixels" in report for report in reports)
