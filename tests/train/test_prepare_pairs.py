@@ -120,6 +120,7 @@ def test_splits_by_lists(tmp_path):
     write_pairs(root, "abc", "images/{}.png", "masks/{}.png")
     write_classes(root)
     (root / "README.txt").write_text("hello")
+    (root / "{old}").mkdir()
     (root / "train.txt").write_text("a\nb")
     (root / "splits").mkdir()
     (root / "splits/fold1.txt").write_text("c")

@@ -220,10 +220,9 @@ class _Folders(NamedTuple):
 
 def _find_folders(root: Path, name: str) -> _Folders | None:
     """The folders of a split in any of the layouts of a user's folder; None if there are none."""
-    for pattern in (f"{{}}/{name}", f"{name}/{{}}"):
-        if folders := _two_folders(root, pattern):
-            return _Folders(*folders, None)
-    if (file := _split_list(root, name)) and (folders := _two_folders(root, "{}")):
+    if folders := _two_folders(root, after=f"/{name}") or _two_folders(root, before=f"{name}/"):
+        return _Folders(*folders, None)
+    if (file := _split_list(root, name)) and (folders := _two_folders(root)):
         return _Folders(*folders, file)
     return None
 
@@ -233,10 +232,15 @@ def _subfolders(folder: Path) -> Iterator[Path]:
         yield from (path for path in folder.iterdir() if path.is_dir())
 
 
-def _two_folders(root: Path, pattern: str) -> tuple[str, str] | None:
-    """The folders of images and masks, relative to the root; None unless both exist."""
+def _two_folders(root: Path, before: str = "", after: str = "") -> tuple[str, str] | None:
+    """The folders of images and masks, relative to the root; None unless both exist.
+
+    Args:
+      root: of the data set.
+      before, after: what is in front of, and behind, the usual names of these folders.
+    """
     images, masks = (
-        next((path for path in map(pattern.format, names) if (root / path).is_dir()), None)
+        next((path for name in names if (root / (path := f"{before}{name}{after}")).is_dir()), None)
         for names in (IMAGE_FOLDERS, MASK_FOLDERS)
     )
     return (images, masks) if images and masks else None
