@@ -11,7 +11,7 @@ Encode = Callable[[bytes, str], bytes]
 
 
 class StorableItem(Protocol):
-    """An example to store, in files that are read when its turn comes."""
+    """An example to store; its files are read one example at a time."""
 
     @property
     def name(self) -> str:
