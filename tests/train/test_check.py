@@ -15,6 +15,7 @@ from configs import common
 from tests.train import tiny
 from tests.train.conftest import REPOSITORY
 from train import check
+from train.engine import config_flags as command_line
 from train.errors import RunError
 from train.reporting.examination import Examination, Finding, Table
 
@@ -304,7 +305,7 @@ def test_json_and_warnings(root, tmp_path, monkeypatch, capsys):
     """Warnings do not fail."""
     write(root, {f"train/cat/{name}.png": encoded(9) for name in "xy"})
     file = tmp_path / "out" / "report.json"
-    monkeypatch.setattr(check, "CONFIG", SimpleNamespace(value=configuration(root)))
+    monkeypatch.setattr(command_line, "CONFIG", SimpleNamespace(value=configuration(root)))
     monkeypatch.setattr(check, "_JSON", SimpleNamespace(value=str(file)))
     check.main([])
     output = capsys.readouterr().out
