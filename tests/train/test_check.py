@@ -15,6 +15,8 @@ from configs import common
 from tests.train import tiny
 from tests.train.conftest import REPOSITORY
 from train import check
+from train.data.checks import classification, duplicates
+from train.data.sources import FolderSource
 from train.engine import config_flags as command_line
 from train.errors import RunError
 from train.reporting.examination import Examination, Finding, Table
@@ -257,6 +259,51 @@ def test_a_prepared_set(data_dir):
     examination = check.check(config)
     assert {finding.kind for finding in examination.findings} == {"small images"}
     assert examination.statistics["train"]["images"] == 1498
+
+
+def test_examples_without_labels(root, monkeypatch):
+    """As in the test splits of some prepared sets."""
+
+    class Unlabelled(FolderSource):
+        def __getitem__(self, index):
+            if index == 1:
+                raise RunError("x, split train, example 1 has no label; use a labelled split.")
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(classification, "open_source", lambda data, split: Unlabelled(root, split))
+    found = findings(root)
+    assert [(f.severity, f.kind) for f in found] == [("error", "no label")] * 2
+    assert found[0].message.endswith("use a labelled split.")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_duplicates_by_brute_force(seed):
+    """Few digests, some of them in several places."""
+    rng = np.random.default_rng(seed)
+
+    def contents(split, count):
+        digests = rng.integers(0, 12, count, np.uint64)
+        positions = np.sort(rng.permutation(3 * count)[:count])
+        return duplicates.Contents(split, digests, positions, lambda i: f"<{i}>", lambda i: 0)
+
+    train, test = contents("train", 10), contents("test", 20)
+    groups = {d: train.positions[train.digests == d].tolist() for d in set(train.digests)}
+    expected = sorted(group for group in groups.values() if len(group) > 1)
+    messages = [finding.message for finding in duplicates.within(train)]
+    assert len(messages) == len(expected)
+    for message, group in zip(messages, expected, strict=True):
+        assert message.startswith("; ".join(f"<{place}>" for place in group[:3]))
+
+    expected = [
+        f"<{place}> is <{groups[digest][0]}> of train"
+        for place, digest in zip(test.positions, test.digests, strict=True)
+        if digest in groups
+    ]
+    messages = [finding.message for finding in duplicates.between(train, test)]
+    assert [message.partition(",")[0] for message in messages] == expected
+    nothing = contents("none", 0)
+    assert list(duplicates.within(nothing)) == []
+    assert list(duplicates.between(nothing, test)) == list(duplicates.between(test, nothing)) == []
 
 
 def test_an_invalid_configuration(root):

@@ -18,6 +18,7 @@ from train.reporting.console import collected_warnings
 from train.reporting.examination import Examination, Finding, Table
 
 _IMBALANCE = 10  # the largest class by the smallest one: more is a warning
+_NO_LABEL = -1
 _MOST_ROWS = 20  # classes in a table; of more, the smallest and the largest ones
 _HEADER = ("split", "images", "classes", "smallest", "largest", "grey", "images per class")
 
@@ -74,26 +75,38 @@ def examine_labelled_images(data: ConfigDict, splits: Sequence[str], channels: i
     return Examination(findings, [*_tables(found)], statistics)
 
 
+class _Seen(NamedTuple):
+    """An example: its picture and label, or why it has no label."""
+
+    picture: Picture | None
+    label: int
+    problem: str | None
+
+
 def _examine_split(source: LabelledImages, split: str, data: ConfigDict, channels: int) -> _Split:
-    def look_at(index: int) -> tuple[Picture, int | None]:
+    def look_at(index: int) -> _Seen:
         try:
             example = source[index]
         except ImageError as error:
-            return unreadable(str(index), error), None
-        except RunError as error:  # an example without a label
-            return unreadable(str(index), ImageError(str(error))), None
+            return _Seen(unreadable(str(index), error), _NO_LABEL, None)
+        except RunError as error:
+            return _Seen(None, _NO_LABEL, str(error))
         picture = look_at_picture(example["image"], example["origin"], channels)
-        return picture, int(example["label"])
+        return _Seen(picture, int(example["label"]), None)
 
     statistics = PictureStatistics(split, data.unreadable == "replace")
+    unlabelled: list[Finding] = []
     digests, positions, labels = array("Q"), array("q"), array("i")
     seen = scan(look_at, len(source), threads=count_threads(data.reading), title=split)
-    for position, (picture, label) in enumerate(seen):
-        statistics.add(picture)
-        if label is not None and picture.size is not None:
-            digests.append(picture.digest)
-            positions.append(position)
-            labels.append(label)
+    for position, (picture, label, problem) in enumerate(seen):
+        if problem is not None:
+            unlabelled.append(Finding("error", "no label", split, problem))
+        if picture is not None:
+            statistics.add(picture)
+            if picture.size is not None:
+                digests.append(picture.digest)
+                positions.append(position)
+                labels.append(label)
     counts = np.bincount(np.asarray(labels, np.int64), minlength=len(source.class_names))
     contents = duplicates.Contents(
         split,
@@ -103,6 +116,7 @@ def _examine_split(source: LabelledImages, split: str, data: ConfigDict, channel
         lambda position: int(source[position]["label"]),
     )
     findings = [
+        *unlabelled,
         *statistics.all_findings(channels),
         *_balance(counts, source.class_names, split),
         *statistics.smaller_than(data.image_size),

@@ -33,9 +33,11 @@ def within(contents: Contents) -> Iterator[Finding]:
     """A warning for each file that is in a split more than once."""
     order = np.argsort(contents.digests, kind="stable")
     ordered = contents.digests[order]
-    groups = np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
-    for group in sorted((g for g in groups if len(g) > 1), key=lambda group: group[0]):
-        places = [int(contents.positions[i]) for i in group]
+    repeated = np.flatnonzero(ordered[1:] == ordered[:-1])
+    runs = np.split(repeated, np.flatnonzero(np.diff(repeated) > 1) + 1)
+    groups = [order[run[0] : run[-1] + 2] for run in runs if len(run)]
+    for group in sorted(groups, key=lambda group: group[0]):
+        places = contents.positions[group].tolist()
         names = [contents.origin(place) for place in places[:3]]
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         same = f"{'; '.join(names)}{more} are the same file"
@@ -62,13 +64,12 @@ def between(training: Contents, evaluation: Contents) -> Iterator[Finding]:
     They are an error where they are more than 1 % of the evaluation: its scores would be too good.
     Published sets have a few.
     """
-    first = dict(zip(training.digests.tolist(), training.positions.tolist(), strict=True))
+    order = np.argsort(training.digests, kind="stable")
+    ordered = training.digests[order]
+    found = np.searchsorted(ordered, evaluation.digests).clip(max=max(0, len(ordered) - 1))
+    hits = np.flatnonzero(ordered[found] == evaluation.digests) if len(ordered) else []
     shared = [
-        (place, first[digest])
-        for place, digest in zip(
-            evaluation.positions.tolist(), evaluation.digests.tolist(), strict=True
-        )
-        if digest in first
+        (int(evaluation.positions[hit]), int(training.positions[order[found[hit]]])) for hit in hits
     ]
     many = len(shared) > _MOST_SHARED * len(evaluation.positions)
     for place, training_place in shared:
