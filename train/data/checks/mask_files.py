@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-from replk_jax.vision.label_sets import NO_CLASS, LabelSet
 
 from replk_jax.vision.images import ImageError
+from replk_jax.vision.label_sets import NO_CLASS, LabelSet
 from train.data.checks.pictures import Picture, format_size
 from train.data.masks import decode_mask, mask_values
 

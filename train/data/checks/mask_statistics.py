@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from replk_jax.vision.label_sets import IGNORED, NO_CLASS, LabelSet
 
+from replk_jax.vision.label_sets import IGNORED, NO_CLASS, LabelSet
 from train.data.checks.pictures import several
 from train.reporting.examination import Finding
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from replk_jax.vision.label_sets import LabelSet
 
 from replk_jax.vision.images import ImageError, image_error
+from replk_jax.vision.label_sets import LabelSet
 from train.data.checks import duplicates
 from train.data.checks.mask_files import LookedAtMask, look_at_mask, wrong_size
 from train.data.checks.mask_statistics import MaskStatistics
