@@ -243,7 +243,10 @@ def test_classes_that_never_occur(root):
     (root / "classes.txt").write_text("\n".join((*CLASSES, "bird")))
     for path in root.glob("masks/val/*.png"):
         path.write_bytes(png(np.minimum(mask(), 1)))
-    first, second = examine(root).findings
+    examination = examine(root)
+    first, second = examination.findings
+    counts = examination.statistics["val"]["images_per_class"]
+    assert counts == {"background": 3, "cat": 3, "dog": 0, "bird": 0}
     assert first.split == "train"
     assert "1 of 4 classes never occur: bird;" in first.message
     assert second.split == "val"
