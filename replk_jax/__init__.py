@@ -27,6 +27,8 @@ from replk_jax.reparam import (
     merge_branches,
     reparameterize,
 )
+from replk_jax.segmentation.registry import create_segmenter
+from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.torch_import import (
     Recognized,
     convert_state_dict,
@@ -55,10 +57,12 @@ __all__ = [
     "RepVGGArchitecture",
     "ResNet",
     "ResNetArchitecture",
+    "SegmentationNetwork",
     "Summary",
     "check_equivalence",
     "convert_state_dict",
     "create_model",
+    "create_segmenter",
     "depthwise_conv2d",
     "export_model",
     "infer_architecture",
