@@ -27,7 +27,7 @@ from replk_jax.reparam import (
     merge_branches,
     reparameterize,
 )
-from replk_jax.segmentation.registry import create_segmenter
+from replk_jax.segmentation.registry import create_segmenter, list_segmenters
 from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.torch_import import (
     Recognized,
@@ -68,6 +68,7 @@ __all__ = [
     "infer_architecture",
     "list_models",
     "list_pretrained",
+    "list_segmenters",
     "load",
     "load_torch",
     "merge_branches",
