@@ -27,6 +27,8 @@ from replk_jax.reparam import (
     merge_branches,
     reparameterize,
 )
+from replk_jax.segmentation.registry import create_segmenter, list_segmenters
+from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.torch_import import (
     Recognized,
     convert_state_dict,
@@ -55,15 +57,18 @@ __all__ = [
     "RepVGGArchitecture",
     "ResNet",
     "ResNetArchitecture",
+    "SegmentationNetwork",
     "Summary",
     "check_equivalence",
     "convert_state_dict",
     "create_model",
+    "create_segmenter",
     "depthwise_conv2d",
     "export_model",
     "infer_architecture",
     "list_models",
     "list_pretrained",
+    "list_segmenters",
     "load",
     "load_torch",
     "merge_branches",
