@@ -103,10 +103,10 @@ def _segment(arguments: argparse.Namespace) -> None:
             if not result.is_finite:
                 named.fail_not_finite(source.name)
                 continue
-            written = {}
+            written: dict[str, str] = {}
             if pictures is not None and opened.pixels is not None:
                 paths = pictures.write(source, opened.pixels, result.classes)
-                written = dict(zip(("class_map", "overlay"), map(str, paths), strict=True))
+                written |= zip(("class_map", "overlay"), map(str, paths), strict=True)
             show = _json if arguments.json else _table
             print(show(source.name, result.classes, segmenter.class_names, written), flush=True)
     named.finish()

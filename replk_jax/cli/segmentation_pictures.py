@@ -61,8 +61,8 @@ class Pictures:
                 other = sources.setdefault(path, image)
                 if other is not image:
                     raise ValueError(
-                        f"{other.name} and {image.name} would both be written to {path}: segment them "
-                        "in two runs with different folders."
+                        f"{other.name} and {image.name} would both be written to {path}: segment "
+                        "them in two runs with different folders."
                     )
                 if path.resolve() in inputs:
                     raise ValueError(
