@@ -7,6 +7,7 @@ from replk_jax.export import export_model
 from replk_jax.inference.classifier import Classifier, Prediction
 from replk_jax.inference.features import FeatureExtractor
 from replk_jax.inference.segmenter import Segmenter
+from replk_jax.inference.segmenter_export import export_segmenter
 from replk_jax.models import (
     MobileNetV2,
     MobileNetV2Architecture,
@@ -69,6 +70,7 @@ __all__ = [
     "create_segmenter",
     "depthwise_conv2d",
     "export_model",
+    "export_segmenter",
     "infer_architecture",
     "list_models",
     "list_pretrained",
