@@ -15,7 +15,8 @@ from replk_jax.cli.arguments import add_force, reading
 from replk_jax.cli.predict import read_names
 from replk_jax.cli.segmentation_pictures import Pictures
 from replk_jax.cli.text import printable
-from replk_jax.inference.segmenter import PreparedImage, Segmenter, require_segmenter
+from replk_jax.inference.segmentation_program import PreparedImage
+from replk_jax.inference.segmenter import Segmenter, require_segmenter
 from replk_jax.io.errors import naming
 from replk_jax.io.files import json_text
 from replk_jax.io.text import encodable

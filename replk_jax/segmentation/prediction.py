@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from replk_jax.ops.resize import neighbours
+from replk_jax.ops.resize import linear_taps
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -116,13 +116,16 @@ def score_matrices(
 
     Returns:
       Float32 (H, n h) and (W, m w), where (n, m) is the grid of windows.
+
+    Raises:
+      ValueError: a size below 1.
     """
     matrices = []
     for axis, starts in enumerate((windows.tops, windows.lefts)):
         average = _window_average(
             starts, windows.size[axis], logits_size[axis], image_size[axis], align_corners
         )
-        lower, upper, fraction = neighbours(original_size[axis], image_size[axis], align_corners)
+        lower, upper, fraction = linear_taps(original_size[axis], image_size[axis], align_corners)
         fraction = fraction[:, None]
         matrix = (1 - fraction) * average[lower] + fraction * average[upper]
         if axis == 1 and flipped:
@@ -141,7 +144,7 @@ def _window_average(
     The number of windows over a pixel is the product of the numbers over its row and its column,
     so the average of windows is the average by rows of that by columns.
     """
-    lower, upper, fraction = neighbours(window, size, align_corners)
+    lower, upper, fraction = linear_taps(window, size, align_corners)
     matrix = np.zeros((side, len(starts) * size))
     counts = np.zeros((side, 1))
     for i, start in enumerate(starts):
@@ -263,7 +266,7 @@ def _in_chunks_of_rows(
     function: Callable[[Sequence[jax.Array]], jax.Array], views: Sequence[View]
 ) -> jax.Array:
     count, height, _ = views[0].rows.shape
-    row_bytes = 4 * views[0].columns.shape[1] * views[0].logits.shape[-1]
+    row_bytes = 4 * len(views) * views[0].columns.shape[1] * views[0].logits.shape[-1]
     if isinstance(count, int):  # not symbolic, as in an exported program
         row_bytes *= max(1, count)
     chunks = math.ceil(height / max(1, _CHUNK_BYTES // row_bytes))

@@ -69,6 +69,17 @@ def test_the_whole_test_is_that_of_mmsegmentation():
 
 
 @reference_data.required
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_resized_logits_are_those_of_mmsegmentation(align_corners):
+    case, name = golden.load("whole_even"), f"ac{align_corners:d}"
+    size, logits = (64, 96), case[f"decode_logits_{name}"]
+    matrices = score_matrices(place_windows(size), (16, 24), size, size, align_corners)
+    seen = View(logits, *(np.repeat(matrix[None], 2, 0) for matrix in matrices))
+    assert_scores(class_scores(seen), case[f"resized_logits_{name}"])
+    assert_same_classes(class_maps([seen]), case[f"prediction_{name}"], but=2)
+
+
+@reference_data.required
 def test_the_sliding_test_is_that_of_mmsegmentation():
     case = golden.load("slide_ac0")
     seen = view(case["input"], (90, 150), window=64, stride=43)
