@@ -20,7 +20,7 @@ import numpy as np
 from replk_jax.ops.dtypes import accumulation_dtype
 
 
-class _Neighbours(NamedTuple):
+class Neighbours(NamedTuple):
     """The positions between which an axis is interpolated, and the weight of the upper one."""
 
     lower: np.ndarray
@@ -29,15 +29,23 @@ class _Neighbours(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _neighbours(output: int, size: int, align_corners: bool) -> _Neighbours:
-    """For each position of the result; see `bilinear_matrix`."""
+def linear_taps(output: int, size: int, align_corners: bool = False) -> Neighbours:
+    """The neighbours of each position of the result; see `bilinear_matrix`.
+
+    Returns:
+      Three arrays (output,): int32, int32 and float64.
+
+    Raises:
+      ValueError: a size below 1.
+    """
+    _check_sizes(output, size)
     positions = np.arange(output, dtype=np.float64)
     if align_corners:
         source = positions * ((size - 1) / (output - 1) if output > 1 else 0.0)
     else:
         source = np.maximum((positions + 0.5) * (size / output) - 0.5, 0.0)
     lower = np.minimum(source.astype(np.int32), size - 1)
-    return _Neighbours(lower, np.minimum(lower + 1, size - 1), source - lower)
+    return Neighbours(lower, np.minimum(lower + 1, size - 1), source - lower)
 
 
 def bilinear_matrix(
@@ -61,8 +69,7 @@ def bilinear_matrix(
     Raises:
       ValueError: a size below 1.
     """
-    _check_sizes(output, size)
-    lower, upper, fraction = _neighbours(output, size, align_corners)
+    lower, upper, fraction = linear_taps(output, size, align_corners)
     matrix = np.zeros((output, size), np.float64)
     np.add.at(matrix, (np.arange(output), lower), 1 - fraction)
     np.add.at(matrix, (np.arange(output), upper), fraction)
@@ -120,7 +127,7 @@ def _resized(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Ar
     """`resize_bilinear` by the neighbours of each position."""
     y = x.astype(accumulation_dtype(x.dtype))
     for axis, output in zip((1, 2), size, strict=True):
-        lower, upper, fraction = _neighbours(output, y.shape[axis], align_corners)
+        lower, upper, fraction = linear_taps(output, y.shape[axis], align_corners)
         shape = [1] * y.ndim
         shape[axis] = output
         weight = jnp.asarray(fraction.reshape(shape), y.dtype)
