@@ -79,6 +79,7 @@ class Classifier(ImageProgram):
         path: str | os.PathLike,
         *,
         preprocessing: BasePreprocessing | None = None,
+        like: str | None = None,
         class_names: Sequence[str] | None = None,
         prefer_ema: bool = False,
         key: str | None = None,
@@ -90,6 +91,7 @@ class Classifier(ImageProgram):
         Args:
           path: of any checkpoint that `load` reads.
           preprocessing: replaces that of the file.
+          like: a published checkpoint whose preprocessing replaces that of the file; as in `load`.
           class_names: replace those of the file.
           prefer_ema: read the exponential moving average (EMA) of the weights.
           key, prefix: select the weights in a PyTorch checkpoint; as in `load_torch`.
@@ -99,7 +101,12 @@ class Classifier(ImageProgram):
           ValueError, OSError: a file that cannot be read, or has no classifier.
         """
         network = load(
-            path, prefer_ema=prefer_ema, preprocessing=preprocessing, key=key, prefix=prefix
+            path,
+            prefer_ema=prefer_ema,
+            preprocessing=preprocessing,
+            like=like,
+            key=key,
+            prefix=prefix,
         )
         with naming(path):
             return cls(

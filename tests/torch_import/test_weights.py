@@ -185,7 +185,7 @@ class TestPrefixes:
         state_dict["model.data_preprocessor.mean"] = np.zeros(3)
         found = find_weights(stored(state_dict))
         assert found.tensors.keys() == backbone.keys() | {"head.fc.weight", "head.fc.bias"}
-        assert found.ignored == ("model.data_preprocessor.mean",)
+        assert found.ignored == ()
 
     def test_counters_of_a_profiler(self, stored):
         counters = {"total_ops": np.zeros(1), "stage0.total_params": np.zeros(1)}

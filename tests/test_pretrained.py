@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replk_jax import create_model, list_models, list_pretrained
+from replk_jax import create_model, list_models, list_pretrained, pretrained
 from replk_jax.cli.inspect import _published
-from replk_jax.models import pretrained
 from replk_jax.vision.base_preprocessing import IMAGENET_MEAN
 from replk_jax.vision.preprocessing import Preprocessing
 from tests.vision.test_images import picture
