@@ -139,8 +139,8 @@ def infer_model(
 
     The feature maps of the backbone are, of the last four sizes, those of the last stage of each
     (all four of most families, and stages 1, 2, 4 and 6 of MobileNet V2), unless the shapes of the
-    heads or the settings say otherwise. The auxiliary head is on the second-to-last feature map, or else on the last one
-    whose width it takes.
+    heads or the settings say otherwise. The auxiliary head is on the second-to-last feature map,
+    or else on the last one whose width it takes.
     """
     shapes = Shapes(heads, NETWORK.__name__)
     for module in MODULES[: 1 + shapes.any("auxiliary_head.")]:
