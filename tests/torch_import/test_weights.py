@@ -436,11 +436,11 @@ class TestNothingFound:
 def test_loading_says_what_was_found(tmp_path):
     from replk_jax import load_torch
 
-    others = {"decode_head.conv.weight": np.ones((3, 3, 1, 1), np.float32)}
+    others = {"neck.conv.weight": np.ones((3, 3, 1, 1), np.float32)}
     backbone = {name: v for name, v in RAW.items() if not name.startswith("linear.")}
-    write_torch(tmp_path / "segmenter.pth", prefixed("backbone.", backbone, **others))
+    write_torch(tmp_path / "detector.pth", prefixed("backbone.", backbone, **others))
     with pytest.warns(UserWarning, match="1 tensors of other networks .*other strides than those"):
-        load_torch(tmp_path / "segmenter.pth")
+        load_torch(tmp_path / "detector.pth")
     write_torch(tmp_path / "ema.pth", prefixed("ema.", EMA))
     with pytest.warns(UserWarning, match="it holds only an EMA of the weights"):
         load_torch(tmp_path / "ema.pth")
