@@ -20,9 +20,9 @@ from replk_jax.models import (
     create_model,
     list_models,
 )
-from replk_jax.models.pretrained import list_pretrained
 from replk_jax.models.summary import Summary, summary
 from replk_jax.ops import DepthwiseConv2D, depthwise_conv2d
+from replk_jax.pretrained import list_pretrained
 from replk_jax.reparam import (
     Equivalence,
     check_equivalence,

@@ -19,13 +19,14 @@ from replk_jax import (
     list_models,
     list_pretrained,
     load_torch,
+    pretrained,
     reparameterize,
     save,
     save_torch,
     summary,
 )
 from replk_jax.cli.main import main, make_parser
-from replk_jax.models import pretrained, registry
+from replk_jax.models import registry
 from replk_jax.reparam.table import BLOCKS
 from tests.helpers import TINY, random_variables
 

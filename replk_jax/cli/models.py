@@ -1,13 +1,15 @@
 """models: lists the models and their published checkpoints, or counts one model part by part."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from replk_jax import pretrained
 from replk_jax.cli.argument_types import positive
-from replk_jax.models import create_model, list_models, pretrained
+from replk_jax.models import create_model, list_models
 from replk_jax.models.pretrained_table import PRETRAINED, Pretrained, PublishedFile
 from replk_jax.models.registry import resolve_name
 from replk_jax.models.summary import Summary, summary
+from replk_jax.segmentation.pretrained_table import PRETRAINED_SEGMENTERS, PretrainedSegmenter
 from replk_jax.segmentation.registry import create_segmenter, find_segmenter, list_segmenters
 from replk_jax.segmentation.table import SEGMENTERS
 
@@ -90,12 +92,21 @@ def _accuracy(published: pretrained.Accuracy | None, size: int) -> str:
 
 
 def _list_checkpoints(name: str | None) -> None:
-    entries = pretrained.checkpoints_of(name) if name else PRETRAINED
-    if name and not entries:
-        print(f"No checkpoint of {resolve_name(name)} was published.")
+    if name is None:
+        _print_tables(PRETRAINED, PRETRAINED_SEGMENTERS)
         return
-    for line in _table_of(entries):
-        print(line)
+    segmenters = pretrained.segmenters_of(name)
+    entries = () if segmenters else pretrained.checkpoints_of(name)
+    if not (segmenters or entries):
+        print(f"No checkpoint of {resolve_name(name)} was published.")
+    _print_tables(entries, segmenters)
+
+
+def _print_tables(entries: Sequence[Pretrained], segmenters: Sequence[PretrainedSegmenter]) -> None:
+    if entries:
+        print("\n".join(_table_of(entries)))
+    if segmenters:
+        print("\n".join(_table_of_segmenters(segmenters)))
 
 
 def _table_of(entries: Iterable[Pretrained]) -> Iterator[str]:
@@ -105,6 +116,19 @@ def _table_of(entries: Iterable[Pretrained]) -> Iterator[str]:
         top1, top5 = _per_cent(entry.top1), _per_cent(entry.top5)
         size, classes = entry.preprocessing.image_size, entry.num_classes or "-"
         yield f"{entry.tag:32}{top1:>7}{top5:>8}{size:7}{classes:>9}  {entry.licence or '-'}"
+        yield from (f"  {_location(file)}" for file in entry.files)
+
+
+def _table_of_segmenters(entries: Iterable[PretrainedSegmenter]) -> Iterator[str]:
+    """As `_table_of`, with the mIoU at a single scale and at several, and the test protocol."""
+    yield f"{'':38}{'mIoU':>7}{'several':>9}{'classes':>9}  licence"
+    for entry in entries:
+        yield (
+            f"{entry.tag:38}{entry.miou:7.1f}{entry.miou_multi_scale:9.1f}{entry.num_classes:9}"
+            f"  {entry.licence or '-'}"
+        )
+        corners = "" if entry.align_corners else "no "
+        yield f"  {entry.preprocessing.in_words()}; {corners}align_corners"
         yield from (f"  {_location(file)}" for file in entry.files)
 
 

@@ -15,9 +15,9 @@ from replk_jax.benchmark.network_programs import MODES, draw_inputs, network_pro
 from replk_jax.cli.arguments import add_reading
 from replk_jax.cli.main import main
 from replk_jax.models import list_models, registry
-from replk_jax.models.pretrained import list_pretrained
 from replk_jax.ops.depthwise import measurements
 from replk_jax.ops.depthwise.shapes import Shape
+from replk_jax.pretrained import list_pretrained
 from replk_jax.segmentation.registry import list_segmenters
 from tests.helpers import ONE_STAGE
 from tests.miniatures import miniature
