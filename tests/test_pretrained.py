@@ -370,17 +370,18 @@ def test_looked_up_in_vain(name, message):
         pretrained.lookup(name)
 
 
+# Published mIoU at one and several scales, and the test: limits, window, align_corners.
+SEGMENTERS = {
+    "upernet_replknet_31b_cityscapes.in1k": (83.1, 83.5, (2049, 1025), None, True),
+    "upernet_replknet_31b_ade20k.in1k": (49.9, 50.6, (2048, 512), None, False),
+    "upernet_replknet_31b_ade20k.in22k": (51.5, 52.3, (2048, 512), 640, False),
+    "upernet_replknet_31l_ade20k.in22k": (52.4, 52.7, (2048, 512), 640, False),
+    "upernet_replknet_xl_ade20k.meg73m": (55.2, 56.0, (2048, 512), 640, False),
+}
+
+
 class TestSegmenters:
     """The published segmentation checkpoints; facts of RepLKNet's README and configurations."""
-
-    # Published mIoU at one and several scales, and the test: limits, window, align_corners.
-    FACTS = {
-        "upernet_replknet_31b_cityscapes.in1k": (83.1, 83.5, (2049, 1025), None, True),
-        "upernet_replknet_31b_ade20k.in1k": (49.9, 50.6, (2048, 512), None, False),
-        "upernet_replknet_31b_ade20k.in22k": (51.5, 52.3, (2048, 512), 640, False),
-        "upernet_replknet_31l_ade20k.in22k": (52.4, 52.7, (2048, 512), 640, False),
-        "upernet_replknet_xl_ade20k.meg73m": (55.2, 56.0, (2048, 512), 640, False),
-    }
 
     def test_facts(self):
         found = {
@@ -393,7 +394,7 @@ class TestSegmenters:
             )
             for entry in pretrained.PRETRAINED_SEGMENTERS
         }
-        assert found == self.FACTS
+        assert found == SEGMENTERS
 
     @pytest.mark.parametrize("entry", pretrained.PRETRAINED_SEGMENTERS, ids=lambda e: e.tag)
     def test_each(self, entry):
@@ -413,11 +414,9 @@ class TestSegmenters:
 
     def test_by_model(self):
         assert pretrained.lookup("upernet_replknet_31l_ade20k").miou == 52.4
-        with pytest.raises(
-            ValueError, match=r"do not share one preprocessing: name one of upernet"
-        ):
+        with pytest.raises(ValueError, match="not share one preprocessing: name one of upernet"):
             pretrained.lookup("upernet_replknet_31b_ade20k")
-        with pytest.raises(ValueError, match=r"Did you mean upernet_replknet_31b_ade20k"):
+        with pytest.raises(ValueError, match="Did you mean upernet_replknet_31b_ade20k"):
             pretrained.lookup("upernet_replknet_31b_ade20")
 
     def test_recognized_and_default(self):

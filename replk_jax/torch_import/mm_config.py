@@ -269,7 +269,8 @@ def _fractions(fields: Mapping[str, Any], name: str) -> tuple[float, ...]:
     values = fields[name]
     if not isinstance(values, list | tuple) or any(type(v) not in (int, float) for v in values):
         raise unexpected(name, values, "a list of numbers")
-    return tuple(value / 255 for value in values)
+    # To 12 digits, so that 57.12 / 255 is 0.224.
+    return tuple(round(value / 255, 12) for value in values)
 
 
 # --- Python text -------------------------------------------------------------------------

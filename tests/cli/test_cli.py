@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from replk_jax import pretrained
 from replk_jax.benchmark import depthwise, tune
 from replk_jax.benchmark import model as benchmark
 from replk_jax.benchmark.depthwise_programs import draw_operands
@@ -101,7 +102,8 @@ def test_models_says_that_there_are_no_checkpoints(capsys):
 def test_like_takes_tags_and_file_names(like, resized):
     parser = argparse.ArgumentParser()
     add_reading(parser)
-    preprocessing = parser.parse_args(["--like", like]).preprocessing
+    tag = parser.parse_args(["--like", like]).like
+    preprocessing = pretrained.lookup(tag).preprocessing
     assert (preprocessing.image_size, preprocessing.crop_fraction) == (224, 224 / resized)
 
 

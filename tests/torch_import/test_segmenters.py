@@ -403,7 +403,8 @@ class TestCheckpoints:
             "flip": False,
         }
         assert loaded.preprocessing_source == "its meta entry"
-        np.testing.assert_allclose(loaded.preprocessing.mean, (0.485, 0.456, 0.406), atol=1e-6)
+        assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
+        assert loaded.preprocessing.std == (0.229, 0.224, 0.225)
         assert infer_architecture(path).assumed == ""
 
     def test_mmsegmentation_1(self, tmp_path):
