@@ -15,13 +15,40 @@ import numpy as np
 from replk_jax.ops.dtypes import accumulation_dtype
 
 
-@functools.lru_cache(maxsize=1024)
-def bilinear_matrix(output: int, size: int, align_corners: bool = False) -> np.ndarray:
-    """The matrix that resizes an axis by linear interpolation.
+def linear_taps(
+    output: int, size: int, align_corners: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The neighbours and weights that resize an axis by linear interpolation.
 
     Position i of the result reads position (i + 0.5) size / output - 0.5, at least 0, or with
     `align_corners` i (size - 1) / (output - 1), which is 0 for one position. The upper neighbour
     of the last position is that position itself.
+
+    Args:
+      output: size of the result.
+      size: size of the axis.
+      align_corners: whether the first and last positions of both coincide.
+
+    Returns:
+      The lower and the upper neighbour, int64 (output,), and the weight of the upper one, float64
+      (output,); that of the lower one is 1 minus it.
+
+    Raises:
+      ValueError: a size below 1.
+    """
+    _check_sizes(output, size)
+    positions = np.arange(output, dtype=np.float64)
+    if align_corners:
+        source = positions * ((size - 1) / (output - 1) if output > 1 else 0.0)
+    else:
+        source = np.maximum((positions + 0.5) * (size / output) - 0.5, 0.0)
+    lower = np.minimum(source.astype(np.int64), size - 1)
+    return lower, np.minimum(lower + 1, size - 1), source - lower
+
+
+@functools.lru_cache(maxsize=1024)
+def bilinear_matrix(output: int, size: int, align_corners: bool = False) -> np.ndarray:
+    """The matrix that resizes an axis by linear interpolation; see `linear_taps`.
 
     Args:
       output: size of the result.
@@ -34,15 +61,7 @@ def bilinear_matrix(output: int, size: int, align_corners: bool = False) -> np.n
     Raises:
       ValueError: a size below 1.
     """
-    _check_sizes(output, size)
-    positions = np.arange(output, dtype=np.float64)
-    if align_corners:
-        source = positions * ((size - 1) / (output - 1) if output > 1 else 0.0)
-    else:
-        source = np.maximum((positions + 0.5) * (size / output) - 0.5, 0.0)
-    lower = np.minimum(source.astype(np.int64), size - 1)
-    upper = np.minimum(lower + 1, size - 1)
-    fraction = source - lower
+    lower, upper, fraction = linear_taps(output, size, align_corners)
     matrix = np.zeros((output, size), np.float64)
     np.add.at(matrix, (np.arange(output), lower), 1 - fraction)
     np.add.at(matrix, (np.arange(output), upper), fraction)
