@@ -16,11 +16,16 @@ from train.data.digits import Digits
 from train.data.names import Names
 from train.data.photographs import Photographs
 from train.data.pipeline import Example, Source
+from train.data.scattered_digits import ScatteredDigits
 from train.errors import RunError, expect_utf8
 from train.reporting.console import warn
 
 # Builders of this project.
-_EMBEDDED = {"digits": Digits, "photographs": Photographs}
+_EMBEDDED = {
+    "digits": Digits,
+    "photographs": Photographs,
+    "scattered_digits": ScatteredDigits,
+}
 
 
 class LabelledImages(Source, Protocol):
@@ -44,7 +49,7 @@ def prepare(data: Mapping[str, Any]) -> None:
     if data["folder"] or data["name"] not in _EMBEDDED:
         return
     expect_utf8(data["data_dir"] or "")
-    tfds.disable_progress_bar()  # the preparation takes a second
+    tfds.disable_progress_bar()  # the preparation takes seconds
     try:
         builder = _EMBEDDED[data["name"]](data_dir=data["data_dir"], file_format="array_record")
         builder.download_and_prepare()
