@@ -198,8 +198,12 @@ def build_penalty(recipe: ConfigDict) -> Penalty | None:
     return custom_l2_penalty(recipe.weight_decay) if recipe.custom_l2 else None
 
 
-def build_model(config: ConfigDict) -> Backbone:
+def build_model(config: ConfigDict, **fields: Any) -> Backbone:
     """The model of `config.model`, with the default `num_classes`.
+
+    Args:
+      config: see configs/common.py.
+      **fields: more arguments of `create_model`, such as `features_only`.
 
     Raises:
       RunError: an unknown name, or an invalid architecture.
@@ -208,8 +212,11 @@ def build_model(config: ConfigDict) -> Backbone:
     try:
         section = family_of(model.name).name
         shared = {name: model[name] for name in ("in_channels", "output_stride", "remat")}
-        fields = {**shared, **model[section]}
-        fields = {name: value for name, value in fields.items() if value is not None}
+        fields |= {
+            name: value
+            for name, value in (shared | dict(model[section])).items()
+            if value is not None
+        }
         if fields.get("small_kernel") == 0:  # in a configuration, None is the named model's value
             fields["small_kernel"] = None
         network = replk_jax.create_model(model.name, dtype=jnp.dtype(model.dtype), **fields)
@@ -304,9 +311,9 @@ def _use_new_names(config: ConfigDict) -> None:
 
 
 def _parent(config: ConfigDict, field: str) -> tuple[ConfigDict, str]:
-    """The section of a field, and the name of the field in it."""
-    sections, _, name = field.rpartition(".")
-    return _get(config, sections), name
+    """The section of a field, empty if the task has no such section, and the field's name in it."""
+    section, _, name = field.rpartition(".")
+    return (_get(config, section) if section in config else ConfigDict()), name
 
 
 def _expect_one_of(config: ConfigDict, epochs: str, steps: str) -> None:
