@@ -1,8 +1,6 @@
 """The preprocessing of classification: a square, cropped or warped."""
 
 import dataclasses
-import math
-import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,6 +10,14 @@ from PIL import Image
 from replk_jax.io.text import escaped
 from replk_jax.vision.base_preprocessing import IMAGENET_MEAN, IMAGENET_STD, BasePreprocessing
 from replk_jax.vision.images import ImageError, ImageLike, image_name, read_image, to_array
+from replk_jax.vision.preprocessing_fields import (
+    MEAN,
+    SIDE,
+    STD,
+    Rule,
+    check_fields,
+    finite_numbers,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +51,7 @@ class Preprocessing(BasePreprocessing):
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self):
-        for field, (coerce, wanted) in _FIELDS.items():
-            value = getattr(self, field)
-            try:
-                object.__setattr__(self, field, coerce(value))
-            except (TypeError, ValueError, OverflowError) as error:
-                raise ValueError(
-                    f"{field} of a preprocessing must be {wanted}; got {value!r}."
-                ) from error
-        if len(self.mean) != len(self.std):
-            raise ValueError(
-                "mean and std of a preprocessing must have a value for each channel; got "
-                f"{self.mean} and {self.std}."
-            )
+        check_fields(self, _FIELDS)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Preprocessing":
@@ -127,20 +121,10 @@ class Preprocessing(BasePreprocessing):
         return width, height
 
 
-_LARGEST_SIZE = 1 << 14  # an image of so many pixels a side takes a gigabyte
-
-
-def _size(value: Any) -> int:
-    size = operator.index(value)
-    if isinstance(value, bool) or not 1 <= size <= _LARGEST_SIZE:
-        raise ValueError
-    return size
-
-
 def _crop_fraction(value: Any) -> float | None:
     if value is None:
         return None
-    (fraction,) = _numbers([value])
+    (fraction,) = finite_numbers([value])
     if not 0 < fraction <= 1:
         raise ValueError
     return fraction
@@ -152,36 +136,12 @@ def _interpolation(value: Any) -> str:
     return value
 
 
-def _mean(value: Any) -> tuple[float, ...]:
-    numbers = _numbers(value)
-    if len(numbers) not in (1, 3):
-        raise ValueError
-    return numbers
-
-
-def _std(value: Any) -> tuple[float, ...]:
-    numbers = _mean(value)
-    if min(numbers) <= 0:
-        raise ValueError
-    return numbers
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    if isinstance(values, str) or any(isinstance(value, (str, bool)) for value in values):
-        raise TypeError
-    numbers = tuple(float(value) for value in values)
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError
-    return numbers
-
-
 _INTERPOLATIONS = [filter.name.lower() for filter in Image.Resampling]
 
-# What brings each field into form, and what it must be in words.
-_FIELDS = {
-    "image_size": (_size, f"a whole number from 1 to {_LARGEST_SIZE}"),
+_FIELDS: dict[str, Rule] = {
+    "image_size": SIDE,
     "crop_fraction": (_crop_fraction, "more than 0 and at most 1, or None"),
     "interpolation": (_interpolation, f"one of {', '.join(_INTERPOLATIONS)}"),
-    "mean": (_mean, "1 or 3 numbers"),
-    "std": (_std, "1 or 3 positive numbers"),
+    "mean": MEAN,
+    "std": STD,
 }

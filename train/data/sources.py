@@ -1,6 +1,5 @@
 """Sources of labelled images: TensorFlow Datasets, and folders with a folder for each class."""
 
-import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from train.data.names import Names
 from train.data.photographs import Photographs
 from train.data.pipeline import Example, Source
 from train.data.scattered_digits import ScatteredDigits
+from train.data.tfds_sets import FolderAlternative, PreparedSet
 from train.errors import RunError, expect_utf8
 from train.reporting.console import warn
 
@@ -26,6 +26,10 @@ _EMBEDDED = {
     "photographs": Photographs,
     "scattered_digits": ScatteredDigits,
 }
+
+_CLASS_FOLDERS = FolderAlternative(
+    "class folders, DIR/train/<class>/<image> and DIR/val/<class>/<image>"
+)
 
 
 class LabelledImages(Source, Protocol):
@@ -163,22 +167,9 @@ class TfdsSource:
     """
 
     def __init__(self, name: str, split: str, data_dir: str | None):
-        builder = _prepared_builder(name, data_dir)
-        self._features = _classification_features(name, builder.info)
-        decoders = {self._features.image: tfds.decode.SkipDecoding()}
-        try:
-            self._source = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]  # a decorator of TFDS hides the parameters
-        except NotImplementedError as error:
-            raise RunError(
-                f"{name} in {builder.data_dir} is stored in a format without random access. "
-                f"Remove it, and prepare it again.\n{_how_to_prepare(name, data_dir)}"
-            ) from error
-        except (ValueError, AssertionError) as error:
-            splits = ", ".join(sorted(builder.info.splits))
-            raise RunError(
-                f"{name} has no split {split!r}; it has {splits}, and parts of them such as "
-                f"{sorted(builder.info.splits)[0]}[:10%]. ({error})"
-            ) from error
+        prepared = PreparedSet(name, data_dir, _CLASS_FOLDERS)
+        self._features = _classification_features(name, prepared.info)
+        self._source = prepared.split(split, {self._features.image: tfds.decode.SkipDecoding()})
         self._origin = f"{name}, split {split}, example"
         self.class_names = self._features.class_names
 
@@ -251,48 +242,3 @@ def _require_images(folder: Path, class_names: list[str], counts: list[int]) -> 
             f"There are no images in {', '.join(shown)}{more}: expected {folder}/<class>/<image>, "
             f"with one of the suffixes {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-
-
-def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    expect_utf8(data_dir or "")
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        known = tfds.list_builders(with_community_datasets=False)
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        folder = data_dir or constants.DATA_DIR
-        raise RunError(
-            f"TensorFlow Datasets knows no {name!r}, and none is prepared in {folder}.{hint}"
-        ) from error
-    except ImportError as error:
-        raise RunError(f"The builder of {name} cannot be imported: {error}.") from error
-    if not builder.is_prepared():
-        raise RunError(
-            f"{name} is not prepared in {builder.data_dir}.\n{_how_to_prepare(name, data_dir)}"
-        )
-    return builder
-
-
-def _how_to_prepare(name: str, data_dir: str | None) -> str:
-    where = data_dir or constants.DATA_DIR
-    if name == "imagenet2012":
-        command = (
-            "Prepare it once, from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of "
-            f"image-net.org:\n  python -m train.prepare imagenet2012 --tars DIR --data_dir {where}"
-        )
-    else:
-        argument = f", data_dir={data_dir!r}" if data_dir else ""
-        command = (
-            "Prepare it once, in an environment that has TensorFlow "
-            "(pip install tensorflow-cpu; training itself does not need it):\n"
-            '  python -c "import tensorflow_datasets as tfds; '
-            f"tfds.builder({name!r}{argument}, file_format='array_record').download_and_prepare()\""
-        )
-    return (
-        f"{command}\n"
-        "If it is in another folder, set --config.data.data_dir=DIR.\n"
-        "Or train on a folder of class folders, DIR/train/<class>/<image> and "
-        "DIR/val/<class>/<image>, with --config.data.folder=DIR. A folder with very many files "
-        f"should be prepared as well:\n  python -m train.prepare DIR --name NAME --data_dir {where}"
-    )

@@ -1,0 +1,218 @@
+"""Sources of images with masks: folders, and data sets of TensorFlow Datasets."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import tensorflow_datasets as tfds
+
+from replk_jax.vision import label_sets
+from replk_jax.vision.images import image_error
+from replk_jax.vision.label_sets import LabelSet
+from train.data.class_lists import choose_label_set
+from train.data.names import Names
+from train.data.pipeline import Example, Source
+from train.data.segmentation_folders import Pair, find_pairs, require_pairs
+from train.data.tfds_sets import FolderAlternative, PreparedSet
+from train.errors import RunError
+
+_PAIRS = FolderAlternative(
+    "images and masks, DIR/images/SPLIT/NAME.jpg and DIR/masks/SPLIT/NAME.png", " --format folder"
+)
+# Data sets of TensorFlow Datasets with a known label set, which they do not contain.
+_KNOWN = ("cityscapes",)
+
+
+class SegmentationSource(Source, Protocol):
+    """A source of {"image", "mask": encoded bytes, "origin", "mask_origin": str}.
+
+    Origins identify the image and the mask in error messages.
+    """
+
+    @property
+    def label_set(self) -> LabelSet:
+        """The classes, and the values that stand for them in the masks."""
+        ...
+
+
+def open_segmentation_source(data: Mapping[str, Any], split: str) -> SegmentationSource:
+    """Opens a split of the configured data set.
+
+    Args:
+      data: the section `config.data` of segmentation: for a folder, `folder`, `format`,
+        `image_suffix`, `mask_suffix`; for TensorFlow Datasets, `name` and `data_dir`; and `classes`
+        and `reduce_zero_label`.
+      split: its name in the folder, or a TFDS split such as "train" or "train[:5%]".
+
+    Raises:
+      RunError: the data set does not exist or is not for segmentation, images have no masks, or
+        the classes are not known.
+    """
+    if data["folder"]:
+        return SegmentationFolder(data, split)
+    if data["format"] or data["image_suffix"] or data["mask_suffix"]:
+        raise RunError(
+            "config.data.format, image_suffix and mask_suffix are for a folder of images and "
+            "masks: set config.data.folder, or leave them at None."
+        )
+    return SegmentationRecords(data, split)
+
+
+class SegmentationFolder:
+    """Images and masks in a folder, in the order of the images' paths.
+
+    Args:
+      data, split: see `train.data.segmentation_folders.find_pairs`.
+
+    Raises:
+      RunError: see `find_pairs`; or images have no masks, or masks no images.
+    """
+
+    def __init__(self, data: Mapping[str, Any], split: str):
+        folder = Path(data["folder"]).expanduser()
+        files = find_pairs(data, split)
+        require_pairs(files, folder, split)
+        self._folder = str(folder)
+        self._images = Names(pair.image for pair in files.pairs)
+        self._masks = Names(pair.mask for pair in files.pairs)
+        self.label_set = files.label_set
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Example:
+        image, mask = (f"{self._folder}/{name}" for name in self.pair(index))
+        return {
+            "image": _read(image), "mask": _read(mask), "origin": image, "mask_origin": mask
+        }  # fmt: skip
+
+    def pair(self, index: int) -> Pair:
+        """The paths of an image and its mask, relative to the folder."""
+        return Pair(self._images[index], self._masks[index])
+
+
+class _Features(NamedTuple):
+    """The features of a segmentation data set of TensorFlow Datasets.
+
+    Attributes:
+      image, mask: their names.
+      class_names: by class; None if the data set has none.
+      has_file_name: whether examples have the text `file_name`.
+    """
+
+    image: str
+    mask: str
+    class_names: list[str] | None
+    has_file_name: bool
+
+
+class SegmentationRecords:
+    """A data set of TensorFlow Datasets with images and masks, read without TensorFlow.
+
+    The mask is the feature `LabeledImage`, or the image of one channel if there is none; its names
+    of classes are used unless `classes` is set. The supervised keys decide where several features
+    are possible.
+
+    Args:
+      data: with `name`, `data_dir`, `classes` and `reduce_zero_label`.
+      split: "train" or "train[:5%]", for example.
+
+    Raises:
+      RunError: the data set is not prepared, is not for segmentation, has no such split, or its
+        classes are not known.
+    """
+
+    def __init__(self, data: Mapping[str, Any], split: str):
+        name = data["name"]
+        prepared = PreparedSet(name, data["data_dir"], _PAIRS)
+        self._features = features = _segmentation_features(name, prepared.info)
+        wanted = {features.image, features.mask}
+        wanted |= {"file_name"} if features.has_file_name else set()
+        skip: Any = dict.fromkeys((features.image, features.mask), tfds.decode.SkipDecoding())
+        decoders = tfds.decode.PartialDecoding(dict.fromkeys(wanted, True), decoders=skip)
+        self._source = prepared.split(split, decoders)
+        self._origin = f"{name}, split {split}, example"
+        self.label_set = _record_label_set(data, features.class_names)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        origin = f"{self._origin} {index}"
+        try:
+            example = self._source[index]
+        except (RuntimeError, OSError) as error:  # from array_record's checksums
+            raise image_error(origin, error) from error
+        if self._features.has_file_name:
+            origin += f" ({example['file_name'].decode()})"
+        return {
+            "image": example[self._features.image],
+            "mask": example[self._features.mask],
+            "origin": origin,
+            "mask_origin": f"of {origin}",
+        }
+
+
+def _record_label_set(data: Mapping[str, Any], class_names: list[str] | None) -> LabelSet:
+    if class_names is None or data["classes"]:
+        name = data["name"]
+        return choose_label_set(data, label_sets.find(name) if name in _KNOWN else None)
+    try:
+        return LabelSet.of(
+            class_names, reduce_zero_label=bool(data["reduce_zero_label"]), name=data["name"]
+        )
+    except ValueError as error:
+        raise RunError(f"{data['name']}: {error}") from error
+
+
+def _segmentation_features(name: str, info: tfds.core.DatasetInfo) -> _Features:
+    """The features of a segmentation data set.
+
+    Raises:
+      RunError: the data set is not for segmentation.
+    """
+    features = info.features
+    if not isinstance(features, tfds.features.FeaturesDict):
+        raise _not_for_segmentation(name, info)
+    pictures: dict[str, Any] = {
+        key: feature
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    labelled = [
+        key for key, feature in pictures.items() if isinstance(feature, tfds.features.LabeledImage)
+    ]
+    grey = [key for key, feature in pictures.items() if tuple(feature.shape)[-1] == 1]
+    image = _only([key for key in pictures if key not in grey], info.supervised_keys)
+    mask = _only(labelled or grey, info.supervised_keys)
+    if image is None or mask is None:
+        raise _not_for_segmentation(name, info)
+    labels = pictures[mask]
+    class_names = None
+    if isinstance(labels, tfds.features.LabeledImage) and labels.num_classes:
+        class_names = labels.names
+    has_file_name = "file_name" in features and isinstance(
+        features["file_name"], tfds.features.Text
+    )
+    return _Features(image, mask, class_names, has_file_name)
+
+
+def _only(candidates: list[str], supervised_keys: Any) -> str | None:
+    """The only candidate, or the only one among the supervised keys; None if there is none."""
+    if len(candidates) > 1 and supervised_keys:
+        candidates = [key for key in candidates if key in supervised_keys]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _not_for_segmentation(name: str, info: tfds.core.DatasetInfo) -> RunError:
+    return RunError(
+        f"{name} is not a segmentation set, with one image and one mask (a LabeledImage, or an "
+        f"image of one channel): its features are {info.features}."
+    )
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise image_error(path, error) from error
