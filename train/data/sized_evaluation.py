@@ -224,46 +224,40 @@ class SizedEvaluation:
         Raises:
           RunError: an image cannot be read, and `reading` does not replace it.
         """
-        elements = self._elements(report)
-        dataset = grain.MapDataset.source(elements).map(
+        for message in self._read_sizes[1]:
+            report(message)
+        dataset = grain.MapDataset.source(self._elements()).map(
             _TestExample(self._source, self._transform, self._reading.replace)
         )
         batches = pipeline.read_batches(dataset, self._batch_size, self._reading.parallelism)
         return reported(batches, report)
 
-    def groups(self, report: Report) -> Mapping[Shapes, list[int]]:
+    def groups(self) -> Mapping[Shapes, list[int]]:
         """The positions of the examples by the shapes of their arrays, the most frequent first.
 
         A program is compiled for each.
         """
         groups: dict[Shapes, list[int]] = {}
-        for index, size in sorted(self._sizes(report).items()):
+        for index, size in self._read_sizes[0].items():
             groups.setdefault(self._transform.shapes(size), []).append(index)
         order = sorted(groups, key=lambda shapes: (-len(groups[shapes]), shapes))
         groups = {shapes: groups[shapes] for shapes in order}
         if self._count is None:
             return groups
-        return {order[0]: groups[order[0]][: self._count]} if order else {}
+        return {order[0]: groups[order[0]][: self._count]}
 
-    def _elements(self, report: Report) -> list[_Element]:
+    def _elements(self) -> list[_Element]:
         """The examples group by group, each filled up to whole batches."""
-        sizes, elements = self._sizes(report), []
-        for indices in self.groups(report).values():
+        sizes, elements = self._read_sizes[0], []
+        for indices in self.groups().values():
             found = [_Element(index, sizes[index], True) for index in indices]
             padding = -len(found) % self._batch_size
             elements += found + [found[-1]._replace(counts=False)] * padding
         return elements
 
-    def _sizes(self, report: Report) -> dict[int, Size]:
-        """The size of each mask that has one, by position."""
-        sizes, unreadable = self._read_sizes
-        for message in unreadable:
-            report(message)
-        return sizes
-
     @functools.cached_property
     def _read_sizes(self) -> tuple[dict[int, Size], list[str]]:
-        """The sizes, and the messages for masks without one; read once."""
+        """The size of each mask by position, and the messages for masks that cannot be read."""
 
         def size_of(index: int) -> Size | ImageError:
             try:

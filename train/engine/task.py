@@ -217,10 +217,13 @@ class Preview:
     Attributes:
       pictures: uint8 (N, H, W, 3).
       captions: for each picture, at most two lines.
+      legend: a picture, uint8 (height, W, 3), to put below all, for a width W in pixels; None for
+        no legend.
     """
 
     pictures: np.ndarray
     captions: list[list[str]]
+    legend: Callable[[int], np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
