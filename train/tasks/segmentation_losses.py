@@ -148,7 +148,7 @@ def pixel_losses(
 def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """As `pixel_losses`, for logits (N, H, W, K) of the size of the labels."""
     labels = labels.astype(jnp.int32)
-    of_label = jnp.arange(logits.shape[-1]) == labels[..., None]
+    of_label = jnp.arange(logits.shape[-1])[None, None, None] == labels[..., None]
     picked = jnp.where(of_label, logits, 0).sum(axis=-1)
     losses = jax.nn.logsumexp(logits, axis=-1) - picked
     labelled = labels != IGNORED
@@ -216,7 +216,7 @@ def normalized(
       Float32 (N, H, W, C).
     """
     height, width = images.shape[1:3]
-    rows = jnp.arange(height) < valid_size[:, :1]
-    columns = jnp.arange(width) < valid_size[:, 1:]
+    rows = jnp.arange(height)[None] < valid_size[:, :1]
+    columns = jnp.arange(width)[None] < valid_size[:, 1:]
     valid = rows[:, :, None] & columns[:, None, :]
     return jnp.where(valid[..., None], normalize(images, mean, std), 0)
