@@ -14,7 +14,7 @@ from replk_jax.models.architecture import Architecture
 from replk_jax.models.dilation import Sampling, sample_stages
 from replk_jax.models.layers import GlobalAveragePool, pytorch_init
 from replk_jax.models.network import Network, Path, builtin_int
-from replk_jax.models.stored import COUNT_OR_NONE, INDICES_OR_NONE, StoredField
+from replk_jax.models.stored import COUNT_OR_NONE, FLAG, INDICES_OR_NONE, StoredField
 
 # The name, in `intermediates`, of the feature map whose mean over the image is the features.
 FINAL_FEATURE_MAP = "final_feature_map"
@@ -76,6 +76,10 @@ class Backbone(Network, kw_only=True):
       output_stride: size of the image over the size of the last feature map, one of
         `output_strides`; None for that of the architecture. Dilation replaces the strides beyond
         it (see `dilation.sample_stages`); the variables stay the same.
+      contract_dilation: whether a convolution whose stride dilation replaces keeps the dilation of
+        the stage before, as in mmsegmentation's ResNet with the option of this name. False dilates
+        it like the others of its stage, as in mmsegmentation's MobileNet V2. Only for an
+        `output_stride`.
       remat, deploy, dtype, param_dtype, implementation: see `Network`.
     """
 
@@ -83,6 +87,7 @@ class Backbone(Network, kw_only=True):
         **Network.stored_fields,
         "out_indices": INDICES_OR_NONE,
         "output_stride": COUNT_OR_NONE,
+        "contract_dilation": FLAG,
     }
     head_name: ClassVar[str] = "head"  # of the classifier among the parameters
     # Whether merging folds a final batch norm into the classifier.
@@ -95,6 +100,7 @@ class Backbone(Network, kw_only=True):
     num_classes: int | None = 1000
     out_indices: tuple[int, ...] | None = None
     output_stride: int | None = None
+    contract_dilation: bool = True
 
     def __post_init__(self):
         given: Any = self.out_indices
@@ -159,7 +165,9 @@ class Backbone(Network, kw_only=True):
     def stage_samplings(self) -> list[Sampling]:
         """Stride and dilation of the first block of every stage."""
         arch = self.architecture
-        return sample_stages(arch.entry_strides, arch.stem_stride, self.output_stride)
+        return sample_stages(
+            arch.entry_strides, arch.stem_stride, self.output_stride, self.contract_dilation
+        )
 
     @nn.nowrap
     def module_groups(self) -> list[ModuleGroup]:
@@ -252,6 +260,10 @@ class Backbone(Network, kw_only=True):
             raise ValueError(
                 f"output_stride must be {', '.join(map(str, others))}, {last} or None; got "
                 f"{self.output_stride}."
+            )
+        if type(self.contract_dilation) is not bool:
+            raise ValueError(
+                f"contract_dilation must be True or False; got {self.contract_dilation!r}."
             )
         for rate in self.rates:
             if not 0 <= getattr(self, rate) < 1:

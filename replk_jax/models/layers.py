@@ -173,6 +173,8 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
       dilation: of both axes.
       groups: number of channel groups.
       depthwise: whether every channel has its own kernel (features = input channels).
+      kernel_init: initialiser of the kernel; the bias of the merged convolution then starts at 0.
+        None is PyTorch's default for both.
     """
 
     features: int
@@ -181,6 +183,7 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
     dilation: int = 1
     groups: int = 1
     depthwise: bool = False
+    kernel_init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -201,8 +204,8 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
             use_bias=self.deploy,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=pytorch_init(fan_in),
-            bias_init=pytorch_init(fan_in),
+            kernel_init=self.kernel_init or pytorch_init(fan_in),
+            bias_init=nn.initializers.zeros if self.kernel_init else pytorch_init(fan_in),
             name="conv",
         )
         if self.depthwise:

@@ -154,8 +154,8 @@ class MobileNetV2(Backbone, kw_only=True):
 
     Attributes:
       dropout_rate: on the input of the classifier, in training; torchvision uses 0.2.
-      architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
-        implementation: see `Backbone`.
+      architecture, num_classes, out_indices, output_stride, contract_dilation, remat, deploy,
+        dtype, param_dtype, implementation: see `Backbone`.
     """
 
     stored_fields: ClassVar[Mapping[str, StoredField]] = {

@@ -15,6 +15,7 @@ from replk_jax.models.stored import COUNT_OR_NONE, FLAG, PARAM_DTYPE, StoredFiel
 # Of a parameter, without its collection: ("stages_0", "blocks_0", "pw1", "conv", "kernel").
 Path = tuple[str, ...]
 NetworkClass = TypeVar("NetworkClass", bound="type[Network]")
+Variables = Mapping[str, Any]
 
 
 class Network(ReparameterizableModule, kw_only=True):
@@ -121,6 +122,17 @@ class Network(ReparameterizableModule, kw_only=True):
           path: of the module, at least one name.
         """
         raise NotImplementedError
+
+    @nn.nowrap
+    def without_auxiliary_head(self, variables: Variables) -> tuple[Self, Variables]:
+        """The network and its variables without the heads that only training runs.
+
+        A network without such heads is returned as it is.
+
+        Args:
+          variables: of the network, in either structure.
+        """
+        return self, variables
 
     @nn.nowrap
     def hyperparameters(self) -> dict[str, Any]:

@@ -235,8 +235,9 @@ class RepLKNet(Backbone, kw_only=True):
       norm_intermediate_features: whether each stage of `out_indices`, or each stage without it,
         has a batch norm on its output (the paper's XL on COCO and ADE20K). Merged, such a norm is
         a scale and a bias.
-      architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
-        implementation: see `Backbone`. An `output_stride` of 4 dilates all stages but the first.
+      architecture, num_classes, out_indices, output_stride, contract_dilation, remat, deploy,
+        dtype, param_dtype, implementation: see `Backbone`. An `output_stride` of 4 dilates all
+        stages but the first.
     """
 
     stored_fields: ClassVar[Mapping[str, StoredField]] = {

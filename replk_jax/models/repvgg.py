@@ -5,6 +5,7 @@ The modules carry the names of the official PyTorch code (DingXiaoH/RepVGG), so 
 """
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
@@ -34,7 +35,7 @@ from replk_jax.models.reparam_convs import (
     DiverseBranchBlock,
     ResidualKernelConv,
 )
-from replk_jax.models.stored import StoredField, stored_architecture
+from replk_jax.models.stored import COUNT_OR_NONE, StoredField, stored_architecture
 from replk_jax.ops.broadcasting import scale_channels
 from replk_jax.ops.dtypes import accumulation_dtype
 
@@ -64,7 +65,7 @@ class Layer(NamedTuple):
     Attributes:
       inputs, features: input and output channels.
       stride, groups, dilation: of the convolution.
-      reduces: whether dilation replaces a stride of the architecture.
+      reduces: whether the architecture has a stride here, even if dilation replaces it.
     """
 
     inputs: int
@@ -181,28 +182,45 @@ class RepVGGArchitecture(Architecture):
         """See `Architecture`."""
         return self.channels[1:]
 
-    def stages(self, output_stride: int | None = None) -> list[list[Layer]]:
+    def stages(
+        self,
+        output_stride: int | None = None,
+        contract_dilation: bool = True,
+        dilated_layers: int | None = None,
+    ) -> list[list[Layer]]:
         """Every layer, by stage, stage 0 first.
 
         Args:
-          output_stride: see `dilation.sample_stages`.
+          output_stride, contract_dilation: see `dilation.sample_stages`.
+          dilated_layers: see `RepVGG`.
         """
         counts = (1, *self.layers)
         groups = self.groups
         if isinstance(groups, int):
             groups = _groups_by_layer(groups, sum(counts))
         of_layer, inputs = iter(groups), self.in_channels
-        later = sample_stages(self.entry_strides, self.stem_stride, output_stride)
+        later = sample_stages(
+            self.entry_strides, self.stem_stride, output_stride, contract_dilation
+        )
         samplings = [Sampling(self.stem_stride), *later]
         stages = []
         for sampling, count, features in zip(samplings, counts, self.channels, strict=True):
             stage = []
-            for stride, dilation, following in sampling.blocks(count):
-                reduces = stride == 1 and following != dilation
+            for stride, dilation, _, reduces in sampling.blocks(count):
                 stage.append(Layer(inputs, features, stride, next(of_layer), dilation, reduces))
                 inputs = features
             stages.append(stage)
-        return stages
+        if dilated_layers is None:
+            return stages
+        first_dilated = sum(counts) - dilated_layers
+        numbers = itertools.count()
+        return [
+            [
+                layer if next(numbers) >= first_dilated else layer._replace(dilation=1)
+                for layer in stage
+            ]
+            for stage in stages
+        ]
 
 
 def _groups_by_layer(groups: int, layers: int) -> tuple[int, ...]:
@@ -413,23 +431,32 @@ class RepVGG(Backbone, kw_only=True):
         logits = model.apply(variables, images)
 
     Attributes:
-      architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
-        implementation: see `Backbone`. Index 0 of `out_indices` is stage 1 of the architecture.
+      dilated_layers: with an `output_stride`, only this many of the last 3 x 3 layers are dilated:
+        5 in the paper's "fast" networks for segmentation (section 4.3). None dilates all layers
+        after a replaced stride.
+      architecture, num_classes, out_indices, output_stride, contract_dilation, remat, deploy,
+        dtype, param_dtype, implementation: see `Backbone`. Index 0 of `out_indices` is stage 1 of
+        the architecture.
     """
 
     stored_fields: ClassVar[Mapping[str, StoredField]] = {
         **Backbone.stored_fields,
         "architecture": stored_architecture(RepVGGArchitecture),
+        "dilated_layers": COUNT_OR_NONE,
     }
     head_name: ClassVar[str] = "linear"
 
     architecture: RepVGGArchitecture  # pyright: ignore[reportIncompatibleVariableOverride]  # modules are frozen
+    dilated_layers: int | None = None
 
     @nn.nowrap
     def run_stages(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], jax.Array]:
         """See `Backbone`."""
         outputs = []
-        for s, layers in enumerate(self.architecture.stages(self.output_stride)):
+        stages = self.architecture.stages(
+            self.output_stride, self.contract_dilation, self.dilated_layers
+        )
+        for s, layers in enumerate(stages):
             for i, block in enumerate(self.blocks(layers)):
                 name = f"stage{s}_{i}" if s else "stage0"
                 x = nn.relu(block(**self.common_kwargs(), name=name)(x, train))
@@ -470,6 +497,14 @@ class RepVGG(Backbone, kw_only=True):
     def check_fields(self) -> None:
         """See `Backbone`. Also checks that a merged structure exists, with `deploy`."""
         super().check_fields()
+        layers = 1 + sum(self.architecture.layers)
+        if not (
+            COUNT_OR_NONE.is_valid(self.dilated_layers) and (self.dilated_layers or 1) <= layers
+        ):
+            raise ValueError(
+                f"dilated_layers must be None or 1 to {layers}, the number of 3 x 3 layers; got "
+                f"{self.dilated_layers!r}."
+            )
         if self.deploy and not self.mergeable:
             raise ValueError(
                 'block="relu_in_branches" has no merged structure: a sum of ReLUs is not linear in '

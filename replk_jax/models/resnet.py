@@ -110,7 +110,7 @@ class BasicBlock(ResidualBlock, kw_only=True):
 
     def residual(self, conv_norm: Callable[..., ConvNorm], x: jax.Array, train: bool) -> jax.Array:
         """conv2(ReLU(conv1(x))); the stride is in the first."""
-        stride, entry_dilation, dilation = self.sampling
+        stride, entry_dilation, dilation, _ = self.sampling
         conv3x3 = partial(conv_norm, features=self.features, kernel_size=3)
         y = nn.relu(conv3x3(stride=stride, dilation=entry_dilation, name="conv1")(x, train))
         return conv3x3(dilation=dilation, name="conv2")(y, train)
@@ -126,7 +126,7 @@ class Bottleneck(ResidualBlock, kw_only=True):
 
     def residual(self, conv_norm: Callable[..., ConvNorm], x: jax.Array, train: bool) -> jax.Array:
         """conv3(ReLU(conv2(ReLU(conv1(x)))))."""
-        stride, entry_dilation, dilation = self.sampling
+        stride, entry_dilation, dilation, _ = self.sampling
         if self.stride_in_1x1:
             first, second = dict(stride=stride), dict(dilation=dilation)
         else:
@@ -149,8 +149,8 @@ class ResNet(Backbone, kw_only=True):
     Kernels and biases start as PyTorch's defaults, like those of every network here.
 
     Attributes:
-      architecture, num_classes, out_indices, output_stride, remat, deploy, dtype, param_dtype,
-        implementation: see `Backbone`.
+      architecture, num_classes, out_indices, output_stride, contract_dilation, remat, deploy,
+        dtype, param_dtype, implementation: see `Backbone`.
     """
 
     stored_fields: ClassVar[Mapping[str, StoredField]] = {

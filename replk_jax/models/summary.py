@@ -8,10 +8,11 @@ height x width x kernel x channels, as in papers.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from jax.extend.core import Jaxpr, Literal
 
 from replk_jax.models.description import architecture_in_words
 from replk_jax.models.layers import BatchNorm, Conv2D, GlobalAveragePool
@@ -31,6 +32,7 @@ class Count:
       linear: multiply-adds of linear layers, such as the classifier.
       batch_norm_elements: output elements of all batch norms.
       pooled_elements: input elements of all global average pools.
+      bias_additions: output elements of convolutions and linear layers with bias.
     """
 
     parameters: int = 0
@@ -38,6 +40,7 @@ class Count:
     linear: int = 0
     batch_norm_elements: int = 0
     pooled_elements: int = 0
+    bias_additions: int = 0
 
     def __add__(self, other: "Count") -> "Count":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -54,12 +57,22 @@ class Count:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One top-level part of a model: its output's shape (H, W, C) or (C,), and its cost."""
+    """One top-level part of a model.
+
+    Attributes:
+      name: see `Network.part_of`.
+      shape: of its output, (H, W, C) or (C,).
+      training: its cost in the training-time structure.
+      merged: its cost in the re-parameterized structure at inference; nothing for a head that only
+        training runs.
+      in_backbone: whether it is a part of the backbone, which is all of a simple network.
+    """
 
     name: str
     shape: tuple[int, ...]
     training: Count
     merged: Count
+    in_backbone: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +85,34 @@ class Summary:
       training: total of the training-time structure, including heads that only training runs.
       merged: total of the re-parameterized structure at inference; of the training-time structure
         if the network cannot be merged.
+      relu_elements: output elements of all ReLUs (and ReLU6) at inference.
     """
 
     title: str
     parts: tuple[Part, ...]
     training: Count
     merged: Count
+    relu_elements: int
 
     @property
     def paper_flops(self) -> int:
         """FLOPs as in the papers: multiply-adds of the merged convolutions."""
         return self.merged.convolution
+
+    @property
+    def mmsegmentation_flops(self) -> int:
+        """FLOPs as RepLKNet's authors published them for segmentation, by mmcv's counter.
+
+        The backbone is merged, the heads are not, and heads that only training runs do not count.
+        Every multiply-add of a convolution or linear layer is one, so is every addition of a bias
+        and every output of a ReLU. Batch norms, GELU, pooling and resizing are nothing.
+        """
+        biases = sum(
+            part.merged.bias_additions if part.in_backbone else part.training.bias_additions
+            for part in self.parts
+            if part.merged != Count()
+        )
+        return self.merged.convolution + self.merged.linear + biases + self.relu_elements
 
     def __str__(self) -> str:
         head = ("part", "output", "parameters", "conv MACs", "merged: parameters", "conv MACs")
@@ -116,6 +146,8 @@ class Summary:
                 "   training-time",
                 f"                                        {self.merged.mmpretrain_flops:>20,}"
                 "   merged",
+                f"  by mmsegmentation's rule              {self.mmsegmentation_flops:>20,}"
+                "   backbone merged",
             ]
         )
 
@@ -130,16 +162,24 @@ def summary(model: Network, image_size: int | tuple[int, int] = 224) -> Summary:
       image_size: one number or (height, width).
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    training = _count(model.clone(deploy=False), (height, width), training=True)
-    merged = _count(model.clone(deploy=model.mergeable), (height, width), training=False)
+    training, _ = _count(model.clone(deploy=False), (height, width), training=True)
+    merged, relu_elements = _count(
+        model.clone(deploy=model.mergeable), (height, width), training=False
+    )
     parts = tuple(
-        Part(name, shape, count, merged.get(name, (shape, Count()))[1])
-        for name, (shape, count) in training.items()
+        Part(
+            name,
+            part.shape,
+            part.cost,
+            merged[name].cost if name in merged else Count(),
+            part.in_backbone,
+        )
+        for name, part in training.items()
     )
     title = f"{type(model).__name__} on {height}x{width} images: {architecture_in_words(model)}"
     training_total = sum((part.training for part in parts), Count())
     merged_total = sum((part.merged for part in parts), Count())
-    return Summary(title, parts, training_total, merged_total)
+    return Summary(title, parts, training_total, merged_total, relu_elements)
 
 
 def planned_memory(compiled: jax.stages.Compiled) -> int:
@@ -161,30 +201,45 @@ def planned_memory(compiled: jax.stages.Compiled) -> int:
     return occupied - plan.alias_size_in_bytes
 
 
+class _PartOfStructure(NamedTuple):
+    """One part in one structure; the attributes are those of `Part`."""
+
+    shape: tuple[int, ...] = ()
+    cost: Count = Count()
+    in_backbone: bool = True
+
+
 def _count(
     model: Network, image_size: tuple[int, int], training: bool
-) -> dict[str, tuple[tuple[int, ...], Count]]:
-    """Output shape and cost of every part.
+) -> tuple[dict[str, _PartOfStructure], int]:
+    """The parts by name, and the output elements of all ReLUs.
 
     Args:
       model: the network.
       image_size: (height, width).
-      training: count all modules with variables, not only those that inference runs.
+      training: count all modules with variables, not only those that inference runs; without
+        ReLUs.
     """
     model = model.clone(remat=None)
     initialized = counted = _Calls()
     with nn.intercept_methods(initialized.record):
         variables = abstract_variables(model, image_size)
+    relu_elements = 0
     if not training:
         counted = _Calls()
         with nn.intercept_methods(counted.record):
-            jax.eval_shape(model.apply, variables, abstract_image(model, image_size))
-    parts: dict[str, tuple[tuple[int, ...], Count]] = {}
+            program = jax.make_jaxpr(model.apply)(variables, abstract_image(model, image_size))
+        relu_elements = _relu_elements(program.jaxpr)
+    parts: dict[str, _PartOfStructure] = {}
 
     def add(path: Path, shape: tuple[int, ...] | None, count: Count) -> None:
         name = model.part_of(path)
-        last_shape, so_far = parts.get(name, ((), Count()))
-        parts[name] = (last_shape if shape is None else shape, so_far + count)
+        so_far = parts.get(name, _PartOfStructure())
+        parts[name] = _PartOfStructure(
+            so_far.shape if shape is None else shape,
+            so_far.cost + count,
+            model.in_backbone(path),
+        )
 
     for path, shape, count in counted.costs:
         add(path, shape, count)
@@ -194,7 +249,24 @@ def _count(
         module = next(prefix for prefix in prefixes if prefix in initialized.modules)
         if module in counted.modules:
             add(path, None, Count(parameters=leaf.size))
-    return parts
+    return parts, relu_elements
+
+
+def _relu_elements(jaxpr: Jaxpr) -> int:
+    """Output elements of every maximum with 0 in a program and all that it calls."""
+    count = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "max" and any(map(_is_zero, equation.invars)):
+            count += equation.outvars[0].aval.size
+        for parameter in equation.params.values():
+            inner = getattr(parameter, "jaxpr", parameter)
+            if isinstance(inner, Jaxpr):
+                count += _relu_elements(inner)
+    return count
+
+
+def _is_zero(operand: Any) -> bool:
+    return isinstance(operand, Literal) and operand.val == 0
 
 
 class _Calls:
@@ -246,15 +318,18 @@ def _cost(module: nn.Module, inputs: list[Any], y: jax.Array) -> Count:
       inputs: its arguments, the array it is called on first.
       y: what it returns.
     """
+    biases = y.size if "bias" in module.variables.get("params", {}) else 0
     for kind, name in _KERNELS.items():
         if isinstance(module, kind):
             kernel = module.variables["params"][name]
-            return Count(convolution=y.size * math.prod(kernel.shape[:-1]))
+            return Count(convolution=y.size * math.prod(kernel.shape[:-1]), bias_additions=biases)
     if isinstance(module, nn.ConvTranspose):  # every pixel of the input meets the whole kernel
         pixels = math.prod(inputs[0].shape[:-1])
-        return Count(convolution=pixels * module.variables["params"]["kernel"].size)
+        return Count(
+            convolution=pixels * module.variables["params"]["kernel"].size, bias_additions=biases
+        )
     if isinstance(module, nn.Dense):
-        return Count(linear=y.size * inputs[0].shape[-1])
+        return Count(linear=y.size * inputs[0].shape[-1], bias_additions=biases)
     if isinstance(module, BatchNorm) and not module.deploy:
         return Count(batch_norm_elements=y.size)
     if isinstance(module, GlobalAveragePool):

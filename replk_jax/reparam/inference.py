@@ -12,7 +12,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def for_inference(model: Model, variables: Mapping[str, Any]) -> tuple[Model, Mapping[str, Any]]:
-    """The merged structure of a model with its variables; unchanged if it cannot be merged.
+    """The merged structure of a model with its variables, without heads that only training runs.
+
+    A model that cannot be merged keeps its structure.
 
     Args:
       model: a network of this package, in either structure.
@@ -21,6 +23,7 @@ def for_inference(model: Model, variables: Mapping[str, Any]) -> tuple[Model, Ma
     Raises:
       ValueError: as `reparameterize`.
     """
+    model, variables = model.without_auxiliary_head(variables)
     if not model.mergeable:
         return model.clone(remat=None), variables
     return model.clone(deploy=True, remat=None), jax.jit(reparameterize)(variables)

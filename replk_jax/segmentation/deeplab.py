@@ -3,11 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import flax.linen as nn
 import jax
 
 from replk_jax.models.stored import COUNT_OR_NONE, StoredField
 from replk_jax.ops.resize import adaptive_average_pool, resize_bilinear
-from replk_jax.segmentation.head import COUNTS, SegmentationHead, concatenate, register_head
+from replk_jax.segmentation.head import (
+    COUNTS,
+    SegmentationHead,
+    concatenate,
+    conv_init,
+    register_head,
+)
 from replk_jax.segmentation.separable import SeparableConv
 
 
@@ -70,6 +77,16 @@ class DeepLabV3PlusHead(DeepLabV3Head, kw_only=True):
 
     low_level_channels: int | None = 48
 
+    @nn.nowrap
+    def check_feature_maps(self, count: int) -> None:
+        """See `SegmentationHead`. The decoder needs another feature map than the last."""
+        super().check_feature_maps(count)
+        if self.low_level_channels and count < 2:
+            raise ValueError(
+                f"A {type(self).__name__} needs two feature maps; the backbone returns {count}. "
+                "Build it with more out_indices, or set low_level_channels=None."
+            )
+
     def feature_map(self, feature_maps: Sequence[jax.Array], train: bool) -> jax.Array:
         """See `SegmentationHead`."""
         x = self.aspp(feature_maps[-1], train)
@@ -89,6 +106,10 @@ class DeepLabV3PlusHead(DeepLabV3Head, kw_only=True):
 
     def _separable(self, x: jax.Array, train: bool, name: str, dilation: int) -> jax.Array:
         module = SeparableConv(
-            features=self.channels, dilation=dilation, **self.common_kwargs(), name=name
+            features=self.channels,
+            dilation=dilation,
+            kernel_init=conv_init,
+            **self.common_kwargs(),
+            name=name,
         )
         return module(x, train)

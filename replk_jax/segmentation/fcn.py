@@ -6,13 +6,14 @@ It also is the auxiliary head of the other networks.
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import flax.linen as nn
 import jax
 
-from replk_jax.models.stored import COUNT, FLAG, StoredField
+from replk_jax.models.stored import COUNT, FLAG, MOST_LAYERS, StoredField
 from replk_jax.segmentation.head import SegmentationHead, concatenate, register_head
 
-STAGE = StoredField(lambda value: type(value) is int and -8 <= value < 8)
-NUMBER = StoredField(lambda value: type(value) is int and 0 <= value <= 16)
+_INDEX = StoredField(lambda value: type(value) is int and abs(value) <= MOST_LAYERS)
+_NUMBER = StoredField(lambda value: type(value) is int and 0 <= value <= MOST_LAYERS)
 
 
 @register_head
@@ -30,13 +31,12 @@ class FCNHead(SegmentationHead, kw_only=True):
 
     stored_fields: ClassVar[Mapping[str, StoredField]] = {
         **SegmentationHead.stored_fields,
-        "in_index": STAGE,
-        "num_convs": NUMBER,
+        "in_index": _INDEX,
+        "num_convs": _NUMBER,
         "kernel_size": COUNT,
         "concat_input": FLAG,
     }
 
-    channels: int = 256
     in_index: int = -1
     num_convs: int = 2
     kernel_size: int = 3
@@ -50,3 +50,21 @@ class FCNHead(SegmentationHead, kw_only=True):
         if self.concat_input:
             x = self.conv(concatenate([inputs, x]), train, "conv_cat", self.kernel_size)
         return x
+
+    @nn.nowrap
+    def check_feature_maps(self, count: int) -> None:
+        """See `SegmentationHead`."""
+        if not -count <= self.in_index < count:
+            raise ValueError(
+                f"in_index={self.in_index} of an {type(self).__name__} is none of the {count} "
+                "feature maps of the backbone."
+            )
+
+    @nn.nowrap
+    def check_fields(self) -> None:
+        """Raises ValueError for invalid fields."""
+        super().check_fields()
+        if self.kernel_size % 2 == 0:
+            raise ValueError(
+                f"kernel_size must be odd, or the feature map would shift; got {self.kernel_size}."
+            )

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from replk_jax.models.layers import ConvNorm, ReparameterizableModule, convolution
+from replk_jax.models.description import joined
+from replk_jax.models.layers import Conv2D, ConvNorm, ReparameterizableModule
 from replk_jax.models.stored import COUNT, INDICES_OR_NONE, StoredField
 from replk_jax.ops.dtypes import accumulation_dtype
 
@@ -15,12 +16,17 @@ HeadClass = TypeVar("HeadClass", bound="type[SegmentationHead]")
 
 HEADS: dict[str, type["SegmentationHead"]] = {}  # the registered classes by name
 
+# mmsegmentation's initialisation: normal, with the variance 2 / (output channels x kernel area),
+# also of a depthwise convolution. Batch norms follow.
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+classifier_init = nn.initializers.normal(0.01)
+
 
 class SegmentationHead(ReparameterizableModule, kw_only=True):
     """Maps feature maps of a backbone to class scores.
 
-    A subclass is decorated with `register_head`, and defines `feature_map`. The tensors have the
-    names of mmsegmentation's heads.
+    A subclass is decorated with `register_head`, and defines `feature_map`. The parameters have the
+    names and the initialisation of mmsegmentation's heads.
 
     Attributes:
       channels: width of the head.
@@ -32,11 +38,19 @@ class SegmentationHead(ReparameterizableModule, kw_only=True):
 
     # The fields that a description stores, and their encodings.
     stored_fields: ClassVar[Mapping[str, StoredField]] = {"channels": COUNT}
+    fewest_feature_maps: ClassVar[int] = 1
 
     channels: int = 512
     num_classes: int = 150
     dropout_rate: float = 0.1
     align_corners: bool = False
+
+    def __post_init__(self):
+        for name in self.stored_fields:
+            value = getattr(self, name)
+            if isinstance(value, list):
+                setattr(self, name, tuple(value))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, feature_maps: Sequence[jax.Array], train: bool = False) -> jax.Array:
@@ -49,14 +63,14 @@ class SegmentationHead(ReparameterizableModule, kw_only=True):
         x = self.feature_map(feature_maps, train)
         # Drops whole channels, like PyTorch's Dropout2d.
         x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2))(x, deterministic=not train)
-        logits = convolution(
-            self,
-            x,
+        return Conv2D(
             self.num_classes,
-            1,
+            (1, 1),
+            kernel_init=classifier_init,
+            dtype=accumulation_dtype(self.dtype),
+            param_dtype=self.param_dtype,
             name="conv_seg",
-        )
-        return logits.astype(accumulation_dtype(logits.dtype))
+        )(x)
 
     def feature_map(self, feature_maps: Sequence[jax.Array], train: bool) -> jax.Array:
         """The feature map (N, H', W', channels) that the classifier sees."""
@@ -74,7 +88,7 @@ class SegmentationHead(ReparameterizableModule, kw_only=True):
           kernel_size: K.
           **fields: others of `ConvNorm`.
         """
-        fields = {"features": self.channels, **fields}
+        fields = {"features": self.channels, "kernel_init": conv_init, **fields}
         module = ConvNorm(kernel_size=kernel_size, **fields, **self.common_kwargs(), name=name)
         return nn.relu(module(x, train))
 
@@ -85,6 +99,21 @@ class SegmentationHead(ReparameterizableModule, kw_only=True):
             name: stored.encode(getattr(self, name)) for name, stored in self.stored_fields.items()
         }
         return {"head": type(self).__name__, **fields}
+
+    @nn.nowrap
+    def in_words(self) -> str:
+        """The head and the fields that a description stores, on one line."""
+        fields = (f"{name} {joined(getattr(self, name))}" for name in self.stored_fields)
+        return f"{type(self).__name__} ({', '.join(fields)})"
+
+    @nn.nowrap
+    def check_feature_maps(self, count: int) -> None:
+        """Raises ValueError if a backbone with `count` feature maps has too few."""
+        if count < self.fewest_feature_maps:
+            raise ValueError(
+                f"A {type(self).__name__} needs at least {self.fewest_feature_maps} feature maps; "
+                f"the backbone returns {count}. Build it with more out_indices."
+            )
 
     @nn.nowrap
     def check_fields(self) -> None:
@@ -126,7 +155,9 @@ def concatenate(feature_maps: Sequence[jax.Array]) -> jax.Array:
 
 # A tuple of positive numbers, a list in JSON.
 COUNTS = StoredField(
-    lambda value: INDICES_OR_NONE.is_valid(value) and bool(value) and all(v > 0 for v in value),
+    lambda value: (
+        INDICES_OR_NONE.is_valid(value) and bool(value) and all(map(COUNT.is_valid, value))
+    ),
     encode=lambda value: list(value) if isinstance(value, tuple) else value,
     decode=tuple,
 )

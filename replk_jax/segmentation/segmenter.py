@@ -1,14 +1,14 @@
 """Networks for semantic segmentation: a backbone, a decode head and an auxiliary head."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from replk_jax.models.composite import CompositeNetwork
-from replk_jax.models.network import register_network
+from replk_jax.models.network import Variables, register_network
 from replk_jax.models.stored import FLAG, StoredField
 from replk_jax.segmentation.head import SegmentationHead, head_from_description
 
@@ -34,9 +34,13 @@ class SegmentationNetwork(CompositeNetwork, kw_only=True):
       auxiliary_head: the same for the auxiliary loss; None without one. Only training calls it.
       align_corners: of all bilinear resizing, in the heads and of the logits; see
         `ops.resize.bilinear_matrix`.
-      backbone: with `out_indices`. It and the heads take `deploy`, `dtype`, `param_dtype` and
-        `implementation` from this network, the heads also `num_classes` and `align_corners`.
+      backbone: with `out_indices` in ascending order. It and the heads take `deploy`, `dtype`,
+        `param_dtype` and `implementation` from this network, the heads also `num_classes` and
+        `align_corners`.
       remat, deploy, dtype, param_dtype, implementation: see `Network`.
+
+    Raises:
+      TypeError: a backbone that is no `Backbone`, or a head that is no `SegmentationHead`.
     """
 
     stored_fields: ClassVar[Mapping[str, StoredField]] = {
@@ -54,10 +58,31 @@ class SegmentationNetwork(CompositeNetwork, kw_only=True):
     def __post_init__(self):
         self.dtype, self.param_dtype = jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
         shared = {name: getattr(self, name) for name in _SHARED}
-        self.decode_head = self.decode_head.clone(**shared)
-        if self.auxiliary_head is not None:
-            self.auxiliary_head = self.auxiliary_head.clone(**shared)
+        for name in ("decode_head", "auxiliary_head"):
+            head = getattr(self, name)
+            if isinstance(head, SegmentationHead):
+                setattr(self, name, head.clone(**shared))
+            elif head is not None or name == "decode_head":
+                raise TypeError(f"{name} must be a SegmentationHead; got {type(head).__name__}.")
         super().__post_init__()
+
+    @nn.nowrap
+    def without_auxiliary_head(self, variables: Variables) -> tuple[Self, Variables]:
+        """See `Network`."""
+        if self.auxiliary_head is None:
+            return self, variables
+        kept = {
+            collection: {name: node for name, node in tree.items() if name != "auxiliary_head"}
+            for collection, tree in variables.items()
+        }
+        return self.clone(auxiliary_head=None), kept
+
+    @nn.nowrap
+    def hyperparameters(self) -> dict[str, Any]:
+        """See `Network`."""
+        auxiliary = "none" if self.auxiliary_head is None else self.auxiliary_head.in_words()
+        heads = {"decode_head": self.decode_head.in_words(), "auxiliary_head": auxiliary}
+        return super().hyperparameters() | heads
 
     @nn.nowrap
     def check_fields(self) -> None:
@@ -65,9 +90,18 @@ class SegmentationNetwork(CompositeNetwork, kw_only=True):
         super().check_fields()
         if self.num_classes is None:
             raise ValueError(f"A {type(self).__name__} needs num_classes.")
+        if type(self.align_corners) is not bool:
+            raise ValueError(f"align_corners must be True or False; got {self.align_corners!r}.")
+        stages = self.backbone.out_indices or ()
+        if list(stages) != sorted(set(stages)):
+            raise ValueError(
+                "The heads take feature maps from the largest to the smallest: out_indices of the "
+                f"backbone must be in ascending order; got {stages}."
+            )
         for head in (self.decode_head, self.auxiliary_head):
             if head is not None:
                 head.check_fields()
+                head.check_feature_maps(len(stages))
 
     @nn.compact
     def __call__(

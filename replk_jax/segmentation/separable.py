@@ -12,10 +12,12 @@ class SeparableConv(ReparameterizableModule, kw_only=True):
     Attributes:
       features: output channels.
       dilation: of the depthwise convolution.
+      kernel_init: initialiser of both kernels.
     """
 
     features: int
     dilation: int = 1
+    kernel_init: nn.initializers.Initializer
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -25,8 +27,14 @@ class SeparableConv(ReparameterizableModule, kw_only=True):
             kernel_size=3,
             dilation=self.dilation,
             depthwise=True,
+            kernel_init=self.kernel_init,
             **self.common_kwargs(),
             name="depthwise_conv",
         )
-        pointwise = ConvNorm(features=self.features, **self.common_kwargs(), name="pointwise_conv")
+        pointwise = ConvNorm(
+            features=self.features,
+            kernel_init=self.kernel_init,
+            **self.common_kwargs(),
+            name="pointwise_conv",
+        )
         return nn.relu(pointwise(nn.relu(depthwise(x, train)), train))

@@ -1,6 +1,7 @@
 """UPerNet's head: Xiao et al., "Unified Perceptual Parsing" (arXiv:1807.10221)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 
@@ -15,6 +16,8 @@ class UPerHead(PyramidPoolingHead, kw_only=True):
 
     The logits have the size of the first feature map.
     """
+
+    fewest_feature_maps: ClassVar[int] = 2
 
     def feature_map(self, feature_maps: Sequence[jax.Array], train: bool) -> jax.Array:
         """See `SegmentationHead`."""

@@ -31,17 +31,30 @@ EVERY_STAGE = (0, 1, 2, 3)
 
 
 def test_strides_become_dilation_of_what_follows():
-    strided = [Sampling(1, 1, 1), Sampling(2, 1, 1), Sampling(2, 1, 1), Sampling(2, 1, 1)]
+    strided = [Sampling(1, 1, 1), *[Sampling(2, 1, 1, reduces=True)] * 3]
     assert sample_stages([1, 2, 2, 2], 4, None) == sample_stages([1, 2, 2, 2], 4, 32) == strided
-    assert sample_stages([1, 2, 2, 2], 4, 16) == [*strided[:3], Sampling(1, 1, 2)]
+    assert sample_stages([1, 2, 2, 2], 4, 16) == [*strided[:3], Sampling(1, 1, 2, reduces=True)]
     assert sample_stages([1, 2, 2, 2], 4, 4) == [
         Sampling(1, 1, 1),
-        Sampling(1, 1, 2),
-        Sampling(1, 2, 4),
-        Sampling(1, 4, 8),
+        Sampling(1, 1, 2, reduces=True),
+        Sampling(1, 2, 4, reduces=True),
+        Sampling(1, 4, 8, reduces=True),
     ]
-    assert Sampling(1, 2, 4).blocks(3) == [Sampling(1, 2, 4), Sampling(1, 4, 4), Sampling(1, 4, 4)]
-    assert [sampling.reduces for sampling in Sampling(1, 2, 4).blocks(2)] == [True, False]
+    following = Sampling(1, 4, 4)
+    assert Sampling(1, 2, 4, reduces=True).blocks(3) == [
+        Sampling(1, 2, 4, reduces=True),
+        following,
+        following,
+    ]
+
+
+def test_or_of_all_that_read_it():
+    """mmsegmentation's MobileNet V2 for segmentation: dilations 1, 1, 1, 2, 2, 4, 4."""
+    stages = sample_stages([1, 2, 2, 2, 1, 2, 1], 2, 8, contract_dilation=False)
+    assert [stage.stride for stage in stages] == [1, 2, 2, 1, 1, 1, 1]
+    assert [stage.entry_dilation for stage in stages] == [1, 1, 1, 2, 2, 4, 4]
+    assert [stage.dilation for stage in stages] == [1, 1, 1, 2, 2, 4, 4]
+    assert [stage.reduces for stage in stages] == [False, True, True, True, False, True, False]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
