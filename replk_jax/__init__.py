@@ -6,6 +6,7 @@ from replk_jax.checkpoint import Checkpoint, load, save
 from replk_jax.export import export_model
 from replk_jax.inference.classifier import Classifier, Prediction
 from replk_jax.inference.features import FeatureExtractor
+from replk_jax.inference.segmenter import Segmenter
 from replk_jax.models import (
     MobileNetV2,
     MobileNetV2Architecture,
@@ -27,6 +28,7 @@ from replk_jax.reparam import (
     merge_branches,
     reparameterize,
 )
+from replk_jax.segmentation.protocol import SegmentationProtocol
 from replk_jax.segmentation.registry import create_segmenter
 from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.torch_import import (
@@ -58,6 +60,8 @@ __all__ = [
     "ResNet",
     "ResNetArchitecture",
     "SegmentationNetwork",
+    "SegmentationProtocol",
+    "Segmenter",
     "Summary",
     "check_equivalence",
     "convert_state_dict",

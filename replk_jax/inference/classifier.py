@@ -8,12 +8,18 @@ import jax
 import numpy as np
 
 from replk_jax.checkpoint import load
-from replk_jax.inference.image_program import ImageProgram, Images, finite_outputs
+from replk_jax.inference.image_program import (
+    Images,
+    OneSizeProgram,
+    finite_outputs,
+    require_backbone,
+)
 from replk_jax.io.errors import naming
-from replk_jax.models.backbone import Backbone
 from replk_jax.models.network import Network
 from replk_jax.vision import imagenet
 from replk_jax.vision.base_preprocessing import BasePreprocessing
+
+_WANTED = "Classifier takes a classifier"
 
 
 class Prediction(NamedTuple):
@@ -30,7 +36,7 @@ class Prediction(NamedTuple):
     score: float
 
 
-class Classifier(ImageProgram):
+class Classifier(OneSizeProgram):
     """Classifies images: prepares them, and runs the compiled merged network in batches.
 
         classifier = replk_jax.Classifier.from_file("RepLKNet-31B_ImageNet-1K_224.pth")
@@ -59,9 +65,8 @@ class Classifier(ImageProgram):
         *,
         batch_size: int = 32,
     ):
-        if not isinstance(model, Backbone):
-            raise ValueError(f"Classifier takes a classifier; got a {type(model).__name__}.")
-        num_classes = model.num_classes if model.has_classifier else None
+        backbone = require_backbone(model, _WANTED)
+        num_classes = backbone.num_classes if backbone.has_classifier else None
         if num_classes is None:
             raise ValueError("The network has no classifier; FeatureExtractor runs it.")
         if class_names is None:
@@ -102,6 +107,7 @@ class Classifier(ImageProgram):
             path, prefer_ema=prefer_ema, preprocessing=preprocessing, key=key, prefix=prefix
         )
         with naming(path):
+            require_backbone(network.model, _WANTED)
             return cls(
                 network.model,
                 network.variables,

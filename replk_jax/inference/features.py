@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from replk_jax.checkpoint import load
-from replk_jax.inference.image_program import ImageProgram, Images
+from replk_jax.inference.image_program import Images, OneSizeProgram, require_backbone
 from replk_jax.io.errors import naming
 from replk_jax.models.backbone import FINAL_FEATURE_MAP, Backbone
 from replk_jax.models.network import Network
 from replk_jax.vision.base_preprocessing import BasePreprocessing
 
+_WANTED = "FeatureExtractor takes a classifier or a backbone"
 
-class FeatureExtractor(ImageProgram):
+
+class FeatureExtractor(OneSizeProgram):
     """Extracts global features of images, and the features of every stage.
 
         extractor = replk_jax.FeatureExtractor.from_file("RepLKNet-31B_ImageNet-22K.pth")
@@ -44,17 +46,14 @@ class FeatureExtractor(ImageProgram):
         maps: bool = False,
         batch_size: int = 32,
     ):
-        if not isinstance(model, Backbone):
-            raise ValueError(
-                f"FeatureExtractor takes a classifier or a backbone; got a {type(model).__name__}."
-            )
-        if model.has_classifier:
-            model, variables = _without_head(model, variables)
+        backbone = require_backbone(model, _WANTED)
+        if backbone.has_classifier:
+            backbone, variables = _without_head(backbone, variables)
 
         def compute(merged: Backbone, variables: Mapping[str, Any], images: jax.Array):
             return _features(merged, variables, images, maps)
 
-        super().__init__(model, variables, preprocessing, batch_size, compute)
+        super().__init__(backbone, variables, preprocessing, batch_size, compute)
 
     @classmethod
     def from_file(
@@ -84,6 +83,7 @@ class FeatureExtractor(ImageProgram):
             path, prefer_ema=prefer_ema, preprocessing=preprocessing, key=key, prefix=prefix
         )
         with naming(path):
+            require_backbone(network.model, _WANTED)
             return cls(
                 network.model,
                 network.variables,

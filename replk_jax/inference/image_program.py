@@ -1,4 +1,4 @@
-"""Runs a compiled network on any number of images, in batches of few different shapes."""
+"""Compiled networks for images, in batches of few different shapes."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,8 +9,11 @@ import jax
 import numpy as np
 from PIL import Image
 
+from replk_jax.inference.bounded_jit import BoundedJit
+from replk_jax.models.backbone import Backbone
 from replk_jax.models.network import Network
 from replk_jax.reparam import for_inference
+from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.vision.base_preprocessing import BasePreprocessing, normalize
 from replk_jax.vision.images import ImageLike
 
@@ -20,9 +23,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Model = TypeVar("Model", bound=Network)
 
+_KEPT_PROGRAMS = 32
+
 
 class ImageProgram:
-    """A compiled function of images: preprocessing, and the merged network.
+    """A compiled function of images: normalisation, and the merged network.
+
+    It is compiled for each shape of a batch. The programs of the last 32 shapes are kept.
 
     Args:
       model: the network, in either structure.
@@ -34,8 +41,8 @@ class ImageProgram:
         The model is merged, if possible.
 
     Raises:
-      ValueError: no preprocessing; one for another number of channels, or without one image size;
-        or a `batch_size` below 1.
+      ValueError: no preprocessing, or one for another number of channels; or a `batch_size` below
+        1.
     """
 
     def __init__(
@@ -48,15 +55,11 @@ class ImageProgram:
     ):
         channels = model.in_channels
         if preprocessing is None:
-            raise ValueError("The preprocessing is unknown: give a Preprocessing.")
+            raise ValueError("The preprocessing is unknown: give one.")
         if preprocessing.channels != channels:
             raise ValueError(
                 f"The network takes images of {channels} channels; the preprocessing is for "
                 f"{preprocessing.channels}."
-            )
-        if preprocessing.size is None:
-            raise ValueError(
-                "The preprocessing gives each image a size of its own; batches need one size."
             )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
@@ -67,16 +70,15 @@ class ImageProgram:
             return compute(model, variables, images)
 
         self.preprocessing = preprocessing
-        self._size = preprocessing.size
         self.batch_size = batch_size
         self._variables = jax.device_put(variables)
-        self._program = jax.jit(program)
+        self._program = BoundedJit(program, _KEPT_PROGRAMS)
 
     def run(self, pixels: np.ndarray) -> Any:
         """Computes one batch of prepared images.
 
         Args:
-          pixels: uint8 (N, H, W, C), from `preprocessing.pixels`; N is at most `batch_size`.
+          pixels: uint8 (N, H, W, C), before normalisation; N is at most `batch_size`.
 
         Returns:
           A tree of NumPy arrays (N, ...).
@@ -84,13 +86,43 @@ class ImageProgram:
         Raises:
           ValueError: more than one batch.
         """
+        outputs = jax.device_get(self.run_padded(pixels))
+        return jax.tree.map(lambda output: output[: len(pixels)], outputs)
+
+    def run_padded(self, pixels: np.ndarray) -> Any:
+        """As `run`, but the arrays stay on the device, and can have more than N entries."""
         count = len(pixels)
         if count > self.batch_size:
             raise ValueError(f"A batch has at most {self.batch_size} images; got {count}.")
-        filled = min(self.batch_size, 1 << (count - 1).bit_length())
-        padding = [(0, filled - count), (0, 0), (0, 0), (0, 0)]
-        outputs = jax.device_get(self._program(self._variables, np.pad(pixels, padding)))
-        return jax.tree.map(lambda output: output[:count], outputs)
+        padding = [(0, padded_count(count, self.batch_size) - count), (0, 0), (0, 0), (0, 0)]
+        return self._program(self._variables, np.pad(pixels, padding))
+
+
+class OneSizeProgram(ImageProgram):
+    """An `ImageProgram` whose preprocessing gives all images one size.
+
+    Args:
+      model, variables, preprocessing, batch_size, compute: see `ImageProgram`.
+
+    Raises:
+      ValueError: a preprocessing without one image size; others as `ImageProgram`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        variables: Mapping[str, Any],
+        preprocessing: BasePreprocessing | None,
+        batch_size: int,
+        compute: Callable[[Model, Mapping[str, Any], jax.Array], Any],
+    ):
+        super().__init__(model, variables, preprocessing, batch_size, compute)
+        size = self.preprocessing.size
+        if size is None:
+            raise ValueError(
+                "The preprocessing gives each image a size of its own; batches need one size."
+            )
+        self._size = size
 
     def run_all(self, images: Images) -> Any:
         """Prepares and computes any number of images.
@@ -105,12 +137,36 @@ class ImageProgram:
         Raises:
           ImageError: an image that cannot be read.
         """
-        prepared = prepare_ahead(self.preprocessing.pixels, _several(images), self.batch_size)
+        prepared = prepare_ahead(self.preprocessing.pixels, several(images), self.batch_size)
         parts = [self.run(np.stack(pixels)) for pixels in prepared]
         if not parts:
             empty = (0, *self._size, self.preprocessing.channels)
             parts = [self.run(np.empty(empty, np.uint8))]
         return jax.tree.map(lambda *outputs: np.concatenate(outputs), *parts)
+
+
+def require_backbone(model: Network, wanted: str) -> Backbone:
+    """The model, if it is a classifier or a backbone.
+
+    Args:
+      model: any network.
+      wanted: what takes what, for the error.
+
+    Raises:
+      ValueError: a composite network.
+    """
+    if isinstance(model, Backbone):
+        return model
+    kind = type(model).__name__
+    hint = ""
+    if isinstance(model, SegmentationNetwork):
+        hint = " Segmenter runs it (python -m replk_jax segment)."
+    raise ValueError(f"{wanted}; got a {kind}.{hint}")
+
+
+def padded_count(count: int, most: int) -> int:
+    """The length that a batch of `count` is padded to: a power of two, or at the end `most`."""
+    return min(most, 1 << (count - 1).bit_length())
 
 
 def finite_outputs(outputs: Any) -> np.ndarray:
@@ -147,7 +203,7 @@ def prepare_ahead(
             yield [future.result() for future in ahead]
 
 
-def _several(images: Images) -> Sequence[ImageLike]:
+def several(images: Images) -> Sequence[ImageLike]:
     """One image as a list of one."""
     if isinstance(images, (str, os.PathLike, bytes, Image.Image)):
         return [images]

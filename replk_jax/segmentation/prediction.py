@@ -159,8 +159,8 @@ class View(NamedTuple):
     """
 
     logits: jax.Array
-    rows: jax.Array
-    columns: jax.Array
+    rows: jax.Array | np.ndarray
+    columns: jax.Array | np.ndarray
 
 
 def side_by_side(logits: jax.Array, grid: Size) -> jax.Array:
@@ -273,7 +273,7 @@ def _in_chunks_of_rows(
             scores.append(jnp.einsum("nwc,nchk->nwhk", view.columns, product, precision="highest"))
         return function(scores)
 
-    def split(rows: jax.Array) -> jax.Array:
+    def split(rows: jax.Array | np.ndarray) -> jax.Array:
         padded = jnp.pad(rows, ((0, 0), (0, chunks * size - height), (0, 0)))
         return padded.reshape(count, chunks, size, -1).swapaxes(0, 1)
 

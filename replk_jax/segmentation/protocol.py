@@ -99,12 +99,8 @@ class SegmentationProtocol(KeepRatio):
             parts.append(f"multiples of {self.multiple}")
         whole = self.window is None
         parts.append("whole" if whole else f"slide {self.window} stride {self.stride}")
-        if len(self.ratios) > 1:
-            ratios = ", ".join(f"{ratio:g}" for ratio in self.ratios)
-            parts.append(f"{len(self.ratios)} scales ({ratios})")
-        else:
-            ratio = self.ratios[0]
-            parts.append("single scale" if ratio == 1 else f"scale {ratio:g}")
+        ratios = " ".join(f"{ratio:g}" for ratio in self.ratios)
+        parts.append("single scale" if self.ratios == (1,) else f"scales {ratios}")
         if self.flip:
             parts.append("flip")
         if (self.mean, self.std) != (IMAGENET_MEAN, IMAGENET_STD):

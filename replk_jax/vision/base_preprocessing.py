@@ -69,11 +69,6 @@ class BasePreprocessing(abc.ABC):
         """
 
     @property
-    def variants(self) -> tuple["BasePreprocessing", ...]:
-        """The preparations whose predictions a test averages: this one, or one for each scale."""
-        return (self,)
-
-    @property
     def channels(self) -> int:
         """Of the images: 3, or 1 for grey ones."""
         return len(self.mean)

@@ -116,7 +116,7 @@ def test_few_shapes_are_compiled(monkeypatch):
         shapes.clear()
         assert len(classifier.logits([picture()] * count)) == count
         assert shapes == batches
-    assert program._cache_size() == 3
+    assert program.compilations == 3
     with pytest.raises(ValueError, match="at most 4 images; got 5"):
         classifier.run(np.zeros((5, 32, 32, 3), np.uint8))
 

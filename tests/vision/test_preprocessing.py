@@ -158,12 +158,11 @@ def test_fields_cannot_change():
 
 @dataclasses.dataclass(frozen=True)
 class Padded(BasePreprocessing):
-    """Images as they are, padded to a multiple; at several scales."""
+    """Images as they are, padded to a multiple."""
 
     kind = "padded for a test"
 
     multiple: int
-    scales: tuple[int, ...] = (1,)
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
 
@@ -172,34 +171,29 @@ class Padded(BasePreprocessing):
         return None
 
     def pixels(self, image, name=None):
-        enlarged = np.kron(image, np.ones((self.scales[0], self.scales[0], 1), np.uint8))
-        padding = [(0, -side % self.multiple) for side in enlarged.shape[:2]]
-        return np.pad(enlarged, [*padding, (0, 0)])
-
-    @property
-    def variants(self):
-        return tuple(dataclasses.replace(self, scales=(scale,)) for scale in self.scales)
+        padding = [(0, -side % self.multiple) for side in image.shape[:2]]
+        return np.pad(image, [*padding, (0, 0)])
 
     def fields(self):
-        return {"multiple": self.multiple, "scales": list(self.scales)}
+        return {"multiple": self.multiple}
 
     @classmethod
     def from_fields(cls, fields):
-        return cls(fields["multiple"], tuple(fields["scales"]))
+        return cls(fields["multiple"])
 
 
 def test_a_preprocessing_of_another_kind():
     """It is described, and found again, beside the one of classification."""
-    padded = Padded(4, scales=(1, 2))
+    padded = Padded(4)
     description = json.loads(json.dumps(padded.as_dict()))
     assert description["kind"] == "padded for a test"
     for cls in (BasePreprocessing, Preprocessing):
         assert cls.from_dict(description) == padded
     assert BasePreprocessing.from_dict(Preprocessing(96).as_dict()) == Preprocessing(96)
     image = np.full((3, 5, 1), 255, np.uint8)
-    assert [variant(image).shape for variant in padded.variants] == [(4, 8, 1), (8, 12, 1)]
+    assert padded(image).shape == (4, 8, 1)
     assert padded(image)[0, 0, 0] == 2.0
-    assert (Preprocessing(96).size, Preprocessing(96).variants) == ((96, 96), (Preprocessing(96),))
+    assert Preprocessing(96).size == (96, 96)
 
 
 def test_resized():
@@ -211,7 +205,7 @@ def test_resized():
 
 
 def test_in_words():
-    assert Padded(4).in_words() == "kind padded for a test, multiple 4, scales [1]"
+    assert Padded(4).in_words() == "kind padded for a test, multiple 4"
     words = Preprocessing(224, mean=(0.5,), std=(0.25,)).in_words()
     assert words == "224 x 224, the centre of 256, bicubic, mean (0.5,), std (0.25,)"
 
