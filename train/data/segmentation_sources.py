@@ -96,12 +96,14 @@ class _Features(NamedTuple):
 
     Attributes:
       image, mask: their names.
+      images: names of all features that are images, which are not decoded.
       class_names: by class; None if the data set has none.
       has_file_name: whether examples have the text `file_name`.
     """
 
     image: str
     mask: str
+    images: tuple[str, ...]
     class_names: list[str] | None
     has_file_name: bool
 
@@ -125,14 +127,11 @@ class SegmentationRecords:
     def __init__(self, data: Mapping[str, Any], split: str):
         name = data["name"]
         prepared = PreparedSet(name, data["data_dir"], _PAIRS)
-        self._features = features = _segmentation_features(name, prepared.info)
-        wanted = {features.image, features.mask}
-        wanted |= {"file_name"} if features.has_file_name else set()
-        skip: Any = dict.fromkeys((features.image, features.mask), tfds.decode.SkipDecoding())
-        decoders = tfds.decode.PartialDecoding(dict.fromkeys(wanted, True), decoders=skip)
-        self._source = prepared.split(split, decoders)
+        self._features = features = _segmentation_features(prepared.info)
+        skip = dict.fromkeys(features.images, tfds.decode.SkipDecoding())
+        self._source = prepared.split(split, skip)
         self._origin = f"{name}, split {split}, example"
-        self.label_set = _record_label_set(data, features.class_names)
+        self.label_set = _record_label_set(data, prepared.info.name, features.class_names)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -153,19 +152,20 @@ class SegmentationRecords:
         }
 
 
-def _record_label_set(data: Mapping[str, Any], class_names: list[str] | None) -> LabelSet:
+def _record_label_set(
+    data: Mapping[str, Any], name: str, class_names: list[str] | None
+) -> LabelSet:
     if class_names is None or data["classes"]:
-        name = data["name"]
         return choose_label_set(data, label_sets.find(name) if name in _KNOWN else None)
     try:
         return LabelSet.of(
-            class_names, reduce_zero_label=bool(data["reduce_zero_label"]), name=data["name"]
+            class_names, reduce_zero_label=bool(data["reduce_zero_label"]), name=name
         )
     except ValueError as error:
-        raise RunError(f"{data['name']}: {error}") from error
+        raise RunError(f"{name}: {error}") from error
 
 
-def _segmentation_features(name: str, info: tfds.core.DatasetInfo) -> _Features:
+def _segmentation_features(info: tfds.core.DatasetInfo) -> _Features:
     """The features of a segmentation data set.
 
     Raises:
@@ -173,28 +173,28 @@ def _segmentation_features(name: str, info: tfds.core.DatasetInfo) -> _Features:
     """
     features = info.features
     if not isinstance(features, tfds.features.FeaturesDict):
-        raise _not_for_segmentation(name, info)
-    pictures: dict[str, Any] = {
+        raise _not_for_segmentation(info)
+    images: dict[str, Any] = {
         key: feature
         for key, feature in features.items()
         if isinstance(feature, tfds.features.Image)
     }
     labelled = [
-        key for key, feature in pictures.items() if isinstance(feature, tfds.features.LabeledImage)
+        key for key, feature in images.items() if isinstance(feature, tfds.features.LabeledImage)
     ]
-    grey = [key for key, feature in pictures.items() if tuple(feature.shape)[-1] == 1]
-    image = _only([key for key in pictures if key not in grey], info.supervised_keys)
+    grey = [key for key, feature in images.items() if feature.shape[-1] == 1]
+    image = _only([key for key in images if key not in grey], info.supervised_keys)
     mask = _only(labelled or grey, info.supervised_keys)
     if image is None or mask is None:
-        raise _not_for_segmentation(name, info)
-    labels = pictures[mask]
+        raise _not_for_segmentation(info)
+    labels = images[mask]
     class_names = None
     if isinstance(labels, tfds.features.LabeledImage) and labels.num_classes:
         class_names = labels.names
     has_file_name = "file_name" in features and isinstance(
         features["file_name"], tfds.features.Text
     )
-    return _Features(image, mask, class_names, has_file_name)
+    return _Features(image, mask, tuple(images), class_names, has_file_name)
 
 
 def _only(candidates: list[str], supervised_keys: Any) -> str | None:
@@ -204,10 +204,10 @@ def _only(candidates: list[str], supervised_keys: Any) -> str | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def _not_for_segmentation(name: str, info: tfds.core.DatasetInfo) -> RunError:
+def _not_for_segmentation(info: tfds.core.DatasetInfo) -> RunError:
     return RunError(
-        f"{name} is not a segmentation set, with one image and one mask (a LabeledImage, or an "
-        f"image of one channel): its features are {info.features}."
+        f"{info.name} is not a segmentation set, with one image and one mask (a LabeledImage, or "
+        f"an image of one channel): its features are {info.features}."
     )
 
 

@@ -9,8 +9,6 @@ from tensorflow_datasets.core import constants
 
 from train.errors import RunError, expect_utf8
 
-Decoders = Mapping[str, Any] | tfds.decode.PartialDecoding
-
 
 class FolderAlternative(NamedTuple):
     """A folder that can be read in place of a prepared data set, as error messages describe it.
@@ -50,12 +48,12 @@ class PreparedSet:
         """The features and splits."""
         return self._builder.info
 
-    def split(self, split: str, decoders: Decoders) -> Sequence[dict[str, Any]]:
+    def split(self, split: str, decoders: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
         """The examples of a split, by position.
 
         Args:
           split: "train" or "train[:5%]", for example.
-          decoders: by name of the feature, or with the names of those that are read.
+          decoders: by name of the feature.
 
         Raises:
           RunError: the data set has no such split, or has a format without random access.
