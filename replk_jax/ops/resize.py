@@ -69,7 +69,6 @@ def bilinear_matrix(
     Raises:
       ValueError: a size below 1.
     """
-    _check_sizes(output, size)
     lower, upper, fraction = linear_taps(output, size, align_corners)
     matrix = np.zeros((output, size), np.float64)
     np.add.at(matrix, (np.arange(output), lower), 1 - fraction)
