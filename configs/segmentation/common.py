@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, config_dict
 from configs import common
 from configs.common import known, on_gpus, row_and_gpus
 
-__all__ = ["ade20k", "cityscapes", "get_config", "known", "on_gpus", "row_and_gpus"]
+__all__ = ["ade20k", "cityscapes", "get_config", "known", "on_gpus", "row_and_gpus", "sgd"]
 
 
 def get_config() -> ConfigDict:
@@ -92,6 +92,7 @@ def get_config() -> ConfigDict:
     config.segmenter.auxiliary_channels = 256
     config.ema_decay = 0.0
     config.epochs = None
+    config.steps = 160_000
     config.eval_every_epochs = None
     config.eval_every_steps = 2000
     config.checkpoints.every_steps = 2000
@@ -131,3 +132,12 @@ def cityscapes(config: ConfigDict, crop_size: tuple[int, int]) -> None:
     config.data.eval_split = "val"
     config.data.limits = config.test.limits = (2048, 1024)
     config.data.crop_size = crop_size
+
+
+def sgd(config: ConfigDict) -> None:
+    """mmsegmentation's usual SGD: momentum 0.9, polynomial decay of power 0.9, no warm-up."""
+    config.optimizer.name = "sgd"
+    config.optimizer.peak_lr = 0.01
+    config.optimizer.power = 0.9
+    config.optimizer.warmup_steps = 0
+    config.optimizer.decay_of = "all"

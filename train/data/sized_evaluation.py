@@ -31,9 +31,7 @@ from train.data.splits import Reading
 from train.errors import RunError
 from train.reporting.unreadable import Report, reported
 
-# Labels and class maps are padded to multiples of it, so that images of similar sizes have arrays
-# of one shape.
-_BUCKET = 128
+_SMALLEST = 64  # side of padded labels
 _THREADS = 8  # that read the sizes of the images
 
 
@@ -74,8 +72,7 @@ class TestTransform:
           For each ratio i of the protocol, with n windows of h x w pixels and F views (2 with a
           flip, otherwise 1): `windows_i`, uint8 (F, n, h, w, 3), of the resized image; `rows_i`,
           float32 (P, .), and `columns_i`, float32 (F, Q, .), see `score_matrices`; and `label`,
-          uint8 (P, Q), padded with `IGNORED`. P and Q are H and W, rounded up to a multiple of
-          128. With `with_image` also `image`, uint8 (P, Q, 3), padded with 0, and `size`, int32
+          uint8 (P, Q), padded with `IGNORED`. P and Q are from `padded_side`. With `with_image` also `image`, uint8 (P, Q, 3), padded with 0, and `size`, int32
           (2,), H and W.
 
         Raises:
@@ -121,7 +118,7 @@ class TestTransform:
 
     def shapes(self, size: Size) -> Shapes:
         """What the shapes of the arrays of an image of a size (H, W) depend on."""
-        height, width = (-(-side // _BUCKET) * _BUCKET for side in size)
+        height, width = map(padded_side, size)
         windows = tuple((windows.size, windows.grid) for _, windows in self._windows(size))
         return Shapes(windows, (height, width))
 
@@ -152,6 +149,15 @@ class TestTransform:
             windows, self.stride, resized, size, self.align_corners, self.protocol.flip,
             self.shapes(size).padded,
         )  # fmt: skip
+
+
+def padded_side(side: int) -> int:
+    """The side of padded labels: 64, 96, 128, 192, 256, ... (2^k and 3 * 2^k).
+
+    So few, so that images of similar sizes have arrays of one shape.
+    """
+    power = max(_SMALLEST, 1 << (side - 1).bit_length())
+    return power * 3 // 4 if power > _SMALLEST and side <= power * 3 // 4 else power
 
 
 @functools.lru_cache(maxsize=16)
@@ -236,6 +242,9 @@ class SizedEvaluation:
         """The positions of the examples by the shapes of their arrays, the most frequent first.
 
         A program is compiled for each.
+
+        Raises:
+          RunError: a mask cannot be read, and `reading` does not leave it out.
         """
         groups: dict[Shapes, list[int]] = {}
         for index, size in self._read_sizes[0].items():

@@ -198,32 +198,36 @@ def build_penalty(recipe: ConfigDict) -> Penalty | None:
     return custom_l2_penalty(recipe.weight_decay) if recipe.custom_l2 else None
 
 
-def build_model(config: ConfigDict, **fields: Any) -> Backbone:
+def build_model(config: ConfigDict) -> Backbone:
     """The model of `config.model`, with the default `num_classes`.
-
-    Args:
-      config: see configs/common.py.
-      **fields: more arguments of `create_model`, such as `features_only`.
 
     Raises:
       RunError: an unknown name, or an invalid architecture.
     """
     model = config.model
     try:
-        section = family_of(model.name).name
-        shared = {name: model[name] for name in ("in_channels", "output_stride", "remat")}
-        fields |= {
-            name: value
-            for name, value in (shared | dict(model[section])).items()
-            if value is not None
-        }
-        if fields.get("small_kernel") == 0:  # in a configuration, None is the named model's value
-            fields["small_kernel"] = None
-        network = replk_jax.create_model(model.name, dtype=jnp.dtype(model.dtype), **fields)
+        network = replk_jax.create_model(
+            model.name, dtype=jnp.dtype(model.dtype), **model_fields(model)
+        )
         network.check_fields()
         return network
     except (ValueError, TypeError) as error:
         raise RunError(f"config.model: {error}") from error
+
+
+def model_fields(model: ConfigDict) -> dict[str, Any]:
+    """The arguments of `create_model` that the section `config.model` sets, except the dtype.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    section = family_of(model.name).name
+    shared = {name: model[name] for name in ("in_channels", "output_stride", "remat")}
+    fields = {**shared, **model[section]}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    if fields.get("small_kernel") == 0:  # in a configuration, None is the named model's value
+        fields["small_kernel"] = None
+    return fields
 
 
 def store(config: ConfigDict, workdir: Path) -> list[str]:

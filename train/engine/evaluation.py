@@ -10,15 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 import replk_jax
+from replk_jax.inference.bounded_jit import BoundedJit
 from replk_jax.models.network import Network
 from train.engine import parallel
 from train.engine.step import Variables
 from train.engine.task import Batch, Metrics, Table
 from train.errors import RunError
 
+# Programs that are kept of each computation; there is one for each shape of batches.
+_KEPT_PROGRAMS = 128
 _NOT_MERGED = "its blocks have no merged structure"
 
 
@@ -32,7 +35,8 @@ class _Totals(NamedTuple):
 class Evaluator:
     """Evaluates a network on batches, in its training-time structure and re-parameterized.
 
-    Batches come from `parallel.global_batches`. Variables may be sharded, see
+    Batches come from `parallel.global_batches`. A program is compiled for each shape of batches; of
+    each of four computations, the 128 programs that were used last are kept. Variables may be sharded, see
     `parallel.state_sharding`.
 
     Args:
@@ -47,20 +51,25 @@ class Evaluator:
         precise = model.clone(dtype=jnp.promote_types(model.dtype, jnp.float32))
         merged = precise.clone(deploy=True)
 
+        def compiled(function: Callable, *in_shardings: NamedSharding) -> BoundedJit:
+            return BoundedJit(
+                function, _KEPT_PROGRAMS, in_shardings=in_shardings, out_shardings=replicated
+            )
+
         def predict(network: Network, variables: Variables, batch: Batch) -> Any:
             return metrics.predict(partial(network.apply, variables), batch)
 
         def totals(predictions: Any, batch: Batch) -> _Totals:
             return _Totals(batch["mask"].sum(), metrics.statistics(predictions, batch))
 
-        def evaluation_of(network: Network) -> Callable:
+        def evaluation_of(network: Network) -> BoundedJit:
             def evaluate(variables: Variables, batch: Batch) -> tuple[_Totals, jax.Array]:
                 # One program for both results: `largest_output` needs no compilation of its own.
                 predictions = predict(network, variables, batch)
                 largest = _largest(metrics.checked(predictions), batch["mask"])
                 return totals(predictions, batch), largest
 
-            return jax.jit(evaluate, in_shardings=(replicated, sharded), out_shardings=replicated)
+            return compiled(evaluate, replicated, sharded)
 
         def compare(variables: Variables, merged_variables: Variables, batch: Batch):
             expected = predict(precise, variables, batch)
@@ -76,12 +85,8 @@ class Evaluator:
         self._evaluate, self._evaluate_precisely = evaluation_of(model), evaluation_of(precise)
         self._mergeable = model.mergeable
         self._replicate = jax.jit(lambda variables: variables, out_shardings=replicated)
-        self._compare = jax.jit(
-            compare, in_shardings=(replicated, replicated, sharded), out_shardings=replicated
-        )
-        self._predict = jax.jit(
-            partial(predict, model), in_shardings=(replicated, sharded), out_shardings=replicated
-        )
+        self._compare = compiled(compare, replicated, replicated, sharded)
+        self._predict = compiled(partial(predict, model), replicated, sharded)
         self._deploy = model.deploy
 
     def evaluate(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, float]:

@@ -40,30 +40,28 @@ def build_segmenter(config: ConfigDict, num_classes: int) -> SegmentationNetwork
     Raises:
       RunError: an unknown name, or fields that do not fit.
     """
+    model = config.model
     segmenter = {name: value for name, value in config.segmenter.items() if value is not None}
     of_backbone = {name: segmenter.pop(name) for name in _OF_BACKBONE if name in segmenter}
-    backbone = configuration.build_model(
-        config, num_classes=None, features_only=True, **of_backbone
-    )
-    if backbone.in_channels != 3:
-        raise RunError(
-            f"Segmentation has colour images; config.model.in_channels is {backbone.in_channels}."
-        )
-    auxiliary = segmenter.pop("auxiliary_channels", None)
     try:
+        of_backbone |= configuration.model_fields(model)
         network = replk_jax.create_segmenter(
             segmenter.pop("head"),
-            backbone,
+            model.name,
             num_classes,
-            auxiliary_channels=auxiliary,
-            dtype=jnp.dtype(config.model.dtype),
-            remat=config.model.remat,
+            backbone_options=of_backbone,
+            auxiliary_channels=segmenter.pop("auxiliary_channels", None),
+            dtype=jnp.dtype(model.dtype),
+            remat=of_backbone.pop("remat", None),
             **segmenter,
         )
-        network.check_fields()
-        return network
     except (ValueError, TypeError) as error:
-        raise RunError(f"config.segmenter: {error}") from error
+        raise RunError(f"config.model and config.segmenter: {error}") from error
+    if network.in_channels != 3:
+        raise RunError(
+            f"Segmentation has colour images; config.model.in_channels is {network.in_channels}."
+        )
+    return network
 
 
 def build_protocol(config: ConfigDict) -> SegmentationProtocol:
