@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import grain
+import jax
 import numpy as np
 from PIL import Image
 
@@ -29,9 +30,10 @@ from train.data.pipeline import Example
 from train.data.segmentation_sources import SegmentationSource
 from train.data.splits import Reading
 from train.errors import RunError
+from train.reporting.console import say
 from train.reporting.unreadable import Report, reported
 
-_SMALLEST = 64  # side of padded labels
+_MANY_PROGRAMS = 50
 _THREADS = 8  # that read the sizes of the images
 
 
@@ -48,7 +50,7 @@ class Shapes(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TestTransform:
+class ProtocolTransform:
     """Prepares an image and its labels for a test at its original size.
 
     Attributes:
@@ -72,7 +74,7 @@ class TestTransform:
           For each ratio i of the protocol, with n windows of h x w pixels and F views (2 with a
           flip, otherwise 1): `windows_i`, uint8 (F, n, h, w, 3), of the resized image; `rows_i`,
           float32 (P, .), and `columns_i`, float32 (F, Q, .), see `score_matrices`; and `label`,
-          uint8 (P, Q), padded with `IGNORED`. P and Q are from `padded_side`. With `with_image` also `image`, uint8 (P, Q, 3), padded with 0, and `size`, int32
+          uint8 (P, Q), padded with `IGNORED`. P and Q are from `shapes`. With `with_image` also `image`, uint8 (P, Q, 3), padded with 0, and `size`, int32
           (2,), H and W.
 
         Raises:
@@ -117,10 +119,19 @@ class TestTransform:
         return result
 
     def shapes(self, size: Size) -> Shapes:
-        """What the shapes of the arrays of an image of a size (H, W) depend on."""
-        height, width = map(padded_side, size)
-        windows = tuple((windows.size, windows.grid) for _, windows in self._windows(size))
-        return Shapes(windows, (height, width))
+        """What the shapes of the arrays of an image of a size (H, W) depend on.
+
+        Labels are padded to the size that all windows at the first ratio cover, times 1, 2, 4, ...:
+        so there are few sizes for each grid of windows.
+        """
+        windows = [windows for _, windows in self._windows(size)]
+        seen = [
+            side + (count - 1) * (self.protocol.stride or 0)
+            for side, count in zip(windows[0].size, windows[0].grid, strict=True)
+        ]
+        factor = max(-(-side // part) for side, part in zip(size, seen, strict=True))
+        height, width = (part * (1 << (factor - 1).bit_length()) for part in seen)
+        return Shapes(tuple((some.size, some.grid) for some in windows), (height, width))
 
     def _windows(self, size: Size) -> Iterator[tuple[float, Windows]]:
         """The ratios of the protocol, and the windows of an image of a size (H, W)."""
@@ -149,15 +160,6 @@ class TestTransform:
             windows, self.stride, resized, size, self.align_corners, self.protocol.flip,
             self.shapes(size).padded,
         )  # fmt: skip
-
-
-def padded_side(side: int) -> int:
-    """The side of padded labels: 64, 96, 128, 192, 256, ... (2^k and 3 * 2^k).
-
-    So few, so that images of similar sizes have arrays of one shape.
-    """
-    power = max(_SMALLEST, 1 << (side - 1).bit_length())
-    return power * 3 // 4 if power > _SMALLEST and side <= power * 3 // 4 else power
 
 
 @functools.lru_cache(maxsize=16)
@@ -209,7 +211,7 @@ class SizedEvaluation:
     def __init__(
         self,
         source: SegmentationSource,
-        transform: TestTransform,
+        transform: ProtocolTransform,
         *,
         batch_size: int,
         reading: Reading,
@@ -221,7 +223,7 @@ class SizedEvaluation:
     def batches(self, report: Report) -> Iterator[pipeline.Batch]:
         """This process's rows of batches that have every example once.
 
-        All arrays of a batch have one shape; see `TestTransform.map`. `mask`, bool (N,), is False
+        All arrays of a batch have one shape; see `ProtocolTransform.map`. `mask`, bool (N,), is False
         for padding and for images that cannot be read.
 
         Args:
@@ -230,10 +232,11 @@ class SizedEvaluation:
         Raises:
           RunError: an image cannot be read, and `reading` does not replace it.
         """
+        self._say_programs()
         for message in self._read_sizes[1]:
             report(message)
         dataset = grain.MapDataset.source(self._elements()).map(
-            _TestExample(self._source, self._transform, self._reading.replace)
+            _SizedExample(self._source, self._transform, self._reading.replace)
         )
         batches = pipeline.read_batches(dataset, self._batch_size, self._reading.parallelism)
         return reported(batches, report)
@@ -254,6 +257,18 @@ class SizedEvaluation:
         if self._count is None:
             return groups
         return {order[0]: groups[order[0]][: self._count]}
+
+    @functools.cache  # noqa: B019  # once; there is one object for each evaluation of a run
+    def _say_programs(self) -> None:
+        """Says how many programs an evaluation needs, if they are many."""
+        groups = self.groups()
+        if len(groups) > _MANY_PROGRAMS and jax.process_index() == 0:
+            inputs = len({shapes.windows for shapes in groups})
+            say(
+                f"The {len(self._read_sizes[0])} images to evaluate on have {inputs} sizes for the "
+                f"network, and {len(groups)} with their padded labels: a program is compiled for "
+                "each. --config.test.multiple=32 needs fewer, and changes the scores a little."
+            )
 
     def _elements(self) -> list[_Element]:
         """The examples group by group, each filled up to whole batches."""
@@ -295,11 +310,11 @@ def _mask_size(example: Example) -> Size:
 
 
 @dataclasses.dataclass(frozen=True)
-class _TestExample(grain.transforms.Map):
+class _SizedExample(grain.transforms.Map):
     """The transformed example of an `_Element`; a blank one if it cannot be read."""
 
     source: SegmentationSource
-    transform: TestTransform
+    transform: ProtocolTransform
     replace: bool
 
     def map(self, element: Any) -> Example:

@@ -18,7 +18,7 @@ from replk_jax.vision import label_drawing
 from replk_jax.vision.base_preprocessing import normalize
 from replk_jax.vision.label_sets import LabelSet
 from train.data.segmentation_sources import SegmentationSource, open_segmentation_source
-from train.data.sized_evaluation import SizedEvaluation, TestTransform
+from train.data.sized_evaluation import SizedEvaluation, ProtocolTransform
 from train.data.sources import prepare
 from train.data.splits import TrainingSplit
 from train.engine import parallel
@@ -250,7 +250,7 @@ def _evaluations(
     def examples(source: SegmentationSource, count: int | None) -> SizedEvaluation:
         return SizedEvaluation(
             source,
-            TestTransform(
+            ProtocolTransform(
                 protocol,
                 source.label_set,
                 stride,
