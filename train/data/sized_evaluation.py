@@ -187,12 +187,12 @@ class _Element(NamedTuple):
     """An example to read.
 
     Attributes:
-      index: in the source.
+      position: in the source.
       size: (height, width) of its mask.
       counts: False for padding.
     """
 
-    index: int
+    position: int
     size: Size
     counts: bool
 
@@ -316,11 +316,11 @@ class _SizedExample(grain.transforms.Map):
     transform: ProtocolTransform
     replace: bool
 
-    def map(self, element: Any) -> Example:
-        index, size, counts = element
+    def map(self, element: _Element) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride]  # Grain's returns None
+        position, size, counts = element
         unreadable = ""
         try:
-            example = self.transform.map(self.source[index])
+            example = self.transform.map(self.source[position])
         except ImageError as error:
             if not self.replace:
                 raise pipeline.unreadable_error(error) from error

@@ -92,8 +92,10 @@ class PixelCrossEntropy:
             weights = jnp.asarray(self.class_weights, losses.dtype)
             weighted = losses * weights[jnp.where(labelled, labels, 0)]
         if self.hard_pixels is not None:
-            constant = map(jax.lax.stop_gradient, (losses, weighted))
-            weighted = weighted * self.hard_pixels.weights(*constant, labelled)
+            weights = self.hard_pixels.weights(
+                jax.lax.stop_gradient(losses), jax.lax.stop_gradient(weighted), labelled
+            )
+            weighted = weighted * weights
         count = labelled.sum().astype(losses.dtype)
         denominator = count + _EPS if self.avg_non_ignore else float(labels.size)
         accuracy = 100 * (correct.sum() + _EPS) / (count + _EPS)

@@ -36,6 +36,9 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZES = [(40, 60), (60, 40)]
 PROTOCOL = SegmentationProtocol((96, 48), window=32, stride=20, ratios=(0.75, 1.0), flip=True)
 
+# Of tiny_segmentation.
+BACKBONE = {"kernel_sizes": (7, 5), "layers": (1, 1), "channels": (16, 24), "small_kernel": 3}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -128,8 +131,7 @@ def test_evaluation_of_a_file(finished, folder, tmp_path, capsys):
     config.data.eval_as_configured = True
     assert make_evaluations(config, network)["eval"].preprocessing == SegmentationProtocol((96, 48))
     config.init_from = str(tmp_path / "classifier.safetensors")
-    classifier = replk_jax.create_model(config.model.name, kernel_sizes=(7, 5), layers=(1, 1),
-                                        channels=(16, 24), small_kernel=3, num_classes=3)  # fmt: skip
+    classifier = replk_jax.create_model("replknet_31b", num_classes=3, **BACKBONE)
     replk_jax.save(config.init_from, replk_jax.Checkpoint(classifier, random_variables(classifier)))
     with pytest.raises(RunError, match="RepLKNet, which is no segmentation network"):
         evaluate_checkpoint(config, None, SEGMENTATION)
@@ -138,7 +140,7 @@ def test_evaluation_of_a_file(finished, folder, tmp_path, capsys):
 def test_counts_do_not_depend_on_batches_and_devices(finished, folder):
     network = replk_jax.load(finished[0] / "checkpoints" / "20")
     found = []
-    for devices, batch_size in [(1, 1), (1, 4), (2, 2), (8, 8)]:
+    for devices, batch_size in [(1, 1), (1, 4), (8, 8)]:
         config = configuration(folder, init_from="FILE", eval_batch_size=batch_size)
         (evaluation,) = make_evaluations(config, network).values()
         mesh = data_mesh(devices)
@@ -191,8 +193,7 @@ def test_the_same_on_two_devices(folder, tmp_path):
 
 def test_from_a_classifier(folder, tmp_path):
     """The backbone starts from its file, the heads from random weights."""
-    fields = dict(kernel_sizes=(7, 5), layers=(1, 1), channels=(16, 24), small_kernel=3)
-    classifier = replk_jax.create_model("replknet_31b", num_classes=9, **fields)
+    classifier = replk_jax.create_model("replknet_31b", num_classes=9, **BACKBONE)
     variables = random_variables(classifier)
     path = tmp_path / "classifier.safetensors"
     replk_jax.save(path, replk_jax.Checkpoint(classifier, variables))
@@ -311,8 +312,7 @@ def test_preview(folder):
     assert shown.pictures.shape == (3, 32, 64, 3)
     batch = next(make_task(configuration(folder, batch_size=6)).training.batches(0, warn))
     np.testing.assert_array_equal(shown.pictures[:, :, :32], batch["image"][::2])
-    assert all("ground" in lines[0] or "square" in lines[0] or "disc" in lines[0]
-               for lines in shown.captions)  # fmt: skip
+    assert all(lines[0].split()[0] in segmentation_sets.CLASSES for lines in shown.captions)
     assert shown.legend is not None
     assert shown.legend(300).shape[1] == 300
     with warnings.catch_warnings():
