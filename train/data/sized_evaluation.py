@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import grain
