@@ -6,7 +6,7 @@ set as in training, for example --config.augmentation.mixup_alpha=0.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import flags
@@ -28,6 +28,7 @@ _SMALLEST_TILE = 112  # smaller images are enlarged by an integer factor
 _GAP = 12
 _LINE = 18
 _LETTER = 7
+_NARROWEST_LEGEND = 240
 _DPI = 128  # a power of two: sizes in pixels are exact when they are converted to inches and back
 
 
@@ -56,15 +57,20 @@ def preview(config: ConfigDict, count: int) -> Figure:
     kind = find_task(config)
     kind.check(config)
     shown = kind.preview(config, count)
-    return contact_sheet(shown.pictures, shown.captions)
+    return contact_sheet(shown.pictures, shown.captions, shown.legend)
 
 
-def contact_sheet(pixels: np.ndarray, captions: Sequence[Sequence[str]]) -> Figure:
+def contact_sheet(
+    pixels: np.ndarray,
+    captions: Sequence[Sequence[str]],
+    legend: Callable[[int], np.ndarray] | None = None,
+) -> Figure:
     """Images in rows of eight, with captions below; small ones are enlarged by an integer factor.
 
     Args:
       pixels: uint8 (N, H, W, 3).
       captions: for each image, at most two lines.
+      legend: see `train.engine.task.Preview`.
     """
     zoom = math.ceil(_SMALLEST_TILE / min(pixels.shape[1:3]))
     tiles = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
@@ -73,8 +79,13 @@ def contact_sheet(pixels: np.ndarray, captions: Sequence[Sequence[str]]) -> Figu
     row_height, column_width = tile_height + 2 * _LINE + _GAP, tile_width + _GAP
     height = _GAP + math.ceil(count / columns) * row_height
     width = _GAP + columns * column_width
+    below = [] if legend is None else [legend(max(width, _NARROWEST_LEGEND))]
+    width, top_of_legend = max(width, *(box.shape[1] for box in below), 0), height
+    height += sum(box.shape[0] for box in below)
 
     sheet = np.full((height, width, 3), 255, np.uint8)
+    for box in below:
+        sheet[top_of_legend:, : box.shape[1]] = box
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
     for number, (tile, lines) in enumerate(zip(tiles, captions, strict=True)):
         row, column = divmod(number, columns)

@@ -15,10 +15,11 @@ class BoundedJit:
     Args:
       function: maps trees of arrays to a tree of arrays.
       kept: number of programs.
+      **options: of `jax.jit`, such as `out_shardings`.
     """
 
-    def __init__(self, function: Callable[..., Any], kept: int):
-        self._function = function
+    def __init__(self, function: Callable[..., Any], kept: int, **options: Any):
+        self._function, self._options = function, options
         self._program = functools.lru_cache(kept)(self._new_program)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -34,4 +35,4 @@ class BoundedJit:
 
     def _new_program(self, *key: Any) -> Callable[..., Any]:
         # Programs belong to the function that jax.jit was given: a new one for each key.
-        return jax.jit(lambda *arguments: self._function(*arguments))
+        return jax.jit(lambda *arguments: self._function(*arguments), **self._options)

@@ -121,7 +121,26 @@ def eval_batches(
     length = -(-len(source) // batch_size) * batch_size
     dataset = grain.MapDataset.range(length)
     dataset = dataset.map(_EvalExample(_ReplacingReader(source, replace), transform))
+    return read_batches(dataset, batch_size, reading)
+
+
+def read_batches(
+    dataset: grain.MapDataset, batch_size: int, reading: Mapping[str, int | None]
+) -> Batches:
+    """This process's rows of the batches of a data set.
+
+    Args:
+      dataset: of examples with arrays of one shape in each batch; its length is a multiple of the
+        batch size.
+      batch_size: of all processes.
+      reading: see `train_batches`.
+    """
     return _read(_process_rows(dataset, batch_size), _rows_per_process(batch_size), reading)
+
+
+def unreadable_error(error: ImageError) -> RunError:
+    """What to raise for an image that cannot be read and is not to be replaced."""
+    return RunError(f"{error} Fix or remove it, or set --config.data.unreadable=replace.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +160,7 @@ class _ReplacingReader:
                 return transform(self.source[(index + offset) % len(self.source)]), unreadable
             except ImageError as error:
                 if not self.replace:
-                    raise RunError(
-                        f"{error} Fix or remove it, or set --config.data.unreadable=replace."
-                    ) from error
+                    raise unreadable_error(error) from error
                 unreadable.append(escaped(str(error)))
         raise RunError(
             f"{_MAX_UNREADABLE_IN_A_ROW} images in a row cannot be read. The last: {unreadable[-1]}"

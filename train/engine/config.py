@@ -206,17 +206,28 @@ def build_model(config: ConfigDict) -> Backbone:
     """
     model = config.model
     try:
-        section = family_of(model.name).name
-        shared = {name: model[name] for name in ("in_channels", "output_stride", "remat")}
-        fields = {**shared, **model[section]}
-        fields = {name: value for name, value in fields.items() if value is not None}
-        if fields.get("small_kernel") == 0:  # in a configuration, None is the named model's value
-            fields["small_kernel"] = None
-        network = replk_jax.create_model(model.name, dtype=jnp.dtype(model.dtype), **fields)
+        network = replk_jax.create_model(
+            model.name, dtype=jnp.dtype(model.dtype), **model_fields(model)
+        )
         network.check_fields()
         return network
     except (ValueError, TypeError) as error:
         raise RunError(f"config.model: {error}") from error
+
+
+def model_fields(model: ConfigDict) -> dict[str, Any]:
+    """The arguments of `create_model` that the section `config.model` sets, except the dtype.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    section = family_of(model.name).name
+    shared = {name: model[name] for name in ("in_channels", "output_stride", "remat")}
+    fields = {**shared, **model[section]}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    if fields.get("small_kernel") == 0:  # in a configuration, None is the named model's value
+        fields["small_kernel"] = None
+    return fields
 
 
 def store(config: ConfigDict, workdir: Path) -> list[str]:
@@ -304,9 +315,9 @@ def _use_new_names(config: ConfigDict) -> None:
 
 
 def _parent(config: ConfigDict, field: str) -> tuple[ConfigDict, str]:
-    """The section of a field, and the name of the field in it."""
-    sections, _, name = field.rpartition(".")
-    return _get(config, sections), name
+    """The section of a field, empty if the task has no such section, and the field's name in it."""
+    section, _, name = field.rpartition(".")
+    return (_get(config, section) if section in config else ConfigDict()), name
 
 
 def _expect_one_of(config: ConfigDict, epochs: str, steps: str) -> None:

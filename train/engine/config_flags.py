@@ -28,7 +28,7 @@ _FIELD = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]*)(?:=(?P<value>.*))?"
 _FLAG = re.compile(r"--?[A-Za-z]")
 
 # Fields in which ~ is the home folder.
-_PATHS = ("init_from", "data.data_dir", "data.folder")
+_PATHS = ("init_from", "data.data_dir", "data.folder", "data.classes")
 
 # The values of a field by its type: in words, and the parser of absl.
 _TYPES: dict[type, tuple[str, flags.ArgumentParser]] = {
@@ -238,6 +238,9 @@ def _with_file(argv: list[str]) -> list[str]:
 
 def _expand_paths(config: ConfigDict) -> None:
     for field in _PATHS:
+        parent, _, name = field.rpartition(".")
+        if parent and name not in config[parent]:
+            continue  # another task has it
         section, last = _section(config, field)
         if section[last]:
             section[last] = str(flag_path(f"config.{field}", section[last]))

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,11 +13,17 @@ from replk_jax.io.text import escaped
 from train.engine import config as configuration
 from train.engine import parallel
 from train.engine.evaluation import Evaluator, require_finite_scores
-from train.engine.evaluations import check_names, make_evaluators
+from train.engine.evaluations import (
+    check_names,
+    draw_pictures,
+    make_evaluators,
+    preprocessing_of,
+)
 from train.engine.setup import InitialWeights, initial_weights
 from train.engine.task import Evaluation, TaskKind
 from train.errors import RunError
-from train.reporting.console import format_metric, warn
+from train.reporting.console import format_metric, table_text, warn
+from train.reporting.pictures import write_pictures
 
 
 def evaluate_checkpoint(config: ConfigDict, workdir: Path | None, kind: TaskKind) -> dict[str, Any]:
@@ -26,13 +31,13 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None, kind: TaskKind
 
     Args:
       config: see configs/common.py.
-      workdir: folder for `evaluation.json`, or None.
+      workdir: folder for `evaluation.json` and pictures, or None.
       kind: of task, `train.tasks.TASKS["classification"]` for example.
 
     Returns:
-      The result of the first evaluation of the task: that of `Evaluator.compare` or, for a network
-      that is re-parameterized already, `merged` from `Evaluator.evaluate`; and the `preprocessing`
-      of the images. The results of the other evaluations are in `evaluations`, by name.
+      The result of the first evaluation of the task: that of `Evaluator.compare`, the
+      `preprocessing` of the images and, if these differ in size, the same in words as `protocol`.
+      The results of the other evaluations are in `evaluations`, by name.
 
     Raises:
       RunError: for an error that the user can fix. If scores are NaN or infinite, it is raised
@@ -53,6 +58,8 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None, kind: TaskKind
         name: _evaluate(network, evaluation, evaluators[name], mesh)
         for name, evaluation in evaluations.items()
     }
+    if workdir:
+        _write_pictures(network, evaluations, evaluators, mesh, workdir)
     first, *others = results
     result = results[first]
     if others:
@@ -62,7 +69,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: Path | None, kind: TaskKind
             replace_json(workdir / "evaluation.json", result)
         for name in results:
             title = initial.path if name == first else f"{initial.path} ({name})"
-            print(_as_text(escaped(title), results[name]), flush=True)
+            print(_as_text(escaped(title), evaluations[name], results[name]), flush=True)
     require_finite_scores(result)
     return result
 
@@ -80,18 +87,32 @@ def _evaluate(
     network: Checkpoint, evaluation: Evaluation, evaluator: Evaluator, mesh: Mesh
 ) -> dict[str, Any]:
     batches = parallel.global_batches(evaluation.examples.batches(warn), mesh)
-    if network.model.deploy:
-        with jax.default_matmul_precision("highest"):
-            result = {"merged": evaluator.evaluate(dict(network.variables), batches)}
-    else:
-        result = evaluator.compare(dict(network.variables), batches)
-    return {**result, "preprocessing": evaluation.preprocessing.as_dict()}
+    result = evaluator.compare(dict(network.variables), batches)
+    return {**result, **preprocessing_of(evaluation)}
 
 
-def _as_text(name: str, result: Mapping[str, Any]) -> str:
+def _write_pictures(
+    network: Checkpoint,
+    evaluations: Mapping[str, Evaluation],
+    evaluators: Mapping[str, Evaluator],
+    mesh: Mesh,
+    workdir: Path,
+) -> None:
+    """Writes the pictures of the evaluations to `workdir`, from the main process."""
+    for name, evaluation in evaluations.items():
+        drawn = draw_pictures(
+            evaluation, evaluators[name], dict(network.variables), mesh, warn, prefix=name
+        )
+        if parallel.is_main_process():
+            write_pictures(workdir, drawn)
+
+
+def _as_text(name: str, evaluation: Evaluation, result: Mapping[str, Any]) -> str:
     scores = result.get("merged") or result["training"]
-    preprocessing = ", ".join(f"{k} {v}" for k, v in result["preprocessing"].items())
-    lines = [f"{name} on {scores['examples']} images, prepared with {preprocessing}"]
+    words = evaluation.preprocessing.in_words()
+    lines = [f"{name} on {scores['examples']} images, prepared with {words}"]
+    if "table" in result:
+        lines.append(table_text(result["table"]))
     for structure in ("training", "merged"):
         if scores := result.get(structure):
             metrics = [format_metric(k, v) for k, v in scores.items() if k != "examples"]

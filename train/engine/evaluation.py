@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,15 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 import replk_jax
+from replk_jax.inference.bounded_jit import BoundedJit
 from replk_jax.models.network import Network
 from train.engine import parallel
 from train.engine.step import Variables
-from train.engine.task import Batch, Metrics
+from train.engine.task import Batch, Metrics, Table
 from train.errors import RunError
 
+# Programs that are kept of each computation; there is one for each shape of batches.
+_KEPT_PROGRAMS = 128
 _NOT_MERGED = "its blocks have no merged structure"
 
 
@@ -32,8 +35,9 @@ class _Totals(NamedTuple):
 class Evaluator:
     """Evaluates a network on batches, in its training-time structure and re-parameterized.
 
-    Batches come from `parallel.global_batches`. Variables may be sharded, see
-    `parallel.state_sharding`.
+    Batches come from `parallel.global_batches`. A program is compiled for each shape of batches; of
+    each of four computations, the 128 programs that were used last are kept. Variables may be
+    sharded, see `parallel.state_sharding`.
 
     Args:
       model: in its training-time structure. `evaluate` takes a re-parameterized one as well.
@@ -47,20 +51,25 @@ class Evaluator:
         precise = model.clone(dtype=jnp.promote_types(model.dtype, jnp.float32))
         merged = precise.clone(deploy=True)
 
+        def compiled(function: Callable, *in_shardings: NamedSharding) -> BoundedJit:
+            return BoundedJit(
+                function, _KEPT_PROGRAMS, in_shardings=in_shardings, out_shardings=replicated
+            )
+
         def predict(network: Network, variables: Variables, batch: Batch) -> Any:
             return metrics.predict(partial(network.apply, variables), batch)
 
         def totals(predictions: Any, batch: Batch) -> _Totals:
             return _Totals(batch["mask"].sum(), metrics.statistics(predictions, batch))
 
-        def evaluation_of(network: Network) -> Callable:
+        def evaluation_of(network: Network) -> BoundedJit:
             def evaluate(variables: Variables, batch: Batch) -> tuple[_Totals, jax.Array]:
                 # One program for both results: `largest_output` needs no compilation of its own.
                 predictions = predict(network, variables, batch)
                 largest = _largest(metrics.checked(predictions), batch["mask"])
                 return totals(predictions, batch), largest
 
-            return jax.jit(evaluate, in_shardings=(replicated, sharded), out_shardings=replicated)
+            return compiled(evaluate, replicated, sharded)
 
         def compare(variables: Variables, merged_variables: Variables, batch: Batch):
             expected = predict(precise, variables, batch)
@@ -76,9 +85,9 @@ class Evaluator:
         self._evaluate, self._evaluate_precisely = evaluation_of(model), evaluation_of(precise)
         self._mergeable = model.mergeable
         self._replicate = jax.jit(lambda variables: variables, out_shardings=replicated)
-        self._compare = jax.jit(
-            compare, in_shardings=(replicated, replicated, sharded), out_shardings=replicated
-        )
+        self._compare = compiled(compare, replicated, replicated, sharded)
+        self._predict = compiled(partial(predict, model), replicated, sharded)
+        self._deploy = model.deploy
 
     def evaluate(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, float]:
         """The scores of the metrics, and the number of `examples`.
@@ -86,7 +95,7 @@ class Evaluator:
         Raises:
           RunError: there are no examples, because no image could be read.
         """
-        return self._evaluate_by(self._evaluate, self._replicate(variables), batches)
+        return self._scores(self._evaluate_by(self._evaluate, self._replicate(variables), batches))
 
     def largest_output(self, variables: Variables, batch: Batch) -> float:
         """The largest absolute value of any checked prediction; NaN if any is NaN."""
@@ -108,22 +117,35 @@ class Evaluator:
                 f"best_by={self._metrics.best_by!r} is none of the scores {', '.join(scores)}."
             )
 
+    def predictions(self, variables: Variables, batches: Iterable[Batch]) -> Iterator[Any]:
+        """The predictions for all examples of each batch, as NumPy arrays."""
+        variables = self._replicate(variables)
+        for batch in batches:
+            yield jax.device_get(self._predict(variables, batch))
+
     def compare(self, variables: Variables, batches: Iterable[Batch]) -> dict[str, Any]:
         """Evaluates both structures on the same batches, in float32 at the highest precision.
 
         Returns:
           The scores of both structures, `training` and `merged`, and the `largest_difference` of
           any output of any example. For a network that cannot be re-parameterized, `training` and
-          the reason, `not_merged`.
+          the reason, `not_merged`; for one that is re-parameterized already, `merged`. If the
+          metrics have a table, `table` is that of `training`, or else of `merged`.
 
         Raises:
           RunError: see `evaluate`.
         """
         variables = self._replicate(variables)
         with jax.default_matmul_precision("highest"):
-            if not self._mergeable:
-                scores = self._evaluate_by(self._evaluate_precisely, variables, batches)
-                return {"training": scores, "not_merged": _NOT_MERGED}
+            if self._deploy or not self._mergeable:
+                only = self._evaluate_by(self._evaluate_precisely, variables, batches)
+                if self._deploy:
+                    return {"merged": self._scores(only), **self._table(only)}
+                return {
+                    "training": self._scores(only),
+                    "not_merged": _NOT_MERGED,
+                    **self._table(only),
+                }
             merged_variables = jax.jit(replk_jax.reparameterize)(variables)
             total, largest = {"training": _Totals(), "merged": _Totals()}, 0.0
             for batch in batches:
@@ -133,13 +155,19 @@ class Evaluator:
         return {
             **{structure: self._scores(part) for structure, part in total.items()},
             "largest_difference": float(largest),
+            **self._table(total["training"]),
         }
 
     def _evaluate_by(
         self, evaluate: Callable, variables: Variables, batches: Iterable[Batch]
-    ) -> dict[str, float]:
+    ) -> _Totals:
         each = (evaluate(variables, batch)[0] for batch in batches)
-        return self._scores(functools.reduce(self._add, each, _Totals()))
+        return functools.reduce(self._add, each, _Totals())
+
+    def _table(self, total: _Totals) -> dict[str, Table]:
+        """The table of the metrics, if they have one."""
+        table = self._metrics.table
+        return {} if table is None else {"table": table(total.statistics, total.examples)}
 
     def _scores(self, total: _Totals) -> dict[str, float]:
         if not total.examples:
@@ -161,7 +189,8 @@ def require_finite_scores(result: Mapping[str, Any]) -> None:
     if bad:
         raise RunError(
             f"Scores are NaN or infinite ({', '.join(bad)}), because outputs of the network are, "
-            "for some images at least. Evaluate an earlier checkpoint."
+            "for some images at least, or no image has a label that counts. Evaluate an earlier "
+            "checkpoint, or check the data set."
         )
 
 

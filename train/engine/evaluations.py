@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from replk_jax.models.network import Network
@@ -73,6 +74,29 @@ class Evaluations:
             for score, value in evaluator.evaluate(variables, self._batches(name)).items()
         }
 
+    def notes(self) -> dict[str, str]:
+        """What reports have beside the scores, by the prefix of these; see `Evaluation.note`."""
+        return {
+            f"{name}{suffix}": evaluation.note
+            for name, evaluation in self._evaluations.items()
+            for suffix in ("", _EMA)
+            if evaluation.note
+        }
+
+    def pictures(self, state: TrainState) -> dict[str, np.ndarray]:
+        """The pictures of all evaluations by name, uint8 (H, W, 3); of the EMA if there is one.
+
+        Only the main process draws.
+        """
+        variables = state.variables if state.ema is None else state.ema
+        return {
+            picture: pixels
+            for name, evaluation in self._evaluations.items()
+            for picture, pixels in draw_pictures(
+                evaluation, self._evaluators[name], variables, self._mesh, self._report, name
+            ).items()
+        }
+
     def best_score(self, scores: Mapping[str, float]) -> float:
         """The score of a checkpoint: the higher one of the network and of its EMA; NaN counts as 0.
 
@@ -92,7 +116,9 @@ class Evaluations:
         Returns:
           The result of the first evaluation: that of `Evaluator.compare`, and in `ema` the same for
           the EMA, if there is one. The results of the other evaluations are in `evaluations`, by
-          name. `best_by` is the name of the score that decides which checkpoint is the best.
+          name. Each has the `preprocessing` of its images and, if these differ in size, the same
+          in words as `protocol`. `best_by` is the name of the score that decides which checkpoint
+          is the best.
         """
         compared = {name: self._compare(state, name) for name in self._evaluators}
         first = compared.pop(self._first)
@@ -108,7 +134,7 @@ class Evaluations:
         result = evaluator.compare(state.variables, self._batches(name))
         if state.ema is not None:
             result["ema"] = evaluator.compare(state.ema, self._batches(name))
-        return result
+        return {**result, **preprocessing_of(self._evaluations[name])}
 
     def _batches(self, name: str) -> Iterator[Batch]:
         """The batches of an evaluation."""
@@ -119,6 +145,43 @@ class Evaluations:
 def _networks(state: TrainState) -> dict[str, Variables]:
     """The variables to evaluate, by the suffix of the evaluation's name."""
     return {"": state.variables} | ({} if state.ema is None else {_EMA: state.ema})
+
+
+def preprocessing_of(evaluation: Evaluation) -> dict[str, Any]:
+    """How the images were prepared, for the result of an evaluation."""
+    preprocessing = {"preprocessing": evaluation.preprocessing.as_dict()}
+    return preprocessing | ({"protocol": evaluation.note} if evaluation.note else {})
+
+
+def draw_pictures(
+    evaluation: Evaluation,
+    evaluator: Evaluator,
+    variables: Variables,
+    mesh: Mesh,
+    report: Report,
+    prefix: str,
+) -> dict[str, np.ndarray]:
+    """The pictures of an evaluation, uint8 (H, W, 3), in the main process.
+
+    All processes compute the predictions.
+
+    Args:
+      evaluation: with or without pictures.
+      evaluator: of the evaluation.
+      variables: of the network.
+      mesh: of the devices.
+      report: called with a message for each image that cannot be read.
+      prefix: of the names of the pictures.
+    """
+    if evaluation.pictures is None:
+        return {}
+    drawn: list[np.ndarray] = []
+    for rows in evaluation.pictures.examples.batches(report):
+        batches = parallel.global_batches([rows], mesh)
+        for predictions in evaluator.predictions(variables, batches):
+            if parallel.is_main_process():
+                drawn += evaluation.pictures.draw(rows, predictions)
+    return {f"{prefix}_{number}": pixels for number, pixels in enumerate(drawn)}
 
 
 def make_evaluators(

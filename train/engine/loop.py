@@ -191,9 +191,11 @@ class _Training:
 
     def _evaluate_and_score(self, state: TrainState, step: int) -> None:
         """Evaluates a state whose checkpoint is being written, and adds the score to it."""
-        scores = self._setup.evaluations.scores(state)
-        self._reporter.scalars(step, scores)
-        self._checkpoints.score(step, self._setup.evaluations.best_score(scores))
+        evaluations = self._setup.evaluations
+        scores = evaluations.scores(state)
+        self._reporter.scalars(step, scores, evaluations.notes())
+        self._checkpoints.score(step, evaluations.best_score(scores))
+        self._reporter.pictures(step, evaluations.pictures(state))
 
 
 def _interrupted(step: int, checkpoints: Checkpoints) -> Exception:

@@ -4,7 +4,7 @@ The engine imports no task.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -20,6 +20,8 @@ from train.reporting.unreadable import Report
 
 Batch = Mapping[str, jax.Array]
 Rows = Mapping[str, np.ndarray]  # this process's rows of a batch
+# Numbers between 0 and 1 by row and column, such as scores by class; None where there is none.
+Table = Mapping[str, Mapping[str, float | None]]
 
 
 class Forward(Protocol):
@@ -129,6 +131,8 @@ class Metrics:
       add: (statistics of the batches so far, None at first; those of the next batch, NumPy
         arrays) -> statistics of both. The default adds them; metrics that need every example may
         collect instead.
+      table: (statistics of all batches, number of examples) -> a table, such as the scores by
+        class, for the final result of an evaluation; None for no table.
     """
 
     predict: Predict
@@ -137,6 +141,22 @@ class Metrics:
     best_by: str
     checked: Callable[[Any], Any] = lambda predictions: predictions
     add: Callable[[Any, Any], Any] = add_in_64_bits
+    table: Callable[[Any, int], Table] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Pictures of a few examples with the network's predictions for them.
+
+    Attributes:
+      examples: a few, as they are for the metrics of the evaluation.
+      draw: (this process's rows of a batch, predictions for the whole batch as NumPy arrays) ->
+        pictures, uint8 (H, W, 3), of any sizes. The rows of the main process, which draws, are the
+        first ones of the batch.
+    """
+
+    examples: EvaluationExamples
+    draw: Callable[[Rows, Any], Iterable[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,12 +166,20 @@ class Evaluation:
     Attributes:
       metrics: to compute. Evaluations with the same `Metrics` object share compiled programs.
       examples: to evaluate on.
-      preprocessing: of their images.
+      preprocessing: of their images. If these differ in size, all reports have it in words beside
+        the scores, which depend on it.
+      pictures: to draw whenever the network is evaluated; None for no pictures.
     """
 
     metrics: Metrics
     examples: EvaluationExamples
     preprocessing: BasePreprocessing
+    pictures: Pictures | None = None
+
+    @property
+    def note(self) -> str | None:
+        """What reports have beside the scores: the preprocessing, if images differ in size."""
+        return self.preprocessing.in_words() if self.preprocessing.size is None else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +218,13 @@ class Preview:
     Attributes:
       pictures: uint8 (N, H, W, 3).
       captions: for each picture, at most two lines.
+      legend: a picture, uint8 (height, W, 3), to put below all, for a width W in pixels; None for
+        no legend.
     """
 
     pictures: np.ndarray
     captions: list[list[str]]
+    legend: Callable[[int], np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

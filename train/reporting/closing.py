@@ -1,11 +1,11 @@
-"""The summary at the end of a run: its scores and the paths of its files."""
+"""The summary at the end of a run: its scores, a table of them, and the paths of its files."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from replk_jax.io.text import escaped
-from train.reporting.console import format_metric
+from train.reporting.console import format_metric, table_text
 from train.reporting.reporter import Reporter
 
 
@@ -37,19 +37,23 @@ def closing_summary(result: Mapping[str, Any], checkpoints: SavedSteps, reporter
             ("checkpoint", checkpoints.path(latest)),
             ("best checkpoint", checkpoints.path(checkpoints.best() or latest)),
         ]
+    pictures = reporter.pictures_path
+    rows += [("pictures", pictures)] if pictures.is_dir() else []
     rows += [
         ("metrics", reporter.metrics_path),
         ("TensorBoard", reporter.tensorboard_path),
         ("curve", reporter.curve_path),
     ]
-    return "\n" + "\n".join(f"{name:17} {escaped(str(value))}" for name, value in rows)
+    tables = [table_text(result["table"])] if "table" in result else []
+    return "\n".join(["", *tables, *(f"{name:17} {escaped(str(value))}" for name, value in rows)])
 
 
 def _scores(
     compared: Mapping[str, Any], name: str, best_by: str | None
 ) -> Iterator[tuple[str, str]]:
     """Lines for both structures of a network and of its EMA."""
-    yield name, _training_scores(compared, best_by)
+    note = f" ({compared['protocol']})" if "protocol" in compared else ""
+    yield name, _training_scores(compared, best_by) + note
     yield "re-parameterized", _merged_scores(compared, best_by)
     if ema := compared.get("ema"):
         yield "EMA", _training_scores(ema, best_by)

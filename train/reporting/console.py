@@ -2,18 +2,21 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 from tqdm import tqdm
 
-from replk_jax.io.text import escaped_lines
+from replk_jax.io.text import escaped, escaped_lines
 
 # Formats of the metrics in messages, in their order there. Other scores of an evaluation follow.
 FORMATS = {
     "loss": "loss {:.4g}",
     "top1": "top-1 {:.2%}",
     "top5": "top-5 {:.2%}",
+    "mIoU": "mIoU {:.2%}",
+    "mAcc": "mAcc {:.2%}",
+    "aAcc": "aAcc {:.2%}",
     "images_per_second": "{:,.1f} images/s",
     "learning_rate": "learning rate {:.3g}",
     "mfu": "MFU {:.1%}",
@@ -67,6 +70,25 @@ def duration(seconds: float) -> str:
 def format_metric(name: str, value: float) -> str:
     """A metric with its name: "top-1 83.48%" for `top1`."""
     return FORMATS.get(name, f"{name} {{:.4g}}").format(value)
+
+
+def table_text(table: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Numbers between 0 and 1 in per cent, by row and column; "-" for None.
+
+    Args:
+      table: rows with the same columns.
+    """
+    columns = list(next(iter(table.values()), {}))
+    lines = [["", *columns]]
+    for name, row in table.items():
+        cells = ["-" if value is None else f"{100 * value:.2f}" for value in row.values()]
+        lines.append([escaped(name), *cells])
+    name_width = max(len(line[0]) for line in lines)
+    widths = [max(map(len, cells)) for cells in zip(*(line[1:] for line in lines), strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(name_width), *map(str.rjust, cells, widths)]).rstrip()
+        for name, *cells in lines
+    )
 
 
 def score_title(score: str) -> str:

@@ -1,12 +1,14 @@
-"""Writers of metrics: metrics.jsonl, TensorBoard, Weights & Biases."""
+"""Writers of metrics and pictures: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import (
     Event,  # pyright: ignore[reportAttributeAccessIssue]  # made at run time by protobuf
@@ -18,13 +20,19 @@ from tensorboardX.proto.summary_pb2 import (
 
 from replk_jax.io.files import json_text, replace_text
 from train.errors import RunError
+from train.reporting.pictures import as_png
+
+_RGB = 3  # a colour space of TensorBoard
 
 
 class MetricWriter(Protocol):
-    """Writes metrics; both methods raise OSError if they cannot be written."""
+    """Writes metrics and pictures; all methods raise OSError if they cannot be written."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes metrics of a step; may be called again for the same step, with other metrics."""
+
+    def write_pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Writes pictures of a step, uint8 (H, W, 3) by name."""
 
     def close(self, failed: bool) -> None:
         """Closes the writer; `failed` is True if an exception ended the run."""
@@ -50,6 +58,9 @@ class JsonLines:
     def write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json_text({"step": step, **values}) + "\n")
         self._file.flush()
+
+    def write_pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Does nothing: the lines have numbers only."""
 
     def close(self, failed: bool) -> None:
         self._file.close()
@@ -101,8 +112,23 @@ class TensorBoard:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        event = Event(step=step, wall_time=time.time(), summary=Summary(value=scalars))
-        self._events.write_event(event)
+        self._write(step, Summary(value=scalars))
+
+    def write_pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        images = {
+            name: Summary.Image(
+                height=pixels.shape[0],
+                width=pixels.shape[1],
+                colorspace=_RGB,
+                encoded_image_string=as_png(pixels),
+            )
+            for name, pixels in pictures.items()
+        }
+        values = [Summary.Value(tag=name, image=image) for name, image in images.items()]
+        self._write(step, Summary(value=values))
+
+    def _write(self, step: int, summary: Summary) -> None:
+        self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
         self._events.flush()
 
     def close(self, failed: bool) -> None:
@@ -130,6 +156,7 @@ class WeightsAndBiases:
             raise RunError(
                 f"config.wandb={project} needs a package ({error}): pip install wandb"
             ) from error
+        self._wandb = wandb
         path = workdir / "wandb_run.txt"
         try:
             self._run = wandb.init(
@@ -150,6 +177,10 @@ class WeightsAndBiases:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
+
+    def write_pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        images = {name: self._wandb.Image(pixels) for name, pixels in pictures.items()}
+        self._run.log(images, step=step)
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))

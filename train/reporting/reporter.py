@@ -1,18 +1,20 @@
-"""Reports of a run: a progress bar or plain lines, files of metrics, and a plot of the curves."""
+"""Reports of a run: progress, files of metrics, pictures, and a plot of the curves."""
 
 import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from train.errors import RunError
 from train.reporting.console import FORMATS, duration, format_metric, say, warn
 from train.reporting.curve import draw
 from train.reporting.metric_writers import JsonLines, MetricWriter, TensorBoard, WeightsAndBiases
+from train.reporting.pictures import FOLDER, write_pictures
 
 _REPORTS = 20  # number of last reports from which the remaining time is estimated
 
@@ -48,6 +50,7 @@ class Reporter:
         self.metrics_path = workdir / "metrics.jsonl"
         self.curve_path = workdir / "curve.png"
         self.tensorboard_path = workdir / "tensorboard"
+        self.pictures_path = workdir / FOLDER
         if not active:
             return
         self._writers: list[MetricWriter] = [WeightsAndBiases(wandb, workdir)] if wandb else []
@@ -76,20 +79,23 @@ class Reporter:
             with self._warning():
                 writer.close(failed=kind is not None)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def scalars(
+        self, step: int, values: dict[str, float], notes: Mapping[str, str] | None = None
+    ) -> None:
         """Reports metrics at a step: on the progress bar or as a line, and in the files.
 
         Args:
           step: number of steps done.
           values: metrics of training, among them "train/loss", or scores of evaluations,
             "eval/...". Accuracies and other ratios are between 0 and 1.
+          notes: words to print beside the scores of an evaluation, by its name.
         """
         if not self._active:
             return
         for writer in self._writers:
             with self._warning():
                 writer.write(step, values)
-        metrics = list(_format_metrics(values))
+        metrics = list(_format_metrics(values, notes or {}))
         if "train/loss" in values:
             left = self._time_left(step)
             self._bar.set_postfix_str(", ".join([*left, *metrics]))
@@ -98,6 +104,21 @@ class Reporter:
             if not self._bar.disable and sys.stdout.isatty():
                 return
         self.say(f"step {step}/{self._bar.total}  {'  '.join(metrics)}")
+
+    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Writes pictures at a step to the workdir, see `write_pictures`, and for TensorBoard.
+
+        Args:
+          step: number of steps done.
+          pictures: uint8 (H, W, 3), by name.
+        """
+        if not self._active or not pictures:
+            return
+        with self._warning():
+            write_pictures(self._workdir, pictures)
+        for writer in self._writers:
+            with self._warning():
+                writer.write_pictures(step, pictures)
 
     def advance(self) -> None:
         """Moves the progress bar by a step."""
@@ -135,8 +156,8 @@ class Reporter:
 _ONLY_IN_FILES = {"train/grad_norm", "train/param_norm"}
 
 
-def _format_metrics(values: dict[str, float]) -> Iterator[str]:
-    """The metrics of a message; those of an evaluation follow its name.
+def _format_metrics(values: dict[str, float], notes: Mapping[str, str]) -> Iterator[str]:
+    """The metrics of a message; those of an evaluation are between its name and its note.
 
     For training these are the loss, its terms and the metrics in `FORMATS`; for an evaluation, all
     scores except the number of examples.
@@ -152,3 +173,5 @@ def _format_metrics(values: dict[str, float]) -> Iterator[str]:
         order = [short for short in FORMATS if short in members]
         for short in dict.fromkeys((*order, *members)):
             yield format_metric(short, members[short])
+        if group in notes:
+            yield f"({notes[group]})"

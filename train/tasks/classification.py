@@ -17,7 +17,7 @@ from train.data.augmentation import Augmentation, count_groups
 from train.data.checks.classification import examine_labelled_images
 from train.data.randaugment import RandAugment
 from train.data.sources import LabelledImages, open_source, prepare
-from train.data.splits import EvaluationSplit, Reading, TrainingSplit
+from train.data.splits import EvaluationSplit, TrainingSplit
 from train.data.transforms import Prepare, TrainTransform
 from train.engine import config as configuration
 from train.engine import parallel
@@ -27,6 +27,12 @@ from train.errors import RunError
 from train.reporting.console import warn
 from train.reporting.examination import Examination
 from train.tasks.classification_config import build_preprocessing, check
+from train.tasks.data_sets import (
+    evaluation_names,
+    reading_options,
+    require_classes_of,
+    require_same_classes,
+)
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -43,19 +49,21 @@ def make_task(config: ConfigDict) -> Task:
     channels = model.in_channels
     preprocessing = build_preprocessing(data, channels)
     transform = make_train_transform(data, channels)
-    names = _evaluation_names(data)
+    names = evaluation_names(data.eval_split, data.more_eval_splits)
 
     def splits() -> tuple[TrainingSplit, dict[str, Evaluation], tuple[str, ...]]:
         training = open_source(data, data.train_split)
         sources = {name: open_source(data, split) for name, split in names.items()}
         for name, source in sources.items():
-            _require_same_classes(data.train_split, training, names[name], source)
+            require_same_classes(
+                data.train_split, training.class_names, names[name], source.class_names
+            )
         examples = TrainingSplit(
             training,
             transform,
             batch_size=config.batch_size,
             seed=config.seed,
-            reading=_reading(data),
+            reading=reading_options(data),
         )
         evaluations = _evaluations(config, sources, preprocessing)
         return examples, evaluations, tuple(training.class_names)
@@ -93,12 +101,12 @@ def make_evaluations(config: ConfigDict, network: Checkpoint) -> dict[str, Evalu
     if preprocessing is None or data.eval_as_configured:
         channels = network.model.in_channels
         preprocessing = build_preprocessing(data, channels)
-    names = _evaluation_names(data)
+    names = evaluation_names(data.eval_split, data.more_eval_splits)
 
     def evaluations() -> dict[str, Evaluation]:
         sources = {name: open_source(data, split) for name, split in names.items()}
         for name, source in sources.items():
-            _require_classes_of(network, config.init_from, names[name], source)
+            require_classes_of(network, config.init_from, names[name], source.class_names)
         return _evaluations(config, sources, preprocessing)
 
     parallel.one_process_at_a_time(lambda: prepare(data))
@@ -274,17 +282,6 @@ def _means(sums: Mapping[str, np.ndarray], examples: int) -> dict[str, float]:
     return {name: float(sums[name] / examples) for name in ("top1", "top5", "loss")}
 
 
-def _evaluation_names(data: ConfigDict) -> dict[str, str]:
-    """The split of each evaluation, by the evaluation's name."""
-    splits = (data.eval_split, *data.more_eval_splits)
-    if len(set(splits)) != len(splits):
-        raise RunError(
-            f"config.data.more_eval_splits = {data.more_eval_splits} names a split twice, or "
-            f"config.data.eval_split = {data.eval_split!r}."
-        )
-    return {"eval": data.eval_split} | {f"eval_{split}": split for split in data.more_eval_splits}
-
-
 def _evaluations(
     config: ConfigDict, sources: Mapping[str, LabelledImages], preprocessing: BasePreprocessing
 ) -> dict[str, Evaluation]:
@@ -296,48 +293,12 @@ def _evaluations(
                 source,
                 Prepare(preprocessing),
                 batch_size=config.eval_batch_size,
-                reading=_reading(config.data),
+                reading=reading_options(config.data),
             ),
             preprocessing,
         )
         for name, source in sources.items()
     }
-
-
-def _reading(data: ConfigDict) -> Reading:
-    return Reading(data.reading.threads, data.reading.workers, data.unreadable == "replace")
-
-
-def _require_same_classes(
-    train_split: str, training: LabelledImages, eval_split: str, evaluation: LabelledImages
-) -> None:
-    if training.class_names != evaluation.class_names:
-        raise RunError(
-            f"The splits {train_split!r} and {eval_split!r} do not have the same classes: "
-            f"{_brief(training.class_names)} and {_brief(evaluation.class_names)}."
-        )
-
-
-def _require_classes_of(network: Checkpoint, path: str, split: str, source: LabelledImages) -> None:
-    """Raises RunError unless the network of a file was trained on the classes of a split."""
-    if len(source.class_names) != network.model.num_classes:
-        raise RunError(
-            f"{path} has {network.model.num_classes} classes; the split {split!r} has "
-            f"{len(source.class_names)}."
-        )
-    if network.class_names not in (None, tuple(source.class_names)):
-        pairs = enumerate(zip(network.class_names or (), source.class_names, strict=True))
-        number, (theirs, ours) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-        raise RunError(
-            f"{path} and the split {split!r} have different classes: class {number} is {theirs!r} "
-            f"in the file and {ours!r} in the split."
-        )
-
-
-def _brief(names: list[str]) -> str:
-    """The number of names, and the first three."""
-    shown = ", ".join(names[:3])
-    return f"{len(names)} ({shown}{', ...' if len(names) > 3 else ''})"
 
 
 def _captions(target: np.ndarray, class_names: Sequence[str], background: float) -> Iterator[str]:

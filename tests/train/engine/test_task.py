@@ -201,7 +201,7 @@ def test_another_task(data_dir, tmp_path, capsys):
             total = line["train/decode"] + 0.4 * line["train/auxiliary"]
             assert total == pytest.approx(line["train/loss"], rel=1e-5)
     few = result["evaluations"]["few"]
-    assert few.keys() == {"training", "merged", "largest_difference", "ema"}
+    assert few.keys() == {"training", "merged", "largest_difference", "ema", "preprocessing"}
     assert few["training"]["examples"] == 100
     assert f"few               ink {few['training']['ink']:.4g} of 100 images" in out
     evaluations = [line for line in lines if "eval/iou" in line]
