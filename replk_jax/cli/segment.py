@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from replk_jax.checkpoint import load
+from replk_jax.checkpoint import Checkpoint, load
 from replk_jax.cli import images
 from replk_jax.cli.argument_types import positive, positive_number, user_path
 from replk_jax.cli.arguments import add_force, reading
@@ -121,25 +121,22 @@ def _segmenter(arguments: argparse.Namespace) -> Segmenter:
         return Segmenter(
             model,
             network.variables,
-            _protocol(network.preprocessing, arguments),
+            _protocol(network, arguments),
             names or network.class_names,
             batch_size=arguments.batch_size,
         )
 
 
-def _protocol(known: BasePreprocessing | None, arguments: argparse.Namespace) -> Any:
+def _protocol(network: Checkpoint, arguments: argparse.Namespace) -> BasePreprocessing:
     """The protocol of the weights, with what the options change.
 
     Raises:
       ValueError: it is unknown, or the options make no sense.
     """
-    if known is None:
-        if arguments.resize is None:
-            raise ValueError(
-                "the size of images is unknown: the file does not record it. Give --like NAME of a "
-                "published checkpoint, or --resize LONG SHORT."
-            )
+    if network.preprocessing is None and arguments.resize:
         known = SegmentationProtocol(tuple(arguments.resize))
+    else:
+        known = network.resolve_preprocessing()
     if not isinstance(known, SegmentationProtocol):
         return known  # of which Segmenter says that it does not fit
     changes: dict[str, Any] = {}
