@@ -145,7 +145,8 @@ def examine(config: ConfigDict) -> Examination:
     """
     data = config.data
     parallel.one_process_at_a_time(lambda: prepare(data))
-    splits = dict.fromkeys((data.train_split, *_evaluation_names(data).values()))
+    evaluation_splits = evaluation_names(data.eval_split, data.more_eval_splits).values()
+    splits = dict.fromkeys((data.train_split, *evaluation_splits))
     channels = configuration.build_model(config).in_channels
     return examine_labelled_images(data, list(splits), channels)
 

@@ -16,6 +16,7 @@ from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.vision import label_drawing
 from replk_jax.vision.base_preprocessing import normalize
 from replk_jax.vision.label_sets import LabelSet
+from train.data.checks.segmentation import examine_masks
 from train.data.segmentation_sources import SegmentationSource, open_segmentation_source
 from train.data.sized_evaluation import ProtocolTransform, SizedEvaluation
 from train.data.sources import prepare
@@ -33,6 +34,7 @@ from train.engine.task import (
 )
 from train.errors import RunError
 from train.reporting.console import warn
+from train.reporting.examination import Examination
 from train.tasks.data_sets import (
     evaluation_names,
     reading_options,
@@ -152,6 +154,21 @@ def preview(config: ConfigDict, count: int) -> Preview:
         return label_drawing.legend(shown, labels.palette, width=width)
 
     return Preview(pictures, captions, legend)
+
+
+def examine(config: ConfigDict) -> Examination:
+    """Looks through the splits of a run; see `examine_masks`.
+
+    Args:
+      config: see configs/segmentation/common.py.
+
+    Raises:
+      RunError: an embedded data set cannot be prepared.
+    """
+    data = config.data
+    parallel.one_process_at_a_time(lambda: prepare(data))
+    evaluation_splits = evaluation_names(data.eval_split, data.more_eval_splits).values()
+    return examine_masks(data, list(dict.fromkeys((data.train_split, *evaluation_splits))))
 
 
 def mean_iou(labels: LabelSet, protocol: SegmentationProtocol) -> Metrics:
@@ -279,4 +296,5 @@ SEGMENTATION = TaskKind(
     task=make_task,
     evaluations=make_evaluations,
     preview=preview,
+    examine=examine,
 )
