@@ -213,6 +213,7 @@ def test_the_same_on_two_devices(folder, tmp_path):
         assert actual == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_from_a_classifier(folder, tmp_path):
     """The backbone starts from its file, the heads from random weights."""
     classifier = replk_jax.create_model("replknet_31b", num_classes=9, **BACKBONE)
@@ -246,6 +247,7 @@ def rewrite(folder, tmp_path, split, change):
     return copy
 
 
+@pytest.mark.slow
 def test_images_without_labels(folder, tmp_path):
     """In training the loss is 0 and the accuracy 100; an evaluation of nothing else is an error."""
     ignored = rewrite(folder, tmp_path, "train", lambda mask: np.full_like(mask, 255))
@@ -262,6 +264,7 @@ def test_images_without_labels(folder, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_one_class_and_images_smaller_than_the_crop(folder, tmp_path):
     single = rewrite(
         folder, tmp_path, "train", lambda mask: np.where(mask < 3, 0, mask).astype("u1")
