@@ -140,6 +140,32 @@ def test_another_protocol(options, protocol, weights, folder, capsys):
     assert shares == {i: (classes == i).mean() for i in np.unique(classes)}
 
 
+def test_like_a_published_checkpoint(weights, folder, capsys):
+    options = ["--weights", weights, "--like", "upernet_replknet_31b_ade20k.in22k", "--json"]
+    status, _, err = run(capsys, "segment", folder / "a.png", *options, "--resize", 64, 32)
+    said = "resize to at most 64 x 32, slide 640 stride 426, single scale"
+    assert (status, err) == (0, f"protocol: {said}\n")
+
+
+def test_photographs_are_shown_upright(weights, tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to show
+    pixels = picture(60, 40)
+    pixels[:, :30] = 255  # the left half is white: upright, it is the upper one
+    path, output = tmp_path / "photo.png", tmp_path / "out"
+    Image.fromarray(pixels).save(path, exif=exif)
+    options = ["--weights", weights, "--output", output, "--json"]
+    status, out, _ = run(capsys, "segment", path, *options)
+    line = json.loads(out)
+    assert (status, line["width"], line["height"]) == (0, 40, 60)
+    with Image.open(line["class_map"]) as index:
+        assert index.size == (40, 60)
+        classes = np.asarray(index)
+    expected = overlay(np.rot90(pixels, -1), classes, default_palette(5))
+    drawn = np.asarray(Image.open(line["overlay"]))[: 60 * 9 : 9, : 40 * 9 : 9]
+    assert np.abs(np.int16(drawn) - expected).mean() < 8  # JPEG
+
+
 def test_weights_without_a_protocol(folder, tmp_path, capsys):
     path = tmp_path / "weights.safetensors"
     model = replk_jax.create_segmenter("fcn", TINY, 2, channels=8, auxiliary_channels=None)
