@@ -13,6 +13,7 @@ import replk_jax
 from replk_jax import Preprocessing, SegmentationProtocol, Segmenter
 from replk_jax.checkpoint import Checkpoint, save
 from replk_jax.cli.segment import _table
+from replk_jax.cli.segmentation_pictures import _percentage
 from replk_jax.inference.image_program import ImageProgram
 from replk_jax.vision.label_drawing import overlay
 from replk_jax.vision.label_sets import default_palette
@@ -145,6 +146,25 @@ def test_like_a_published_checkpoint(weights, folder, capsys):
     status, _, err = run(capsys, "segment", folder / "a.png", *options, "--resize", 64, 32)
     said = "resize to at most 64 x 32, slide 640 stride 426, single scale"
     assert (status, err) == (0, f"protocol: {said}\n")
+
+
+@pytest.mark.parametrize(("height", "width"), [(600, 1), (2, 70_000)])
+def test_strips_have_pictures(height, width, weights, tmp_path, capsys):
+    """Which a JPEG can hold: neither enlarged too much, nor longer than 65,500 pixels."""
+    path, output = tmp_path / "strip.png", tmp_path / "out"
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
+    status, _, err = run(capsys, "segment", path, "--weights", weights, "--output", output)
+    assert (status, err.count("\n")) == (0, 1)
+    with Image.open(output / "strip.png") as index:
+        assert index.size == (width, height)
+    with Image.open(output / "strip_overlay.jpg") as drawn:
+        assert 12 * 14 <= drawn.width < 65_500
+        assert max(height, 14) <= drawn.height < 65_500
+
+
+def test_shares_in_a_legend():
+    shown = [_percentage(share) for share in (1, 0.0951, 0.0949, 0.0006, 0.0004)]
+    assert shown == ["100%", "10%", "9.5%", "0.1%", "<0.1%"]
 
 
 def test_photographs_are_shown_upright(weights, tmp_path, capsys):
