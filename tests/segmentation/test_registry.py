@@ -212,6 +212,18 @@ def test_names_match_a_pattern():
     assert find_segmenter("upernet") is None
 
 
+@pytest.mark.parametrize("name", ["UPerNet", "PSPNet", "DeepLabV3", "DeepLab-V3-Plus", "FCN"])
+def test_heads_are_found_however_they_are_spelt(name):
+    plain = name.lower().replace("-", "")
+    assert create_segmenter(name, TINY, 5) == create_segmenter(plain, TINY, 5)
+
+
+@pytest.mark.parametrize("name", ["upernet_replknet_31b_ade20k", "PSPNet", "fcn_resnet50"])
+def test_a_segmenter_is_no_model(name):
+    with pytest.raises(ValueError, match=r"a segmentation network, which .*create_segmenter"):
+        create_model(name)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
