@@ -67,7 +67,7 @@ class Segmenter(SegmentationProgram):
             class_names = [str(index) for index in range(classes)]
         if len(class_names) != classes:
             raise ValueError(f"The network has {classes} classes; got {len(class_names)} names.")
-        palette = palette_of(class_names) if palette is None else palette
+        palette = palette_of(class_names) if palette is None else np.asarray(palette)
         if palette.shape != (classes, 3) or palette.dtype != np.uint8:
             raise ValueError(
                 f"The palette of {classes} classes is uint8 ({classes}, 3); got {palette.dtype} "

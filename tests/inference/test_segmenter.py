@@ -268,6 +268,8 @@ def test_arguments_that_make_no_sense():
         Segmenter(model, variables, WHOLE, NAMES[:4])
     with pytest.raises(ValueError, match=r"palette of 5 classes is uint8 \(5, 3\); got float64"):
         Segmenter(model, variables, WHOLE, palette=np.zeros((5, 3)))
+    with pytest.raises(ValueError, match=r"palette of 5 classes is .*; got int64 \(1, 3\)"):
+        Segmenter(model, variables, WHOLE, palette=[(1, 2, 3)])
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         Segmenter(model, variables, WHOLE, batch_size=0)
     many = replk_jax.create_segmenter("fcn", TINY, 256, channels=8, auxiliary_channels=None)

@@ -101,6 +101,7 @@ def test_published_counts(config):
         assert numbers(tree) == expected, name
 
 
+@pytest.mark.slow
 @reference_data.required
 def test_multiply_adds_of_other_heads():
     """At 512 x 2048, in the README of the reference data: 337.1G and 378.8G."""
@@ -381,6 +382,7 @@ def test_initialisation(name):
     assert not any(value.any() for path, value in params.items() if path.endswith("bias"))
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.usefixtures("quick_compilation")
 def test_the_backbone_starts_as_it_does_alone():
     """PyTorch's uniform initialisation; a merged head starts with biases of 0."""
