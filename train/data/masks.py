@@ -27,6 +27,12 @@ _AS_INDICES = (
     "pixels are ignored"
 )
 
+# Of an image whose mask has its size only without the rotation.
+TURNED = (
+    " after the rotation by its EXIF orientation, which the mask does not have: rotate the mask, "
+    "or rotate the pixels of the image and remove the orientation, whichever fits the other"
+)
+
 
 def decode_mask(data: bytes, name: str, label_set: LabelSet) -> np.ndarray:
     """The classes of the pixels of a mask.
@@ -54,6 +60,8 @@ def decode_mask(data: bytes, name: str, label_set: LabelSet) -> np.ndarray:
 def decode_pair(example: dict[str, Any], label_set: LabelSet) -> tuple[np.ndarray, np.ndarray]:
     """The pixels and classes of an example of a `SegmentationSource`.
 
+    As by mmcv, the EXIF orientation is applied to the image and not to the mask.
+
     Args:
       example: with `image` and `mask` (encoded bytes), `origin` and `mask_origin`.
       label_set: see `decode_mask`.
@@ -64,14 +72,16 @@ def decode_pair(example: dict[str, Any], label_set: LabelSet) -> tuple[np.ndarra
     Raises:
       ImageError: one of them cannot be read (see `decode_mask`), or their sizes differ.
     """
-    image = decode(example["image"], 3, example["origin"])
+    image = decode(example["image"], 3, example["origin"], upright=True)
     mask = decode_mask(example["mask"], example["mask_origin"], label_set)
     if image.shape[:2] != mask.shape:
         (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+        is_turned = decode(example["image"], 3, example["origin"]).shape[:2] == mask.shape
         raise ImageError(
             escaped(
                 f"The mask {example['mask_origin']} has {mask_width} x {mask_height} pixels, and "
-                f"its image {example['origin']} has {width} x {height}: the sizes must be equal."
+                f"its image {example['origin']} has {width} x {height}"
+                f"{TURNED if is_turned else ': the sizes must be equal'}."
             )
         )
     return image, mask

@@ -145,7 +145,7 @@ def _examine_split(
             example = source[index]
         except ImageError as error:
             return _Seen(unreadable(str(index), error), None, "")
-        picture = look_at_picture(example["image"], example["origin"], channels=3)
+        picture = look_at_picture(example["image"], example["origin"], channels=3, upright=True)
         mask = look_at_mask(example["mask"], example["mask_origin"], source.label_set)
         return _Seen(picture, mask, example["mask_origin"])
 

@@ -16,9 +16,9 @@ CLASSES = ("background", "cat", "dog")
 SIZE = (40, 30)  # width and height
 
 
-def png(array):
+def png(array, **options):
     file = io.BytesIO()
-    Image.fromarray(np.asarray(array)).save(file, "PNG")
+    Image.fromarray(np.asarray(array)).save(file, "PNG", **options)
     return file.getvalue()
 
 
@@ -107,7 +107,23 @@ def test_sizes_that_differ(root):
     finding = only_finding(root)
     assert (finding.severity, finding.kind) == ("error", "sizes that differ")
     assert "masks/train/x.png has 40 x 30 pixels, and its image" in finding.message
-    assert "images/train/x.png has 30 x 40" in finding.message
+    assert "images/train/x.png has 30 x 40: use the mask of this image" in finding.message
+
+
+def test_masks_that_do_not_fit_upright_images(root):
+    """The sizes differ after a quarter turn; after a half turn only a look can tell."""
+    exif = Image.Exif()
+    for orientation in (6, 3):
+        exif[0x0112] = orientation
+        pixels = np.random.default_rng(orientation).integers(0, 256, (30, 40, 3), np.uint8)
+        name = f"{orientation}.png"
+        image, classes = png(pixels, exif=exif), png(mask())
+        write(root, {f"images/train/x{name}": image, f"masks/train/x{name}": classes})
+    error, warning = sorted(examine(root).findings, key=lambda finding: finding.severity)
+    assert (error.severity, error.kind) == ("error", "sizes that differ")
+    assert "images/train/x6.png has 30 x 40 after the rotation by its EXIF" in error.message
+    assert (warning.severity, warning.kind) == ("warning", "applied EXIF orientation")
+    assert "in 2 images" in warning.message
 
 
 def test_values_that_are_no_class(root):
