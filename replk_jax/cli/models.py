@@ -95,11 +95,13 @@ def _list_checkpoints(name: str | None) -> None:
     if name is None:
         _print_tables(PRETRAINED, PRETRAINED_SEGMENTERS)
         return
-    segmenters = pretrained.segmenters_of(name)
-    entries = () if segmenters else pretrained.checkpoints_of(name)
-    if not (segmenters or entries):
-        print(f"No checkpoint of {resolve_name(name)} was published.")
-    _print_tables(entries, segmenters)
+    entries = pretrained.entries_of(name)
+    if not entries:
+        print(f"No checkpoint of {find_segmenter(name) or resolve_name(name)} was published.")
+    _print_tables(
+        [entry for entry in entries if isinstance(entry, Pretrained)],
+        [entry for entry in entries if isinstance(entry, PretrainedSegmenter)],
+    )
 
 
 def _print_tables(entries: Sequence[Pretrained], segmenters: Sequence[PretrainedSegmenter]) -> None:

@@ -90,9 +90,16 @@ def test_models_lists_all_checkpoints(capsys):
     assert next(words[1] for words in lines if "drive/folders" in words[0]) == "RepVGG-A0-train"
 
 
-def test_models_says_that_there_are_no_checkpoints(capsys):
-    main(["models", "replknet-13", "--pretrained"])
-    assert capsys.readouterr().out == "No checkpoint of replknet_13 was published.\n"
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("replknet-13", "replknet_13"),
+        ("PSPNet-RepVGG-B2-Cityscapes", "pspnet_repvgg_b2_cityscapes"),
+    ],
+)
+def test_models_says_that_there_are_no_checkpoints(name, shown, capsys):
+    main(["models", name, "--pretrained"])
+    assert capsys.readouterr().out == f"No checkpoint of {shown} was published.\n"
 
 
 @pytest.mark.parametrize(

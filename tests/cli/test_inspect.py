@@ -249,7 +249,7 @@ class TestOwn:
         model = create_model(TINY, num_classes=None, out_indices=(1,))
         save(tmp_path / "x.safetensors", Checkpoint(model, random_variables(model), Padded(4)))
         shown = show(tmp_path / "x.safetensors")
-        assert "\n  images: kind padded for a test, multiple 4, scales [1]\n" in shown
+        assert "\n  images: kind padded for a test, multiple 4\n" in shown
 
     @pytest.mark.parametrize("name", ["network.safetensors", "folder"])
     def test_no_moving_average(self, tmp_path, refusal, name):

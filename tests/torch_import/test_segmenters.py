@@ -195,8 +195,10 @@ class TestManifests:
         [
             "ade20k_xl",
             "deeplabv3plus_31b_ade20k",
-            pytest.param("ade20k_31b", marks=pytest.mark.exhaustive),
-            pytest.param("psp_31b_ade20k", marks=pytest.mark.exhaustive),
+            *(
+                pytest.param(name, marks=pytest.mark.exhaustive)
+                for name in ("ade20k_31b", "ade20k_31l", "cityscapes_31b", "psp_31b_ade20k")
+            ),
         ],
     )
     def test_state_dict(self, name):
