@@ -71,7 +71,7 @@ def checkpoints_of(name: str) -> tuple[Pretrained, ...]:
 
 
 def entries_of(name: str) -> tuple[Entry, ...]:
-    """The published checkpoints of a segmenter or classifier, in the order of the table; maybe none.
+    """The published checkpoints of a segmenter or classifier, in the order of the table; or none.
 
     Args:
       name: such as "upernet_replknet_31b_ade20k", or as in `create_model`.
