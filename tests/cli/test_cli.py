@@ -119,6 +119,11 @@ def test_like_takes_tags_and_file_names(like, resized):
     [
         (["models", "replknet_31"], "Did you mean"),
         (["models", "replknet_31", "--pretrained"], "Did you mean"),
+        (["models", "upernet-replknet_31l_ade"], "Did you mean 'upernet_replknet_31l_ade20k'"),
+        (
+            ["models", "pspnet_repvgg_b2_city", "--pretrained"],
+            "Did you mean 'pspnet_repvgg_b2_city",
+        ),
         (["models", "--pretrained", "--image-size", "224"], "not allowed with"),
         (["models", "replknet_3", "--image-size", "0"], "at least 1"),
         (["bench", "model", "--model", "repvgg_b3", "resnet"], "Unknown model 'resnet'"),
