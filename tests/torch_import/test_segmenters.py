@@ -40,7 +40,7 @@ MOBILENET = dataclasses.replace(test_families.MOBILENET, last_channels=1280)
 RESNET = ResNetArchitecture((1, 1, 2, 1), (4, 6, 8, 10))
 # Of mmsegmentation's README: 5e-5 of the largest value for feature maps and logits in float32.
 TOLERANCE = 5e-5
-SETTINGS = "the weights do not record these"
+SETTINGS = "assumed, since neither the weights, a configuration"
 
 
 def load(path, *args, **kwargs):
@@ -195,8 +195,10 @@ class TestManifests:
         [
             "ade20k_xl",
             "deeplabv3plus_31b_ade20k",
-            pytest.param("ade20k_31b", marks=pytest.mark.exhaustive),
-            pytest.param("psp_31b_ade20k", marks=pytest.mark.exhaustive),
+            *(
+                pytest.param(name, marks=pytest.mark.exhaustive)
+                for name in ("ade20k_31b", "ade20k_31l", "cityscapes_31b", "psp_31b_ade20k")
+            ),
         ],
     )
     def test_state_dict(self, name):
@@ -478,6 +480,28 @@ class TestCheckpoints:
         assert any("meta entry cannot be used" in message for message in messages)
         assert any(SETTINGS in message for message in messages)
 
+    def test_stages_in_another_order(self, tmp_path):
+        """The backbone in mmsegmentation returns them in the order of the stages."""
+        config = MMSEG_1.replace("out_indices=(0, 1)", "out_indices=(1, 0)")
+        path = written(tmp_path / "f.pth", tiny_weights(), meta={"cfg": config})
+        assert load_torch(path)[0] == tiny()[0]
+
+    def test_stages_that_the_backbone_lacks(self, tmp_path):
+        config = MMSEG_1.replace("out_indices=(0, 1)", "out_indices=(0, 5)")
+        path = written(tmp_path / "f.pth", tiny_weights(), meta={"cfg": config})
+        with pytest.raises(ValueError, match=r"out_indices=\(0, 5\) of its configuration"):
+            load_torch(path)
+
+    def test_configuration_of_the_heads_alone(self, tmp_path):
+        """What it lacks is assumed, or taken from `like`; what it has takes precedence."""
+        config = "model = dict(decode_head=dict(type='UPerHead', align_corners=True))"
+        path = written(tmp_path / "f.pth", tiny_weights(), meta={"config": config})
+        with pytest.warns(UserWarning, match=f"{SETTINGS}.*: an output stride of 8"):
+            assert load_torch(path)[0].align_corners
+        with warnings.catch_warnings(action="error"):
+            model, _ = load_torch(path, like="upernet_replknet_31b_ade20k.in1k")
+        assert model.align_corners
+
 
 MOBILENET_D8 = """
 model = dict(
@@ -515,10 +539,30 @@ class TestDilation:
         assert loaded.backbone.output_stride == 8
         assert loaded.backbone.contract_dilation
 
-    @pytest.mark.parametrize("dilations", ["(1, 1, 2, 2)", "(1, 1, 1, 1)"])
-    def test_others(self, dilations, tmp_path):
+    @pytest.mark.parametrize("dilates", [True, False])
+    def test_stride_in_the_first_convolution(self, dilates, tmp_path):
+        """Of a bottleneck block; then no first block has the dilation of the stage before."""
         model, variables = tiny("pspnet", RESNET, auxiliary_channels=None)
-        config = RESNET_D8.replace("(1, 1, 2, 4)", dilations)
+        config = RESNET_D8.replace("contract_dilation=True", "style='caffe'")
+        if not dilates:
+            config = config.replace("1, 1)", "2, 2)").replace("(1, 1, 2, 4)", "(1, 1, 1, 1)")
+        path = written(tmp_path / "f.pth", to_state_dict(variables, model), meta={"config": config})
+        loaded, _ = load_torch(path)
+        assert loaded.backbone.architecture == dataclasses.replace(RESNET, stride_in_1x1=True)
+        assert loaded.backbone.output_stride == (8 if dilates else None)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            ("(1, 1, 2, 4)", "(1, 1, 2, 2)"),
+            ("(1, 1, 2, 4)", "(1, 1, 1, 1)"),
+            ("contract_dilation=True", "contract_dilation=True, style='caffe'"),
+            ("depth=50", "depth=18"),
+        ],
+    )
+    def test_others(self, change, tmp_path):
+        model, variables = tiny("pspnet", RESNET, auxiliary_channels=None)
+        config = RESNET_D8.replace(*change)
         path = written(tmp_path / "f.pth", to_state_dict(variables, model), meta={"config": config})
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
