@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import tensorflow_datasets as tfds
 
@@ -11,7 +11,7 @@ from replk_jax.vision.images import image_error
 from replk_jax.vision.label_sets import LabelSet
 from train.data.class_lists import choose_label_set
 from train.data.names import Names
-from train.data.paired_files import Pair, require_pairs
+from train.data.paired_files import Pair, PairedFiles, require_pairs
 from train.data.pipeline import Example, Source
 from train.data.segmentation_folders import find_pairs
 from train.data.tfds_sets import FolderAlternative, PreparedSet
@@ -50,7 +50,7 @@ def open_segmentation_source(data: Mapping[str, Any], split: str) -> Segmentatio
         the classes are not known.
     """
     if data["folder"]:
-        return SegmentationFolder(data, split)
+        return SegmentationFolder.open(data, split)
     if data["format"] or data["image_suffix"] or data["mask_suffix"]:
         raise RunError(
             "config.data.format, image_suffix and mask_suffix are for a folder of images and "
@@ -63,20 +63,30 @@ class SegmentationFolder:
     """Images and masks in a folder, in the order of the images' paths.
 
     Args:
-      data, split: see `train.data.segmentation_folders.find_pairs`.
-
-    Raises:
-      RunError: see `find_pairs`; or images have no masks, or masks no images.
+      folder: of the data set.
+      files: of a split, whose pairs are read; see `find_pairs`.
     """
 
-    def __init__(self, data: Mapping[str, Any], split: str):
-        folder = Path(data["folder"]).expanduser()
-        files = find_pairs(data, split)
-        require_pairs(files, folder, split)
+    def __init__(self, folder: Path, files: PairedFiles):
         self._folder = str(folder)
         self._images = Names(pair.image for pair in files.pairs)
         self._masks = Names(pair.mask for pair in files.pairs)
         self.label_set = files.label_set
+
+    @classmethod
+    def open(cls, data: Mapping[str, Any], split: str) -> Self:
+        """The images and masks of a split.
+
+        Args:
+          data, split: see `train.data.segmentation_folders.find_pairs`.
+
+        Raises:
+          RunError: see `find_pairs`; or images have no masks, or masks no images.
+        """
+        folder = Path(data["folder"]).expanduser()
+        files = find_pairs(data, split)
+        require_pairs(files, folder, split)
+        return cls(folder, files)
 
     def __len__(self) -> int:
         return len(self._images)

@@ -106,7 +106,7 @@ def test_split_files(tmp_path, name):
         "images/a.png", "images/b.png", "images/v1.2.png",
     ]  # fmt: skip
     path.write_text("a\ngone\n")
-    with pytest.raises(RunError, match="1 images have no mask, or are missing: gone"):
+    with pytest.raises(RunError, match=r"Names in its list without an image: 1 \(gone\)"):
         open_segmentation_source(config(tmp_path), "train")
 
 
@@ -128,7 +128,7 @@ def test_suffixes(tmp_path):
         (f"images/train/{name}_rgb.png", f"masks/train/{name}_label.png") for name in "ab"
     ]
     # Without them the names differ.
-    with pytest.raises(RunError, match=r"4 images have no mask, .*4 masks have no image.*_suffix"):
+    with pytest.raises(RunError, match=r"without a mask: 4 .*without an image: 4 .*_suffix"):
         open_segmentation_source(config(tmp_path), "train")
 
 
@@ -152,11 +152,8 @@ def test_missing_masks_and_images(tmp_path):
         open_segmentation_source(config(tmp_path), "train")
     message = str(caught.value)
     assert f"The split train of {tmp_path} is incomplete" in message
-    assert (
-        "7 images have no mask, or are missing: images/train/00.png, images/train/01.png, "
-        in message
-    )
-    assert "images/train/04.png and 2 more. 1 masks have no image: masks/train/08.png. " in message
+    assert "Images without a mask: 7 (images/train/00.png, images/train/01.png, " in message
+    assert "images/train/04.png and 2 more). Masks without an image: 1 (masks/train/08" in message
     assert "The mask of images/train/NAME.jpg is masks/train/NAME.png" in message
     files = find_pairs(config(tmp_path), "train")
     assert [pair.image for pair in files.pairs] == ["images/train/07.png"]
