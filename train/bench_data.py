@@ -25,13 +25,13 @@ from train.data import pipeline
 from train.data.benchmarks.classification import ClassificationBenchmark
 from train.data.benchmarks.segmentation import SegmentationBenchmark
 from train.data.benchmarks.timing import Benchmark, median, pipeline_seconds
-from train.data.segmentation_transforms import SegmentationTransform
 from train.engine import config as configuration
 from train.engine import config_flags as command_line
 from train.engine.json_flag import json_path
 from train.errors import RunError, stopping
 from train.tasks import find_task
 from train.tasks.classification import make_train_transform
+from train.tasks.segmentation_config import build_transform
 
 _IMAGES = flags.DEFINE_integer("images", 512, "number of images to make", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "number of measurements of each stage", lower_bound=1)
@@ -105,7 +105,7 @@ def find_benchmark(config: ConfigDict) -> Benchmark:
         return ClassificationBenchmark(make_train_transform(config.data, 3))
     if config.task == "segmentation":
         ade20k = label_sets.find("ade20k")
-        return SegmentationBenchmark(SegmentationTransform.from_fields(config.data, ade20k))
+        return SegmentationBenchmark(build_transform(config.data, ade20k))
     raise RunError(f"There is no benchmark of the data of the task {config.task!r}.")
 
 

@@ -264,8 +264,13 @@ def test_masks_of_zeros(root):
 def test_binary_masks_with_255(root):
     every_mask(root, lambda m: np.where(m > 0, 255, 0).astype(np.uint8))
     found = [f for f in examine(root).findings if f.kind != "classes that never occur"]
+    assert [(f.severity, f.kind) for f in found] == [("error", "only 0 and 255")] * 2
+    assert "only background would be learned. If 255 stands for an object, write the number" in (
+        found[0].message
+    )
+    found = [f for f in examine(root, reduce_zero_label=True).findings if f.severity == "error"]
     assert [f.kind for f in found] == ["only 0 and 255"] * 2
-    assert "write 1 in place of it" in found[0].message
+    assert "nothing would be learned" in found[0].message
 
 
 def test_classes_that_never_occur(root):
