@@ -20,8 +20,10 @@ from train.errors import RunError
 _PAIRS = FolderAlternative(
     "images and masks, DIR/images/SPLIT/NAME.jpg and DIR/masks/SPLIT/NAME.png", " --format folder"
 )
+# In the README of the annotations (www.robots.ox.ac.uk/~vgg/data/pets), 3 is "not classified".
+_PETS = LabelSet.of(("pet", "background", "border"), reduce_zero_label=True, name="oxford_iiit_pet")
 # Data sets of TensorFlow Datasets with a known label set, which they do not contain.
-_KNOWN = ("cityscapes",)
+_KNOWN = {"cityscapes": label_sets.find("cityscapes"), "oxford_iiit_pet": _PETS}
 
 
 class SegmentationSource(Source, Protocol):
@@ -124,7 +126,8 @@ class SegmentationRecords:
 
     The mask is the feature `LabeledImage`, or the image of one channel if there is none; its names
     of classes are used unless `classes` is set. The supervised keys decide where several features
-    are possible.
+    are possible. The classes of `cityscapes` are known, and those of `oxford_iiit_pet`: pet,
+    background and border.
 
     Args:
       data: with `name`, `data_dir`, `classes` and `reduce_zero_label`.
@@ -167,7 +170,7 @@ def _record_label_set(
     data: Mapping[str, Any], name: str, class_names: list[str] | None
 ) -> LabelSet:
     if class_names is None or data["classes"]:
-        return choose_label_set(data, label_sets.find(name) if name in _KNOWN else None)
+        return choose_label_set(data, _KNOWN.get(name))
     try:
         return LabelSet.of(
             class_names, reduce_zero_label=bool(data["reduce_zero_label"]), name=name

@@ -316,11 +316,13 @@ def test_voc(tmp_path):
     assert open_segmentation_source(own, "train").label_set.class_names == ("x", "y", "z")
 
 
-def write_records(data_dir, features, name="scenes", supervised_keys=None, variant=None, **values):
+def write_records(
+    data_dir, features, name="scenes", supervised_keys=None, variant=None, version="1.0.0", **values
+):
     """A data set of TensorFlow Datasets: image `i` is `pixels(i)`, and its mask `classes(i)`."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tfds.core.Version(version)
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=variant)] if variant else []
 
         def _info(self):
@@ -396,21 +398,48 @@ def test_records_with_class_names(tmp_path):
         open_segmentation_source({**data, "mask_suffix": ".png"}, "train")
 
 
-def test_records_like_those_of_the_pets(tmp_path):
+def write_pets(tmp_path, name):
     """Masks without class names, beside other features, whose values count from 1."""
     features = {
         "image": IMAGE,
-        "segmentation_mask": MASK,
         "label": tfds.features.ClassLabel(num_classes=37),
+        "species": tfds.features.ClassLabel(names=["Cat", "Dog"]),
+        "file_name": tfds.features.Text(),
+        "segmentation_mask": tfds.features.Image(shape=(None, None, 1), use_colormap=True),
+        "head_bbox": tfds.features.BBoxFeature(),
     }
     write_records(
         tmp_path,
         features,
+        name=name,
+        version="4.0.0",
+        supervised_keys=("image", "label"),
         image=photo,
-        segmentation_mask=lambda index: Image.fromarray(classes(index) + 1),
         label=5,
+        species=1,
+        file_name="beagle_1.jpg",
+        segmentation_mask=lambda index: Image.fromarray(classes(index) + 1),
+        head_bbox=tfds.features.BBox(0.0, 0.0, 1.0, 1.0),
     )
-    data = config(name="scenes", data_dir=str(tmp_path))
+    return config(name=name, data_dir=str(tmp_path))
+
+
+def test_pets(tmp_path):
+    source = open_segmentation_source(write_pets(tmp_path, "oxford_iiit_pet"), "train")
+    check_records(source)
+    assert source.label_set.class_names == ("pet", "background", "border")
+    assert source.label_set.class_of_value[:5].tolist() == [255, 0, 1, 2, -1]
+    assert source[0]["origin"].endswith("(beagle_1.jpg)")
+    (tmp_path / "own.txt").write_text("foreground\nbackground\nedge\n")
+    data = config(name="oxford_iiit_pet", data_dir=str(tmp_path))
+    data |= {"classes": str(tmp_path / "own.txt"), "reduce_zero_label": True}
+    own = open_segmentation_source(data, "train")
+    check_records(own)
+    assert own.label_set.class_names == ("foreground", "background", "edge")
+
+
+def test_records_without_class_names(tmp_path):
+    data = write_pets(tmp_path, "scenes")
     with pytest.raises(RunError, match=r"not known: set config\.data\.classes.*reduce_zero_label"):
         open_segmentation_source(data, "train")
     (tmp_path / "pets.txt").write_text("pet\nbackground\nborder\n")
