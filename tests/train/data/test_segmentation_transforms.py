@@ -106,6 +106,22 @@ class TestReference:
             assert difference.max() <= 3, case["name"]
             assert difference.mean() <= 0.7, case["name"]
 
+    def test_steps_of_the_distortion(self):
+        """From the stored step before: brightness and contrast to the byte, the others within 1."""
+        arrays = reference_data.arrays(f"{TRANSFORMS}/photometric.npz")
+        steps = 0
+        for case in facts("photometric.json")["cases"]:
+            image = rgb(arrays["image_bgr"])
+            for number, step in enumerate(case["order"], 1):
+                field = {"brightness": "brightness_delta", "hue": "hue_shift"}.get(step, step)
+                alone = Distortion(None, None, None, None, False)._replace(**{step: case[field]})
+                after = rgb(arrays[f"{case['name']}/after_{number}_{step}"])
+                difference = np.abs(distort(image, alone).astype(int) - after)
+                is_exact = case[field] is None or step in ("brightness", "contrast")
+                assert difference.max() <= (0 if is_exact else 1), (case["name"], step)
+                image, steps = after, steps + (case[field] is not None)
+        assert steps > 20
+
     def test_the_image_stays_as_it_is(self):
         image = rgb(reference_data.arrays(f"{TRANSFORMS}/photometric.npz")["image_bgr"])
         before = image.copy()

@@ -102,6 +102,36 @@ def test_missing_files(root):
     assert f"{root}/masks/val/0.png has no image" in second.message
 
 
+def test_names_without_an_image(root):
+    """Of the list of a split."""
+    for kind in ("images", "masks"):
+        for path in (root / kind / "train").iterdir():
+            path.rename(root / kind / path.name)
+        (root / kind / "train").rmdir()
+    (root / "train.txt").write_text("0\n1\n2\ngone\n")
+    (finding,) = examine(root).findings
+    assert (finding.severity, finding.kind, finding.split) == (
+        "error",
+        "name without image",
+        "train",
+    )
+    assert "the name gone of the list of train has no image: add it, or remove the name" in (
+        finding.message
+    )
+
+
+def test_nothing_fits(root):
+    """All masks have another ending: that is one finding, not one for each file."""
+    for path in (root / "masks/train").iterdir():
+        path.rename(path.with_name(f"{path.stem}_label.png"))
+    (finding,) = examine(root).findings
+    assert (finding.severity, finding.kind, finding.split) == ("error", "cannot be opened", "train")
+    assert "Images without a mask: 3 (images/train/0.png, " in finding.message
+    assert "Masks without an image: 3 (masks/train/0_label.png, " in finding.message
+    assert "mask_suffix set other endings" in finding.message
+    assert examine(root, mask_suffix="_label.png").errors == 1  # val has the other ending
+
+
 def test_sizes_that_differ(root):
     write(root, {"images/train/x.png": image(7, (30, 40)), "masks/train/x.png": png(mask())})
     finding = only_finding(root)
@@ -250,8 +280,13 @@ def test_masks_of_zeros(root):
 def test_binary_masks_with_255(root):
     every_mask(root, lambda m: np.where(m > 0, 255, 0).astype(np.uint8))
     found = [f for f in examine(root).findings if f.kind != "classes that never occur"]
+    assert [(f.severity, f.kind) for f in found] == [("error", "only 0 and 255")] * 2
+    assert "only background would be learned. If 255 stands for an object, write the number" in (
+        found[0].message
+    )
+    found = [f for f in examine(root, reduce_zero_label=True).findings if f.severity == "error"]
     assert [f.kind for f in found] == ["only 0 and 255"] * 2
-    assert "write 1 in place of it" in found[0].message
+    assert "nothing would be learned" in found[0].message
 
 
 def test_classes_that_never_occur(root):
