@@ -45,7 +45,7 @@ from train.data.folder_sets import (
 from train.data.ilsvrc import Contents, train_images, validation_images
 from train.data.items import Item, image_example
 from train.data.records import write_dataset
-from train.data.segmentation_folders import FORMATS
+from train.data.segmentation_folders import FORMATS, has_images_and_masks
 from train.data.segmentation_records import prepare_pairs
 from train.data.sources import FolderSource
 from train.errors import RunError
@@ -145,10 +145,16 @@ def prepare_folder(
       The folder of the data set.
 
     Raises:
-      RunError: there are no such images, the name is taken, or the data set cannot be written.
+      RunError: there are no such images, they have masks, the name is taken, or the data set cannot
+        be written.
     """
     require_name(name)
     require_folder(folder)
+    if has_images_and_masks(folder):
+        raise RunError(
+            f"{folder} has images and masks, and would become a set for classification: add "
+            "--format folder, or that of the set."
+        )
     splits = {
         "validation" if name == "val" else name: FolderImages(folder, name)
         for name in _split_names(folder)

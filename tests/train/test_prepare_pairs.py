@@ -232,6 +232,14 @@ def test_folders_without_splits(tmp_path):
         prepare_pairs(config(tmp_path / "gone"), "scenes", tmp_path / "data")
 
 
+@pytest.mark.parametrize("layout", ["{kind}/train/a.png", "train/{kind}/a.png", "{kind}/a.png"])
+def test_the_format_is_forgotten(tmp_path, layout):
+    """The folders are no classes."""
+    write_pairs(tmp_path, "a", layout.format(kind="images"), layout.format(kind="annotations"))
+    with pytest.raises(RunError, match=r"has images and masks, .*: add --format folder"):
+        prepare.prepare_folder(tmp_path, "scenes", tmp_path / "data")
+
+
 def test_the_program(folder, tmp_path, capsys):
     (folder / "classes.txt").unlink()
     (tmp_path / "own.txt").write_text("x\ny\nz\n")

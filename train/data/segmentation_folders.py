@@ -90,6 +90,12 @@ def split_names(data: Mapping[str, Any]) -> tuple[str, ...]:
     return found
 
 
+def has_images_and_masks(root: Path) -> bool:
+    """Whether a folder, or a folder in it, has one for images and one for masks."""
+    parts = ("", *(f"{path.name}/" for path in _subfolders(root)))
+    return any(_two_folders(root, before=part) for part in parts)
+
+
 class _Request(NamedTuple):
     """What is asked for: a split of the data set in `root`. A suffix of None is the usual one."""
 
