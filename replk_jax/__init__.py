@@ -7,6 +7,7 @@ from replk_jax.export import export_model
 from replk_jax.inference.classifier import Classifier, Prediction
 from replk_jax.inference.features import FeatureExtractor
 from replk_jax.inference.segmenter import Segmenter
+from replk_jax.inference.segmenter_export import export_segmenter
 from replk_jax.models import (
     MobileNetV2,
     MobileNetV2Architecture,
@@ -19,9 +20,9 @@ from replk_jax.models import (
     create_model,
     list_models,
 )
-from replk_jax.models.pretrained import list_pretrained
 from replk_jax.models.summary import Summary, summary
 from replk_jax.ops import DepthwiseConv2D, depthwise_conv2d
+from replk_jax.pretrained import list_pretrained
 from replk_jax.reparam import (
     Equivalence,
     check_equivalence,
@@ -29,7 +30,7 @@ from replk_jax.reparam import (
     reparameterize,
 )
 from replk_jax.segmentation.protocol import SegmentationProtocol
-from replk_jax.segmentation.registry import create_segmenter
+from replk_jax.segmentation.registry import create_segmenter, list_segmenters
 from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.torch_import import (
     Recognized,
@@ -69,9 +70,11 @@ __all__ = [
     "create_segmenter",
     "depthwise_conv2d",
     "export_model",
+    "export_segmenter",
     "infer_architecture",
     "list_models",
     "list_pretrained",
+    "list_segmenters",
     "load",
     "load_torch",
     "merge_branches",

@@ -12,16 +12,21 @@ import pytest
 from PIL import Image
 
 from replk_jax import (
+    Checkpoint,
+    SegmentationProtocol,
     create_model,
+    create_segmenter,
     list_models,
     list_pretrained,
     load_torch,
+    pretrained,
     reparameterize,
+    save,
     save_torch,
     summary,
 )
 from replk_jax.cli.main import main, make_parser
-from replk_jax.models import pretrained, registry
+from replk_jax.models import registry
 from replk_jax.reparam.table import BLOCKS
 from tests.helpers import TINY, random_variables
 
@@ -128,6 +133,28 @@ def test_published_weights(tiny, tmp_path, monkeypatch, capsys):
     pytest.importorskip("jax2onnx", reason="pip install 'replk-jax[onnx]'")
     exec(converting, names)
     assert Path("replknet.onnx").exists()
+
+
+def test_segmentation(tmp_path, monkeypatch, capsys, quick_compilation):
+    monkeypatch.chdir(tmp_path)
+    model = create_segmenter("fcn", TINY, 3, channels=8, auxiliary_channels=None)
+    protocol = SegmentationProtocol((64, 64))
+    network = Checkpoint(model, random_variables(model), protocol, ("sky", "tree", "road"))
+    save("segmenter.safetensors", network)
+    Path("photos").mkdir()
+    for name in ("photo.jpg", "photos/dog.jpg"):
+        Image.fromarray(np.full((60, 52, 3), len(name), np.uint8)).save(name)
+    text = section("Segmentation")
+    for command in re.findall(r"^    python -m replk_jax (.*)$", text, re.MULTILINE):
+        main(shlex.split(command))
+    written = {path.name for path in Path("out").iterdir()}
+    assert written == {"photo.png", "photo_overlay.jpg", "dog.png", "dog_overlay.jpg"}
+    capsys.readouterr()
+    names = {}
+    (code,) = code_of("Segmentation")
+    exec(code, names)
+    assert eval(capsys.readouterr().out) <= {"sky", "tree", "road"}
+    assert (names["classes"].shape, names["probabilities"].shape) == ((60, 52), (60, 52, 3))
 
 
 VERBS = re.findall(r"^    python -m replk_jax (.*?)(?:  +#.*)?$", TEXT, re.MULTILINE)

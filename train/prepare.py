@@ -1,25 +1,30 @@
 """Prepares a data set for training, in the layout of TensorFlow Datasets but without TensorFlow.
 
-It takes ImageNet's tars from image-net.org, or a folder with SPLIT/<class>/<image>, where SPLIT is
-train or val for example:
+It takes ImageNet's tars from image-net.org, a folder with SPLIT/<class>/<image>, where SPLIT is
+train or val for example, or a folder of images and masks:
 
     python -m train.prepare imagenet2012 --tars DIR --data_dir DATA_DIR
     python -m train.prepare FOLDER --name NAME --data_dir DATA_DIR
+    python -m train.prepare FOLDER --name NAME --data_dir DATA_DIR --format FORMAT
 
-Every image is decoded once, to find those that cannot be read before training. Started again after
-an interruption, the same command resumes. Train with --config.data.name=NAME
+The last one is for segmentation. FORMAT is "ade20k", "cityscapes", "voc" or "folder": any folder
+with images/SPLIT/NAME.jpg and masks/SPLIT/NAME.png, or SPLIT/images and SPLIT/masks, or images,
+masks and a list SPLIT.txt; and with the names of the classes in classes.txt.
+
+Every image and mask is decoded once, to find those that cannot be read before training. Started
+again after an interruption, the same command resumes. Train with --config.data.name=NAME
 --config.data.data_dir=DATA_DIR.
 """
 
 import argparse
+import functools
 import io
-import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
@@ -30,12 +35,20 @@ from replk_jax.cli.argument_types import positive
 from replk_jax.cli.clean_exit import clean_exit
 from replk_jax.io.text import escape_unencodable_output, escaped_lines, storable
 from replk_jax.vision.images import read_image
+from train.data.folder_sets import (
+    folder_info,
+    is_prepared,
+    require_folder,
+    require_name,
+    require_split_name,
+)
 from train.data.ilsvrc import Contents, train_images, validation_images
-from train.data.records import Item, write_dataset
+from train.data.items import Item, image_example
+from train.data.records import write_dataset
+from train.data.segmentation_folders import FORMATS
+from train.data.segmentation_records import prepare_pairs
 from train.data.sources import FolderSource
 from train.errors import RunError
-
-FOLDER_VERSION = "1.0.0"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,12 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.tars and options.set != "imagenet2012":
         parser.error("--tars belongs to imagenet2012; for a folder name the set with --name")
+    if options.format is None and (given := _of_segmentation(options)):
+        parser.error(f"--{given} is for images and masks: add --format")
     logging.set_verbosity(logging.ERROR)  # TFDS warns that the data set does not exist yet
     data_dir = Path(options.data_dir).expanduser().absolute()
     writing = {"processes": options.processes, "keep_unreadable": options.keep_unreadable}
     try:
         if options.tars:
             result = prepare_imagenet(Path(options.tars).expanduser(), data_dir, **writing)
+        elif options.format:
+            splits = tuple(options.splits or ())
+            result = prepare_pairs(_folder_of(options), options.name, data_dir, splits, **writing)
         else:
             folder = Path(options.set).expanduser()
             result = prepare_folder(folder, options.name, data_dir, **writing)
@@ -91,14 +109,18 @@ def prepare_imagenet(
       RunError: a tar is missing or incomplete, or the data set cannot be written.
     """
     info = tfds.builder("imagenet2012", data_dir=data_dir).info
-    if not _exists(info):
+    if not is_prepared(info):
         contents = contents or Contents()
         splits = {
             "validation": validation_images(tars, contents),
             "train": train_images(tars, contents),
         }
         write_dataset(
-            info, splits, as_rgb_jpeg, processes=processes, keep_unreadable=keep_unreadable
+            info,
+            splits,
+            functools.partial(image_example, as_rgb_jpeg),
+            processes=processes,
+            keep_unreadable=keep_unreadable,
         )
     return Path(info.data_dir)
 
@@ -125,21 +147,30 @@ def prepare_folder(
     Raises:
       RunError: there are no such images, the name is taken, or the data set cannot be written.
     """
-    if not re.fullmatch("[a-z][a-z0-9_]*", name):
-        raise RunError(f"--name {name}: use small letters, digits and underscores.")
-    if name in tfds.list_builders(with_community_datasets=False):
-        raise RunError(f"--name {name} is a data set of TensorFlow Datasets: use another name.")
-    if not folder.is_dir():
-        raise RunError(f"There is no folder {folder}.")
-    result = data_dir / name / FOLDER_VERSION
+    require_name(name)
+    require_folder(folder)
     splits = {
         "validation" if name == "val" else name: FolderImages(folder, name)
         for name in _split_names(folder)
     }
-    info = _folder_info(name, result, _common_classes(folder, splits))
-    if not _exists(info):
-        write_dataset(info, splits, checked, processes=processes, keep_unreadable=keep_unreadable)
-    return result
+    info = folder_info(
+        name,
+        data_dir,
+        {
+            "image": tfds.features.Image(),
+            "label": tfds.features.ClassLabel(names=_common_classes(folder, splits)),
+        },
+        ("image", "label"),
+    )
+    if not is_prepared(info):
+        write_dataset(
+            info,
+            splits,
+            functools.partial(image_example, checked),
+            processes=processes,
+            keep_unreadable=keep_unreadable,
+        )
+    return Path(info.data_dir)
 
 
 class FolderImages:
@@ -191,28 +222,12 @@ def as_rgb_jpeg(data: bytes, name: str) -> bytes:
     return encoded.getvalue()
 
 
-def _exists(info: tfds.core.DatasetInfo) -> bool:
-    """Whether the data set is prepared already; raises RunError if it has another format."""
-    path = Path(info.data_dir) / "dataset_info.json"
-    if not path.exists():
-        return False
-    if json.loads(path.read_text()).get("fileFormat") != "array_record":
-        raise RunError(
-            f"{path.parent} has another format: remove it, and run the same command again."
-        )
-    return True
-
-
 def _split_names(folder: Path) -> list[str]:
     names = sorted(
         path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
     for name in names:
-        if not re.fullmatch(r"[\w-]+", name):
-            raise RunError(
-                f"{folder / name} is no valid name for a split, which has letters, digits, hyphens "
-                "and underscores only: rename the folder, or move it elsewhere."
-            )
+        require_split_name(folder, name)
     return names
 
 
@@ -228,25 +243,6 @@ def _common_classes(folder: Path, splits: dict[str, FolderImages]) -> list[str]:
                 f"{sorted(difference)[0]} is in one of them only."
             )
     return class_names
-
-
-def _folder_info(name: str, folder: Path, class_names: list[str]) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-        builder=tfds.core.DatasetIdentity(
-            name=name,
-            version=tfds.core.Version(FOLDER_VERSION),
-            data_dir=str(folder),
-            module_name="train.prepare",
-        ),
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(),
-                "label": tfds.features.ClassLabel(names=class_names),
-                "file_name": tfds.features.Text(),
-            }
-        ),
-        supervised_keys=("image", "label"),
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -277,7 +273,33 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="store images that cannot be read as they are, and list them",
     )
+    pairs = parser.add_argument_group("images and masks")
+    pairs.add_argument("--format", choices=FORMATS, help="layout of the folder")
+    pairs.add_argument("--splits", nargs="+", metavar="SPLIT", help="to prepare (all)")
+    pairs.add_argument("--image_suffix", metavar="END", help="ending of the images (any)")
+    pairs.add_argument("--mask_suffix", metavar="END", help="ending of the masks (.png)")
+    pairs.add_argument(
+        "--classes", metavar="FILE", help="file with the name of a class in each line"
+    )
+    pairs.add_argument(
+        "--reduce_zero_label",
+        action="store_const",
+        const=True,
+        help="0 in the masks is ignored, and the first class is 1; ade20k is like this",
+    )
     return parser
+
+
+def _of_segmentation(options: argparse.Namespace) -> str | None:
+    """The name of an option that is given, and for images and masks only."""
+    names = ("splits", "image_suffix", "mask_suffix", "classes", "reduce_zero_label")
+    return next((name for name in names if getattr(options, name) is not None), None)
+
+
+def _folder_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `config.data` that describe the folder."""
+    names = ("format", "image_suffix", "mask_suffix", "classes", "reduce_zero_label")
+    return {"folder": options.set, **{name: getattr(options, name) for name in names}}
 
 
 if __name__ == "__main__":

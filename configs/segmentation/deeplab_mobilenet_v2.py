@@ -2,8 +2,9 @@
 
 The row of the paper's tables follows a colon:
 
-    python -m train.main --config configs/segmentation/deeplab_mobilenet_v2.py:table3_13x13_reparam \\
-        --workdir out/deeplab_13x13 --config.data.folder=cityscapes \\
+    python -m train.main --workdir out/deeplab_13x13 \\
+        --config configs/segmentation/deeplab_mobilenet_v2.py:table3_13x13_reparam \\
+        --config.data.folder=cityscapes \\
         --config.init_from=out/13x13/checkpoints/STEP
 
 mIoU that the paper reports, in per cent, of backbones trained by configs/mobilenet_v2.py:

@@ -8,7 +8,8 @@ reports, in per cent:
     b2_fast    79.52  96.36
     b2         80.57  96.50
 
-    python -m train.main --config configs/segmentation/pspnet_repvgg.py:b2 --workdir out/pspnet_b2 \\
+    python -m train.main --config configs/segmentation/pspnet_repvgg.py:b2 \\
+        --workdir out/pspnet_b2 \\
         --config.data.folder=cityscapes --config.init_from=RepVGG-B2-train.pth
 
 The paper states: polynomial decay of power 0.9 from 0.01, weight decay 1e-4, 40 epochs, 16 images

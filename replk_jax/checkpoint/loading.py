@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 
+from replk_jax import pretrained
 from replk_jax.checkpoint.opening import open_checkpoint
 from replk_jax.checkpoint.record import Checkpoint
 from replk_jax.checkpoint.torch_format import TorchCheckpoint
@@ -18,6 +19,7 @@ def load(
     *,
     prefer_ema: bool = False,
     preprocessing: BasePreprocessing | None = None,
+    like: str | None = None,
     key: str | None = None,
     prefix: str | None = None,
     rename: Callable[[str], str | None] | None = None,
@@ -31,12 +33,21 @@ def load(
       prefer_ema: read the exponential moving average (EMA) of the weights.
       preprocessing: replaces that of the checkpoint. A PyTorch checkpoint has one if the file or a
         JSON file next to it records it, or if its name is that of a published checkpoint.
+      like: the tag, file name or model of a published checkpoint, as `pretrained.lookup` takes it,
+        whose preprocessing replaces that of the checkpoint. For a segmenter of PyTorch also a
+        source of `align_corners` and class names, if the file has none; see `load_torch`.
       key, prefix, rename: select the weights in a PyTorch checkpoint; as in `load_torch`.
 
     Raises:
       ValueError, OSError: no such checkpoint, or one that cannot be read.
     """
-    network = open_checkpoint(path).load(Selection(prefer_ema, key, prefix, rename))
+    if like is not None:
+        if preprocessing is not None:
+            raise ValueError("Both preprocessing and like set the preprocessing: give one of them.")
+        preprocessing = pretrained.lookup(like).preprocessing
+    selection, opened = Selection(prefer_ema, key, prefix, rename), open_checkpoint(path)
+    is_torch = isinstance(opened, TorchCheckpoint)
+    network = opened.load(selection, like) if is_torch else opened.load(selection)
     if preprocessing is None:
         return network
     return dataclasses.replace(network, preprocessing=preprocessing, preprocessing_source=None)
@@ -57,9 +68,9 @@ def load_into(
     """Reads variables for a given network, such as to fine-tune it.
 
     A composite network can start from a file of its own class, or of its backbone, with or without
-    a classifier. In the latter case the layers after the last stage are left out and the heads are
-    initialised at random, with a warning. Output norms of stages that the file lacks get their
-    initial values, and those that the backbone lacks are left out.
+    a classifier. In the latter case, or with prefix="backbone.", the layers after the last stage
+    are left out and the heads are initialised at random, with a warning. Output norms of stages
+    that the file lacks get their initial values, and those that the backbone lacks are left out.
 
     Args:
       model: the network. Its architecture, or that of its backbone, must match the file.

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from replk_jax import pretrained
 from replk_jax.io.errors import error_text
 from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
-from replk_jax.models import pretrained, registry
+from replk_jax.models import registry
 from replk_jax.models.description import describe, from_description
 from replk_jax.models.network import Network
 from replk_jax.vision.base_preprocessing import BasePreprocessing

@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import traverse_util
 
 from replk_jax.checkpoint.record import Checkpoint
@@ -15,14 +13,12 @@ from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite import CompositeNetwork
+from replk_jax.models.composite_fitting import draw_heads, fit_classes, heads_of, with_backbone
 from replk_jax.models.fitting import Fitted, Fitting, fit_variables
 from replk_jax.models.network import Network
-from replk_jax.models.variables import abstract_image, abstract_variables, by_path, conform
+from replk_jax.models.variables import by_path, conform
 from replk_jax.reparam import reparameterize
-from replk_jax.torch_import import Contents, Selection, load_contents
-
-_BACKBONE = "backbone"
-_Leaves = dict[str, Any]  # flattened variables, by paths such as "params/decode_head/bias"
+from replk_jax.torch_import import Contents, Selection, load_contents, network_class
 
 
 def fit_network(
@@ -78,12 +74,13 @@ def _fit_merged(variables: Mapping[str, Any], own: Network, model: Network) -> d
 
 def fit_contents(
     contents: Contents, model: Network, selection: Selection, fitting: Fitting, *, source: str
-) -> tuple[Backbone, dict[str, Any]]:
+) -> tuple[Network, dict[str, Any]]:
     """Fits the weights of a PyTorch file to a model, or to the backbone of a composite one.
 
     Args:
       contents: of the file.
-      model: of the file's family, or a composite network with a backbone of it.
+      model: of the class of the file's network, or a composite network with a backbone of its
+        family.
       selection: which weights of the file to read.
       fitting: the permitted changes to them.
       source: name of the file, for warnings.
@@ -95,9 +92,11 @@ def fit_contents(
       ValueError: as `load_torch`.
     """
     load = partial(load_contents, contents, selection=selection, source=source)
-    if not isinstance(model, CompositeNetwork):
-        backbone, fitted = load(model, fitting=fitting)
-        return backbone, fitted.variables
+    if not isinstance(model, CompositeNetwork) or isinstance(
+        model, network_class(contents, selection)
+    ):
+        own, fitted = load(model, fitting=fitting)
+        return own, fitted.variables
     of_backbone = dataclasses.replace(fitting, adapt_stage_norms=True)
     with _naming_backbone(model):
         backbone, fitted = load(model.backbone, fitting=of_backbone)
@@ -117,7 +116,7 @@ def _start_from_backbone(
     model: CompositeNetwork, fitted: Fitted, seed: int, source: str
 ) -> dict[str, Any]:
     """The variables of a composite network with random heads. Warns."""
-    heads = _draw_heads(model, seed)
+    heads = draw_heads(model, seed)
     drawn = ", ".join(sorted({path.split("/")[1] for path in heads}))
     left_out = f" Left out: {brief(list(fitted.left_out))}." if fitted.left_out else ""
     new = f" With initial values: {brief(list(fitted.initialized))}." if fitted.initialized else ""
@@ -125,7 +124,8 @@ def _start_from_backbone(
         f"{source}: only the backbone of the {type(model).__name__} starts from it.{left_out}{new} "
         f"Drawn at random: {drawn}."
     )
-    variables = traverse_util.unflatten_dict(_composed(fitted.variables, heads), sep="/")
+    leaves = with_backbone(fitted.variables, heads)
+    variables = traverse_util.unflatten_dict(leaves, sep="/")
     return reparameterize(variables) if model.deploy else variables
 
 
@@ -144,91 +144,11 @@ def _fit_composite(
         )
     training = model.clone(deploy=False)
     with _naming_backbone(model):
-        backbone = {name: tree[_BACKBONE] for name, tree in variables.items() if _BACKBONE in tree}
+        backbone = {
+            name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree
+        }
         fitted = fit_variables(backbone, training.backbone, fitting, source=source)
-    heads = _heads_of(variables)
-    if own.num_classes != model.num_classes:
-        heads = _with_classes_of(model, heads, own, fitting)
-    composed = conform(_composed(fitted.variables, heads), training)
+    leaves = with_backbone(fitted.variables, heads_of(variables))
+    unflattened = traverse_util.unflatten_dict(leaves, sep="/")
+    composed = fit_classes(unflattened, own, training, fitting)
     return reparameterize(composed) if model.deploy else composed
-
-
-def _with_classes_of(
-    model: CompositeNetwork, heads: _Leaves, own: CompositeNetwork, fitting: Fitting
-) -> _Leaves:
-    """Replaces the weights whose presence or shape depends on the number of classes. Warns.
-
-    Args:
-      model: the network with another number of classes.
-      heads: of the file.
-      own: the network of the file.
-      fitting: whether new weights are permitted, and their seed.
-
-    Raises:
-      ValueError: there are new weights, and they are not permitted.
-    """
-    before = _abstract_heads(own)
-    after = _abstract_heads(own.clone(num_classes=model.num_classes))
-    replaced, new = _changed(before, after), _changed(after, before)
-    if new and not fitting.reset_head:
-        raise ValueError(
-            f"it has {_classes(own)}, the model has {model.num_classes or 'none'}: load with "
-            "reset_head=True to draw new weights for them."
-        )
-    changes = []
-    if replaced:
-        layers = _layers(replaced)
-        changes.append(f"The weights for {_classes(own)} of the file are left out: {layers}.")
-    if new:
-        changes.append(f"The weights for {_classes(model)} are drawn at random: {_layers(new)}.")
-    if changes:
-        warn_user(" ".join(changes))
-    drawn = _draw_heads(model, fitting.seed) if new else {}
-    kept = {path: leaf for path, leaf in heads.items() if path not in replaced}
-    return kept | {path: drawn[path] for path in new & drawn.keys()}
-
-
-def _classes(network: Network) -> str:
-    """The number of classes, in words."""
-    return f"{network.num_classes or 'no'} classes"
-
-
-def _changed(leaves: _Leaves, others: _Leaves) -> set[str]:
-    """The paths of leaves that the others lack, or have in another shape."""
-    return {
-        path
-        for path, leaf in leaves.items()
-        if path not in others or others[path].shape != leaf.shape
-    }
-
-
-def _layers(paths: Iterable[str]) -> str:
-    """The modules of leaves, as a list in a sentence."""
-    return ", ".join(sorted({path.partition("/")[2].rpartition("/")[0] for path in paths}))
-
-
-def _abstract_heads(model: CompositeNetwork) -> _Leaves:
-    """Shapes and dtypes of the heads in the training-time structure."""
-    return _heads_of(abstract_variables(model.clone(deploy=False)))
-
-
-def _draw_heads(model: CompositeNetwork, seed: int) -> _Leaves:
-    """Initial variables of the heads in the training-time structure."""
-    image = abstract_image(model, (32, 32))
-
-    def draw(key: jax.Array) -> _Leaves:
-        zeros = jnp.zeros(image.shape, image.dtype)
-        return _heads_of(model.clone(deploy=False).init(key, zeros))
-
-    return jax.jit(draw)(jax.random.key(seed))  # the compiler drops the backbone
-
-
-def _heads_of(variables: Mapping[str, Any]) -> _Leaves:
-    leaves = by_path(variables).items()
-    return {path: leaf for path, leaf in leaves if path.split("/")[1] != _BACKBONE}
-
-
-def _composed(backbone: Mapping[str, Any], heads: _Leaves) -> _Leaves:
-    """Combines the variables of a backbone and of heads."""
-    nested = {collection: {_BACKBONE: tree} for collection, tree in backbone.items()}
-    return by_path(nested) | heads

@@ -42,8 +42,12 @@ class TorchCheckpoint:
         with pointing_to_checkpoint(self.path):
             return self._file.contents
 
-    def load(self, selection: Selection) -> Checkpoint:
+    def load(self, selection: Selection, like: str | None = None) -> Checkpoint:
         """Reads the network, which the names and shapes of the tensors identify.
+
+        Args:
+          selection: which weights to read.
+          like: as in `load`.
 
         Raises:
           ValueError: as `load`.
@@ -51,9 +55,13 @@ class TorchCheckpoint:
         contents = self.contents
         with pointing_to_checkpoint(self.path), naming(self.path):
             model, fitted = load_contents(
-                contents, selection=selection, source=os.fspath(self.path), fitting=Fitting()
+                contents,
+                selection=selection,
+                source=os.fspath(self.path),
+                fitting=Fitting(),
+                like=like,
             )
-        return dataclasses.replace(self.describe(model), variables=fitted.variables)
+        return dataclasses.replace(self.describe(model, like), variables=fitted.variables)
 
     def load_into(self, model: Network, selection: Selection, fitting: Fitting) -> Checkpoint:
         """Reads the variables of a model, or of the backbone of a composite one.
@@ -63,28 +71,31 @@ class TorchCheckpoint:
         """
         contents = self.contents
         with pointing_to_checkpoint(self.path), naming(self.path):
-            backbone, variables = fit_contents(
+            own, variables = fit_contents(
                 contents, model, selection, fitting, source=os.fspath(self.path)
             )
         # The model may have other classes than the file.
-        described = self.describe(backbone.clone(num_classes=None))
+        described = self.describe(own.clone(num_classes=None))
         return dataclasses.replace(described, model=model, variables=variables)
 
-    def describe(self, model: Backbone) -> Checkpoint:
+    def describe(self, model: Network, like: str | None = None) -> Checkpoint:
         """As the function `describe`, of this checkpoint."""
-        return describe(self.path, self.contents, model)
+        return describe(self.path, self.contents, model, like)
 
 
-def describe(path: Path, contents: Contents, model: Backbone) -> Checkpoint:
+def describe(path: Path, contents: Contents, model: Network, like: str | None = None) -> Checkpoint:
     """The metadata of a PyTorch checkpoint. The result has no variables.
 
     Args:
       path: of the checkpoint.
       contents: of it.
       model: the network, with the checkpoint's number of classes, or None.
+      like: as in `find_metadata`.
     """
-    found = find_metadata(path, contents, model)
-    unrecorded = found.backbone and found.backbone.difference(model)
+    found = find_metadata(path, contents, model, like)
+    unrecorded = None
+    if found.backbone and isinstance(model, Backbone):
+        unrecorded = found.backbone.difference(model)
     if unrecorded:
         warn_user(
             f"{path}: its configuration has a backbone with {unrecorded}. The weights do not "

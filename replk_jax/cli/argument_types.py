@@ -23,19 +23,19 @@ def user_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from error
 
 
-def seconds(text: str) -> float:
-    """A positive number of seconds; a `type` for argparse."""
-    value = _number(float, text, "a number")
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be more than 0 and finite, got {value:g}")
-    return value
-
-
 def positive(text: str) -> int:
     """A whole number of at least 1; a `type` for argparse."""
     value = _number(int, text, "a whole number")
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0; a `type` for argparse."""
+    value = _number(float, text, "a number")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and finite, got {value:g}")
     return value
 
 

@@ -5,20 +5,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+from replk_jax import pretrained
 from replk_jax.io.files import replace_json
-from replk_jax.models import pretrained
-from replk_jax.vision.preprocessing import Preprocessing
 
 
 def add_reading(verb: argparse.ArgumentParser) -> None:
     """Adds the options that select weights, and the preprocessing that the file lacks."""
     verb.add_argument(
         "--like",
-        type=_preprocessing,
-        dest="preprocessing",
+        type=_published,
         metavar="NAME",
         help="prepare images as for this checkpoint: a tag of `models --pretrained`, the name of "
-        "its file, or a model",
+        "its file, or a model; for a segmenter of PyTorch also its align_corners and class names, "
+        "if the file has none",
     )
     add_selection(verb)
 
@@ -42,7 +41,7 @@ def add_selection(verb: argparse.ArgumentParser) -> None:
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_reading`, as keyword arguments of `load`."""
-    return {"preprocessing": arguments.preprocessing, **selection(arguments)}
+    return {"like": arguments.like, **selection(arguments)}
 
 
 def selection(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -54,9 +53,10 @@ def add_force(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--force", action="store_true", help="replace what is there")
 
 
-def _preprocessing(name: str) -> Preprocessing:
+def _published(name: str) -> str:
+    """The tag of a published checkpoint."""
     try:
-        return pretrained.lookup(name).preprocessing
+        return pretrained.lookup(name).tag
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -23,7 +23,7 @@ from replk_jax.benchmark.model import (
 from replk_jax.benchmark.network_programs import MODES, draw_inputs
 from replk_jax.benchmark.profile import expect_no_trace, format_profile, profile_network
 from replk_jax.benchmark.tune import tune
-from replk_jax.cli.argument_types import positive, seconds, user_path
+from replk_jax.cli.argument_types import positive, positive_number, user_path
 from replk_jax.cli.arguments import check_file, write_json
 from replk_jax.models import create_model
 from replk_jax.ops.depthwise import measurements
@@ -68,7 +68,9 @@ def _add_model(model: argparse.ArgumentParser) -> None:
         help="networks in PyTorch to run in turns with it: torch (the same), timm:NAME; with "
         "+compile behind it by torch.compile",
     )
-    model.add_argument("--seconds", type=seconds, default=10.0, help="to repeat each mode (10)")
+    model.add_argument(
+        "--seconds", type=positive_number, default=10.0, help="to repeat each mode (10)"
+    )
     model.add_argument(
         "--json", type=user_path, metavar="FILE", help="write the report there as JSON"
     )
@@ -138,16 +140,18 @@ def _add_depthwise(layer: argparse.ArgumentParser) -> None:
         default=True,
         help="PyTorch in the same process, where it is installed (yes)",
     )
-    layer.add_argument("--seconds", type=seconds, help="to repeat each program (1; to tune 0.05)")
+    layer.add_argument(
+        "--seconds", type=positive_number, help="to repeat each program (1; to tune 0.05)"
+    )
     layer.add_argument(
         "--limit",
-        type=seconds,
+        type=positive_number,
         help="seconds of one call; contenders that are expected to take longer are skipped "
         "(60 on a CPU, 2 elsewhere)",
     )
     layer.add_argument(
         "--minutes",
-        type=seconds,
+        type=positive_number,
         help="after which no new layer starts (no limit; to tune 10 on a CPU, 3 elsewhere)",
     )
     layer.add_argument(

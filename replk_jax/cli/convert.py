@@ -14,7 +14,6 @@ from replk_jax.cli.arguments import add_force, add_reading, check_output, readin
 from replk_jax.cli.divergence import warn_if_diverged
 from replk_jax.cli.text import printable
 from replk_jax.io.errors import naming
-from replk_jax.models.backbone import Backbone
 from replk_jax.reparam import check_equivalence, reparameterize
 from replk_jax.torch_import import TORCH_ENDINGS, check_published, save_torch
 
@@ -54,7 +53,7 @@ def add_parser(verbs) -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     source, destination = arguments.source, arguments.destination
     for_torch = _is_for_torch(destination)
-    if for_torch and arguments.preprocessing:
+    if for_torch and arguments.like:
         raise ValueError(f"{destination} cannot store a preprocessing: --like does not apply.")
     if arguments.naming and not for_torch:
         raise ValueError(f"{destination} is not a PyTorch file: --naming does not apply.")
@@ -81,7 +80,6 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _save_torch(network: Checkpoint, path: Path, merge: bool, names: str) -> None:
-    assert isinstance(network.model, Backbone)  # `check_published` has raised for others
     save_torch(network.variables, network.model, path, merged=merge, naming=names)
 
 

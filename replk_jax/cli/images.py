@@ -5,9 +5,9 @@ import itertools
 import operator
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -16,8 +16,9 @@ from replk_jax.cli.argument_types import positive, user_path
 from replk_jax.cli.arguments import add_reading
 from replk_jax.cli.text import printable
 from replk_jax.inference.image_program import ImageProgram, finite_outputs, prepare_ahead
-from replk_jax.vision.base_preprocessing import BasePreprocessing
 from replk_jax.vision.images import ImageError, ImageLike, find_images
+
+Result = TypeVar("Result")
 
 FAILURES = (
     "An image that cannot be read, or for which the network gives NaN or infinite values, is named "
@@ -25,8 +26,8 @@ FAILURES = (
 )
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
-    """Adds the images, the weights and the batch size."""
+def add_arguments(verb: argparse.ArgumentParser, batch_size: int = 32) -> None:
+    """Adds the images, the weights and the batch size, with its default."""
     verb.add_argument(
         "images",
         nargs="+",
@@ -42,7 +43,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="a PyTorch checkpoint, or what convert or train wrote",
     )
     add_reading(verb)
-    verb.add_argument("--batch-size", type=positive, default=32, help="largest batch (32)")
+    verb.add_argument(
+        "--batch-size",
+        type=positive,
+        default=batch_size,
+        help=f"largest batch ({batch_size})",
+    )
 
 
 def _image(name: str) -> str:
@@ -51,12 +57,26 @@ def _image(name: str) -> str:
     return os.path.expanduser(name)
 
 
+class NamedImage(NamedTuple):
+    """An image on the command line.
+
+    Attributes:
+      name: as given, or the path of one in a folder.
+      image: what to read.
+      place: its path below the folder that was given, or the name of the file; with "/".
+    """
+
+    name: str
+    image: ImageLike
+    place: PurePosixPath
+
+
 class NamedImages:
     """Images with their names: as given on the command line, or paths of those in folders."""
 
     def __init__(self, names: Sequence[str]):
         self._failures = 0
-        self._sources: list[tuple[str, ImageLike]] = []
+        self.images: list[NamedImage] = []
         if names.count("-") > 1:
             raise ValueError("- is one image on standard input, which can be read only once.")
         for name in names:
@@ -68,45 +88,55 @@ class NamedImages:
         Images that cannot be read, and those with an output that is not finite, are reported on
         standard error and left out.
         """
-        for names, pixels in self._batches(program.preprocessing, program.batch_size):
-            outputs = program.run(pixels)
+
+        def prepare(source: NamedImage) -> np.ndarray:
+            return program.preprocessing.pixels(source.image, source.name)
+
+        for prepared in self.prepared(prepare, program.batch_size):
+            sources, pixels = zip(*prepared, strict=True)
+            outputs = program.run(np.stack(pixels))
             finite = finite_outputs(outputs)
+            names = [source.name for source in sources]
             for name in itertools.compress(names, ~finite):
-                self._fail(
-                    f"{name}: the network gives NaN or infinite values. The training run may have "
-                    "diverged."
-                )
+                self.fail_not_finite(name)
             if finite.any():
                 yield (
                     list(itertools.compress(names, finite)),
                     jax.tree.map(operator.itemgetter(finite), outputs),
                 )
 
-    def _batches(
-        self, preprocessing: BasePreprocessing, batch_size: int
-    ) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Yields names, and pixels (N, H, W, C) with N from 1 to `batch_size`.
+    def prepared(
+        self, prepare: Callable[[NamedImage], Result], batch_size: int
+    ) -> Iterator[list[tuple[NamedImage, Result]]]:
+        """Yields images with what a function makes of them: from 1 to `batch_size` at a time.
 
-        Images that cannot be read are reported on standard error.
+        Args:
+          prepare: is called in threads, ahead of the consumer. Images for which it raises
+            ImageError are reported on standard error and left out.
+          batch_size: the largest length of a list.
         """
 
-        def prepare(source: tuple[str, ImageLike]) -> tuple[str, np.ndarray | ImageError]:
-            name, image = source
+        def attempt(source: NamedImage) -> tuple[NamedImage, Result | ImageError]:
             try:
-                return name, preprocessing.pixels(image, name)
+                return source, prepare(source)
             except ImageError as error:
-                return name, error
+                return source, error
 
-        for results in prepare_ahead(prepare, self._sources, batch_size):
+        for results in prepare_ahead(attempt, self.images, batch_size):
             prepared = []
-            for name, result in results:
+            for source, result in results:
                 if isinstance(result, ImageError):
                     self._fail(str(result))
                 else:
-                    prepared.append((name, result))
+                    prepared.append((source, result))
             if prepared:
-                names, pixels = zip(*prepared, strict=True)
-                yield list(names), np.stack(pixels)
+                yield prepared
+
+    def fail_not_finite(self, name: str) -> None:
+        """Reports an image for which the network gives NaN or infinite values."""
+        self._fail(
+            f"{name}: the network gives NaN or infinite values. The training run may have diverged."
+        )
 
     def finish(self) -> None:
         """Exits with status 1 if any image had no result."""
@@ -116,14 +146,18 @@ class NamedImages:
     def _add(self, name: str) -> None:
         path = Path(name)
         if name == "-":
-            self._sources.append(("standard input", sys.stdin.buffer.read()))
+            place = PurePosixPath("standard input")
+            self.images.append(NamedImage(str(place), sys.stdin.buffer.read(), place))
         elif path.is_dir():
             found = find_images(path)
-            self._sources += [(str(path), path) for path in found]
+            self.images += [
+                NamedImage(str(image), image, PurePosixPath(image.relative_to(path)))
+                for image in found
+            ]
             if not found:
                 self._fail(f"There are no images in {name}.")
         else:
-            self._sources.append((name, name))
+            self.images.append(NamedImage(name, name, PurePosixPath(path.name)))
 
     def _fail(self, message: str) -> None:
         self._failures += 1

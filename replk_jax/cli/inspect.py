@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from replk_jax import pretrained
 from replk_jax.checkpoint import (
     Checkpoint,
     OrbaxCheckpoint,
@@ -18,11 +19,11 @@ from replk_jax.cli.arguments import add_selection, selection
 from replk_jax.cli.text import printable, shortened
 from replk_jax.io.tensors import StoredTensor
 from replk_jax.io.text import brief
-from replk_jax.models import pretrained
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.description import architecture_in_words, joined
 from replk_jax.models.network import Network
+from replk_jax.segmentation.pretrained_table import PretrainedSegmenter
 from replk_jax.torch_import import Contents, Placeholder, Recognized, Selection, recognize
 from replk_jax.vision.base_preprocessing import BasePreprocessing
 
@@ -74,7 +75,7 @@ def _of_torch_file(opened: TorchCheckpoint, selected: Selection, tensors: bool) 
     wanted = (f"requests a call of {name}, which is not done" for name in _wanted_calls(contents))
     yield from _indented(wanted)
     try:
-        found = recognize(contents, selected)
+        found = recognize(contents, selected, path)
     except ValueError as error:
         yield from f"no supported network: {error}".splitlines()
     else:
@@ -141,7 +142,7 @@ def _use(model: Network) -> Iterator[str]:
         yield f"a backbone that returns the stages {joined(model.out_indices)}"
 
 
-def _around(opened: TorchCheckpoint, model: Backbone) -> Iterator[str]:
+def _around(opened: TorchCheckpoint, model: Network) -> Iterator[str]:
     """The metadata in a PyTorch checkpoint, in the files next to it and by its name."""
     known = opened.describe(model)
     if known.unrecorded:
@@ -156,7 +157,12 @@ def _around(opened: TorchCheckpoint, model: Backbone) -> Iterator[str]:
 def _published(path: Path, model: Network) -> Iterator[str]:
     """The accuracy of a published checkpoint, by the file's name."""
     entry = pretrained.recognize(path, model)
-    if entry and entry.top1 is not None:
+    if isinstance(entry, PretrainedSegmenter):
+        yield (
+            f"published by this name: {entry.miou} % mIoU on {entry.data_set}, "
+            f"{entry.miou_multi_scale} % with several scales and flipped images"
+        )
+    elif entry and entry.top1 is not None:
         top5 = "" if entry.top5 is None else f", {entry.top5} % top-5"
         yield f"published by this name: {entry.top1} % top-1{top5} on ImageNet-1K"
 

@@ -1,18 +1,23 @@
 """models: lists the models and their published checkpoints, or counts one model part by part."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from replk_jax import pretrained
 from replk_jax.cli.argument_types import positive
-from replk_jax.models import create_model, list_models, pretrained
+from replk_jax.models import create_model, list_models
 from replk_jax.models.pretrained_table import PRETRAINED, Pretrained, PublishedFile
 from replk_jax.models.registry import resolve_name
-from replk_jax.models.summary import summary
+from replk_jax.models.summary import Summary, summary
+from replk_jax.segmentation.pretrained_table import PRETRAINED_SEGMENTERS, PretrainedSegmenter
+from replk_jax.segmentation.registry import create_segmenter, find_segmenter, list_segmenters
+from replk_jax.segmentation.table import SEGMENTERS
 
 _EXPLANATION = """\
 Multiply-adds (MACs) of the merged convolutions for one image, as the papers count them. Top-1 is
 the published accuracy on ImageNet-1K at that size, in per cent: of the model's first checkpoint in
---pretrained, or (*) of a model that was published without weights."""
+--pretrained, or (*) of a model that was published without weights. Segmenters come last; their
+parameters before merging include the auxiliary head."""
 
 
 def add_parser(verbs) -> None:
@@ -22,7 +27,9 @@ def add_parser(verbs) -> None:
     models.add_argument("name", nargs="?", help="a model; without it, all are listed")
     choice = models.add_mutually_exclusive_group()
     choice.add_argument(
-        "--image-size", type=positive, help="pixels (that of the published accuracy, else 224)"
+        "--image-size",
+        type=positive,
+        help="pixels (that of the published accuracy, else 224; that of a segmenter's tests)",
     )
     choice.add_argument(
         "--pretrained",
@@ -35,26 +42,43 @@ def add_parser(verbs) -> None:
 def _models(arguments: argparse.Namespace) -> None:
     if arguments.pretrained:
         _list_checkpoints(arguments.name)
+    elif arguments.name and (segmenter := find_segmenter(arguments.name)):
+        print(summary(create_segmenter(segmenter), _segmenter_size(segmenter, arguments)))
     elif arguments.name:
         model = create_model(arguments.name)
         size = arguments.image_size or _usual_size(pretrained.published_accuracy(arguments.name))
         print(summary(model, size))
     else:
         _list_models(arguments.image_size)
+        _list_segmenters(arguments)
+        print(_EXPLANATION)
 
 
 def _list_models(image_size: int | None) -> None:
-    print(f"{'':30}{'parameters':>13}{'merged':>13}{'MACs':>17}{'image':>7}  top-1")
+    print(f"{'':30}{'parameters':>13}{'merged':>13}{'MACs':>19}{'image':>7}  top-1")
     for name in list_models():
         published = pretrained.published_accuracy(name)
         size = image_size or _usual_size(published)
         counts = summary(create_model(name), size)
-        print(
-            f"{name:30}{counts.training.parameters:13,}{counts.merged.parameters:13,}"
-            f"{counts.paper_flops:17,}{size:7}{_accuracy(published, size)}",
-            flush=True,
-        )
-    print(_EXPLANATION)
+        print(f"{name:30}{_figures(counts)}{size:7}{_accuracy(published, size)}", flush=True)
+
+
+def _list_segmenters(arguments: argparse.Namespace) -> None:
+    print()
+    for name in list_segmenters():
+        height, width = _segmenter_size(name, arguments)
+        counts = summary(create_segmenter(name), (height, width))
+        print(f"{name:48}{_figures(counts)}{f'{height}x{width}':>11}", flush=True)
+
+
+def _figures(counts: Summary) -> str:
+    return f"{counts.training.parameters:13,}{counts.merged.parameters:13,}{counts.paper_flops:19,}"
+
+
+def _segmenter_size(name: str, arguments: argparse.Namespace) -> tuple[int, int]:
+    """(height, width): what the user asks for, or that at which the network is tested."""
+    side = arguments.image_size
+    return (side, side) if side else SEGMENTERS[name].image_size
 
 
 def _usual_size(published: pretrained.Accuracy | None) -> int:
@@ -68,12 +92,21 @@ def _accuracy(published: pretrained.Accuracy | None, size: int) -> str:
 
 
 def _list_checkpoints(name: str | None) -> None:
-    entries = pretrained.checkpoints_of(name) if name else PRETRAINED
-    if name and not entries:
-        print(f"No checkpoint of {resolve_name(name)} was published.")
+    if name is None:
+        _print_tables(PRETRAINED, PRETRAINED_SEGMENTERS)
         return
-    for line in _table_of(entries):
-        print(line)
+    segmenters = pretrained.segmenters_of(name)
+    entries = () if segmenters else pretrained.checkpoints_of(name)
+    if not (segmenters or entries):
+        print(f"No checkpoint of {resolve_name(name)} was published.")
+    _print_tables(entries, segmenters)
+
+
+def _print_tables(entries: Sequence[Pretrained], segmenters: Sequence[PretrainedSegmenter]) -> None:
+    if entries:
+        print("\n".join(_table_of(entries)))
+    if segmenters:
+        print("\n".join(_table_of_segmenters(segmenters)))
 
 
 def _table_of(entries: Iterable[Pretrained]) -> Iterator[str]:
@@ -83,6 +116,19 @@ def _table_of(entries: Iterable[Pretrained]) -> Iterator[str]:
         top1, top5 = _per_cent(entry.top1), _per_cent(entry.top5)
         size, classes = entry.preprocessing.image_size, entry.num_classes or "-"
         yield f"{entry.tag:32}{top1:>7}{top5:>8}{size:7}{classes:>9}  {entry.licence or '-'}"
+        yield from (f"  {_location(file)}" for file in entry.files)
+
+
+def _table_of_segmenters(entries: Iterable[PretrainedSegmenter]) -> Iterator[str]:
+    """As `_table_of`, with the mIoU at a single scale and at several, and the test protocol."""
+    yield f"{'':38}{'mIoU':>7}{'several':>9}{'classes':>9}  licence"
+    for entry in entries:
+        yield (
+            f"{entry.tag:38}{entry.miou:7.1f}{entry.miou_multi_scale:9.1f}{entry.num_classes:9}"
+            f"  {entry.licence or '-'}"
+        )
+        corners = "" if entry.align_corners else "no "
+        yield f"  {entry.preprocessing.in_words()}; {corners}align_corners"
         yield from (f"  {_location(file)}" for file in entry.files)
 
 

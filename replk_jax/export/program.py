@@ -30,6 +30,9 @@ from replk_jax.vision.base_preprocessing import BasePreprocessing, normalize
 # The custom call of the kernels for Hopper GPUs.
 _OWN_KERNELS = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")
 
+# Maps a network, as a function of normalised images, and these images to the outputs.
+Computation = Callable[[Callable[[jax.Array], Any], jax.Array], Any]
+
 
 def export_model(
     model: Network,
@@ -40,6 +43,7 @@ def export_model(
     platforms: Sequence[str] = ("cpu", "cuda"),
     normalization: BasePreprocessing | None = None,
     custom_calls: bool = False,
+    compute: Computation | None = None,
 ) -> jax.export.Exported:
     """The re-parameterized network as StableHLO, weights included.
 
@@ -63,11 +67,13 @@ def export_model(
       custom_calls: whether to use the kernels of this package if they are known to be the fastest:
         on a machine with a Hopper GPU, for a `batch_size` of at least 16. If False, the program
         contains only operations of StableHLO.
+      compute: if given, the program computes this function of the merged network, itself a
+        function of normalised images, and of the normalised images. N can be symbolic.
 
     Returns:
       The program, for one device: its `call` maps images (N, H, W, C), float32 and normalised,
-      or uint8 with `normalization`, to what the model returns; `serialize` gives the bytes of a
-      file.
+      or uint8 with `normalization`, to what the model or `compute` returns; `serialize` gives the
+      bytes of a file.
 
     Raises:
       ValueError: an invalid size, platform or variables, weights that are NaN or infinite, or a
@@ -88,7 +94,7 @@ def export_model(
         jax.export.symbolic_shape(shape), jnp.float32 if normalization is None else jnp.uint8
     )
     model = model.clone(implementation=None if custom_calls else PORTABLE)
-    network, weights = _deployed(model, variables, normalization)
+    network, weights = _deployed(model, variables, normalization, compute)
     export = jax.export.export(
         jax.jit(lambda images: network(jax.lax.optimization_barrier(weights), images)),
         platforms=tuple(platforms),
@@ -122,12 +128,15 @@ def plain_function(
       ValueError: invalid variables, weights that are NaN or infinite, or a normalisation for
         another number of channels.
     """
-    network, weights = _deployed(model, variables, normalization)
+    network, weights = _deployed(model, variables, normalization, None)
     return in_lax(partial(network, weights))
 
 
 def _deployed(
-    model: Network, variables: Mapping[str, Any], normalization: BasePreprocessing | None
+    model: Network,
+    variables: Mapping[str, Any],
+    normalization: BasePreprocessing | None,
+    compute: Computation | None,
 ) -> tuple[Callable[[Any, jax.Array], Any], Any]:
     """The merged network as a function of weights and images, and its weights."""
     channels = model.in_channels
@@ -142,7 +151,8 @@ def _deployed(
     def network(weights: Any, images: jax.Array) -> Any:
         if normalization is not None:
             images = normalize(images, normalization.mean, normalization.std)
-        return model.apply(weights, images)
+        apply = partial(model.apply, weights)
+        return apply(images) if compute is None else compute(apply, images)
 
     return network, variables
 

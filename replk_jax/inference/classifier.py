@@ -84,6 +84,7 @@ class Classifier(OneSizeProgram):
         path: str | os.PathLike,
         *,
         preprocessing: BasePreprocessing | None = None,
+        like: str | None = None,
         class_names: Sequence[str] | None = None,
         prefer_ema: bool = False,
         key: str | None = None,
@@ -95,6 +96,7 @@ class Classifier(OneSizeProgram):
         Args:
           path: of any checkpoint that `load` reads.
           preprocessing: replaces that of the file.
+          like: a published checkpoint whose preprocessing replaces that of the file; as in `load`.
           class_names: replace those of the file.
           prefer_ema: read the exponential moving average (EMA) of the weights.
           key, prefix: select the weights in a PyTorch checkpoint; as in `load_torch`.
@@ -104,7 +106,12 @@ class Classifier(OneSizeProgram):
           ValueError, OSError: a file that cannot be read, or has no classifier.
         """
         network = load(
-            path, prefer_ema=prefer_ema, preprocessing=preprocessing, key=key, prefix=prefix
+            path,
+            prefer_ema=prefer_ema,
+            preprocessing=preprocessing,
+            like=like,
+            key=key,
+            prefix=prefix,
         )
         with naming(path):
             require_backbone(network.model, _WANTED)

@@ -61,6 +61,7 @@ class FeatureExtractor(OneSizeProgram):
         path: str | os.PathLike,
         *,
         preprocessing: BasePreprocessing | None = None,
+        like: str | None = None,
         prefer_ema: bool = False,
         key: str | None = None,
         prefix: str | None = None,
@@ -72,6 +73,7 @@ class FeatureExtractor(OneSizeProgram):
         Args:
           path: of any checkpoint that `load` reads.
           preprocessing: replaces that of the file.
+          like: a published checkpoint whose preprocessing replaces that of the file; as in `load`.
           prefer_ema: read the exponential moving average (EMA) of the weights.
           key, prefix: select the weights in a PyTorch checkpoint; as in `load_torch`.
           maps, batch_size: as above.
@@ -80,7 +82,12 @@ class FeatureExtractor(OneSizeProgram):
           ValueError, OSError: a file that cannot be read, or a network that the class rejects.
         """
         network = load(
-            path, prefer_ema=prefer_ema, preprocessing=preprocessing, key=key, prefix=prefix
+            path,
+            prefer_ema=prefer_ema,
+            preprocessing=preprocessing,
+            like=like,
+            key=key,
+            prefix=prefix,
         )
         with naming(path):
             require_backbone(network.model, _WANTED)

@@ -257,7 +257,8 @@ def _relu_elements(jaxpr: Jaxpr) -> int:
     count = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "max" and any(map(_is_zero, equation.invars)):
-            count += equation.outvars[0].aval.size
+            output: Any = equation.outvars[0].aval
+            count += output.size
         for parameter in equation.params.values():
             inner = getattr(parameter, "jaxpr", parameter)
             if isinstance(inner, Jaxpr):

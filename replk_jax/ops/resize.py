@@ -11,6 +11,7 @@ the products: a scatter takes as long, and adds in no fixed order on GPUs.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -101,7 +102,7 @@ def adaptive_pool_matrix(output: int, size: int, dtype: Any = np.float32) -> np.
     return matrix.astype(dtype)
 
 
-def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool = False) -> jax.Array:
+def resize_bilinear(x: jax.Array, size: Sequence[int], align_corners: bool = False) -> jax.Array:
     """Resizes feature maps by bilinear interpolation, without antialiasing.
 
     Args:
@@ -115,11 +116,11 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool = F
     Raises:
       ValueError: a size below 1.
     """
-    height, width = x.shape[1:3]
-    _check_sizes(*size, height, width)
-    if size == (height, width):
+    rows, columns = size
+    _check_sizes(rows, columns, *x.shape[1:3])
+    if (rows, columns) == x.shape[1:3]:
         return x
-    return _resized(x, size, align_corners)
+    return _resized(x, (rows, columns), align_corners)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))

@@ -57,10 +57,16 @@ class Windows:
 
     def cut(self, image: np.ndarray) -> np.ndarray:
         """The windows of an image (H', W', C), row by row: (n, h, w, C)."""
+        return np.stack([image[part] for part in self._parts()])
+
+    def cut_batch(self, images: jax.Array) -> jax.Array:
+        """The windows of images (N, H', W', C), one image after the other: (N n, h, w, C)."""
+        cut = jnp.stack([images[:, *part] for part in self._parts()], 1)
+        return cut.reshape(-1, *cut.shape[2:])
+
+    def _parts(self) -> list[tuple[slice, slice]]:
         height, width = self.size
-        return np.stack(
-            [image[y : y + height, x : x + width] for y in self.tops for x in self.lefts]
-        )
+        return [(slice(y, y + height), slice(x, x + width)) for y in self.tops for x in self.lefts]
 
 
 def place_windows(image_size: Size, window: int | None = None, stride: int = 0) -> Windows:
@@ -260,8 +266,10 @@ def _in_chunks_of_rows(
     function: Callable[[Sequence[jax.Array]], jax.Array], views: Sequence[View]
 ) -> jax.Array:
     count, height, _ = views[0].rows.shape
-    row_bytes = 4 * count * views[0].columns.shape[1] * views[0].logits.shape[-1]
-    chunks = math.ceil(height / max(1, _CHUNK_BYTES // row_bytes)) if row_bytes else 1
+    row_bytes = 4 * len(views) * views[0].columns.shape[1] * views[0].logits.shape[-1]
+    if isinstance(count, int):  # not symbolic, as in an exported program
+        row_bytes *= max(1, count)
+    chunks = math.ceil(height / max(1, _CHUNK_BYTES // row_bytes))
     size = -(-height // chunks)  # of a chunk
     chunks = -(-height // size)
 

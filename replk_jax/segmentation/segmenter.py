@@ -1,7 +1,7 @@
 """Networks for semantic segmentation: a backbone, a decode head and an auxiliary head."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import flax.linen as nn
 import jax
@@ -123,7 +123,7 @@ class SegmentationNetwork(CompositeNetwork, kw_only=True):
           TypeError: images that are not floating point.
         """
         self.check_call(x)
-        feature_maps = self.backbone(x, train)
+        feature_maps = cast("tuple[jax.Array, ...]", self.backbone(x, train))
         logits = self.decode_head(feature_maps, train)
         if not (train or self.is_initializing()):
             return logits

@@ -10,7 +10,12 @@ from replk_jax.torch_import.load import load_contents, load_torch
 from replk_jax.torch_import.metadata import find_metadata
 from replk_jax.torch_import.placeholders import Placeholder
 from replk_jax.torch_import.reader import WeightsFile
-from replk_jax.torch_import.recognition import Recognized, infer_architecture, recognize
+from replk_jax.torch_import.recognition import (
+    Recognized,
+    infer_architecture,
+    network_class,
+    recognize,
+)
 from replk_jax.torch_import.save import TORCH_ENDINGS, check_published, save_torch
 from replk_jax.torch_import.torch_files import Contents
 
@@ -28,6 +33,7 @@ __all__ = [
     "infer_architecture",
     "load_contents",
     "load_torch",
+    "network_class",
     "recognize",
     "save_torch",
 ]

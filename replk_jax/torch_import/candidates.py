@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from replk_jax.io.tensors import StoredTensor
+from replk_jax.torch_import.composites import BACKBONE, COMPOSITES, Composite
 from replk_jax.torch_import.entries import Selection, is_tensor, mapping_of
 from replk_jax.torch_import.families import FAMILIES, Family
 from replk_jax.torch_import.names import CLASSIFIER
@@ -24,12 +25,12 @@ _WRAPPER_MODULE = re.compile(
     r"(?<![^.])(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module"
     r"|_checkpoint_wrapped_module)\."
 )
-_BACKBONE = "backbone."
 # The families' names of classifiers, whose weights have two dimensions.
 _CLASSIFIERS = ("head", "head.fc", "linear", "classifier.1", "classifier", "fc")
 # The number of averaged steps, which PyTorch and mmengine save with the weights.
 _STEP_COUNTERS = ("n_averaged", "steps")
 _PROFILER_COUNTERS = ("total_ops", "total_params")  # of the package thop
+_IMAGE_STATISTICS = "data_preprocessor."  # mean and std of the images, in files of mmengine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,12 @@ class Candidate:
     @cached_property
     def place(self) -> str:
         place = "".join(f"[{key!r}]" for key in self.entry) or "at the top"
-        return place + (f", after {self.original_prefix!r}" if self.original_prefix else "")
+        return place + (f", after {self.whole_prefix!r}" if self.whole_prefix else "")
+
+    @property
+    def whole_prefix(self) -> str:
+        """`original_prefix`; of a composite network, the prefix of all its tensors."""
+        return self.original_prefix.removesuffix(BACKBONE if self.composite else "")
 
     @cached_property
     def tensors(self) -> dict[str, Any]:
@@ -64,36 +70,60 @@ class Candidate:
         tensors = {name.removeprefix(self.prefix): v for name, v in self.values.items()}
         classifier = self._classifier()
         twice = classifier.keys() & tensors.keys()
-        twice |= {name for name in tensors if _BACKBONE + name in tensors}
+        twice |= {name for name in tensors if BACKBONE + name in tensors}
         if twice:
             name = min(twice)
             raise ValueError(
-                f"some tensors exist with and without {_BACKBONE!r}, such as {name!r}: choose by "
-                f"prefix={_BACKBONE!r}, or by rename."
+                f"some tensors exist with and without {BACKBONE!r}, such as {name!r}: choose by "
+                f"prefix={BACKBONE!r}, or by rename."
             )
         return tensors | classifier
 
     @cached_property
+    def composite(self) -> Composite | None:
+        """The composite network with this one as its backbone; None without known heads."""
+        names = self._beside() if self.prefix.endswith(BACKBONE) else {}
+        return next((c for c in COMPOSITES if any(map(c.KEYS.match, names))), None)
+
+    @cached_property
+    def heads(self) -> dict[str, Any]:
+        """The tensors of the heads of the composite network, by names without the prefix."""
+        if self.composite is None:
+            return {}
+        starts = tuple(f"{module}." for module in self.composite.MODULES)
+        return {name: value for name, value in self._beside().items() if name.startswith(starts)}
+
+    @cached_property
     def ignored(self) -> tuple[str, ...]:
-        """Names of tensors in the same dictionary that do not belong to the network."""
-        before = self.prefix.removesuffix(_BACKBONE)
-        used = {before + name for name in self._classifier()}
+        """Names of tensors in the same dictionary that belong neither to the network nor to heads.
+
+        Statistics of the images are not among them.
+        """
+        before = self.prefix.removesuffix(BACKBONE)
+        used = {before + name for name in (*self._classifier(), *self.heads)}
         return tuple(
             name
             for name, value in self.others.items()
-            if is_tensor(value) and name not in used and not is_step_counter(name)
+            if is_tensor(value)
+            and name not in used
+            and not is_step_counter(name)
+            and not name.startswith(before + _IMAGE_STATISTICS)
         )
 
-    def _classifier(self) -> dict[str, Any]:
-        """The classifier in mmpretrain's naming, which is next to the backbone."""
-        if not self.prefix.endswith(_BACKBONE):
-            return {}
-        before = self.prefix.removesuffix(_BACKBONE)
-        beside = {
+    def _beside(self) -> dict[str, Any]:
+        """The values beside the backbone, by names without the prefix around it."""
+        before = self.prefix.removesuffix(BACKBONE)
+        return {
             name.removeprefix(before): value
             for name, value in self.others.items()
             if name.startswith(before)
         }
+
+    def _classifier(self) -> dict[str, Any]:
+        """The classifier in mmpretrain's naming, which is next to the backbone."""
+        if not self.prefix.endswith(BACKBONE):
+            return {}
+        beside = self._beside()
         weights = (beside.get(f"{name}.weight") for name in _CLASSIFIERS)
         if not any(isinstance(w, StoredTensor) and len(w.shape) == 2 for w in weights):
             return {}
@@ -114,8 +144,8 @@ def candidates_in(
     prefixes = sorted(families, key=len, reverse=True)
     owners = {name: next((p for p in prefixes if name.startswith(p)), None) for name in names}
     others = {name: entry[names[name]] for name, owner in owners.items() if owner is None}
-    exact = selection.prefix is not None and "" in families
-    for prefix in [""] if exact else families:
+    exact = [] if selection.prefix is None else [p for p in ("", BACKBONE) if p in families]
+    for prefix in exact[:1] or families:
         own = [name for name, owner in owners.items() if owner == prefix]
         yield Candidate(
             entry=path,

@@ -71,6 +71,18 @@ class Family(Protocol[Model]):
         """
         ...
 
+    def mm_names(self, state_dict: Mapping[str, Any], architecture: Any) -> dict[str, Any]:
+        """Renames the state dict of a backbone to mmpretrain's and mmsegmentation's names.
+
+        Args:
+          state_dict: by official names, in the official order.
+          architecture: of the network.
+
+        Returns:
+          The state dict, in the order of mmpretrain.
+        """
+        ...
+
     def official_key(self, key: str, architecture: Any) -> str:
         """The official name of a tensor, from its name by rule (`names.by_rule`).
 

@@ -4,11 +4,17 @@ from collections.abc import Mapping
 
 from replk_jax.io.tensors import TensorLike
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.composite import CompositeNetwork
+from replk_jax.models.composite_fitting import fit_classes
 from replk_jax.models.fitting import Fitted, Fitting, fit_tensors
 from replk_jax.models.network import Path
+from replk_jax.reparam import reparameterize
 from replk_jax.torch_import import names
-from replk_jax.torch_import.convert import convert_state_dict, places_of
+from replk_jax.torch_import.composites import composite_of, joined, split
+from replk_jax.torch_import.convert import convert_state_dict
 from replk_jax.torch_import.families import family_of
+from replk_jax.torch_import.places import places_of, structure_of
+from replk_jax.torch_import.structures import Structure
 
 
 def fit(
@@ -28,6 +34,39 @@ def fit(
     naming = _OfficialNames(weights, model)
     fitted, left_out, initialized = fit_tensors(weights, model, naming, fitting, source=source)
     return Fitted(convert_state_dict(fitted, model), left_out, initialized)
+
+
+def fit_composite(
+    weights: Mapping[str, TensorLike], model: CompositeNetwork, fitting: Fitting, *, source: str
+) -> Fitted:
+    """Converts the weights of a composite network to the variables of a model of its class.
+
+    Args:
+      weights: by official names.
+      model: the network to load into.
+      fitting: the permitted changes. Those of the classes are of the heads.
+      source: name of the file, for warnings.
+
+    Raises:
+      ValueError: as `load_torch`.
+    """
+    composite = composite_of(model)
+    backbone, heads = split(weights)
+    naming = _OfficialNames(backbone, model.backbone)
+    backbone, *changes = fit_tensors(backbone, model.backbone, naming, fitting, source=source)
+    own = model.clone(num_classes=composite.num_classes(heads) or model.num_classes)
+    if structure_of(weights, model) is not Structure.TRAINING:
+        if own.num_classes != model.num_classes:
+            raise ValueError(
+                f"it is re-parameterized and has {own.num_classes} classes, the model has "
+                f"{model.num_classes}: give the file from before the merge."
+            )
+        return Fitted(convert_state_dict(joined(backbone, heads), model), *changes)
+    own = own.clone(deploy=False)
+    variables = convert_state_dict(joined(backbone, heads), own)
+    if own.num_classes != model.num_classes:
+        variables = fit_classes(variables, own, model, fitting)
+    return Fitted(reparameterize(variables) if model.deploy else variables, *changes)
 
 
 class _OfficialNames:

@@ -2,28 +2,28 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from replk_jax.io.errors import naming
-from replk_jax.io.tensors import StoredTensor
 from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.fitting import Fitted, Fitting
 from replk_jax.models.network import Network
 from replk_jax.torch_import.entries import Selection
-from replk_jax.torch_import.families import Family
-from replk_jax.torch_import.fitting import fit
+from replk_jax.torch_import.fitting import fit, fit_composite
 from replk_jax.torch_import.names import without_classifier
 from replk_jax.torch_import.reader import read
+from replk_jax.torch_import.recognition import infer_composite
 from replk_jax.torch_import.torch_files import Contents
 from replk_jax.torch_import.weights import Weights, find_weights
 
 
 def load_torch(
     path: str | os.PathLike,
-    model: Backbone | None = None,
+    model: Network | None = None,
     *,
     num_classes: int | None = None,
     in_channels: int | None = None,
@@ -32,8 +32,9 @@ def load_torch(
     key: str | None = None,
     prefix: str | None = None,
     rename: Callable[[str], str | None] | None = None,
+    like: str | None = None,
     seed: int = 0,
-) -> tuple[Backbone, dict[str, Any]]:
+) -> tuple[Network, dict[str, Any]]:
     """Loads a PyTorch checkpoint, without PyTorch and without running code in it.
 
         model, variables = load_torch("RepLKNet-31B_ImageNet-1K_224.pth")
@@ -42,20 +43,28 @@ def load_torch(
     Loading is strict: it uses every tensor of the network and fills every variable. There are two
     exceptions: it leaves out the classifier for a model without one (`num_classes=None`), and the
     layers after the last stage for a backbone (`out_indices`). Tensors of other networks in the
-    file, such as a segmenter's decoder, are left out with a warning.
+    file, such as the heads of a detector, are left out with a warning.
+
+    A checkpoint of mmsegmentation with a supported head gives a `SegmentationNetwork`. Its weights
+    do not record `align_corners`, pooling scales and dilation. They are taken from the
+    configuration in the file, from the table of published checkpoints if the file has such a name,
+    or from the checkpoint `like`. Otherwise they have mmsegmentation's defaults, with a warning. A
+    backbone as `model`, or prefix="backbone.", loads the backbone alone.
 
     The state dict may be in any entry of the file, and its names may have any prefix. For a file
     with several networks, `key` or `prefix` selects one.
 
     Args:
-      path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain or timm naming.
+      path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain, mmsegmentation or
+        timm naming.
       model: the network to load into; None for the one that `infer_architecture` identifies. With
         `deploy=True` training-time weights are re-parameterized.
       num_classes: replaces that of the model; 0 for no classifier.
       in_channels: replaces the number of input channels. For one channel the first kernel is
         summed over its inputs. For other numbers its inputs are repeated in turn and scaled to
         keep their sum, as in timm. A warning reports it.
-      reset_head: draw a new classifier if the file's has another number of classes.
+      reset_head: draw a new classifier if the file's has another number of classes; in a segmenter
+        the classifiers of its heads.
       prefer_ema: load the exponential moving average (EMA) of the weights.
       key: of the entry that holds the state dict, such as "model"; of an entry within another
         one, "checkpoint/model".
@@ -82,6 +91,7 @@ def load_torch(
             num_classes=num_classes,
             in_channels=in_channels,
             fitting=Fitting(reset_head=reset_head, seed=seed),
+            like=like,
         )
         return model, fitted.variables
 
@@ -95,28 +105,40 @@ def load_contents(
     num_classes: int | None = None,
     in_channels: int | None = None,
     fitting: Fitting,
-) -> tuple[Backbone, Fitted]:
+    like: str | None = None,
+) -> tuple[Network, Fitted]:
     """As `load_torch`, from the contents of a file. Errors do not name the file.
 
     Args:
       contents: of the file.
-      model, num_classes, in_channels: as in `load_torch`.
+      model, num_classes, in_channels, like: as in `load_torch`.
       selection: which weights to load.
-      source: name of the file, for warnings.
+      source: path of the file, for warnings and for the name of a published checkpoint.
       fitting: the permitted changes to the weights.
 
     Raises:
       ValueError: as `load_torch`.
     """
     found = find_weights(contents, selection)
+    if isinstance(model, Backbone):
+        found = found.backbone_alone()
     _warn_of_what_is_there(found, selection, source, strides_assumed=model is None)
-    weights, _ = found.by_official_names()
-    network: type[Backbone] = found.family.NETWORK
-    if model is None:
-        model = _infer_model(weights, found.family, num_classes, fitting.reset_head)
-    elif not isinstance(model, network):
+    if fitting.reset_head and num_classes is None and model is None:
+        raise ValueError("reset_head=True draws a new classifier: give its num_classes.")
+    if model is None and found.composite is None:
+        model = _infer_model(found, num_classes, fitting.reset_head)
+    elif model is None:
+        model, assumed = infer_composite(found, contents, source, like)
+        if assumed:
+            warn_user(
+                f"{source}: the weights do not record these, and it has neither a configuration "
+                f"nor the name of a published checkpoint; assumed: {assumed}. like=TAG (--like) "
+                "takes them from a published one."
+            )
+    known = (found.composite or found.family).NETWORK
+    if not isinstance(model, known):
         raise ValueError(
-            f"its weights are those of a {network.__name__}, and the model is a "
+            f"its weights are those of a {known.__name__}, and the model is a "
             f"{type(model).__name__}."
         )
     if num_classes is not None:
@@ -124,18 +146,19 @@ def load_contents(
     if in_channels is not None:
         model = _with_in_channels(model, in_channels)
         fitting = dataclasses.replace(fitting, adapt_input=True)
+    if isinstance(model, CompositeNetwork):
+        return model, fit_composite(found.with_heads(), model, fitting, source=source)
+    assert isinstance(model, Backbone)
+    weights, _ = found.by_official_names()
     return model, fit(weights, model, fitting, source=source)
 
 
-def _infer_model(
-    weights: Mapping[str, StoredTensor], family: Family, num_classes: int | None, reset_head: bool
-) -> Backbone:
+def _infer_model(found: Weights, num_classes: int | None, reset_head: bool) -> Backbone:
+    weights, _ = found.by_official_names()
     # A classifier that is replaced may be of any kind.
-    kept = without_classifier(weights) if reset_head or num_classes == 0 else weights
-    model = family.infer_model(kept)
-    if reset_head and num_classes is None:
-        raise ValueError("reset_head=True draws a new classifier: give its num_classes.")
-    return model
+    return found.family.infer_model(
+        without_classifier(weights) if reset_head or num_classes == 0 else weights
+    )
 
 
 def _warn_of_what_is_there(
@@ -158,15 +181,23 @@ def _warn_of_what_is_there(
         )
 
 
-def _with_classes(model: Backbone, num_classes: int) -> Backbone:
-    if model.out_indices is not None:
+def _with_classes(model: Network, num_classes: int) -> Network:
+    if isinstance(model, Backbone) and model.out_indices is not None:
         raise ValueError("num_classes needs a classifier, and the model is a backbone.")
+    if isinstance(model, CompositeNetwork) and not num_classes:
+        raise ValueError(
+            f"A {type(model).__name__} needs classes. Its backbone alone is loaded with "
+            'prefix="backbone.".'
+        )
     return model.clone(num_classes=num_classes or None)
 
 
-def _with_in_channels(model: Backbone, in_channels: int) -> Backbone:
+def _with_in_channels(model: Network, in_channels: int) -> Network:
     if type(in_channels) is not int or in_channels < 1:
         raise ValueError(f"in_channels must be a positive integer; got {in_channels!r}.")
+    if isinstance(model, CompositeNetwork):
+        return model.clone(backbone=_with_in_channels(model.backbone, in_channels))
+    assert isinstance(model, Backbone)
     return model.clone(
         architecture=dataclasses.replace(model.architecture, in_channels=in_channels)
     )

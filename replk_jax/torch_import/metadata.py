@@ -12,10 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from replk_jax import pretrained
 from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
-from replk_jax.models import pretrained, registry
+from replk_jax.models import registry
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.network import Network
+from replk_jax.segmentation.pretrained_table import PretrainedSegmenter
+from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.torch_import.config_fields import crop_fraction, number, whole_number
 from replk_jax.torch_import.json_config import (
     timm_class_names,
@@ -31,8 +35,11 @@ from replk_jax.torch_import.mm_config import (
     parse_config,
     resizes_with_opencv,
 )
+from replk_jax.torch_import.mm_segmentation import segmentation_protocol
 from replk_jax.torch_import.placeholders import Placeholder
 from replk_jax.torch_import.torch_files import Contents
+from replk_jax.vision import label_sets
+from replk_jax.vision.base_preprocessing import BasePreprocessing
 from replk_jax.vision.preprocessing import Preprocessing
 
 _LARGEST_JSON = 1 << 24  # bytes; a config.json with the names of 21,841 classes has 2 MB
@@ -68,14 +75,16 @@ class Metadata:
       backbone: unusual strides and dilation in a configuration.
     """
 
-    preprocessing: Preprocessing | None = None
+    preprocessing: BasePreprocessing | None = None
     preprocessing_source: str | None = None
     class_names: tuple[str, ...] | None = None
     class_names_source: str | None = None
     backbone: BackboneSettings | None = None
 
 
-def find_metadata(path: str | os.PathLike, contents: Contents, model: Backbone) -> Metadata:
+def find_metadata(
+    path: str | os.PathLike, contents: Contents, model: Network, like: str | None = None
+) -> Metadata:
     """Finds metadata in a checkpoint, in the JSON files next to it and by its name.
 
     The checkpoint's own entries take precedence. JSON files come second if the path is a folder, or
@@ -89,16 +98,21 @@ def find_metadata(path: str | os.PathLike, contents: Contents, model: Backbone) 
       path: of the checkpoint, a file or a folder.
       contents: of it.
       model: the network.
+      like: the tag or file name of a published segmenter with the same classes, if these are not
+        in the checkpoint.
     """
     path = Path(path)
     search = _Search(model)
     search.in_checkpoint(contents if isinstance(contents, Mapping) else {})
     named = pretrained.recognize(path, model)
     if named and not _has_json_by_name(path):
-        search.keep(_FILE_NAME, "preprocessing", named.preprocessing)
-    search.in_json(path)
+        search.published(_FILE_NAME, named)
+    if isinstance(model, Backbone):
+        search.in_json(path, model)
     if named:
-        search.keep(_FILE_NAME, "preprocessing", named.preprocessing)
+        search.published(_FILE_NAME, named)
+    if like is not None and isinstance(model, SegmentationNetwork):
+        search.classes_of("the checkpoint that is named", pretrained.lookup(like))
     return search.found
 
 
@@ -110,7 +124,7 @@ class _Search:
       found: the metadata so far.
     """
 
-    def __init__(self, model: Backbone):
+    def __init__(self, model: Network):
         self.model = model
         self.found = Metadata()
 
@@ -118,22 +132,35 @@ class _Search:
         """Searches the entries of a checkpoint."""
         meta, args = (_entries(contents.get(key)) for key in ("meta", "args"))
         config = _attempt("configuration", _META, parse_config, meta) or {}
+        self.class_names(_META, mm_class_names, meta)
+        if isinstance(self.model, SegmentationNetwork):
+            self.preprocessing(_META, segmentation_protocol, config)
+            return
         self.preprocessing(_META, mm_preprocessing, config)
         if self.found.preprocessing and resizes_with_opencv(config):
             self.found = dataclasses.replace(self.found, preprocessing_source=_OPENCV)
-        self.class_names(_META, mm_class_names, meta)
         family = type(self.model).__name__
         backbone = _attempt("backbone", _META, mm_backbone, config, family)
         self.found = dataclasses.replace(self.found, backbone=backbone)
         self.preprocessing(_ARGS, _torchvision_preprocessing, args)
         self.preprocessing(_ARGS, _official_preprocessing, args)
 
-    def in_json(self, path: Path) -> None:
+    def published(self, source: str, entry: pretrained.Entry) -> None:
+        """Adds what is known of a published checkpoint of the network."""
+        self.keep(source, "preprocessing", entry.preprocessing)
+        self.classes_of(source, entry)
+
+    def classes_of(self, source: str, entry: pretrained.Entry) -> None:
+        """Adds the class names of a published segmenter, if their number is that of the network."""
+        if isinstance(entry, PretrainedSegmenter) and entry.num_classes == self.model.num_classes:
+            self.keep(source, "class_names", label_sets.find(entry.data_set).class_names)
+
+    def in_json(self, path: Path, model: Backbone) -> None:
         """Searches the JSON files next to a checkpoint, if they belong to the network."""
         folder = path if path.is_dir() else path.parent
         files = {name: _read_json(folder / name) for name in _JSON_FIELDS}
         config = files[_CONFIG]
-        matches = _matches(self.model, config)
+        matches = _matches(model, config)
         if matches is None:
             matches = _has_json_by_name(path)
         if not matches:

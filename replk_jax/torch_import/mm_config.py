@@ -24,7 +24,7 @@ _NO_STEPS: Mapping[str, Any] = {}
 
 # The backbones' default strides, which all have the same output stride.
 _USUAL_OUTPUT_STRIDE = 32
-_USUAL_STRIDES = {
+USUAL_STRIDES = {
     "ResNet": (1, 2, 2, 2),
     "RepVGG": (2, 2, 2, 2),
     "RepLKNet": (2, 2, 2, 2),
@@ -83,7 +83,8 @@ def mm_class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     data_set = meta.get("dataset_meta")
     data_set = data_set if isinstance(data_set, Mapping) else {}
     names = data_set.get("classes") or data_set.get("CLASSES") or meta.get("CLASSES")
-    return tuple(map(str, class_labels(names, "classes"))) if names else None
+    # One name of mmsegmentation's ADE20K ends with a space.
+    return tuple(str(n).strip() for n in class_labels(names, "classes")) if names else None
 
 
 def mm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
@@ -95,7 +96,7 @@ def mm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     resize, crop = _resize_and_crop(config)
     if not resize:
         return None
-    mean, std = _normalization(config)
+    mean, std = normalization(config)
     side, shorter_only = _resized_side(resize)
     if crop:
         image_size = _square(crop, "crop_size")
@@ -133,9 +134,9 @@ def mm_backbone(config: Mapping[str, Any], family: str) -> BackboneSettings | No
     """
     model = config.get("model")
     backbone = model.get("backbone") if isinstance(model, Mapping) else None
-    if not isinstance(backbone, Mapping) or _type(backbone) != family:
+    if not isinstance(backbone, Mapping) or type_name(backbone) != family:
         return None
-    usual = _USUAL_STRIDES[family]
+    usual = USUAL_STRIDES[family]
     strides = whole_numbers(backbone, "strides") if backbone.get("strides") else usual
     dilations = whole_numbers(backbone, "dilations") if backbone.get("dilations") else (1,)
     # Basic blocks have no 1 x 1 convolution that could have the stride.
@@ -145,7 +146,7 @@ def mm_backbone(config: Mapping[str, Any], family: str) -> BackboneSettings | No
     settings, fields = [], []
     if strides != usual[: len(strides)]:
         settings.append(f"strides={strides}")
-        fields += _output_stride(strides, usual)
+        fields += output_stride(strides, usual)
     if set(dilations) != {1}:
         settings.append(f"dilations={dilations}")
     if in_1x1:
@@ -162,7 +163,7 @@ def mm_backbone(config: Mapping[str, Any], family: str) -> BackboneSettings | No
     return BackboneSettings(tuple(settings), tuple(fields)) if settings else None
 
 
-def _output_stride(strides: tuple[int, ...], usual: tuple[int, ...]) -> list[tuple[str, int]]:
+def output_stride(strides: tuple[int, ...], usual: tuple[int, ...]) -> list[tuple[str, int]]:
     """The field `output_stride`, if the product of the strides is smaller than usual."""
     usual_product, product = math.prod(usual[: len(strides)]), math.prod(strides)
     if product >= usual_product:
@@ -180,8 +181,8 @@ def _resize_and_crop(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapp
     Raises:
       ValueError: a pipeline of other steps.
     """
-    steps = [step for step in _test_pipeline(config) if _GEOMETRIC.search(_type(step))]
-    match [_type(step) for step in steps]:
+    steps = [step for step in test_pipeline(config) if _GEOMETRIC.search(type_name(step))]
+    match [type_name(step) for step in steps]:
         case []:
             return _NO_STEPS, _NO_STEPS
         case ["Resize" | "ResizeEdge"]:
@@ -194,16 +195,23 @@ def _resize_and_crop(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapp
             raise ValueError(f"the steps {', '.join(types)} cannot be represented")
 
 
-def _test_pipeline(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def test_pipeline(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The steps of the test pipeline, those inside another one after it; empty without any."""
     steps = config.get("test_pipeline")
     if steps is None:
         data = config.get("data")
         loader = config.get("test_dataloader") or (data.get("test") if data else None) or {}
         steps = loader.get("dataset", loader).get("pipeline")
-    return [step for step in steps or () if isinstance(step, Mapping)]
+    outer = [step for step in steps or () if isinstance(step, Mapping)]
+    return [
+        step
+        for each in outer
+        for step in (each, *(each.get("transforms") or ()))
+        if isinstance(step, Mapping)
+    ]
 
 
-def _type(settings: Mapping[str, Any]) -> str:
+def type_name(settings: Mapping[str, Any]) -> str:
     """The name of a class without its scope: "ResizeEdge" for "mmpretrain.ResizeEdge"."""
     return str(settings.get("type")).rpartition(".")[2]
 
@@ -212,7 +220,7 @@ def _resized_side(resize: Mapping[str, Any]) -> tuple[int, bool]:
     """A side in pixels, and whether it is only that of the shorter side."""
     name = "size" if resize.get("scale") is None else "scale"
     size = resize.get(name)
-    if _type(resize) == "ResizeEdge":
+    if type_name(resize) == "ResizeEdge":
         return whole_number(resize, name), _is_short(resize, "edge")
     if isinstance(size, list | tuple) and len(size) == 2 and size[1] == -1:
         return whole_number({name: size[0]}, name), _is_short(resize, "adaptive_side")
@@ -240,13 +248,13 @@ def _square(step: Mapping[str, Any], name: str) -> int:
     return sides[0]
 
 
-def _normalization(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation for values in [0, 1]; the configuration has them for [0, 255].
 
     Raises:
       ValueError: missing, or channels in the order blue, green, red.
     """
-    step = next((s for s in _test_pipeline(config) if _type(s) == "Normalize"), {})
+    step = next((s for s in test_pipeline(config) if type_name(s) == "Normalize"), {})
     model = mapping(config, "model") if config.get("model") else {}
     found = model.get("data_preprocessor") or config.get("data_preprocessor") or step
     if not isinstance(found, Mapping) or not found.get("mean") or not found.get("std"):
@@ -261,7 +269,8 @@ def _fractions(fields: Mapping[str, Any], name: str) -> tuple[float, ...]:
     values = fields[name]
     if not isinstance(values, list | tuple) or any(type(v) not in (int, float) for v in values):
         raise unexpected(name, values, "a list of numbers")
-    return tuple(value / 255 for value in values)
+    # To 12 digits, so that 57.12 / 255 is 0.224.
+    return tuple(round(value / 255, 12) for value in values)
 
 
 # --- Python text -------------------------------------------------------------------------

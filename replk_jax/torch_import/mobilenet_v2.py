@@ -32,6 +32,7 @@ _NAMINGS = {
     "mmpretrain": r"layer\d+\.",
     "timm": r"conv_stem\.|blocks\.\d+\.",
 }
+_PAIR = ("conv", "bn")
 _OF_A_PAIR = {"conv": 0, "bn": 1}
 _PART_OF_A_BLOCK = re.compile(
     r"layer(?P<stage>\d{1,4})\.(?P<block>\d{1,4})\.conv\.(?P<conv>\d)\."
@@ -67,6 +68,14 @@ def timm_names(
 ) -> dict[str, Any]:
     """See `families.Family`."""
     rename = partial(_to_timm, layers=architecture.layers, expands=_expands(architecture))
+    return names.renamed(state_dict, rename)
+
+
+def mm_names(
+    state_dict: Mapping[str, Any], architecture: MobileNetV2Architecture
+) -> dict[str, Any]:
+    """See `families.Family`."""
+    rename = partial(_to_mm, layers=architecture.layers, expands=_expands(architecture))
     return names.renamed(state_dict, rename)
 
 
@@ -175,17 +184,46 @@ def _to_timm(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:
         case ["features", _, position, leaf]:
             return f"{('conv_head', 'bn2')[int(position)]}.{leaf}"
         case ["features", number, "conv", *place, leaf]:
-            stage, block = 0, int(number) - 1
-            while block >= layers[stage]:
-                stage, block = stage + 1, block - layers[stage]
-            convs = _TIMM_CONVS[expands[stage]]
-            if len(place) == 2:
-                conv, position = map(int, place)
-            else:  # of the projection, which is not in a module of its own
-                conv, position = len(convs) - 1, int(place[0]) - (len(convs) - 1)
-            part = f"bn{conv + 1}" if position else convs[conv]
+            stage, block, conv, position = _place_in_stage(number, place, layers, expands)
+            part = f"bn{conv + 1}" if position else _TIMM_CONVS[expands[stage]][conv]
             return f"blocks.{stage}.{block}.{part}.{leaf}"
     return key
+
+
+def _to_mm(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:
+    """Converts a name from torchvision to mmpretrain; other arguments as in `_torchvision_key`."""
+    match key.split("."):
+        case ["classifier", "1", leaf]:
+            return f"head.fc.{leaf}"
+        case ["features", "0", position, leaf]:
+            return f"conv1.{_PAIR[int(position)]}.{leaf}"
+        case ["features", _, position, leaf]:
+            return f"conv2.{_PAIR[int(position)]}.{leaf}"
+        case ["features", number, "conv", *place, leaf]:
+            stage, block, conv, position = _place_in_stage(number, place, layers, expands)
+            return f"layer{stage + 1}.{block}.conv.{conv}.{_PAIR[position]}.{leaf}"
+    return key
+
+
+def _place_in_stage(
+    number: str, place: Sequence[str], layers: Sequence[int], expands: Sequence[bool]
+) -> tuple[int, int, int, int]:
+    """The stage, the block, the convolution and the place in `_PAIR` of a torchvision name.
+
+    Args:
+      number: of the block, as in "features.4".
+      place: the parts after "conv", without the last one.
+      layers, expands: as in `_torchvision_key`.
+    """
+    stage, block = 0, int(number) - 1
+    while block >= layers[stage]:
+        stage, block = stage + 1, block - layers[stage]
+    if len(place) == 2:
+        conv, position = map(int, place)
+        return stage, block, conv, position
+    # The projection is not in a module of its own.
+    projection = len(_TIMM_CONVS[expands[stage]]) - 1
+    return stage, block, projection, int(place[0]) - projection
 
 
 def _torchvision_key(key: str, layers: Sequence[int], expands: Sequence[bool]) -> str:

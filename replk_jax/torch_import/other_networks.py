@@ -121,9 +121,10 @@ _NETWORKS: tuple[tuple[str, ...], ...] = (
         rf"{_MOBILE_BLOCK}(?:se\.|conv_exp\.|conv_(?:pw|dw|pwl)\.\d)"
         r"|(?:features\.)?\d+\.(?:\d+\.)?block\.|conv_head\.bias|_blocks\.\d+\._",
     ),
+    ("Mix Transformer (of SegFormer)", r"layers\.\d+\.1\.\d+\.attn\.attn\."),
     (
         "Swin Transformer",
-        rf"(?:layers\.\d+\.blocks|features\.\d+)\.\d+\.attn\.|{_BLOCK}attn\.meta_mlp\.",
+        rf"{_BLOCK}attn\.w_msa\.|(?:layers\.\d+\.blocks|features\.\d+)\.\d+\.attn\.|{_BLOCK}attn\.meta_mlp\.",
     ),
     ("FocalNet", r"layers\.\d+\.blocks\.\d+\.modulation\."),
     ("an MLP (MLP-Mixer, ResMLP, gMLP)", r"blocks\.\d+\.(?:mlp_tokens|mlp_channels)\."),

@@ -2,20 +2,26 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from replk_jax.io.errors import naming
 from replk_jax.io.text import brief
 from replk_jax.models import registry
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.description import architecture_in_words
+from replk_jax.models.network import Network
+from replk_jax.torch_import.composites import split
 from replk_jax.torch_import.convert import faults
 from replk_jax.torch_import.entries import ANY, Selection
 from replk_jax.torch_import.names import without_classifier
+from replk_jax.torch_import.places import structure_of
 from replk_jax.torch_import.reader import read
+from replk_jax.torch_import.settings import find_settings
 from replk_jax.torch_import.structures import Structure
 from replk_jax.torch_import.torch_files import Contents
-from replk_jax.torch_import.weights import find_weights
+from replk_jax.torch_import.weights import Weights, find_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +31,19 @@ class Recognized:
     Attributes:
       model: the network; `deploy=True` if the file is merged.
       name: the registered name, or None.
-      naming: "official", "torchvision", "mmpretrain" or "timm".
+      naming: "official", "torchvision", "mmpretrain" or "timm"; of a composite network, that of
+        its backbone.
       structure: the degree of re-parameterization.
       place: location of the weights in the file, in words.
       ignored: names of tensors of other networks in the same state dict.
       faults: tensors that are missing, unexpected or of another shape, which `load_torch` rejects.
-      assumed: what names and shapes do not determine and the importer assumes, in words.
+      assumed: what names and shapes do not determine and the importer assumes, in words; empty if
+        the file's configuration or name determines it all.
       is_ema: whether the weights are an exponential moving average (EMA).
       has_ema: whether the file has an EMA of any weights.
     """
 
-    model: Backbone
+    model: Network
     name: str | None
     naming: str
     structure: Structure
@@ -48,21 +56,26 @@ class Recognized:
 
     def __str__(self) -> str:
         model = self.model
-        kind = f"{model.num_classes} classes" if model.num_classes else "no classifier"
-        if model.out_indices is not None:
-            normed = getattr(model, "norm_intermediate_features", False)  # RepLKNet's own
-            norms = " with a norm each" if normed else ""
-            kind = f"backbone of {len(model.out_indices)} stages{norms}"
         lines = [
-            f"{self.name or type(model).__name__}, {kind}, {self.structure.value}",
+            f"{self.name or type(model).__name__}, {_kind(model)}, {self.structure.value}",
             f"  {architecture_in_words(model)}",
             f"  names: {self.naming}; weights: {self.place}{', an EMA' if self.is_ema else ''}",
-            f"  assumed, since a file does not record it: {self.assumed}",
         ]
+        if self.assumed:
+            lines.append(f"  assumed, since a file does not record it: {self.assumed}")
         if self.ignored:
             count, names = len(self.ignored), brief(self.ignored)
             lines.append(f"  left out: {count} tensors beside it: {names}")
         return "\n".join(lines)
+
+
+def _kind(model: Network) -> str:
+    """The number of classes, or the outputs of a backbone, in words."""
+    if isinstance(model, Backbone) and model.out_indices is not None:
+        normed = getattr(model, "norm_intermediate_features", False)  # RepLKNet's own
+        norms = " with a norm each" if normed else ""
+        return f"backbone of {len(model.out_indices)} stages{norms}"
+    return f"{model.num_classes} classes" if model.num_classes else "no classifier"
 
 
 def infer_architecture(
@@ -75,9 +88,11 @@ def infer_architecture(
 ) -> Recognized:
     """Identifies the network of a file by the names and shapes of its tensors.
 
-    It supports RepLKNet, RepVGG, MobileNet V2 and ResNet of any widths, depths and kernel sizes.
+    It supports RepLKNet, RepVGG, MobileNet V2 and ResNet of any widths, depths and kernel sizes,
+    and mmsegmentation's networks with UPerNet, PSPNet, DeepLabv3, DeepLabv3+ and FCN heads on them.
     Properties that shapes do not determine have defaults: no stochastic depth, the published
-    strides and shortcuts, and a backbone that returns all its stages.
+    strides and shortcuts, and a backbone that returns all its stages. Those of a segmenter are
+    taken from the configuration in the file or the name of a published file, as far as they say.
 
     Args:
       path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain or timm naming.
@@ -88,34 +103,93 @@ def infer_architecture(
       OSError: it cannot be opened.
     """
     with naming(path):
-        return recognize(read(path), Selection(prefer_ema, key, prefix, rename))
+        return recognize(read(path), Selection(prefer_ema, key, prefix, rename), path)
 
 
-def recognize(contents: Contents, selection: Selection = ANY) -> Recognized:
+def recognize(
+    contents: Contents, selection: Selection = ANY, path: str | os.PathLike | None = None
+) -> Recognized:
     """As `infer_architecture`, from the contents of a file. Errors do not name the file.
+
+    Args:
+      contents: of the file.
+      selection: which weights to read.
+      path: of the file, whose name may be that of a published checkpoint.
 
     Raises:
       ValueError: an unsupported network.
     """
     found = find_weights(contents, selection)
-    family = found.family
     weights, naming = found.by_official_names()
-    try:
-        model = family.infer_model(weights)
-    except ValueError:
-        without = without_classifier(weights)
-        if without.keys() == weights.keys():
-            raise
-        model = family.infer_model(without)  # the classifier is among the faults
+    if found.composite is None:
+        model, assumed = infer_backbone(found, weights), found.family.ASSUMED
+    else:
+        model, assumed = infer_composite(found, contents, path)
+        weights = found.with_heads()
     return Recognized(
         model=model,
         name=registry.name_of(model),
         naming=naming,
-        structure=family.STRUCTURES.structure_of(weights),
+        structure=structure_of(weights, model),
         place=found.place,
         ignored=found.ignored,
         faults=tuple(faults(weights, model)),
-        assumed=family.ASSUMED,
+        assumed=assumed,
         is_ema=found.is_ema,
         has_ema=found.has_ema,
     )
+
+
+def network_class(contents: Contents, selection: Selection = ANY) -> type[Network]:
+    """The class of the network in the contents of a file.
+
+    Raises:
+      ValueError: an unsupported network.
+    """
+    found = find_weights(contents, selection)
+    return (found.composite or found.family).NETWORK
+
+
+def infer_backbone(found: Weights, weights: Mapping[str, Any]) -> Backbone:
+    """The simple network of weights, even if its classifier is not one of the family.
+
+    Args:
+      found: the weights.
+      weights: their tensors by official names.
+
+    Raises:
+      ValueError: an unsupported network.
+    """
+    try:
+        return found.family.infer_model(weights)
+    except ValueError:
+        without = without_classifier(weights)
+        if without.keys() == weights.keys():
+            raise
+        return found.family.infer_model(without)  # the classifier is among the faults
+
+
+def infer_composite(
+    found: Weights,
+    contents: Contents,
+    path: str | os.PathLike | None = None,
+    like: str | None = None,
+) -> tuple[CompositeNetwork, str]:
+    """The composite network of weights, and what is assumed of it, in words.
+
+    Args:
+      found: the weights, with heads.
+      contents: of the file.
+      path: of the file, whose name may be that of a published checkpoint.
+      like: as in `load_torch`.
+
+    Raises:
+      ValueError: an unsupported network.
+    """
+    composite = found.composite
+    assert composite is not None
+    backbone, heads = split(found.with_heads())
+    model = found.family.infer_model(backbone)
+    settings = find_settings(contents, path, composite, heads, model, like)
+    model = composite.infer_model(heads, model, settings)
+    return model, composite.assumed(model, settings)

@@ -54,6 +54,11 @@ def timm_names(state_dict: Mapping[str, Any], architecture: RepLKNetArchitecture
     raise ValueError('timm has no RepLKNet: save it with the official names (naming="official").')
 
 
+def mm_names(state_dict: Mapping[str, Any], architecture: RepLKNetArchitecture) -> dict[str, Any]:
+    """See `families.Family`. mmsegmentation's backbone is that of the official code."""
+    return dict(state_dict)
+
+
 def official_key(key: str, architecture: RepLKNetArchitecture) -> str:
     """See `families.Family`. The variables mirror the official code."""
     return key

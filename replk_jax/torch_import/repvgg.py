@@ -52,6 +52,22 @@ _FROM_MMPRETRAIN = (
     (r"\.se_layer\.conv2\.conv\.", ".se.up."),
     (r"^head\.fc\.", "linear."),
 )
+_TO_MMPRETRAIN = (
+    (r"^stage0\.", "stem."),
+    (r"^stage(\d+)\.", r"stage_\1."),
+    (r"\.rbr_dense\.", ".branch_3x3."),
+    (r"\.rbr_1x1\.", ".branch_1x1."),
+    (r"\.rbr_identity\.", ".branch_norm."),
+    (r"\.rbr_reparam\.", ".branch_reparam."),
+    (r"\.bn\.", ".norm."),
+    (r"\.se\.down\.", ".se_layer.conv1.conv."),
+    (r"\.se\.up\.", ".se_layer.conv2.conv."),
+    (r"^linear\.", "head.fc."),
+)
+_MMPRETRAIN_ORDER = (
+    "stem stage_ head branch_norm branch_3x3 branch_1x1 se_layer branch_reparam fc "
+    "conv norm weight bias running_mean running_var num_batches_tracked"
+)
 # Parts of timm's names, and the official parts.
 _TIMM_PARTS = (
     ("conv_kxk", "rbr_dense"),
@@ -98,6 +114,12 @@ def _to_timm(key: str) -> str:
 def _replace_part(key: str, old: str, new: str) -> str:
     """Replaces a part of a key, or several consecutive parts."""
     return re.sub(rf"(?<![^.]){re.escape(old)}(?=\.)", new, key)
+
+
+def mm_names(state_dict: Mapping[str, Any], architecture: RepVGGArchitecture) -> dict[str, Any]:
+    """See `families.Family`."""
+    rename = partial(names.replace_all, replacements=_TO_MMPRETRAIN)
+    return names.in_order(names.renamed(state_dict, rename), _MMPRETRAIN_ORDER)
 
 
 def official_key(key: str, architecture: RepVGGArchitecture) -> str:

@@ -39,6 +39,11 @@ def timm_names(state_dict: Mapping[str, Any], architecture: ResNetArchitecture) 
     return dict(state_dict)
 
 
+def mm_names(state_dict: Mapping[str, Any], architecture: ResNetArchitecture) -> dict[str, Any]:
+    """See `families.Family`. mmpretrain's names of a backbone are torchvision's."""
+    return dict(state_dict)
+
+
 def official_key(key: str, architecture: ResNetArchitecture) -> str:
     """See `families.Family`."""
     return names.replace_all(key, _FROM_TREE)

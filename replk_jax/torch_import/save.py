@@ -7,7 +7,7 @@ from typing import Any
 from replk_jax.io.safetensors import write_safetensors
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.network import Network
-from replk_jax.torch_import.convert import to_state_dict
+from replk_jax.torch_import.convert import expect_published, to_state_dict
 from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.writer import write_torch
 
@@ -23,18 +23,22 @@ def check_published(model: Network, *, merged: bool) -> None:
     Raises:
       ValueError: a network or structure that the official code lacks.
     """
-    family_of(model).expect_published(model, merged)
+    expect_published(model, merged)
 
 
 def save_torch(
     variables: Mapping[str, Any],
-    model: Backbone,
+    model: Network,
     path: str | os.PathLike,
     *,
     merged: bool = False,
     naming: str = "official",
 ) -> None:
     """Writes a state dict for the official code (torchvision for MobileNet V2 and ResNet).
+
+    That of a segmenter is for mmsegmentation, with the backbone in the names of mmpretrain. It does
+    not contain `align_corners`, pooling scales and dilation, which mmsegmentation takes from its
+    configuration.
 
     That code loads it strictly, into a network of the same sizes if it can build one: torchvision
     has only 3 x 3 kernels, and one width of each ResNet.
@@ -54,6 +58,8 @@ def save_torch(
     """
     state_dict = to_state_dict(variables, model, merged=merged)
     if naming == "timm":
+        if not isinstance(model, Backbone):
+            raise ValueError(f'timm has no {type(model).__name__}: save it with naming="official".')
         state_dict = family_of(model).timm_names(state_dict, model.architecture)
     elif naming != "official":
         raise ValueError(f'naming must be "official" or "timm"; got {naming!r}.')

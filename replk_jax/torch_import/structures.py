@@ -12,8 +12,6 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from replk_jax.models.network import Network
-from replk_jax.models.variables import abstract_variables
 from replk_jax.reparam import merge_branches
 
 
@@ -55,16 +53,15 @@ class StructureNames:
         return Structure.MERGED if merged else Structure.TRAINING
 
 
-def abstract_structure(model: Network, structure: Structure) -> dict[str, Any]:
-    """Shapes and dtypes of a model's variables in one of the published structures.
+def in_structure(variables: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """Shapes and dtypes of variables in one of the published structures.
 
     Args:
-      model: in its training-time structure.
+      variables: shapes and dtypes in the training-time structure.
       structure: the published structure.
     """
-    variables = abstract_variables(model)
     if structure is Structure.TRAINING:
-        return variables
+        return dict(variables)
     if structure is Structure.FUSED_BRANCHES:
         return _fused(variables)
     merged = jax.eval_shape(merge_branches, variables)

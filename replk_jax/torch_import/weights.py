@@ -15,6 +15,7 @@ from replk_jax.io.tensors import StoredTensor, check_total_size
 from replk_jax.io.text import brief
 from replk_jax.torch_import import other_networks
 from replk_jax.torch_import.candidates import Candidate, candidates_in, is_ema, is_step_counter
+from replk_jax.torch_import.composites import Composite, joined
 from replk_jax.torch_import.entries import (
     ANY,
     Selection,
@@ -36,19 +37,21 @@ class Weights:
     """The weights of one network.
 
     Attributes:
-      tensors: by names without a prefix.
-      family: of the network, by the names.
+      tensors: by names without a prefix; of a composite network, those of its backbone.
+      family: of the network or backbone, by the names.
+      composite: of the network; None for a simple one, and for heads that are not known.
+      heads: the tensors of a composite network beside its backbone, by names without a prefix.
       place: location in the file, in words.
-      ignored: names of tensors of other networks in the same state dict, such as the decoder of
-        a segmenter.
-      ignores_convolutions: whether `ignored` includes convolutions, as in the head of a segmenter
-        or detector.
+      ignored: names of other tensors in the same state dict, such as the heads of a detector.
+      ignores_convolutions: whether `ignored` includes convolutions, as in the head of a detector.
       is_ema: whether the weights are an exponential moving average (EMA).
       has_ema: whether the file has an EMA of any weights.
     """
 
     tensors: dict[str, StoredTensor]
     family: Family
+    composite: Composite | None
+    heads: dict[str, StoredTensor]
     place: str
     ignored: tuple[str, ...]
     ignores_convolutions: bool
@@ -56,13 +59,33 @@ class Weights:
     has_ema: bool
 
     def by_official_names(self) -> tuple[dict[str, StoredTensor], str]:
-        """The tensors by official names, and their previous naming, as in `Recognized`.
+        """`tensors` by official names, and their previous naming, as in `Recognized`.
 
         Raises:
           ValueError: as `Family.official_names`.
         """
         tensors, naming = self.family.official_names(self.tensors)
         return with_classifier_called(tensors, self.family.CLASSIFIER), naming
+
+    def with_heads(self) -> dict[str, StoredTensor]:
+        """All tensors of a composite network, by official names.
+
+        Raises:
+          ValueError: as `by_official_names`, and `Composite.official_names`.
+        """
+        assert self.composite is not None
+        backbone, _ = self.by_official_names()
+        return joined(backbone, self.composite.official_names(self.heads))
+
+    def backbone_alone(self) -> "Weights":
+        """These weights without the heads, which are among the ignored ones."""
+        return dataclasses.replace(
+            self,
+            composite=None,
+            heads={},
+            ignored=(*self.ignored, *self.heads),
+            ignores_convolutions=self.ignores_convolutions or _have_convolutions(self.heads),
+        )
 
 
 def find_weights(contents: Contents, selection: Selection = ANY) -> Weights:
@@ -99,24 +122,26 @@ def find_weights(contents: Contents, selection: Selection = ANY) -> Weights:
     return Weights(
         tensors=_checked(found.tensors),
         family=found.family,
+        composite=found.composite,
+        heads=_checked(found.heads),
         place=found.place,
         ignored=found.ignored,
-        ignores_convolutions=any(
-            isinstance(t, StoredTensor) and len(t.shape) == 4
-            for t in map(found.others.get, found.ignored)
+        ignores_convolutions=_have_convolutions(
+            {name: found.others[name] for name in found.ignored}
         ),
         is_ema=found in emas,
         has_ema=bool(emas),
     )
 
 
+def _have_convolutions(tensors: Mapping[str, Any]) -> bool:
+    return any(isinstance(t, StoredTensor) and len(t.shape) == 4 for t in tensors.values())
+
+
 def _only(candidates: list[Candidate]) -> Candidate:
     if len(candidates) == 1:
         return candidates[0]
-    listed = [
-        f"\n  {c.family.NETWORK.__name__}, {len(c.values)} tensors: {_how_to_select(c)}"
-        for c in candidates[:_MOST_LISTED]
-    ]
+    listed = [f"\n  {_describe(c)}: {_how_to_select(c)}" for c in candidates[:_MOST_LISTED]]
     if len(candidates) > _MOST_LISTED:
         listed.append(f"\n  and {len(candidates) - _MOST_LISTED} more")
     raise ValueError(
@@ -125,10 +150,15 @@ def _only(candidates: list[Candidate]) -> Candidate:
     )
 
 
+def _describe(candidate: Candidate) -> str:
+    network = (candidate.composite or candidate.family).NETWORK
+    return f"{network.__name__}, {len(candidate.values) + len(candidate.heads)} tensors"
+
+
 def _how_to_select(candidate: Candidate) -> str:
     key = f"key={'/'.join(candidate.entry)!r}" if candidate.entry else ""
     # Also an empty one, where the prefix is all that distinguishes candidates of one entry.
-    return ", ".join(filter(None, (key, f"prefix={candidate.original_prefix!r}")))
+    return ", ".join(filter(None, (key, f"prefix={candidate.whole_prefix!r}")))
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, StoredTensor]:

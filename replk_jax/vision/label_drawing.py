@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from replk_jax.io.text import escaped
+from replk_jax.vision.label_sets import IGNORED
 
-IGNORED = 255
 IGNORED_COLOUR = (128, 128, 128)
 
 _BACKGROUND, _INK, _OUTLINE = (255, 255, 255), (32, 32, 32), (160, 160, 160)

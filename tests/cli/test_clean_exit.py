@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from replk_jax.cli.argument_types import positive, seconds, user_path
+from replk_jax.cli.argument_types import positive, positive_number, user_path
 from replk_jax.cli.clean_exit import clean_exit
 
 
@@ -27,10 +27,10 @@ def test_paths(monkeypatch, tmp_path):
         (positive, "-3", "at least 1, got -3"),
         (positive, "1.5", "a whole number, got '1.5'"),
         (positive, "", "a whole number, got ''"),
-        (seconds, "0", "more than 0"),
-        (seconds, "nan", "more than 0 and finite, got nan"),
-        (seconds, "inf", "more than 0 and finite, got inf"),
-        (seconds, "x", "a number, got 'x'"),
+        (positive_number, "0", "more than 0"),
+        (positive_number, "nan", "more than 0 and finite, got nan"),
+        (positive_number, "inf", "more than 0 and finite, got inf"),
+        (positive_number, "x", "a number, got 'x'"),
     ],
 )
 def test_numbers(kind, text, message):

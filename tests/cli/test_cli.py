@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from replk_jax import pretrained
 from replk_jax.benchmark import depthwise, tune
 from replk_jax.benchmark import model as benchmark
 from replk_jax.benchmark.depthwise_programs import draw_operands
@@ -15,9 +16,10 @@ from replk_jax.benchmark.network_programs import MODES, draw_inputs, network_pro
 from replk_jax.cli.arguments import add_reading
 from replk_jax.cli.main import main
 from replk_jax.models import list_models, registry
-from replk_jax.models.pretrained import list_pretrained
 from replk_jax.ops.depthwise import measurements
 from replk_jax.ops.depthwise.shapes import Shape
+from replk_jax.pretrained import list_pretrained
+from replk_jax.segmentation.registry import list_segmenters
 from tests.helpers import ONE_STAGE
 from tests.miniatures import miniature
 
@@ -27,18 +29,33 @@ def test_models_are_listed(capsys, monkeypatch):
     names += ["mobilenet_v2_13_no_shortcuts"]
     assert set(names) < set(list_models())
     monkeypatch.setattr("replk_jax.cli.models.list_models", lambda: names)
+    segmenter = "deeplabv3_mobilenet_v2_cityscapes"
+    assert segmenter in list_segmenters()
+    monkeypatch.setattr("replk_jax.cli.models.list_segmenters", lambda: [segmenter])
     main(["models"])
-    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+    lines = {name: figures for name, *figures in rows}
     assert lines["replknet_31b"] == ["79,864,168", "79,388,776", "15,352,501,248", "224", "83.48"]
     assert lines["repvgg_d2se"][3:] == ["320", "83.55"]
     assert lines["repvgg_b1"] == ["57,415,016", "51,829,480", "11,813,437,440", "224", "78.37"]
     assert lines["mobilenet_v2"][0] == "3,504,872"
     assert lines["mobilenet_v2_13_no_shortcuts"][3:] == ["224", "53.98", "*"]
+    assert lines[segmenter] == ["18,602,022", "18,356,595", "598,553,034,752", "1024x2048"]
 
 
 def test_models_counts_one_at_its_own_size(capsys):
     main(["models", "repvgg_d2se"])
     assert "RepVGG on 320x320 images" in capsys.readouterr().out
+
+
+def test_models_counts_a_segmenter(capsys):
+    name = "PSPNet-RepVGG-B1g2-fast-Cityscapes"
+    main(["models", name])
+    out = capsys.readouterr().out
+    assert "SegmentationNetwork on 713x713 images: " in out
+    assert "decode_head PSPHead (channels 512, pool_scales 1-2-3-6, pool_channels 512)" in out
+    main(["models", name, "--image-size", "97"])
+    assert "SegmentationNetwork on 97x97 images: " in capsys.readouterr().out
 
 
 def test_models_knows_the_names_of_others(capsys):
@@ -85,7 +102,8 @@ def test_models_says_that_there_are_no_checkpoints(capsys):
 def test_like_takes_tags_and_file_names(like, resized):
     parser = argparse.ArgumentParser()
     add_reading(parser)
-    preprocessing = parser.parse_args(["--like", like]).preprocessing
+    tag = parser.parse_args(["--like", like]).like
+    preprocessing = pretrained.lookup(tag).preprocessing
     assert (preprocessing.image_size, preprocessing.crop_fraction) == (224, 224 / resized)
 
 

@@ -11,12 +11,11 @@ import pytest
 from PIL import Image
 
 import replk_jax
-from replk_jax import Classifier, FeatureExtractor, Preprocessing
+from replk_jax import Classifier, FeatureExtractor, Preprocessing, pretrained
 from replk_jax.checkpoint import Checkpoint, save
 from replk_jax.cli.main import main
 from replk_jax.cli.predict import read_names
 from replk_jax.inference.image_program import ImageProgram
-from replk_jax.models import pretrained
 from tests import reference_data
 from tests.helpers import TINY, random_variables
 from tests.io.test_files import strict

@@ -230,8 +230,6 @@ def test_what_is_no_segmenter(tmp_path):
             message = rf"{path}: .*got a SegmentationNetwork. Segmenter runs it.*segment"
             with pytest.raises(ValueError, match=message):
                 cls.from_file(path)
-    with pytest.raises(ValueError, match=rf"{path}: The preprocessing is unknown"):
-        Segmenter.from_file(path)
 
 
 def test_arguments_that_make_no_sense():

@@ -29,6 +29,7 @@ from replk_jax.io.safetensors import write_safetensors
 from replk_jax.io.tensors import StoredTensor
 from replk_jax.models import RepLKNetArchitecture, create_model
 from replk_jax.models.variables import abstract_variables
+from replk_jax.segmentation.registry import create_segmenter
 from replk_jax.torch_import import infer_architecture, load_torch
 from replk_jax.torch_import.convert import to_state_dict
 from replk_jax.torch_import.placeholders import Placeholder
@@ -359,6 +360,36 @@ WRONG_WEIGHTS = {
 }  # fmt: skip
 
 
+@functools.cache
+def sound_segmenter():
+    """A segmenter with this backbone, by mmsegmentation's names."""
+    backbone = MODEL.clone(num_classes=None, out_indices=(0, 1))
+    model = create_segmenter("upernet", backbone, 3, channels=4, auxiliary_channels=2)
+    shapes = abstract_variables(model)
+    return to_state_dict(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes), model)
+
+
+HEAD = "decode_head.bottleneck.conv.weight"
+SEG = "decode_head.conv_seg.weight"
+# As `WRONG_WEIGHTS`, of the segmenter.
+WRONG_HEADS = {
+    "classifier of no class": {SEG: empty(0, 4, 1, 1), "decode_head.conv_seg.bias": empty(0)},
+    "classifier of no axis": {SEG: empty()},
+    "classifier that is a matrix": {SEG: empty(3, 4)},
+    "head of no channels": {HEAD: empty(0, 8, 3, 3)},
+    "head of two axes": {HEAD: empty(4, 8)},
+    "branches by the thousand": {f"decode_head.psp_modules.{i}.1.x": empty(0) for i in range(8000)},
+    "levels by the thousand": {f"decode_head.lateral_convs.{i}.x": empty(0) for i in range(8000)},
+    "convolutions by the thousand": {f"auxiliary_head.convs.{i}.x": empty(0) for i in range(8000)},
+    "auxiliary heads by the thousand": {f"auxiliary_head.{i}.x": empty(0) for i in range(8000)},
+    "number without end": {f"auxiliary_head.{'9' * 5000}.x": empty(0)},
+    "kernel of even size": {"auxiliary_head.convs.0.conv.weight": empty(2, 4, 2, 2)},
+    "a million channels": {"auxiliary_head.convs.0.conv.weight": empty(0, 10**6, 3, 3)},
+    "no conv_seg": {SEG: None},
+    "integers": {HEAD: np.zeros((4, 24, 3, 3), np.int32)},
+}  # fmt: skip
+
+
 def replaced(weights, changes):
     return {name: value for name, value in {**weights, **changes}.items() if value is not None}
 
@@ -378,6 +409,15 @@ class TestNetworks:
     @pytest.mark.parametrize("name", WRONG_WEIGHTS)
     def test_wrong_weights(self, name, tmp_path):
         write_safetensors(tmp_path / "f", replaced(sound_weights(), WRONG_WEIGHTS[name]), {})
+        assert not is_network(tmp_path / "f")[1]
+
+    def test_sound_segmenter(self, tmp_path):
+        write_torch(tmp_path / "f", sound_segmenter())
+        assert is_network(tmp_path / "f") == (True, True)
+
+    @pytest.mark.parametrize("name", WRONG_HEADS)
+    def test_wrong_heads(self, name, tmp_path):
+        write_safetensors(tmp_path / "f", replaced(sound_segmenter(), WRONG_HEADS[name]), {})
         assert not is_network(tmp_path / "f")[1]
 
     def test_only_wrong_names(self, tmp_path):

@@ -11,9 +11,9 @@ import pytest
 from replk_jax import create_model
 from replk_jax.models.registry import ARCHITECTURES
 from replk_jax.torch_import import names as torch_names
-from replk_jax.torch_import.convert import places_of
 from replk_jax.torch_import.families import family_of, known_families
 from replk_jax.torch_import.other_networks import identify, identify_with_prefix, message
+from replk_jax.torch_import.places import places_of
 from replk_jax.torch_import.structures import Structure
 from tests.miniatures import miniature
 

@@ -2,6 +2,7 @@
 there."""
 
 import fcntl
+import functools
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from PIL import Image
 
 from configs import common
 from train.data import ilsvrc, records
+from train.data.items import Item, image_example
 from train.data.sources import open_source
 from train.errors import RunError
 from train.prepare import main, prepare_folder, prepare_imagenet
@@ -186,9 +188,11 @@ def test_order_and_shards_are_those_of_tensorflow_datasets(tmp_path, monkeypatch
     images.mkdir()
     for name, image in files.items():
         (images / name).write_bytes(image)
-    items = [records.Item(name, 7, f"{images}/{name}") for name in files]
+    items = [Item(name, 7, f"{images}/{name}") for name in files]
     builder = tfds.builder("imagenet2012", data_dir=tmp_path / "ours")
-    records.write_dataset(builder.info, {"train": items}, lambda data, name: data)
+    records.write_dataset(
+        builder.info, {"train": items}, functools.partial(image_example, lambda data, name: data)
+    )
 
     places = [tmp_path / owner / "imagenet2012/5.1.0" for owner in ("theirs", "ours")]
     theirs, ours = (sorted(path.name for path in place.glob("*array_record*")) for place in places)

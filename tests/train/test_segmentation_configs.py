@@ -57,9 +57,7 @@ NAMED = {
     ("upernet_replknet", "31b_cityscapes"): "upernet_replknet_31b_cityscapes",
     ("upernet_replknet", "31l_22k_ade20k"): "upernet_replknet_31l_ade20k",
     ("upernet_replknet", "xl_ade20k"): "upernet_replknet_xl_ade20k",
-    **{
-        ("pspnet_repvgg", row): f"pspnet_repvgg_{row}_cityscapes" for row in ROWS["pspnet_repvgg"]
-    },
+    **{("pspnet_repvgg", row): f"pspnet_repvgg_{row}_cityscapes" for row in ROWS["pspnet_repvgg"]},
     ("deeplab_mobilenet_v2", "table3_9x9_reparam"): (
         "deeplabv3plus_mobilenet_v2_9_reparam_cityscapes"
     ),
@@ -178,7 +176,7 @@ def test_learning_rates_of_mmsegmentation(case, file, row):
 
 
 def test_decay_and_rates_reach_the_heads():
-    """Norms do not decay, biases of convolutions do; the layers' rates fall through the backbone."""
+    """Norms do not decay, biases of convolutions do; rates fall through the backbone."""
     config = load("finetune")
     network = build_segmenter(config, 3)
     params = abstract_variables(network)["params"]

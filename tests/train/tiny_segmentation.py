@@ -19,9 +19,9 @@ def get_config() -> ConfigDict:
     config.test.pictures = 2
     config.batch_size = 8
     config.eval_batch_size = 8
-    config.steps = 20
-    config.eval_every_steps = 10
-    config.checkpoints.every_steps = 10
+    config.steps = 30
+    config.eval_every_steps = 15
+    config.checkpoints.every_steps = 15
     config.optimizer.peak_lr = 3e-3
     config.optimizer.warmup_steps = 4
     config.log_every_steps = 5

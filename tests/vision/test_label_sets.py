@@ -111,7 +111,9 @@ def test_the_largest_sets():
     [
         (([],), "1 to 255 classes.*got 0"),
         ((["a", "b", "a"],), "two are 'a'"),
-        ((["a", "b"], [[0, 0, 0]]), r"shape \(2, 3\); got \(1, 3\)"),
+        ((["a", "b"], [[0, 0, 0]]), r"shape \(2, 3\); got the shape \(1, 3\)"),
+        ((["a"], [[0, 0, 300]]), r"whole numbers from 0 to 255.*\[\[0, 0, 300\]\]"),
+        ((["a"], [[0, 0, 0.5]]), "whole numbers from 0 to 255"),
     ],
 )
 def test_sets_that_make_no_sense(arguments, message):

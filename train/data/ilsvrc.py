@@ -18,8 +18,8 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from replk_jax.io.text import storable
+from train.data.items import Item
 from train.data.names import Names
-from train.data.records import Item
 from train.errors import RunError
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"

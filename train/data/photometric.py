@@ -84,12 +84,12 @@ def _cut(values: np.ndarray) -> np.ndarray:
 
 def _in_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     """Maps the values of a channel of HSV by a table (256,)."""
-    tables = np.stack([_VALUES] * 3, axis=-1)
-    tables[:, channel] = table
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV, np.empty_like(image))
-    return cv2.cvtColor(_look_up(hsv, tables), cv2.COLOR_HSV2RGB, hsv)
+    values = cv2.extractChannel(hsv, channel, np.empty(image.shape[:2], np.uint8))
+    cv2.insertChannel(_look_up(values, table), hsv, channel)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, np.empty_like(image))
 
 
-def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Maps each value by a table (256,), or by a table for each channel (256, 3)."""
-    return cv2.LUT(image, table.astype(np.uint8).reshape(1, 256, -1), np.empty_like(image))
+def _look_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Maps each value by a table (256,)."""
+    return cv2.LUT(values, table.astype(np.uint8), np.empty_like(values))

@@ -76,7 +76,8 @@ def train_batches(
     Args:
       source: the examples.
       transform: applied to each example, with its own random generator. It returns arrays by
-        name, with the same shapes for all examples, and none named `mask` or `unreadable`.
+        name, with the same shapes for all examples, and none named `unreadable`, nor `mask` in
+        `eval_batches`.
       batch_size: of all processes.
       seed: of the order and of the transform.
       start_step: number of batches to skip, at no cost.

@@ -1,4 +1,4 @@
-"""Writes a classification data set in the layout of TensorFlow Datasets, without TensorFlow.
+"""Writes a data set in the layout of TensorFlow Datasets, without TensorFlow.
 
 Order and number of shards are those of TensorFlow Datasets: examples are sorted by a hash of their
 names. So a data set is the same whichever of the two has prepared it, and a part of a split is a
@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -27,70 +27,21 @@ from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
 from replk_jax.io.files import replace_text, replacing
-from replk_jax.vision.images import ImageError, image_error
+from train.data.items import AnyItem, Items, Stored
 from train.engine.interruption import obey_main_process
 from train.engine.workdir import lock
 from train.errors import RunError
 from train.reporting.console import say
 from train.reporting.unreadable import UnreadableList
 
-# (bytes of an image, its name in messages) -> bytes to store.
-Encode = Callable[[bytes, str], bytes]
-
 UNREADABLE_LIST = "unreadable_images.txt"
 _SHOWN = 20  # number of unreadable images in an error message
 
 
-class Item(NamedTuple):
-    """An image to store.
-
-    Attributes:
-      name: unique in the split; UTF-8 (see `io.text.storable`).
-      label: of its class.
-      path: of the file that has it.
-      start, size: of its bytes in the file; a size of -1 is the rest of the file.
-    """
-
-    name: str
-    label: int
-    path: str
-    start: int = 0
-    size: int = -1
-
-    def read(self) -> bytes:
-        """The bytes of the image.
-
-        Raises:
-          ImageError: they cannot be read.
-        """
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.start)
-                return file.read(self.size)
-        except OSError as error:
-            raise image_error(str(self), error) from error
-
-    @property
-    def bytes(self) -> int:
-        """The number of its bytes."""
-        return os.path.getsize(self.path) if self.size < 0 else self.size
-
-    def __str__(self) -> str:
-        return self.path if self.size < 0 else f"{self.name} in {self.path}"
-
-
-class Items(Protocol):
-    """The images of a split, by position."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Item: ...
-
-
 def write_dataset(
     info: tfds.core.DatasetInfo,
-    splits: Mapping[str, Items],
-    encode: Encode,
+    splits: Mapping[str, Items[AnyItem]],
+    make_example: Callable[[AnyItem], Stored],
     *,
     processes: int = 1,
     keep_unreadable: bool = False,
@@ -98,10 +49,10 @@ def write_dataset(
     """Writes a data set, or the missing shards of one.
 
     Args:
-      info: with its name, folder and the features `image`, `label` and `file_name`.
-      splits: the images, by name of the split.
-      encode: encodes an image for storage; must be picklable.
-      processes: number of processes that encode.
+      info: with its name, folder and features.
+      splits: the items, by name of the split.
+      make_example: reads an item, checks and encodes it; must be picklable.
+      processes: number of processes that do so.
       keep_unreadable: whether to store images that cannot be read as they are, and list them in
         `unreadable_images.txt`; otherwise they are an error.
 
@@ -128,7 +79,7 @@ def write_dataset(
                 for shard in _plan(info, split, items, lengths[split], data)
             ]
             _discard_other_plan(data, shards, splits)
-            writer = _Writer(features, splits, encode, keep_unreadable)
+            writer = _Writer(features, splits, make_example, keep_unreadable)
             _write_shards(shards, writer, processes, data)
             _write_info(info, lengths, data)
             os.rename(data, folder)
@@ -154,8 +105,8 @@ class _Writer:
     """Writes shards; sent to each process once."""
 
     features: tfds.features.FeaturesDict
-    splits: Mapping[str, Items]
-    encode: Encode
+    splits: Mapping[str, Items[Any]]
+    make_example: Callable[[Any], Stored]
     keep_unreadable: bool
 
     def write(self, shard: _Shard) -> tuple[int, list[str]]:
@@ -171,15 +122,10 @@ class _Writer:
             _record_writer(file.name) as writer,
         ):
             for index in shard.indices:
-                item = self.splits[shard.split][index]
-                image = b""
-                try:
-                    image = item.read()
-                    image = self.encode(image, str(item))
-                except ImageError as error:
-                    unreadable.append(str(error))
+                example, error = self.make_example(self.splits[shard.split][index])
+                if error is not None:
+                    unreadable.append(error)
                 if not unreadable or self.keep_unreadable:
-                    example = {"image": image, "label": item.label, "file_name": item.name}
                     writer.write(self.features.serialize_example(example))
             if unreadable and not self.keep_unreadable:
                 raise _Incomplete
@@ -203,7 +149,7 @@ def _record_writer(path: str) -> Iterator[ArrayRecordWriter]:
         raise OSError(str(error)) from error
 
 
-def _shard_lengths(items: Items) -> list[int]:
+def _shard_lengths(items: Items[Any]) -> list[int]:
     """The number of images of each shard, by the rule of TensorFlow Datasets for the data size."""
     sample = [items[i] for i in range(0, len(items), -(-len(items) // 1000))]
     total = round(np.mean([item.bytes for item in sample]) * len(items))
@@ -211,7 +157,7 @@ def _shard_lengths(items: Items) -> list[int]:
     return np.diff(shard_utils.get_shard_boundaries(len(items), shards), prepend=0).tolist()
 
 
-def _order(split: str, items: Items) -> np.ndarray:
+def _order(split: str, items: Items[Any]) -> np.ndarray:
     """The indices of the images in TensorFlow Datasets' order, by a hash of split and name."""
     digests = b"".join(
         hashlib.md5(f"{split}{items[index].name}".encode(), usedforsecurity=False).digest()
@@ -222,7 +168,7 @@ def _order(split: str, items: Items) -> np.ndarray:
 
 
 def _plan(
-    info: tfds.core.DatasetInfo, split: str, items: Items, lengths: list[int], data: Path
+    info: tfds.core.DatasetInfo, split: str, items: Items[Any], lengths: list[int], data: Path
 ) -> list[_Shard]:
     """The shards of a split."""
     names = _template(info, split).sharded_filenames(len(lengths))
@@ -239,14 +185,16 @@ def _template(info: tfds.core.DatasetInfo, split: str) -> tfds.core.ShardedFileT
     )
 
 
-def _discard_other_plan(data: Path, shards: Sequence[_Shard], splits: Mapping[str, Items]) -> None:
+def _discard_other_plan(
+    data: Path, shards: Sequence[_Shard], splits: Mapping[str, Items[Any]]
+) -> None:
     """Makes the folder `data`; deletes shards in it that an earlier start made of other images."""
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(f"{shard.path.name}\n".encode())
         for index in shard.indices:
             item = splits[shard.split][index]
-            digest.update(f"{item.name}\0{item.label}\n".encode())
+            digest.update(f"{item.name}\0{item.fingerprint}\n".encode())
     plan = data.with_name("plan")
     if not plan.exists() or plan.read_text() != digest.hexdigest():
         shutil.rmtree(data, ignore_errors=True)
@@ -275,8 +223,9 @@ def _write_shards(shards: Sequence[_Shard], writer: _Writer, processes: int, dat
     if unreadable and not writer.keep_unreadable:
         shown = "\n".join(sorted(unreadable)[:_SHOWN])
         more = f"\nand {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
+        masks = " with their masks" if "mask" in writer.features else ""
         raise RunError(
-            f"{len(unreadable)} images cannot be read:\n{shown}{more}\n"
+            f"{len(unreadable)} images cannot be read{masks}:\n{shown}{more}\n"
             "Replace them and run the same command again, which resumes. Or store them as they "
             "are with --keep_unreadable, and train with --config.data.unreadable=replace."
         )

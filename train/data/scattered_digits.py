@@ -50,15 +50,15 @@ BACKGROUNDS = {
 }
 _MOST_REDUCED = 2.5  # a patch of a photograph is at most this factor larger than the image
 
-_DIGITS_PER_IMAGE = (3, 7)  # fewer where there is no room
-_HEIGHTS = (22, 64)  # of the 8 cells of a digit, in pixels
+_DIGITS_PER_IMAGE = (2, 6)  # fewer where there is no room
+_HEIGHTS = (30, 72)  # of the 8 cells of a digit, in pixels
 _ASPECTS = (0.75, 1.1)  # width of a cell by its height
 _INK = 128  # of 255: a pixel with more belongs to the digit
 # A digit needs this share of its pixels visible, whatever covers it.
-LEAST_VISIBLE = 0.55
+LEAST_VISIBLE = 0.7
 _TRIES = 20
 
-_CONTRAST = (50, 130)  # difference of a digit's luminance to its surroundings, of 255
+_CONTRAST = (60, 140)  # difference of a digit's luminance to its surroundings, of 255
 _SATURATION = (0, 110)  # largest difference of a channel to the luminance
 _LUMINANCE = np.array((0.299, 0.587, 0.114))
 

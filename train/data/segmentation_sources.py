@@ -11,8 +11,9 @@ from replk_jax.vision.images import image_error
 from replk_jax.vision.label_sets import LabelSet
 from train.data.class_lists import choose_label_set
 from train.data.names import Names
+from train.data.paired_files import Pair, require_pairs
 from train.data.pipeline import Example, Source
-from train.data.segmentation_folders import Pair, find_pairs, require_pairs
+from train.data.segmentation_folders import find_pairs
 from train.data.tfds_sets import FolderAlternative, PreparedSet
 from train.errors import RunError
 

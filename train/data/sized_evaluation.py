@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import grain
@@ -72,10 +72,10 @@ class ProtocolTransform:
 
         Returns:
           For each ratio i of the protocol, with n windows of h x w pixels and F views (2 with a
-          flip, otherwise 1): `windows_i`, uint8 (F, n, h, w, 3), of the resized image; `rows_i`,
-          float32 (P, .), and `columns_i`, float32 (F, Q, .), see `score_matrices`; and `label`,
-          uint8 (P, Q), padded with `IGNORED`. P and Q are from `shapes`. With `with_image` also `image`, uint8 (P, Q, 3), padded with 0, and `size`, int32
-          (2,), H and W.
+          flip, otherwise 1): `windows_i`, uint8 (F, n, h, w, 3), of the resized image; and
+          `rows_i`, float32 (P, .), and `columns_i`, float32 (F, Q, .), see `score_matrices`. Also
+          `label`, uint8 (P, Q), padded with `IGNORED`; P and Q are from `shapes`. With
+          `with_image`, `image`, uint8 (P, Q, 3), padded with 0, and `size`, int32 (2,), H and W.
 
         Raises:
           ImageError: see `train.data.masks.decode_pair`.
@@ -187,12 +187,12 @@ class _Element(NamedTuple):
     """An example to read.
 
     Attributes:
-      index: in the source.
+      position: in the source.
       size: (height, width) of its mask.
       counts: False for padding.
     """
 
-    index: int
+    position: int
     size: Size
     counts: bool
 
@@ -223,8 +223,8 @@ class SizedEvaluation:
     def batches(self, report: Report) -> Iterator[pipeline.Batch]:
         """This process's rows of batches that have every example once.
 
-        All arrays of a batch have one shape; see `ProtocolTransform.map`. `mask`, bool (N,), is False
-        for padding and for images that cannot be read.
+        All arrays of a batch have one shape; see `ProtocolTransform.map`. `mask`, bool (N,), is
+        False for padding and for images that cannot be read.
 
         Args:
           report: called with a message for each image that cannot be read.
@@ -232,7 +232,6 @@ class SizedEvaluation:
         Raises:
           RunError: an image cannot be read, and `reading` does not replace it.
         """
-        self._say_programs()
         for message in self._read_sizes[1]:
             report(message)
         dataset = grain.MapDataset.source(self._elements()).map(
@@ -258,16 +257,15 @@ class SizedEvaluation:
             return groups
         return {order[0]: groups[order[0]][: self._count]}
 
-    @functools.cache  # noqa: B019  # once; there is one object for each evaluation of a run
-    def _say_programs(self) -> None:
+    def _say_programs(self, sizes: set[Size]) -> None:
         """Says how many programs an evaluation needs, if they are many."""
-        groups = self.groups()
-        if len(groups) > _MANY_PROGRAMS and jax.process_index() == 0:
-            inputs = len({shapes.windows for shapes in groups})
+        shapes = {self._transform.shapes(size) for size in sizes}
+        if len(shapes) > _MANY_PROGRAMS and jax.process_index() == 0:
             say(
-                f"The {len(self._read_sizes[0])} images to evaluate on have {inputs} sizes for the "
-                f"network, and {len(groups)} with their padded labels: a program is compiled for "
-                "each. --config.test.multiple=32 needs fewer, and changes the scores a little."
+                f"The images to evaluate on have {len({some.windows for some in shapes})} sizes "
+                f"for the network, and {len(shapes)} with their padded labels: a program is "
+                "compiled for each. With --config.test.multiple=32 there are fewer, and other "
+                "scores."
             )
 
     def _elements(self) -> list[_Element]:
@@ -297,6 +295,7 @@ class SizedEvaluation:
         if len(errors) == len(results):
             raise RunError(f"None of the masks to evaluate on can be read. The last: {errors[-1]}")
         sizes = {i: size for i, size in enumerate(results) if not isinstance(size, ImageError)}
+        self._say_programs(set(sizes.values()))
         return sizes, [escaped(str(error)) for error in errors]
 
 
@@ -317,11 +316,11 @@ class _SizedExample(grain.transforms.Map):
     transform: ProtocolTransform
     replace: bool
 
-    def map(self, element: Any) -> Example:
-        index, size, counts = element
+    def map(self, element: _Element) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride]  # Grain's returns None
+        position, size, counts = element
         unreadable = ""
         try:
-            example = self.transform.map(self.source[index])
+            example = self.transform.map(self.source[position])
         except ImageError as error:
             if not self.replace:
                 raise pipeline.unreadable_error(error) from error

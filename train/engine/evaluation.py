@@ -36,8 +36,8 @@ class Evaluator:
     """Evaluates a network on batches, in its training-time structure and re-parameterized.
 
     Batches come from `parallel.global_batches`. A program is compiled for each shape of batches; of
-    each of four computations, the 128 programs that were used last are kept. Variables may be sharded, see
-    `parallel.state_sharding`.
+    each of four computations, the 128 programs that were used last are kept. Variables may be
+    sharded, see `parallel.state_sharding`.
 
     Args:
       model: in its training-time structure. `evaluate` takes a re-parameterized one as well.

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from replk_jax.checkpoint import Checkpoint
 from replk_jax.models.network import Network
 from replk_jax.vision.base_preprocessing import BasePreprocessing
+from train.reporting.examination import Examination
 from train.reporting.unreadable import Report
 
 Batch = Mapping[str, jax.Array]
@@ -239,9 +240,12 @@ class TaskKind:
       evaluations: (configuration, a network from a file) -> evaluations of that network, by name,
         with the preprocessing that is stored with it, if any.
       preview: (configuration, count) -> the first `count` inputs of the first step.
+      examine: looks through all examples of the splits for `python -m train.check`. What is wrong
+        with them is a finding, not an error.
     """
 
     check: Callable[[ConfigDict], None]
     task: Callable[[ConfigDict], Task]
     evaluations: Callable[[ConfigDict, Checkpoint], Mapping[str, Evaluation]]
     preview: Callable[[ConfigDict, int], Preview]
+    examine: Callable[[ConfigDict], Examination]

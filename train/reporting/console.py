@@ -1,7 +1,8 @@
 """Messages to the user, and the formats of metrics in them."""
 
+import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 from tqdm import tqdm
@@ -23,14 +24,30 @@ FORMATS = {
 }
 
 
+_collections: list[list[str]] = []  # of `collected_warnings`, the innermost last
+
+
 def say(text: str) -> None:
     """Prints a line to standard output, above the progress bar if there is one."""
     _write(text, sys.stdout)
 
 
 def warn(text: str) -> None:
-    """Prints a warning to standard error."""
-    _write(f"warning: {text}", sys.stderr)
+    """Prints a warning to standard error, unless `collected_warnings` collects it."""
+    if _collections:
+        _collections[-1].append(text)
+    else:
+        _write(f"warning: {text}", sys.stderr)
+
+
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """A context manager: the warnings within are in its list, and not printed."""
+    _collections.append([])
+    try:
+        yield _collections[-1]
+    finally:
+        _collections.pop()
 
 
 def _write(text: str, stream: TextIO) -> None:

@@ -22,7 +22,6 @@ from replk_jax.io.files import json_text, replace_text
 from train.errors import RunError
 from train.reporting.pictures import as_png
 
-
 _RGB = 3  # a colour space of TensorBoard
 
 

@@ -14,6 +14,7 @@ from replk_jax.models.backbone import Backbone
 from replk_jax.vision import imagenet
 from replk_jax.vision.base_preprocessing import BasePreprocessing, normalize
 from train.data.augmentation import Augmentation, count_groups
+from train.data.checks.classification import examine_labelled_images
 from train.data.randaugment import RandAugment
 from train.data.sources import LabelledImages, open_source, prepare
 from train.data.splits import EvaluationSplit, TrainingSplit
@@ -24,6 +25,7 @@ from train.engine.step import random_keys
 from train.engine.task import Batch, Evaluation, Forward, Loss, Metrics, Preview, Task, TaskKind
 from train.errors import RunError
 from train.reporting.console import warn
+from train.reporting.examination import Examination
 from train.tasks.classification_config import build_preprocessing, check
 from train.tasks.data_sets import (
     evaluation_names,
@@ -130,6 +132,23 @@ def preview(config: ConfigDict, count: int) -> Preview:
     background = config.label_smoothing / len(class_names)
     captions = [list(_captions(row, class_names, background)) for row in targets]
     return Preview(_pixels(images, config.data.mean, config.data.std), captions)
+
+
+def examine(config: ConfigDict) -> Examination:
+    """Looks through the splits of a run; see `examine_labelled_images`.
+
+    Args:
+      config: see configs/common.py.
+
+    Raises:
+      RunError: an embedded data set cannot be prepared.
+    """
+    data = config.data
+    parallel.one_process_at_a_time(lambda: prepare(data))
+    evaluation_splits = evaluation_names(data.eval_split, data.more_eval_splits).values()
+    splits = dict.fromkeys((data.train_split, *evaluation_splits))
+    channels = configuration.build_model(config).in_channels
+    return examine_labelled_images(data, list(splits), channels)
 
 
 def first_inputs(config: ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -313,4 +332,5 @@ CLASSIFICATION = TaskKind(
     task=make_task,
     evaluations=make_evaluations,
     preview=preview,
+    examine=examine,
 )

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -17,8 +16,9 @@ from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.vision import label_drawing
 from replk_jax.vision.base_preprocessing import normalize
 from replk_jax.vision.label_sets import LabelSet
+from train.data.checks.segmentation import examine_masks
 from train.data.segmentation_sources import SegmentationSource, open_segmentation_source
-from train.data.sized_evaluation import SizedEvaluation, ProtocolTransform
+from train.data.sized_evaluation import ProtocolTransform, SizedEvaluation
 from train.data.sources import prepare
 from train.data.splits import TrainingSplit
 from train.engine import parallel
@@ -28,13 +28,13 @@ from train.engine.task import (
     Metrics,
     Pictures,
     Preview,
-    Rows,
     Table,
     Task,
     TaskKind,
 )
 from train.errors import RunError
 from train.reporting.console import warn
+from train.reporting.examination import Examination
 from train.tasks.data_sets import (
     evaluation_names,
     reading_options,
@@ -50,8 +50,7 @@ from train.tasks.segmentation_config import (
     training_protocol,
 )
 from train.tasks.segmentation_metrics import by_class, confusion_matrix, scores
-
-_SHOWN_WIDTH = 640  # of an image in a picture of truth and prediction, at most
+from train.tasks.segmentation_pictures import class_names_in, draw_inputs, draw_predictions
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -113,9 +112,7 @@ def make_evaluations(config: ConfigDict, network: Checkpoint) -> dict[str, Evalu
     """
     data, path, model = config.data, config.init_from, network.model
     if not isinstance(model, SegmentationNetwork):
-        raise RunError(
-            f"{path} has a {type(model).__name__}, which is no segmentation network."
-        )
+        raise RunError(f"{path} has a {type(model).__name__}, which is no segmentation network.")
     protocol = network.preprocessing
     if not isinstance(protocol, SegmentationProtocol) or data.eval_as_configured:
         protocol = build_protocol(config)
@@ -150,13 +147,28 @@ def preview(config: ConfigDict, count: int) -> Preview:
     task = make_task(config)
     batch = next(task.training.batches(0, warn))
     rows = {name: array[:: config.accumulation][:count] for name, array in batch.items()}
-    tiles, captions = [], []
-    for image, mask in zip(rows["image"], rows["mask"], strict=True):
-        overlaid = label_drawing.overlay(image, mask, labels.palette)
-        tiles.append(np.concatenate([image, overlaid], axis=1))
-        captions.append(_largest_shares(mask, labels))
-    shown = {int(value): _class_name(int(value), labels) for value in np.unique(rows["mask"])}
-    return Preview(np.stack(tiles), captions, partial(_legend, shown, labels.palette))
+    pictures, captions = draw_inputs(rows, labels)
+    shown = class_names_in(rows["mask"], labels)
+
+    def legend(width: int) -> np.ndarray:
+        return label_drawing.legend(shown, labels.palette, width=width)
+
+    return Preview(pictures, captions, legend)
+
+
+def examine(config: ConfigDict) -> Examination:
+    """Looks through the splits of a run; see `examine_masks`.
+
+    Args:
+      config: see configs/segmentation/common.py.
+
+    Raises:
+      RunError: an embedded data set cannot be prepared.
+    """
+    data = config.data
+    parallel.one_process_at_a_time(lambda: prepare(data))
+    evaluation_splits = evaluation_names(data.eval_split, data.more_eval_splits).values()
+    return examine_masks(data, list(dict.fromkeys((data.train_split, *evaluation_splits))))
 
 
 def mean_iou(labels: LabelSet, protocol: SegmentationProtocol) -> Metrics:
@@ -173,7 +185,9 @@ def mean_iou(labels: LabelSet, protocol: SegmentationProtocol) -> Metrics:
 
     def predict(forward: Callable[..., jax.Array], batch: Batch) -> dict[str, Any]:
         views = [
-            view for i in range(len(protocol.ratios)) for view in _views(forward, batch, protocol, i)
+            view
+            for i in range(len(protocol.ratios))
+            for view in _views(forward, batch, protocol, i)
         ]
         return {
             "logits": [view.logits for view in views],
@@ -267,7 +281,9 @@ def _evaluations(
             metrics,
             examples(source, None),
             protocol,
-            Pictures(examples(source, config.test.pictures), partial(draw, source.label_set))
+            Pictures(
+                examples(source, config.test.pictures), partial(draw_predictions, source.label_set)
+            )
             if config.test.pictures
             else None,
         )
@@ -275,48 +291,10 @@ def _evaluations(
     }
 
 
-def draw(labels: LabelSet, rows: Rows, predictions: Any) -> Iterator[np.ndarray]:
-    """Pictures of image, truth and prediction side by side, with a legend of their classes.
-
-    Args:
-      labels: the classes.
-      rows: of a batch of `SizedEvaluation`, with the images.
-      predictions: of the metrics, for these rows first.
-
-    Yields:
-      uint8 (H, W, 3).
-    """
-    for i in np.flatnonzero(rows["mask"]):
-        height, width = rows["size"][i]
-        step = -(-int(width) // _SHOWN_WIDTH)  # large pictures show every second pixel, or fewer
-        area = slice(0, height, step), slice(0, width, step)
-        image, truth = rows["image"][i][area], rows["label"][i][area]
-        predicted = np.asarray(predictions["classes"])[i][area]
-        maps = [label_drawing.overlay(image, c, labels.palette, 0.7) for c in (truth, predicted)]
-        seen = np.unique(np.concatenate([truth.ravel(), predicted.ravel()]))
-        shown = {int(value): _class_name(int(value), labels) for value in seen}
-        gap = np.full((image.shape[0], 8, 3), 255, np.uint8)
-        row = np.concatenate([image, gap, maps[0], gap, maps[1]], axis=1)
-        yield label_drawing.with_legend(row, shown, labels.palette)
-
-
-def _largest_shares(mask: np.ndarray, labels: LabelSet) -> list[str]:
-    """The names of the two most frequent classes of a mask, with their shares."""
-    shares = list(label_drawing.shares(mask).items())[:2]
-    return [f"{_class_name(value, labels)} {share:.2f}" for value, share in shares]
-
-
-def _class_name(value: int, labels: LabelSet) -> str:
-    return "ignored" if value == label_drawing.IGNORED else labels.class_names[value]
-
-
-def _legend(labels: Mapping[int, str], palette: np.ndarray, width: int) -> np.ndarray:
-    return label_drawing.legend(labels, palette, width=width)
-
-
 SEGMENTATION = TaskKind(
     check=check,
     task=make_task,
     evaluations=make_evaluations,
     preview=preview,
+    examine=examine,
 )

@@ -149,7 +149,9 @@ def _is_pair(value: Any, low: float) -> bool:
 
 RULES = (
     Rule(
-        "data.crop_size", lambda value: _is_pair(value, 1), "(height, width), (512, 512) for example"
+        "data.crop_size",
+        lambda value: _is_pair(value, 1),
+        "(height, width), (512, 512) for example",
     ),
     Rule(
         "data.limits test.limits",
@@ -172,9 +174,7 @@ RULES = (
         lambda value: all(0 <= weight < math.inf for weight in value),
         "a weight of 0 or more for each class, or ()",
     ),
-    Rule(
-        "loss.ohem_min_kept", lambda value: value is None or value >= 1, "at least 1, or None"
-    ),
+    Rule("loss.ohem_min_kept", lambda value: value is None or value >= 1, "at least 1, or None"),
     Rule(
         "loss.ohem_threshold",
         lambda value: value is None or 0 < value <= 1,

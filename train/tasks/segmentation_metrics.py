@@ -1,13 +1,13 @@
 """Confusion matrices, and mIoU and accuracies from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from replk_jax.vision.label_sets import IGNORED
 from train.engine.task import Table
-from train.tasks.segmentation_losses import IGNORED
 
 
 def confusion_matrix(

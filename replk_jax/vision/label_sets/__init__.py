@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 IGNORED = 255  # the class of a pixel that neither the loss nor the metrics count
 NO_CLASS = -1  # of a value that a mask must not have
@@ -41,7 +42,7 @@ class LabelSet:
     def of(
         cls,
         class_names: Sequence[str],
-        palette: np.ndarray | None = None,
+        palette: npt.ArrayLike | None = None,
         reduce_zero_label: bool = False,
         name: str = "custom",
     ) -> "LabelSet":
@@ -55,18 +56,20 @@ class LabelSet:
           name: of the set.
 
         Raises:
-          ValueError: no class, too many, two of one name, or another number of colours.
+          ValueError: no class, too many, two of one name, or colours that do not fit.
         """
         names = tuple(class_names)
         count, first = len(names), int(reduce_zero_label)
         _require_names(names, MAX_CLASSES - first)
-        colours = np.array(palette_of(names) if palette is None else palette, np.uint8)
-        if colours.shape != (count, 3):
+        colours = np.array(palette_of(names) if palette is None else palette)
+        if colours.shape != (count, 3) or (colours != colours.astype(np.uint8)).any():
             raise ValueError(
-                f"The palette of {count} classes has the shape ({count}, 3); got {colours.shape}."
+                f"The palette of {count} classes has whole numbers from 0 to 255 and the shape "
+                f"({count}, 3); got the shape {colours.shape}: {colours.tolist()}."
             )
         ignored = (0,) if reduce_zero_label else ()
-        return cls(name, names, _fixed(colours), _classes(range(first, first + count), ignored))
+        classes = _classes(range(first, first + count), ignored)
+        return cls(name, names, _fixed(colours.astype(np.uint8)), classes)
 
     def __len__(self) -> int:
         """The number of classes."""

@@ -1,6 +1,7 @@
 """Where images with masks come from."""
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ from PIL import Image
 
 from replk_jax.vision import label_sets
 from replk_jax.vision.images import ImageError
+from replk_jax.vision.label_sets import LabelSet
 from train.data.masks import decode_pair
 from train.data.segmentation_folders import find_pairs
 from train.data.segmentation_sources import open_segmentation_source
+from train.data.segmentation_transforms import SegmentationTransform
+from train.data.splits import Reading, TrainingSplit
 from train.errors import RunError
 
 FIELDS = {
@@ -102,7 +106,7 @@ def test_split_files(tmp_path, name):
         "images/a.png", "images/b.png", "images/v1.2.png",
     ]  # fmt: skip
     path.write_text("a\ngone\n")
-    with pytest.raises(RunError, match="1 images have no mask: gone"):
+    with pytest.raises(RunError, match="1 images have no mask, or are missing: gone"):
         open_segmentation_source(config(tmp_path), "train")
 
 
@@ -124,8 +128,16 @@ def test_suffixes(tmp_path):
         (f"images/train/{name}_rgb.png", f"masks/train/{name}_label.png") for name in "ab"
     ]
     # Without them the names differ.
-    with pytest.raises(RunError, match=r"4 images have no mask.*4 masks have no image.*_suffix"):
+    with pytest.raises(RunError, match=r"4 images have no mask, .*4 masks have no image.*_suffix"):
         open_segmentation_source(config(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("field", "suffix"), [("image_suffix", ".npy"), ("mask_suffix", ".npy"), ("mask_suffix", "_x")]
+)
+def test_suffixes_of_files_that_cannot_be_read(tmp_path, field, suffix):
+    with pytest.raises(RunError, match=rf"config\.data\.{field} must end with one of .*\.png.*got"):
+        open_segmentation_source(config(tmp_path, **{field: suffix}), "train")
 
 
 def test_missing_masks_and_images(tmp_path):
@@ -140,7 +152,10 @@ def test_missing_masks_and_images(tmp_path):
         open_segmentation_source(config(tmp_path), "train")
     message = str(caught.value)
     assert f"The split train of {tmp_path} is incomplete" in message
-    assert "7 images have no mask: images/train/00.png, images/train/01.png, " in message
+    assert (
+        "7 images have no mask, or are missing: images/train/00.png, images/train/01.png, "
+        in message
+    )
     assert "images/train/04.png and 2 more. 1 masks have no image: masks/train/08.png. " in message
     assert "The mask of images/train/NAME.jpg is masks/train/NAME.png" in message
     files = find_pairs(config(tmp_path), "train")
@@ -237,7 +252,7 @@ def test_ade20k(tmp_path):
 
 def write_cityscapes(root):
     for name in ("bonn/bonn_000001_000019", "aachen/aachen_000000_000019"):
-        write(root / f"leftImg8bit/train/{name}_leftImg8bit.png", pixels(0))
+        write(root / f"leftImg8bit/train/{name}_leftImg8bit.png", pixels(0, (2, 17)))
         ids = np.arange(34, dtype=np.uint8).reshape(2, 17)
         write(root / f"gtFine/train/{name}_gtFine_labelIds.png", ids)
         write(root / f"gtFine/train/{name}_gtFine_color.png", pixels(1))
@@ -408,6 +423,7 @@ def test_records_like_those_of_the_pets(tmp_path):
 
 def test_cityscapes_of_tensorflow_datasets(tmp_path):
     """Its masks have label ids, which it has no names of."""
+    ids = np.array([7, 8, 11], np.uint8)
     features = {"image_id": tfds.features.Text(), "image_left": IMAGE, "segmentation_label": MASK}
     write_records(
         tmp_path,
@@ -416,7 +432,7 @@ def test_cityscapes_of_tensorflow_datasets(tmp_path):
         variant="semantic_segmentation",
         image_id="aachen",
         image_left=photo,
-        segmentation_label=lambda index: Image.fromarray(classes(index) + 7),
+        segmentation_label=lambda index: Image.fromarray(ids[classes(index)]),
     )
     source = open_segmentation_source(config(name="cityscapes", data_dir=str(tmp_path)), "train")
     check_records(source)
@@ -449,3 +465,49 @@ def test_records_that_are_not_prepared(tmp_path):
     assert "tfds.builder('oxford_iiit_pet', data_dir=" in message
     assert "a folder of images and masks, DIR/images/SPLIT/NAME.jpg" in message
     assert f"train.prepare DIR --name NAME --format folder --data_dir {tmp_path}" in message
+
+
+TRANSFORM = SegmentationTransform(
+    limits=(16, 12),
+    ratio_range=(0.5, 2.0),
+    crop_size=(8, 8),
+    cat_max_ratio=0.75,
+    flip=True,
+    photometric=True,
+    label_set=LabelSet.of(["sky", "road", "tree"]),
+)
+
+
+def batches(root, count=4, reports=None, **reading):
+    split = TrainingSplit(
+        open_segmentation_source(config(root), "train"),
+        TRANSFORM,
+        batch_size=4,
+        seed=0,
+        reading=Reading(**reading),
+    )
+    report = [].append if reports is None else reports.append
+    return list(itertools.islice(split.batches(0, report), count))
+
+
+def test_batches_are_the_same_for_any_number_of_threads(tmp_path):
+    write_pairs(tmp_path, "abcdefg", "images/train/{}.png", "masks/train/{}.png")
+    write_classes(tmp_path)
+    one, many = batches(tmp_path, threads=1), batches(tmp_path, threads=3)
+    for first, second in zip(one, many, strict=True):
+        assert set(first) == {"image", "mask", "valid_size"}
+        assert first["image"].shape == (4, 8, 8, 3)
+        assert first["mask"].shape == (4, 8, 8)
+        for name, values in first.items():
+            np.testing.assert_array_equal(values, second[name])
+
+
+def test_a_pair_that_does_not_fit_stops_or_is_replaced(tmp_path):
+    write_pairs(tmp_path, "abcdefg", "images/train/{}.png", "masks/train/{}.png")
+    write(tmp_path / "masks/train/c.png", classes(0, size=(6, 7)))
+    write_classes(tmp_path)
+    with pytest.raises(RunError, match=r"masks/train/c\.png has 7 x 6 pixels.*unreadable=replace"):
+        batches(tmp_path, threads=1)
+    reports = []
+    assert len(batches(tmp_path, reports=reports, threads=1, replace=True)) == 4
+    assert any("masks/train/c.png has 7 x 6 pixels" in report for report in reports)

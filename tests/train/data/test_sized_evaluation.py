@@ -75,7 +75,9 @@ def test_every_image_counts_once(batch_size, protocol):
             assert (label[:, width:] == IGNORED).all()
             assert not image[height:].any()
     assert sorted(seen) == sorted((i.tobytes(), m.tobytes()) for i, m in source.examples)
-    assert len(shapes) == len(examples.groups()) == 3  # two aspect ratios; one is also twice as large
+    assert (
+        len(shapes) == len(examples.groups()) == 3
+    )  # two aspect ratios; one is also twice as large
 
 
 def test_pixels_and_scores_are_those_of_the_protocol():
@@ -159,9 +161,7 @@ def test_an_image_that_cannot_be_read(damaged):
     """It is left out, whatever the size of the next one, or stops the evaluation."""
     source = InMemory([(40, 60), (50, 40), (40, 60)])
     source.damaged.add(damaged)
-    examples = SizedEvaluation(
-        source, transform(), batch_size=2, reading=Reading(replace=True)
-    )
+    examples = SizedEvaluation(source, transform(), batch_size=2, reading=Reading(replace=True))
     messages = []
     masks = [batch["mask"] for batch in examples.batches(messages.append)]
     assert np.concatenate(masks).sum() == 2

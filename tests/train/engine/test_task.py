@@ -30,6 +30,7 @@ from train.data.splits import EvaluationSplit, Reading, TrainingSplit
 from train.engine.evaluate import evaluate_checkpoint
 from train.engine.loop import run
 from train.engine.task import Evaluation, Metrics, Preview, Task, TaskKind
+from train.reporting.examination import Examination
 from train.reporting.metric_writers import read_metrics
 
 MEAN, STD = (0.305,), (0.376,)
@@ -158,6 +159,7 @@ INK = TaskKind(
     task=task,
     evaluations=evaluations,
     preview=lambda config, count: Preview(np.zeros((count, 16, 16, 3), np.uint8), [[]] * count),
+    examine=lambda config: Examination([], [], {}),
 )
 
 

@@ -7,13 +7,13 @@ import pytest
 from scipy.special import log_softmax
 
 from replk_jax.torch_import import names
+from replk_jax.vision.label_sets import IGNORED
 from tests import reference_data
 from tests.helpers import data_mesh
 from tests.segmentation import golden
 from train.engine import parallel
 from train.tasks import segmentation_losses
 from train.tasks.segmentation_losses import (
-    IGNORED,
     HardPixels,
     PixelCrossEntropy,
     SegmentationLoss,
@@ -52,7 +52,9 @@ def loss_of_inputs(model, variables, **fields):
 
 
 def no_dropout(model):
-    heads = {n: getattr(model, n).clone(dropout_rate=0.0) for n in ("decode_head", "auxiliary_head")}
+    heads = {
+        n: getattr(model, n).clone(dropout_rate=0.0) for n in ("decode_head", "auxiliary_head")
+    }
     return model.clone(**heads)
 
 
@@ -186,7 +188,9 @@ def test_hard_pixels(min_kept, threshold):
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize(("size", "target"), [((3, 4), (13, 10)), ((5, 5), (3, 2)), ((1, 1), (7, 5))])
+@pytest.mark.parametrize(
+    ("size", "target"), [((3, 4), (13, 10)), ((5, 5), (3, 2)), ((1, 1), (7, 5))]
+)
 def test_chunks_of_rows(monkeypatch, align_corners, size, target):
     """Values and gradients do not depend on how many rows are computed at a time."""
     logits, _ = example(size=size)
@@ -242,4 +246,3 @@ def test_padding_is_zero_after_normalising():
     expected = (images / 255 - [0.5, 0.4, 0.3]) / [0.1, 0.2, 0.3]
     expected[1, 2:] = expected[1, :, 3:] = 0
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
-

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix as by_scikit_learn
 
+from replk_jax.vision.label_sets import IGNORED
 from tests import reference_data
 from tests.helpers import data_mesh
 from train.engine import parallel
 from train.engine.task import add_in_64_bits
-from train.tasks.segmentation_losses import IGNORED
 from train.tasks.segmentation_metrics import by_class, confusion_matrix, scores
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

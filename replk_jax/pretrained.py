@@ -1,12 +1,14 @@
 """Looks up published checkpoints by tag, file name or model.
 
-`pretrained_table` has the checkpoints, and documents the tags.
+`models.pretrained_table` has those of classifiers and `segmentation.pretrained_table` those of
+segmenters. Both document their tags.
 """
 
 import difflib
 import fnmatch
 import os
 import re
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -15,7 +17,12 @@ from replk_jax.models.backbone import Backbone
 from replk_jax.models.network import Network
 from replk_jax.models.pretrained_table import PRETRAINED, WITHOUT_WEIGHTS, Pretrained
 from replk_jax.models.registry import ARCHITECTURES, name_of, resolve_name
-from replk_jax.vision.preprocessing import Preprocessing
+from replk_jax.segmentation.pretrained_table import PRETRAINED_SEGMENTERS, PretrainedSegmenter
+from replk_jax.segmentation.segmenter import SegmentationNetwork
+from replk_jax.vision.base_preprocessing import BasePreprocessing
+
+Entry = Pretrained | PretrainedSegmenter
+_ALL: tuple[Entry, ...] = (*PRETRAINED, *PRETRAINED_SEGMENTERS)
 
 
 def list_pretrained(pattern: str = "*") -> list[str]:
@@ -24,6 +31,7 @@ def list_pretrained(pattern: str = "*") -> list[str]:
         list_pretrained("resnet_50")  # ["resnet_50.tv_in1k", "resnet_50.tv2_in1k"]
         list_pretrained("*in22k_ft*")  # those fine-tuned from ImageNet-22K
         list_pretrained("timm/resnet50.tv_in1k")  # ["resnet_50.tv_in1k"]
+        list_pretrained("*cityscapes")  # ["upernet_replknet_31b_cityscapes.in1k"]
 
     A pattern of models matches all of their checkpoints. Case, hyphens and underscores are ignored.
     A pattern without wildcards can also be any name that `lookup` accepts.
@@ -31,24 +39,24 @@ def list_pretrained(pattern: str = "*") -> list[str]:
     patterns = spelling(pattern), spelling(f"{pattern}.*")
     matching = [
         entry.tag
-        for entry in PRETRAINED
+        for entry in _ALL
         if any(fnmatch.fnmatch(spelling(entry.tag), wanted) for wanted in patterns)
     ]
     return matching or [entry.tag for entry in _named(pattern)]
 
 
-def _named(name: str) -> tuple[Pretrained, ...]:
+def _named(name: str) -> tuple[Entry, ...]:
     """The checkpoint with a tag or file name, or those of a model; none for an unknown name."""
     if entry := _by_tag(name) or find(name):
         return (entry,)
     try:
-        return () if _has_tag(name) else checkpoints_of(name)
+        return () if _has_tag(name) else segmenters_of(name) or checkpoints_of(name)
     except ValueError:
         return ()
 
 
 def checkpoints_of(name: str) -> tuple[Pretrained, ...]:
-    """The published checkpoints of a model, in the order of the table; maybe none.
+    """The published checkpoints of a classifier, in the order of the table; maybe none.
 
     Args:
       name: as in `create_model`.
@@ -58,6 +66,17 @@ def checkpoints_of(name: str) -> tuple[Pretrained, ...]:
     """
     model = resolve_name(name)
     return tuple(entry for entry in PRETRAINED if entry.model == model)
+
+
+def segmenters_of(name: str) -> tuple[PretrainedSegmenter, ...]:
+    """The published checkpoints of a segmenter, in the order of the table; maybe none.
+
+    Args:
+      name: such as "upernet_replknet_31b_ade20k".
+    """
+    return tuple(
+        entry for entry in PRETRAINED_SEGMENTERS if spelling(entry.model) == spelling(name)
+    )
 
 
 class Accuracy(NamedTuple):
@@ -86,7 +105,7 @@ def published_accuracy(name: str) -> Accuracy | None:
     return None if top1 is None else Accuracy(top1, 224, has_weights=False)
 
 
-def find(path: str | os.PathLike) -> Pretrained | None:
+def find(path: str | os.PathLike) -> Entry | None:
     """The published checkpoint with the name of a file; None if there is none.
 
     Ignores the folder, the ending, a date and a hash after the name (as in mmpretrain and PyTorch
@@ -99,7 +118,7 @@ def find(path: str | os.PathLike) -> Pretrained | None:
     return by_name.get(name) or by_name.get(without_hash)
 
 
-def lookup(name: str) -> Pretrained:
+def lookup(name: str) -> Entry:
     """The published checkpoint with a tag or file name, or of a model.
 
     Args:
@@ -112,6 +131,8 @@ def lookup(name: str) -> Pretrained:
     """
     if entry := _by_tag(name) or find(name):
         return entry
+    if segmenters := segmenters_of(name):
+        return _only(name, segmenters)
     unknown = f"no published checkpoint or model has the name {name!r}."
     try:
         model = resolve_name(name)
@@ -126,10 +147,15 @@ def lookup(name: str) -> Pretrained:
     tags = ", ".join(entry.tag for entry in entries)
     if _has_tag(name):  # of other weights of this model
         raise ValueError(f"{unknown} The checkpoints of {model} are {tags}.")
+    return _only(model, entries)
+
+
+def _only(model: str, entries: Sequence[Entry]) -> Entry:
+    """The first of the checkpoints of a model, which must share one preprocessing."""
     if len({entry.preprocessing for entry in entries}) > 1:
         raise ValueError(
             f"the published checkpoints of {model} do not share one preprocessing: name one of "
-            f"{tags}."
+            f"{', '.join(entry.tag for entry in entries)}."
         )
     return entries[0]
 
@@ -139,19 +165,20 @@ def _has_tag(name: str) -> bool:
     return re.search(r"\.[a-z]\w*$", name, re.IGNORECASE) is not None
 
 
-def _by_tag(name: str) -> Pretrained | None:
+def _by_tag(name: str) -> Entry | None:
     tag = spelling(re.sub(r"^(hf[-_]hub:)?timm/", "", name, flags=re.IGNORECASE))
-    return next((entry for entry in PRETRAINED if spelling(entry.tag) == tag), None)
+    return next((entry for entry in _ALL if spelling(entry.tag) == tag), None)
 
 
-def _file_names() -> dict[str, Pretrained]:
-    return {file.name: entry for entry in PRETRAINED for file in entry.files if file.name}
+def _file_names() -> dict[str, Entry]:
+    return {file.name: entry for entry in _ALL for file in entry.files if file.name}
 
 
 def _hint(name: str) -> str:
     """The models and tags closest to an unknown name, or how to list them."""
     known = {model: model for model in ARCHITECTURES}
-    known |= {entry.tag: entry.tag for entry in PRETRAINED}
+    known |= {entry.model: entry.model for entry in PRETRAINED_SEGMENTERS}
+    known |= {entry.tag: entry.tag for entry in _ALL}
     known |= {file: entry.tag for file, entry in _file_names().items()}
     by_lower_case = {key.lower(): suggestion for key, suggestion in known.items()}
     close = difflib.get_close_matches(name.lower(), by_lower_case)
@@ -163,28 +190,44 @@ def _hint(name: str) -> str:
     return f"Did you mean {', '.join(dict.fromkeys(by_lower_case[match] for match in close))}?"
 
 
-def recognize(path: str | os.PathLike, model: Network) -> Pretrained | None:
+def recognize(path: str | os.PathLike, model: Network) -> Entry | None:
     """The published checkpoint with a file's name, if architecture and classes match the model."""
     named = find(path)
-    if named is None or named.model != name_of(model):
+    if isinstance(named, PretrainedSegmenter):
+        if not isinstance(model, SegmentationNetwork) or named.backbone != name_of(model.backbone):
+            return None
+    elif named is None or named.model != name_of(model):
         return None
     classes = {named.num_classes, model.num_classes}
     return named if None in classes or len(classes) == 1 else None
 
 
-def default_preprocessing(model: Network) -> Preprocessing | None:
+def default_preprocessing(model: Network) -> BasePreprocessing | None:
     """A guess of a network's preprocessing, from published checkpoints.
 
-    It is that of the first checkpoint in `PRETRAINED` with this architecture, preferably with the
-    same number of classes, or else of the first one of the family. It can be wrong: the weights do
-    not record, for example, whether images are 224 x 224 or 384 x 384.
+    It is that of the first checkpoint in the table with this architecture, preferably with the same
+    number of classes, or else of the first one of the family; for segmenters, of this backbone or
+    else of the first one for ADE20K. It can be wrong: the weights do not record, for example,
+    whether images are 224 x 224 or 384 x 384.
 
     Returns:
-      The preprocessing; None for a composite network, and for images without three channels.
+      The preprocessing; None for another composite network, and for images without three channels.
     """
-    if not isinstance(model, Backbone) or model.in_channels != 3:
+    if model.in_channels != 3:
+        return None
+    if isinstance(model, SegmentationNetwork):
+        name = name_of(model.backbone)
+        of_backbone = [entry for entry in PRETRAINED_SEGMENTERS if entry.backbone == name]
+        ade20k = [entry for entry in PRETRAINED_SEGMENTERS if entry.data_set == "ade20k"]
+        return _most_alike(of_backbone or ade20k[:1], model).preprocessing
+    if not isinstance(model, Backbone):
         return None
     name, kind = name_of(model), type(model.architecture)
     family = [entry for entry in PRETRAINED if type(ARCHITECTURES[entry.model]) is kind]
     alike = [entry for entry in family if entry.model == name] or family[:1]
-    return min(alike, key=lambda entry: entry.num_classes != model.num_classes).preprocessing
+    return _most_alike(alike, model).preprocessing
+
+
+def _most_alike(entries: Sequence[Entry], model: Network) -> Entry:
+    """The first entry with the number of classes of a model, or else the first one."""
+    return min(entries, key=lambda entry: entry.num_classes != model.num_classes)

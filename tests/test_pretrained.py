@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replk_jax import create_model, list_models, list_pretrained
+from replk_jax import create_model, list_models, list_pretrained, pretrained
 from replk_jax.cli.inspect import _published
-from replk_jax.models import pretrained
+from replk_jax.cli.models import _list_checkpoints
+from replk_jax.segmentation.registry import create_segmenter
+from replk_jax.vision import label_sets
 from replk_jax.vision.base_preprocessing import IMAGENET_MEAN
 from replk_jax.vision.preprocessing import Preprocessing
 from tests.vision.test_images import picture
@@ -122,7 +124,7 @@ def test_names_are_known_by_any_ending_and_with_a_hash(path, name):
     "path",
     [
         "RepLKNet-31B_ImageNet-1K.pth",
-        "RepLKNet-31B_ImageNet-1K_UperNet_Cityscapes.pth",
+        "RepLKNet-31B_ImageNet-22K_CascMaskRCNN_COCO.pth",
         "my_RepLKNet-31B_ImageNet-1K_224.pth",
         "RepVGG-B2g2-train.pth",
         "mobilenet_v2.pth",
@@ -158,7 +160,7 @@ def test_every_entry_is_of_a_model_and_no_name_is_used_twice():
 def test_tags_are_unique_and_follow_the_scheme():
     """`MODEL.SOURCE_DATASET`, with what was fine-tuned on what, epochs and image size."""
     tags = list_pretrained()
-    assert len(tags) == len({tag.lower().replace("_", "") for tag in tags}) == 45
+    assert len(tags) == len({tag.lower().replace("_", "") for tag in tags}) == 45 + 5
     data = r"(in1k|in22k|meg73m)(_ft_in1k)?"
     for entry in pretrained.PRETRAINED:
         model, _, tag = entry.tag.partition(".")
@@ -247,9 +249,21 @@ def test_where_it_is_published_and_under_which_licence(tag, licence, paper, url)
     [
         ("resnet_50", ["resnet_50.tv_in1k", "resnet_50.tv2_in1k"]),
         ("ResNet*.tv2*", [f"resnet_{depth}.tv2_in1k" for depth in (50, 101, 152)]),
-        ("*.in22k", ["replknet_31b.in22k", "replknet_31l.in22k"]),
-        ("*31l*", ["replknet_31l.in22k_ft_in1k_384", "replknet_31l.in22k"]),
-        ("*meg73m", ["replknet_xl.meg73m"]),
+        ("replknet*.in22k", ["replknet_31b.in22k", "replknet_31l.in22k"]),
+        (
+            "*31l*",
+            [
+                "replknet_31l.in22k_ft_in1k_384",
+                "replknet_31l.in22k",
+                "upernet_replknet_31l_ade20k.in22k",
+            ],
+        ),
+        ("*meg73m", ["replknet_xl.meg73m", "upernet_replknet_xl_ade20k.meg73m"]),
+        (
+            "UperNet_RepLKNet-31B_ADE20K",
+            ["upernet_replknet_31b_ade20k.in1k", "upernet_replknet_31b_ade20k.in22k"],
+        ),
+        ("upernet_replknet_31b_cityscapes", ["upernet_replknet_31b_cityscapes.in1k"]),
         ("timm/resnet50.tv_in1k", ["resnet_50.tv_in1k"]),
         ("mobilenetv2_100", list_pretrained("mobilenet_v2")),
         ("resnet50-11ad3fa6.pth", ["resnet_50.tv2_in1k"]),
@@ -354,3 +368,72 @@ def test_looked_up_by_tag_file_or_model():
 def test_looked_up_in_vain(name, message):
     with pytest.raises(ValueError, match=message):
         pretrained.lookup(name)
+
+
+# Published mIoU at one and several scales, and the test: limits, window, align_corners.
+SEGMENTERS = {
+    "upernet_replknet_31b_cityscapes.in1k": (83.1, 83.5, (2049, 1025), None, True),
+    "upernet_replknet_31b_ade20k.in1k": (49.9, 50.6, (2048, 512), None, False),
+    "upernet_replknet_31b_ade20k.in22k": (51.5, 52.3, (2048, 512), 640, False),
+    "upernet_replknet_31l_ade20k.in22k": (52.4, 52.7, (2048, 512), 640, False),
+    "upernet_replknet_xl_ade20k.meg73m": (55.2, 56.0, (2048, 512), 640, False),
+}
+
+
+class TestSegmenters:
+    """The published segmentation checkpoints; facts of RepLKNet's README and configurations."""
+
+    def test_facts(self):
+        found = {
+            entry.tag: (
+                entry.miou,
+                entry.miou_multi_scale,
+                entry.preprocessing.limits,
+                entry.preprocessing.window,
+                entry.align_corners,
+            )
+            for entry in pretrained.PRETRAINED_SEGMENTERS
+        }
+        assert found == SEGMENTERS
+
+    @pytest.mark.parametrize("entry", pretrained.PRETRAINED_SEGMENTERS, ids=lambda e: e.tag)
+    def test_each(self, entry):
+        assert entry.backbone in list_models()
+        assert len(label_sets.find(entry.data_set)) == entry.num_classes
+        assert entry.preprocessing.stride == (426 if entry.preprocessing.window else None)
+        is_half = entry.preprocessing.mean == entry.preprocessing.std == (0.5,) * 3
+        assert is_half == ("xl" in entry.tag)
+        assert pretrained.lookup(entry.tag) is entry
+
+    def test_by_file_name(self):
+        entry = pretrained.find("RepLKNet-31B_ImageNet-1K_UperNet_Cityscapes.pth")
+        assert entry.tag == "upernet_replknet_31b_cityscapes.in1k"
+        assert (
+            pretrained.recognize("x/" + entry.files[0].name, create_model("replknet_31b")) is None
+        )
+
+    def test_by_model(self):
+        assert pretrained.lookup("upernet_replknet_31l_ade20k").miou == 52.4
+        with pytest.raises(ValueError, match="not share one preprocessing: name one of upernet"):
+            pretrained.lookup("upernet_replknet_31b_ade20k")
+        with pytest.raises(ValueError, match="Did you mean upernet_replknet_31b_ade20k"):
+            pretrained.lookup("upernet_replknet_31b_ade20")
+
+    def test_recognized_and_default(self):
+        backbone = create_model("replknet_31b", num_classes=None, features_only=True)
+        city = create_segmenter("upernet", backbone, 19)
+        path = "RepLKNet-31B_ImageNet-1K_UperNet_Cityscapes.pth"
+        assert pretrained.recognize(path, city).miou == 83.1
+        assert pretrained.recognize(path, city.clone(num_classes=150)) is None
+        assert pretrained.default_preprocessing(city).limits == (2049, 1025)
+        other = create_segmenter("upernet", "resnet_18", 5)
+        assert pretrained.default_preprocessing(other).limits == (2048, 512)
+
+    def test_listed(self, capsys):
+        """By `models --pretrained`, with the protocol."""
+        _list_checkpoints("upernet_replknet_31b_ade20k")
+        shown = capsys.readouterr().out
+        assert "upernet_replknet_31b_ade20k.in22k" in shown
+        assert "slide 640 stride 426" in shown
+        assert "1W2W4nD2HzTsG_yP9ppLYAqMo3T3JHBNW" in shown
+        assert "replknet_31b.in1k" not in shown

@@ -1,0 +1,140 @@
+"""The pictures that `segment` writes: class maps as PNG, and overlays with a legend."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from replk_jax.cli.arguments import check_output
+from replk_jax.cli.images import NamedImage
+from replk_jax.io.files import replacing
+from replk_jax.vision.label_drawing import (
+    IGNORED,
+    IGNORED_COLOUR,
+    overlay,
+    shares,
+    with_legend,
+)
+
+_LEGEND_CLASSES = 24
+_SMALLEST_WIDTH = 384  # of an overlay in pixels
+
+
+class Pictures:
+    """The pictures of images in a folder, below which they are where the images are below theirs.
+
+    Args:
+      folder: to write to.
+      images: whose pictures are written.
+      class_names, palette: of the classes: K names, and colours uint8 (K, 3).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        images: Sequence[NamedImage],
+        class_names: Sequence[str],
+        palette: np.ndarray,
+    ):
+        self._folder = folder
+        self._images = images
+        self._class_names = class_names
+        self._palette = palette
+
+    def check(self, force: bool) -> None:
+        """Makes the folder, and checks that all pictures can be written, before the computation.
+
+        Args:
+          force: replace pictures that are there.
+
+        Raises:
+          ValueError: two images would have the same picture, or a picture would replace an image.
+          FileExistsError: a picture is there already, and `force` is not set.
+          OSError: a folder cannot be made.
+        """
+        sources: dict[Path, NamedImage] = {}
+        inputs = {_resolved(image.image) for image in self._images} - {None}
+        for image in self._images:
+            for path in self._paths(image):
+                other = sources.setdefault(path, image)
+                if other is not image:
+                    raise ValueError(
+                        f"{other.name} and {image.name} would both be written to {path}: segment "
+                        "them in two runs with different folders."
+                    )
+                if path.resolve() in inputs:
+                    raise ValueError(
+                        f"{path} is an image to segment, which its own picture would replace: "
+                        "name another folder."
+                    )
+        for folder in {self._folder, *(path.parent for path in sources)}:
+            folder.mkdir(parents=True, exist_ok=True)
+        for path in sources:
+            check_output(path, force)
+
+    def write(
+        self, image: NamedImage, pixels: np.ndarray, classes: np.ndarray
+    ) -> tuple[Path, Path]:
+        """Writes the pictures of an image, each atomically.
+
+        Args:
+          image: one of those given.
+          pixels: uint8 (H, W, C).
+          classes: uint8 (H, W).
+
+        Returns:
+          The paths of the class map and of the overlay.
+        """
+        index_path, overlay_path = self._paths(image)
+        with replacing(index_path) as file:
+            file.write(index_png(classes, self._palette))
+        picture = Image.fromarray(self._overlay(pixels, classes))
+        encoded = io.BytesIO()
+        picture.save(encoded, "JPEG", quality=92, subsampling=0)
+        with replacing(overlay_path) as file:
+            file.write(encoded.getvalue())
+        return index_path, overlay_path
+
+    def _overlay(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        labels = {
+            index: f"{self._class_names[index]} {_percentage(share)}"
+            for index, share in list(shares(classes).items())[:_LEGEND_CLASSES]
+        }
+        picture = overlay(pixels, classes, self._palette)
+        # Small images are enlarged, so that they can be seen beside the legend.
+        times = max(1, _SMALLEST_WIDTH // picture.shape[1])
+        picture = picture.repeat(times, 0).repeat(times, 1)
+        size = max(14, picture.shape[1] // 64)
+        return with_legend(picture, labels, self._palette, font_size=size)
+
+    def _paths(self, image: NamedImage) -> tuple[Path, Path]:
+        """Of the class map and the overlay."""
+        place = self._folder / image.place
+        return place.with_name(f"{place.stem}.png"), place.with_name(f"{place.stem}_overlay.jpg")
+
+
+def index_png(classes: np.ndarray, palette: np.ndarray) -> bytes:
+    """A PNG with 8 bits per pixel whose values are the classes, in the colours of the palette.
+
+    Args:
+      classes: uint8 (H, W); 255 for ignored pixels, which are grey.
+      palette: uint8 (K, 3).
+    """
+    colours = np.zeros((IGNORED + 1, 3), np.uint8)
+    colours[: len(palette)] = palette
+    colours[IGNORED] = IGNORED_COLOUR
+    image = Image.fromarray(classes, "L")
+    image.putpalette(colours.tobytes())
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def _resolved(image: object) -> Path | None:
+    return Path(image).resolve() if isinstance(image, (str, Path)) else None
+
+
+def _percentage(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}"

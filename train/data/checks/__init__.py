@@ -1,0 +1,1 @@
+"""Checks of data sets before anyone trains on them: python -m train.check"""
