@@ -59,6 +59,7 @@ def no_dropout(model):
 
 
 @reference_data.required
+@pytest.mark.slow
 def test_a_training_step_of_mmsegmentation():
     """README: 1e-5 for losses, 1e-3 of the largest value for gradients, absolute below 1e-6."""
     expected = golden.load("train")
