@@ -18,7 +18,9 @@ from replk_jax.models.network import Network
 from replk_jax.models.pretrained_table import PRETRAINED, WITHOUT_WEIGHTS, Pretrained
 from replk_jax.models.registry import ARCHITECTURES, name_of, resolve_name
 from replk_jax.segmentation.pretrained_table import PRETRAINED_SEGMENTERS, PretrainedSegmenter
+from replk_jax.segmentation.registry import find_segmenter
 from replk_jax.segmentation.segmenter import SegmentationNetwork
+from replk_jax.segmentation.table import SEGMENTERS
 from replk_jax.vision.base_preprocessing import BasePreprocessing
 
 Entry = Pretrained | PretrainedSegmenter
@@ -50,7 +52,7 @@ def _named(name: str) -> tuple[Entry, ...]:
     if entry := _by_tag(name) or find(name):
         return (entry,)
     try:
-        return () if _has_tag(name) else segmenters_of(name) or checkpoints_of(name)
+        return () if _has_tag(name) else entries_of(name)
     except ValueError:
         return ()
 
@@ -68,15 +70,19 @@ def checkpoints_of(name: str) -> tuple[Pretrained, ...]:
     return tuple(entry for entry in PRETRAINED if entry.model == model)
 
 
-def segmenters_of(name: str) -> tuple[PretrainedSegmenter, ...]:
-    """The published checkpoints of a segmenter, in the order of the table; maybe none.
+def entries_of(name: str) -> tuple[Entry, ...]:
+    """The published checkpoints of a segmenter or classifier, in the order of the table; or none.
 
     Args:
-      name: such as "upernet_replknet_31b_ade20k".
+      name: such as "upernet_replknet_31b_ade20k", or as in `create_model`.
+
+    Raises:
+      ValueError: an unknown name.
     """
-    return tuple(
-        entry for entry in PRETRAINED_SEGMENTERS if spelling(entry.model) == spelling(name)
-    )
+    segmenter = find_segmenter(name)
+    if segmenter is None:
+        return checkpoints_of(name)
+    return tuple(entry for entry in PRETRAINED_SEGMENTERS if entry.model == segmenter)
 
 
 class Accuracy(NamedTuple):
@@ -131,14 +137,12 @@ def lookup(name: str) -> Entry:
     """
     if entry := _by_tag(name) or find(name):
         return entry
-    if segmenters := segmenters_of(name):
-        return _only(name, segmenters)
     unknown = f"no published checkpoint or model has the name {name!r}."
     try:
-        model = resolve_name(name)
+        model = find_segmenter(name) or resolve_name(name)
     except ValueError:
         raise ValueError(f"{unknown} {_hint(name)}") from None
-    entries = checkpoints_of(model)
+    entries = entries_of(model)
     if not entries:
         raise ValueError(
             f"{model} has no published checkpoint: give the name of another model or file, or the "
@@ -177,7 +181,7 @@ def _file_names() -> dict[str, Entry]:
 def _hint(name: str) -> str:
     """The models and tags closest to an unknown name, or how to list them."""
     known = {model: model for model in ARCHITECTURES}
-    known |= {entry.model: entry.model for entry in PRETRAINED_SEGMENTERS}
+    known |= {segmenter: segmenter for segmenter in SEGMENTERS}
     known |= {entry.tag: entry.tag for entry in _ALL}
     known |= {file: entry.tag for file, entry in _file_names().items()}
     by_lower_case = {key.lower(): suggestion for key, suggestion in known.items()}

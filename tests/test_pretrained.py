@@ -362,6 +362,8 @@ def test_looked_up_by_tag_file_or_model():
         ("replknet_31c.in22k", "Did you mean replknet_31l.in22k, replknet_31b.in22k"),
         ("RepLKNet-31B_ImageNet1K", "Did you mean replknet_31b."),
         ("replknet_13", "replknet_13 has no published checkpoint"),
+        ("PSPNet-RepVGG-B2-Cityscapes", "pspnet_repvgg_b2_cityscapes has no published checkpoint"),
+        ("pspnet_repvgg_b2_city", "Did you mean pspnet_repvgg_b2_cityscapes"),
         ("vgg16", "no published checkpoint or model has the name 'vgg16'"),
     ],
 )

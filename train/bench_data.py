@@ -25,16 +25,16 @@ from train.data import pipeline
 from train.data.benchmarks.classification import ClassificationBenchmark
 from train.data.benchmarks.segmentation import SegmentationBenchmark
 from train.data.benchmarks.timing import Benchmark, median, pipeline_seconds
-from train.data.segmentation_transforms import SegmentationTransform
 from train.engine import config as configuration
 from train.engine import config_flags as command_line
+from train.engine.json_flag import json_path
 from train.errors import RunError, stopping
 from train.tasks import find_task
 from train.tasks.classification import make_train_transform
+from train.tasks.segmentation_config import build_transform
 
 _IMAGES = flags.DEFINE_integer("images", 512, "number of images to make", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "number of measurements of each stage", lower_bound=1)
-_JSON = flags.DEFINE_string("json", None, "file to write the results to")
 
 
 def main(_: list[str]) -> None:
@@ -42,9 +42,7 @@ def main(_: list[str]) -> None:
         config = command_line.CONFIG.value
         configuration.check(config)
         find_task(config).check(config)
-        path = _JSON.value and command_line.flag_path("json", _JSON.value)
-        if path and (path.is_dir() or not path.parent.is_dir()):  # before anything is measured
-            raise RunError(f"--json={path} must name a file in a folder that exists.")
+        path = json_path()  # an error comes before anything is measured
         figures = measure(config, _IMAGES.value, _ROUNDS.value)
         print(as_text(figures))
         if path:
@@ -107,7 +105,7 @@ def find_benchmark(config: ConfigDict) -> Benchmark:
         return ClassificationBenchmark(make_train_transform(config.data, 3))
     if config.task == "segmentation":
         ade20k = label_sets.find("ade20k")
-        return SegmentationBenchmark(SegmentationTransform.from_fields(config.data, ade20k))
+        return SegmentationBenchmark(build_transform(config.data, ade20k))
     raise RunError(f"There is no benchmark of the data of the task {config.task!r}.")
 
 

@@ -10,30 +10,25 @@ Exit status: 0 without errors, whether or not there are warnings; 1 otherwise.
 
 import sys
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from replk_jax.io.files import replace_json
 from replk_jax.io.text import escaped
 from train.engine import config as configuration
 from train.engine import config_flags as command_line
-from train.errors import RunError, stopping
+from train.engine.json_flag import json_path
+from train.errors import stopping
 from train.reporting.console import say
 from train.reporting.examination import Examination
 from train.tasks import find_task
 
-_JSON = flags.DEFINE_string("json", None, "JSON file to write")
-
 
 def main(_: list[str]) -> None:
     with stopping():
-        path = _JSON.value and command_line.flag_path("json", _JSON.value)
-        if path and path.is_dir():
-            raise RunError(f"--json={path} is a folder: name a file.")
+        path = json_path()
         examination = check(command_line.CONFIG.value)
         say(examination.text())
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
             replace_json(path, examination.json())
             say(f"All findings and statistics are in {escaped(str(path))}.")
     if examination.errors:

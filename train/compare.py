@@ -2,7 +2,8 @@
 
     python -m train.compare out/study/*
 
-The score is the one that decides which checkpoint is the best: top-1 accuracy in classification.
+The score is the one that decides which checkpoint is the best: top-1 accuracy in classification,
+mIoU in segmentation, with the protocol of the test in a column of its own.
 Runs whose configurations differ only in the seed are one row: mean, standard deviation (n - 1),
 minimum and maximum. A row is named by the fields in which the rows differ. Fields without influence
 on the result are ignored: paths of data and options for reading them, devices, remat, logging,
@@ -41,6 +42,7 @@ _IGNORED = (
     "mesh",
     "model.remat",
     "profile",
+    "test.pictures",
     "wandb",
 )
 
@@ -57,6 +59,7 @@ class Run:
       best_by: name of the score.
       score: of the network, between 0 and 1.
       ema_score: of the EMA; None if there is none.
+      protocol: of the test, in words; None if images do not differ in size.
     """
 
     workdir: Path
@@ -66,6 +69,7 @@ class Run:
     best_by: str
     score: float
     ema_score: float | None
+    protocol: str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -106,6 +110,7 @@ def read_run(workdir: Path) -> Run:
             best_by=best_by,
             score=_as_score(result["training"][best_by]),
             ema_score=_as_score(ema["training"][best_by]) if ema else None,
+            protocol=result.get("protocol"),
         )
     except (KeyError, TypeError) as error:
         raise RunError(
@@ -135,15 +140,18 @@ def table(runs: Sequence[Run]) -> str:
     differing = _differing([group[0].fields for group in rows])
     has_ema = any(run.ema_score is not None for run in runs)
     score = score_title(runs[0].best_by)
-    head = ["configuration", "runs", score, "min", "max"]
+    texts = ["configuration"]
+    texts += ["protocol"] if any(run.protocol for run in runs) else []
+    head = [*texts, "runs", score, "min", "max"]
     head += [f"EMA {score}", "min", "max"] if has_ema else []
     body = []
     for group in rows:
-        cells = [_name(group[0].fields, differing), str(len(group))]
+        cells = [_name(group[0].fields, differing), group[0].protocol or ""][: len(texts)]
+        cells.append(str(len(group)))
         cells += _statistics(run.score for run in group)
         cells += _statistics(run.ema_score for run in group) if has_ema else []
         body.append(cells)
-    return _markdown(head, body, text_columns=1)
+    return _markdown(head, body, text_columns=len(texts))
 
 
 def _read(path: Path, if_missing: str) -> dict[str, Any]:

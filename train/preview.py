@@ -22,8 +22,9 @@ from train.tasks import find_task
 _OUTPUT = flags.DEFINE_string("output", "preview.png", "PNG file to write")
 _COUNT = flags.DEFINE_integer("count", 32, "number of images to show", lower_bound=1)
 
-_COLUMNS = 8
+_MOST_COLUMNS = 8
 # Sizes in pixels.
+_WIDEST = 2160  # of several columns
 _SMALLEST_TILE = 112  # smaller images are enlarged by an integer factor
 _GAP = 12
 _LINE = 18
@@ -65,7 +66,9 @@ def contact_sheet(
     captions: Sequence[Sequence[str]],
     legend: Callable[[int], np.ndarray] | None = None,
 ) -> Figure:
-    """Images in rows of eight, with captions below; small ones are enlarged by an integer factor.
+    """Images in rows of up to eight, with captions below.
+
+    Small images are enlarged by an integer factor; of wide ones there are fewer in a row.
 
     Args:
       pixels: uint8 (N, H, W, 3).
@@ -75,8 +78,8 @@ def contact_sheet(
     zoom = math.ceil(_SMALLEST_TILE / min(pixels.shape[1:3]))
     tiles = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
     count, tile_height, tile_width, _ = tiles.shape
-    columns = min(count, _COLUMNS)
     row_height, column_width = tile_height + 2 * _LINE + _GAP, tile_width + _GAP
+    columns = max(1, min(count, _MOST_COLUMNS, (_WIDEST - _GAP) // column_width))
     height = _GAP + math.ceil(count / columns) * row_height
     width = _GAP + columns * column_width
     below = [] if legend is None else [legend(max(width, _NARROWEST_LEGEND))]

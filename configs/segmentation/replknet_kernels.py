@@ -20,7 +20,9 @@ The paper names mmsegmentation's setting of 80,000 iterations, and drop path 0.3
 the published configurations (upernet_replknet.py), which call 80,000 iterations a schedule of 16
 images; drop path 0.3; and a warm-up of 1 % of the steps. Convolutions are computed in bfloat16.
 
-For 8 GPUs with 2 images each, or one with 16; `:13,gpus=1` changes nothing else.
+A batch norm sees all 16 images, on any number of GPUs that take the batch at once. Where a GPU
+takes 2 at a time, `:13,gpus=4` accumulates the gradient over two micro-batches of 8; a batch norm
+sees one of these.
 """
 
 from ml_collections import ConfigDict
@@ -39,5 +41,5 @@ def get_config(text: str = "31") -> ConfigDict:
     config.batch_size = 16
     config.steps = 80_000
     config.optimizer.warmup_steps = 800
-    common.on_gpus(config, gpus, images=16 if gpus == "gpus=1" else 2)
+    common.on_gpus(config, gpus, images=2)
     return config

@@ -14,6 +14,7 @@ from replk_jax.cli.arguments import add_force, add_reading, check_output, readin
 from replk_jax.cli.divergence import warn_if_diverged
 from replk_jax.cli.text import printable
 from replk_jax.io.errors import naming
+from replk_jax.models.in_words import title_of
 from replk_jax.reparam import check_equivalence, reparameterize
 from replk_jax.torch_import import TORCH_ENDINGS, check_published, save_torch
 
@@ -75,8 +76,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         network = _reparameterized(network) if merge else network
         save(destination, network, overwrite=arguments.force)
         structure = "re-parameterized" if merged else "training-time"
-    name = network.name or type(network.model).__name__
-    print(printable(f"{destination}: {name}, {structure} structure"))
+    print(printable(f"{destination}: {title_of(network.model)}, {structure} structure"))
 
 
 def _save_torch(network: Checkpoint, path: Path, merge: bool, names: str) -> None:

@@ -204,7 +204,8 @@ def _description(program: jax.export.Exported, network: Checkpoint) -> str:
         "platforms": list(program.platforms),
         "jax": jax.__version__,
     }
-    model = network.model.clone(deploy=network.model.mergeable)
+    model, _ = network.model.without_auxiliary_head({})
+    model = model.clone(deploy=model.mergeable)
     deployed = dataclasses.replace(network, model=model)
     return json_text({"program": interface, **deployed.description()}, indent=2) + "\n"
 

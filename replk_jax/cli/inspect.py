@@ -21,7 +21,8 @@ from replk_jax.io.tensors import StoredTensor
 from replk_jax.io.text import brief
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite import CompositeNetwork
-from replk_jax.models.description import architecture_in_words, joined
+from replk_jax.models.description import joined
+from replk_jax.models.in_words import details_of, title_of
 from replk_jax.models.network import Network
 from replk_jax.segmentation.pretrained_table import PretrainedSegmenter
 from replk_jax.torch_import import Contents, Placeholder, Recognized, Selection, recognize
@@ -122,8 +123,8 @@ def _description(network: Checkpoint) -> Iterator[str]:
     model, names = network.model, network.class_names
     kind = f"{model.num_classes} classes" if model.num_classes else "no classifier"
     structure = "re-parameterized" if model.deploy else "training-time"
-    yield f"{network.name or type(model).__name__}, {kind}, {structure}"
-    yield f"  {architecture_in_words(model)}"
+    yield f"{title_of(model)}, {kind}, {structure}"
+    yield from _indented(details_of(model))
     yield from _indented(_use(model))
     if names:
         yield f"  names of the classes: {printable(list(names))}"

@@ -1,11 +1,13 @@
 """models: lists the models and their published checkpoints, or counts one model part by part."""
 
 import argparse
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
 from replk_jax import pretrained
 from replk_jax.cli.argument_types import positive
 from replk_jax.models import create_model, list_models
+from replk_jax.models.aliases import spelling
 from replk_jax.models.pretrained_table import PRETRAINED, Pretrained, PublishedFile
 from replk_jax.models.registry import resolve_name
 from replk_jax.models.summary import Summary, summary
@@ -42,7 +44,7 @@ def add_parser(verbs) -> None:
 def _models(arguments: argparse.Namespace) -> None:
     if arguments.pretrained:
         _list_checkpoints(arguments.name)
-    elif arguments.name and (segmenter := find_segmenter(arguments.name)):
+    elif arguments.name and (segmenter := _segmenter(arguments.name)):
         print(summary(create_segmenter(segmenter), _segmenter_size(segmenter, arguments)))
     elif arguments.name:
         model = create_model(arguments.name)
@@ -52,6 +54,21 @@ def _models(arguments: argparse.Namespace) -> None:
         _list_models(arguments.image_size)
         _list_segmenters(arguments)
         print(_EXPLANATION)
+
+
+def _segmenter(name: str) -> str | None:
+    """The segmenter with a name; None without one.
+
+    Raises:
+      ValueError: the name is close to that of a segmenter.
+    """
+    if segmenter := find_segmenter(name):
+        return segmenter
+    close = difflib.get_close_matches(spelling(name), map(spelling, list_segmenters()), cutoff=0.75)
+    if close:
+        names = " or ".join(repr(find_segmenter(match)) for match in close)
+        raise ValueError(f"Unknown model {name!r}. Did you mean {names}?")
+    return None
 
 
 def _list_models(image_size: int | None) -> None:
@@ -95,11 +112,14 @@ def _list_checkpoints(name: str | None) -> None:
     if name is None:
         _print_tables(PRETRAINED, PRETRAINED_SEGMENTERS)
         return
-    segmenters = pretrained.segmenters_of(name)
-    entries = () if segmenters else pretrained.checkpoints_of(name)
-    if not (segmenters or entries):
-        print(f"No checkpoint of {resolve_name(name)} was published.")
-    _print_tables(entries, segmenters)
+    known = _segmenter(name) or resolve_name(name)
+    entries = pretrained.entries_of(known)
+    if not entries:
+        print(f"No checkpoint of {known} was published.")
+    _print_tables(
+        [entry for entry in entries if isinstance(entry, Pretrained)],
+        [entry for entry in entries if isinstance(entry, PretrainedSegmenter)],
+    )
 
 
 def _print_tables(entries: Sequence[Pretrained], segmenters: Sequence[PretrainedSegmenter]) -> None:

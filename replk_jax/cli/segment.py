@@ -94,7 +94,7 @@ def _segment(arguments: argparse.Namespace) -> None:
     print(f"protocol: {segmenter.protocol.in_words()}", file=sys.stderr, flush=True)
 
     def prepare(source: images.NamedImage) -> _Opened:
-        image = read_image(source.image, segmenter.protocol.channels, source.name)
+        image = read_image(source.image, segmenter.protocol.channels, source.name, upright=True)
         pixels = None if pictures is None else to_array(image)
         return _Opened(pixels, segmenter.prepare(image, source.name))
 

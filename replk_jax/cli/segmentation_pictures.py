@@ -19,7 +19,8 @@ from replk_jax.vision.label_drawing import (
 )
 
 _LEGEND_CLASSES = 24
-_SMALLEST_WIDTH = 384  # of an overlay in pixels
+# Of an overlay, in pixels. A JPEG has at most 65,500, including the legend.
+_SMALLEST_WIDTH, _TALLEST_ENLARGED, _LARGEST_SIDE = 384, 4096, 32_000
 
 
 class Pictures:
@@ -103,9 +104,12 @@ class Pictures:
             for index, share in list(shares(classes).items())[:_LEGEND_CLASSES]
         }
         picture = overlay(pixels, classes, self._palette)
+        height, width, _ = picture.shape
         # Small images are enlarged, so that they can be seen beside the legend.
-        times = max(1, _SMALLEST_WIDTH // picture.shape[1])
+        times = max(1, min(_SMALLEST_WIDTH // width, _TALLEST_ENLARGED // height))
         picture = picture.repeat(times, 0).repeat(times, 1)
+        step = -(-max(height, width) // _LARGEST_SIDE)
+        picture = picture[::step, ::step]
         size = max(14, picture.shape[1] // 64)
         return with_legend(picture, labels, self._palette, font_size=size)
 
@@ -137,4 +141,6 @@ def _resolved(image: object) -> Path | None:
 
 
 def _percentage(share: float) -> str:
+    if share < 0.0005:
+        return "<0.1%"
     return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}"

@@ -34,7 +34,7 @@ class PreparedImage(NamedTuple):
     """An image, ready for the network.
 
     Attributes:
-      size: (H, W) of the image.
+      size: (H, W) of the upright image.
       scales: the image resized for each ratio of the protocol, uint8 (H', W', C).
     """
 
@@ -100,7 +100,7 @@ class SegmentationProgram(ImageProgram):
         Raises:
           ImageError: an image that cannot be read, or is far too long.
         """
-        decoded = read_image(image, self.protocol.channels, name)
+        decoded = read_image(image, self.protocol.channels, name, upright=True)
         return PreparedImage((decoded.height, decoded.width), self.protocol.scales(decoded, name))
 
     def segment(

@@ -67,7 +67,7 @@ class Segmenter(SegmentationProgram):
             class_names = [str(index) for index in range(classes)]
         if len(class_names) != classes:
             raise ValueError(f"The network has {classes} classes; got {len(class_names)} names.")
-        palette = palette_of(class_names) if palette is None else palette
+        palette = palette_of(class_names) if palette is None else np.asarray(palette)
         if palette.shape != (classes, 3) or palette.dtype != np.uint8:
             raise ValueError(
                 f"The palette of {classes} classes is uint8 ({classes}, 3); got {palette.dtype} "
@@ -83,6 +83,7 @@ class Segmenter(SegmentationProgram):
         path: str | os.PathLike,
         *,
         protocol: SegmentationProtocol | None = None,
+        like: str | None = None,
         class_names: Sequence[str] | None = None,
         palette: np.ndarray | None = None,
         prefer_ema: bool = False,
@@ -95,6 +96,7 @@ class Segmenter(SegmentationProgram):
         Args:
           path: of any checkpoint that `load` reads.
           protocol: replaces that of the file.
+          like: a published checkpoint whose protocol replaces that of the file; as in `load`.
           class_names: replace those of the file.
           palette: as above.
           prefer_ema: read the exponential moving average (EMA) of the weights.
@@ -104,7 +106,14 @@ class Segmenter(SegmentationProgram):
         Raises:
           ValueError, OSError: a file that cannot be read, or has no segmentation network.
         """
-        network = load(path, prefer_ema=prefer_ema, preprocessing=protocol, key=key, prefix=prefix)
+        network = load(
+            path,
+            prefer_ema=prefer_ema,
+            preprocessing=protocol,
+            like=like,
+            key=key,
+            prefix=prefix,
+        )
         with naming(path):
             require_segmenter(network.model)
             return cls(
@@ -124,8 +133,8 @@ class Segmenter(SegmentationProgram):
             or an array (N, H, W, C).
 
         Returns:
-          For each image uint8 (H, W), as large as the image. Its EXIF orientation is not applied,
-          as in `read_image`.
+          For each image uint8 (H, W), as large as the image. Images are segmented upright: H and W
+          are those after the EXIF orientation of a file or of an image of Pillow is applied.
 
         Raises:
           ImageError: an image that cannot be read.

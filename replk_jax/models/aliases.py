@@ -23,7 +23,8 @@ _ORIGIN = re.compile(
 )
 # The version of ResNet that all these libraries have.
 _RESNET_VERSION = re.compile(r"(?<=\d)[-_ ]?v1(?:b|\.5)$", re.IGNORECASE)
-# A file name, after `plain_name`.
+# After `plain_name`: the start of a segmentation network's name, and a file name.
+_SEGMENTER = re.compile("upernet|pspnet|deeplabv3|fcn")
 _FILE = re.compile(r".*\.(?:pth?|bin|safetensors)")
 
 
@@ -52,6 +53,8 @@ def describe_other(plain: str, lookalikes: Mapping[str, str]) -> str | None:
             "a file. Load it with replk_jax.load_torch(path), or give the name of the network "
             "alone."
         )
+    if _SEGMENTER.match(plain):
+        return "a segmentation network, which replk_jax.create_segmenter builds."
     return next((text for names, text in lookalikes.items() if re.fullmatch(names, plain)), None)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from replk_jax.models.aliases import spelling
@@ -43,7 +43,7 @@ def list_segmenters(pattern: str = "*") -> list[str]:
 
 def find_segmenter(name: str) -> str | None:
     """The name in `SEGMENTERS` that equals `name` but for case, hyphens and underscores."""
-    return next((known for known in SEGMENTERS if spelling(known) == spelling(name)), None)
+    return _spelt(name, SEGMENTERS)
 
 
 def create_segmenter(
@@ -62,15 +62,20 @@ def create_segmenter(
         create_segmenter("upernet", "replknet_31b", num_classes=150)
         create_segmenter("deeplabv3plus", "mobilenet_v2", num_classes=19,
                          backbone_options={"output_stride": 8, "contract_dilation": False})
+        create_segmenter("pspnet", "resnet_50", num_classes=19,
+                         backbone_options={"output_stride": 8})
         create_segmenter("upernet_replknet_31b_ade20k")
         create_segmenter("upernet_replknet_31b_ade20k", num_classes=2, channels=256)
 
     The defaults are mmsegmentation's, except that no backbone is dilated unless `output_stride` is
-    among its options.
+    among its options: without it, PSPNet's and DeepLabv3's logits have a 32nd of the images' size.
+    `resnet_50` is torchvision's network; that of mmsegmentation's configurations is ResNetV1c, with
+    three convolutions in its stem, which this package does not have.
 
     Args:
       name: of the decode head (upernet, pspnet, deeplabv3, deeplabv3plus or fcn); or of a network
-        (`list_segmenters`), which determines all other arguments that are not given.
+        (`list_segmenters`), which determines all other arguments that are not given. Case, hyphens
+        and underscores are ignored.
       backbone: the name of a model or an architecture; or a backbone with `out_indices`. Not with
         the name of a network.
       num_classes: K.
@@ -101,8 +106,9 @@ def create_segmenter(
         name, backbone = row.head, row.backbone
         num_classes = row.num_classes if num_classes is None else num_classes
         options, fields = {**row.backbone_options, **options}, {**row.fields, **fields}
-    if name not in DECODE_HEADS:
+    if (known_head := _spelt(name, DECODE_HEADS)) is None:
         raise ValueError(_unknown(name))
+    name = known_head
     if backbone is None or num_classes is None:
         missing = "a backbone" if backbone is None else "num_classes"
         raise TypeError(f"create_segmenter({name!r}, ...) needs {missing}.")
@@ -133,6 +139,11 @@ def create_segmenter(
     )
     network.check_fields()
     return network
+
+
+def _spelt(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that equals `name` but for case, hyphens and underscores."""
+    return next((known for known in names if spelling(known) == spelling(name)), None)
 
 
 def _own_fields(head: type[SegmentationHead]) -> set[str]:

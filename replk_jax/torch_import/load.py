@@ -48,7 +48,7 @@ def load_torch(
     A checkpoint of mmsegmentation with a supported head gives a `SegmentationNetwork`. Its weights
     do not record `align_corners`, pooling scales and dilation. They are taken from the
     configuration in the file, from the table of published checkpoints if the file has such a name,
-    or from the checkpoint `like`. Otherwise they have mmsegmentation's defaults, with a warning. A
+    or from the checkpoint `like`. The rest have mmsegmentation's defaults, with a warning. A
     backbone as `model`, or prefix="backbone.", loads the backbone alone.
 
     The state dict may be in any entry of the file, and its names may have any prefix. For a file
@@ -131,9 +131,9 @@ def load_contents(
         model, assumed = infer_composite(found, contents, source, like)
         if assumed:
             warn_user(
-                f"{source}: the weights do not record these, and it has neither a configuration "
-                f"nor the name of a published checkpoint; assumed: {assumed}. like=TAG (--like) "
-                "takes them from a published one."
+                f"{source}: assumed, since neither the weights, a configuration in the file nor "
+                f"its name determine it: {assumed}. like=TAG (--like) takes it from a published "
+                "checkpoint."
             )
     known = (found.composite or found.family).NETWORK
     if not isinstance(model, known):

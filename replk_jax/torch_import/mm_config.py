@@ -139,28 +139,46 @@ def mm_backbone(config: Mapping[str, Any], family: str) -> BackboneSettings | No
     usual = USUAL_STRIDES[family]
     strides = whole_numbers(backbone, "strides") if backbone.get("strides") else usual
     dilations = whole_numbers(backbone, "dilations") if backbone.get("dilations") else (1,)
-    # Basic blocks have no 1 x 1 convolution that could have the stride.
-    bottlenecks = family == "ResNet" and backbone.get("depth") not in (18, 34)
-    in_1x1 = bottlenecks and backbone.get("style") == "caffe"
-
     settings, fields = [], []
     if strides != usual[: len(strides)]:
         settings.append(f"strides={strides}")
         fields += output_stride(strides, usual)
     if set(dilations) != {1}:
         settings.append(f"dilations={dilations}")
-    if in_1x1:
+    if strides_in_1x1(backbone):
         settings.append("style='caffe'")
         fields.append(("stride_in_1x1", True))
-    if family == "ResNet" and set(dilations) != {1}:
+    if set(dilations) != {1}:
         contracted = bool(backbone.get("contract_dilation"))
-        # See `dilation.sample_stages`, and `resnet.Bottleneck` with `stride_in_1x1`.
-        if not bottlenecks or contracted == in_1x1:
+        if dilates_otherwise(backbone):
             settings.append(
                 f"contract_dilation={contracted}, with which the first block of a dilated stage "
                 "differs from the one here"
             )
+        elif not strides_in_1x1(backbone):
+            fields.append(("contract_dilation", contracted))
     return BackboneSettings(tuple(settings), tuple(fields)) if settings else None
+
+
+def strides_in_1x1(backbone: Mapping[str, Any]) -> bool:
+    """Whether the first 1 x 1 convolution of a bottleneck block has the stride."""
+    return _has_bottlenecks(backbone) and backbone.get("style") == "caffe"
+
+
+def dilates_otherwise(backbone: Mapping[str, Any]) -> bool:
+    """Whether no model has the first block of a dilated stage.
+
+    In a basic block only the first convolution is dilated there, and both are here. For bottleneck
+    blocks see `resnet.Bottleneck` with `stride_in_1x1`.
+    """
+    if type_name(backbone) != "ResNet":
+        return False
+    contracted = bool(backbone.get("contract_dilation"))
+    return not _has_bottlenecks(backbone) or (contracted and strides_in_1x1(backbone))
+
+
+def _has_bottlenecks(backbone: Mapping[str, Any]) -> bool:
+    return type_name(backbone) == "ResNet" and backbone.get("depth") not in (18, 34)
 
 
 def output_stride(strides: tuple[int, ...], usual: tuple[int, ...]) -> list[tuple[str, int]]:

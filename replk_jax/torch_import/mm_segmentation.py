@@ -7,8 +7,10 @@ from typing import Any
 from replk_jax.torch_import.config_fields import mapping, unexpected, whole_number, whole_numbers
 from replk_jax.torch_import.mm_config import (
     USUAL_STRIDES,
+    dilates_otherwise,
     normalization,
     output_stride,
+    strides_in_1x1,
     test_pipeline,
     type_name,
 )
@@ -30,8 +32,8 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
       Those of `align_corners`, `pool_scales`, `dilations`, `out_indices`, `output_stride`,
-      `contract_dilation`, `decode_in_index` and `auxiliary_in_index` that the configuration
-      determines; empty without a configuration of a segmenter.
+      `contract_dilation`, `stride_in_1x1`, `decode_in_index` and `auxiliary_in_index` that the
+      configuration determines; empty without a configuration of a segmenter.
 
     Raises:
       ValueError: settings of other types, or that a network of this package cannot have.
@@ -77,7 +79,7 @@ def _of_backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     indices = backbone.get("out_indices")
     if isinstance(indices, list | tuple) and all(type(i) is int and i >= 0 for i in indices):
-        settings["out_indices"] = tuple(indices)
+        settings["out_indices"] = tuple(sorted(set(indices)))  # the order of its feature maps
     kind = type_name(backbone)
     if kind not in USUAL_STRIDES:
         return settings
@@ -90,7 +92,11 @@ def _of_backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
     if dilations != _dilations(strides, usual):
         raise ValueError(f"strides={strides} with dilations={dilations} cannot be represented")
     settings["output_stride"] = dict(output_stride(strides, usual)).get("output_stride")
+    if strides_in_1x1(backbone):
+        settings["stride_in_1x1"] = True
     if set(dilations) != {1}:
+        if dilates_otherwise(backbone):
+            raise ValueError(f"dilations={dilations} of such a {kind} cannot be represented")
         settings["contract_dilation"] = _flag(backbone, "contract_dilation")
     return settings
 

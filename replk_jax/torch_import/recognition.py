@@ -10,7 +10,7 @@ from replk_jax.io.text import brief
 from replk_jax.models import registry
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite import CompositeNetwork
-from replk_jax.models.description import architecture_in_words
+from replk_jax.models.in_words import details_of, title_of
 from replk_jax.models.network import Network
 from replk_jax.torch_import.composites import split
 from replk_jax.torch_import.convert import faults
@@ -57,8 +57,8 @@ class Recognized:
     def __str__(self) -> str:
         model = self.model
         lines = [
-            f"{self.name or type(model).__name__}, {_kind(model)}, {self.structure.value}",
-            f"  {architecture_in_words(model)}",
+            f"{title_of(model)}, {_kind(model)}, {self.structure.value}",
+            *(f"  {line}" for line in details_of(model)),
             f"  names: {self.naming}; weights: {self.place}{', an EMA' if self.is_ema else ''}",
         ]
         if self.assumed:

@@ -1,5 +1,6 @@
 """Segmenters in mmsegmentation's files: names and shapes of their heads."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -147,6 +148,14 @@ def infer_model(
         shapes.kernel(f"{module}.{_CLASSIFIER}.weight")
     head = _infer_head(shapes, "decode_head", settings)
     indices = settings.get("out_indices") or _out_indices(shapes, head, backbone)
+    if indices[-1] >= len(backbone.stage_channels):
+        raise ValueError(
+            f"out_indices={indices} of its configuration are not all among the "
+            f"{len(backbone.stage_channels)} stages of its backbone"
+        )
+    if "stride_in_1x1" in settings:
+        architecture = dataclasses.replace(backbone.architecture, stride_in_1x1=True)
+        backbone = backbone.clone(architecture=architecture)
     fields: dict[str, Any] = {
         name: settings[name] for name in ("output_stride", "contract_dilation") if name in settings
     }

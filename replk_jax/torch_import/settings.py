@@ -22,7 +22,7 @@ def find_settings(
     backbone: Backbone,
     like: str | None,
 ) -> dict[str, Any]:
-    """The settings, from the first of these sources that has any.
+    """The settings, each from the first of these sources that has it.
 
     They are the configuration in the file, the name of the file if it is that of a published
     checkpoint of this network, and the checkpoint `like`. A configuration that cannot be read is
@@ -42,15 +42,13 @@ def find_settings(
     Raises:
       ValueError: `like` is not of a published checkpoint of such a network.
     """
-    like_settings = {} if like is None else _settings_of(like, composite)
-    if settings := _in_file(contents, composite):
-        return settings
+    settings = {} if like is None else _settings_of(like, composite)
     named = None if path is None else pretrained.find(path)
     if isinstance(named, PretrainedSegmenter):
         same_classes = composite.num_classes(heads) == named.num_classes
         if same_classes and name_of(backbone) == named.backbone:
-            return dict(named.settings)
-    return like_settings
+            settings |= named.settings
+    return settings | _in_file(contents, composite)
 
 
 def _in_file(contents: Contents, composite: Composite) -> dict[str, Any]:

@@ -43,6 +43,18 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF", "JPEG2000")
 # threads. Each is loaded under the lock of its id, so that different images seldom wait.
 _LOADING = tuple(threading.Lock() for _ in range(64))
 
+# What `Image.transpose` does to show an image upright, by its EXIF orientation; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112  # a tag of EXIF
+
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _WHITE_IS_ZERO = 0  # a value of the latter
 
@@ -53,13 +65,15 @@ class ImageError(ValueError):
     """An image that cannot be read; the message names it and the reason."""
 
 
-def read_image(source: ImageLike, channels: int = 3, name: str | None = None) -> Image.Image:
+def read_image(
+    source: ImageLike, channels: int = 3, name: str | None = None, *, upright: bool = False
+) -> Image.Image:
     """Reads an image whole, as grey or colour.
 
     As torchvision's and timm's loaders for ImageNet do: transparency is dropped, not blended; the
-    EXIF orientation is not applied, except to a TIFF, to which Pillow applies it; only the first
-    frame or page is read. Unlike these loaders, it scales values of 9 to 16 bits to 8 bits instead
-    of clipping them at 255.
+    EXIF orientation is by default not applied, except to a TIFF, to which Pillow applies it; only
+    the first frame or page is read. Unlike these loaders, it scales values of 9 to 16 bits to 8
+    bits instead of clipping them at 255.
 
     Several threads may read the same image of Pillow.
 
@@ -69,9 +83,11 @@ def read_image(source: ImageLike, channels: int = 3, name: str | None = None) ->
         (H, W, 4).
       channels: 1 for grey, 3 for colour.
       name: what errors call it; by default `image_name`.
+      upright: whether to apply the EXIF orientation, as OpenCV and mmcv do. One that cannot be
+        read is not applied.
 
     Returns:
-      An image of mode "L" or "RGB".
+      An image of mode "L" or "RGB", without metadata if it is upright.
 
     Raises:
       ImageError: no image, not the whole of one, or values without a known range: float, 32 bits,
@@ -82,9 +98,22 @@ def read_image(source: ImageLike, channels: int = 3, name: str | None = None) ->
         raise ValueError(f"channels must be 1 (grey) or 3 (colour); got {channels}")
     mode = _MODES[channels]
     try:
-        return _read(source, mode)
+        return _read(source, mode, upright)
     except Exception as error:  # Pillow's decoders raise whatever they trip over
         raise image_error(name or image_name(source), error) from error
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is to be applied to an image, from 1 (upright) to 8.
+
+    Args:
+      image: of Pillow. It has applied that of a TIFF.
+    """
+    try:
+        value = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow trips over damaged EXIF data, which OpenCV ignores
+        return 1
+    return value if value in _TURNS else 1
 
 
 def image_error(name: str, error: Exception) -> ImageError:
@@ -168,16 +197,25 @@ def describe_left_out(folder: str | os.PathLike, left_out: Counter[str]) -> str:
     )
 
 
-def _read(source: ImageLike, mode: str) -> Image.Image:
+def _read(source: ImageLike, mode: str, upright: bool) -> Image.Image:
+    turn = None
     if isinstance(source, Image.Image):
         with _LOADING[id(source) // 64 % len(_LOADING)]:  # addresses end in zeros
             source.load()
-        return _convert(source, mode)
-    if isinstance(source, (str, os.PathLike, bytes)):
+            if upright:
+                turn = _TURNS.get(orientation(source))
+        read = _convert(source, mode)
+    elif isinstance(source, (str, os.PathLike, bytes)):
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(file, formats=_FORMATS) as image:
-            return _convert(image, mode)
-    return _convert(_from_array(np.asarray(source)), mode)
+            read = _convert(image, mode)
+            if upright:
+                turn = _TURNS.get(orientation(image))
+    else:
+        read = _convert(_from_array(np.asarray(source)), mode)
+    if upright:
+        read.info.clear()  # with the orientation, which must not be applied again
+    return read if turn is None else read.transpose(turn)
 
 
 def _reason(error: Exception) -> str:

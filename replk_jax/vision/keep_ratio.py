@@ -51,7 +51,8 @@ class KeepRatio(BasePreprocessing):
     """Resizing to two limits that keeps the aspect ratio, and normalisation.
 
     The pixels equal those of OpenCV's bilinear resizing to the byte, and the sizes those of
-    mmsegmentation's and mmdetection's `Resize` with `keep_ratio=True`.
+    mmsegmentation's and mmdetection's `Resize` with `keep_ratio=True`. Images are read upright, as
+    by these: their EXIF orientation is applied.
 
     Attributes:
       limits: (long, short), of the longer and the shorter side in pixels.
@@ -128,7 +129,7 @@ class KeepRatio(BasePreprocessing):
         Raises:
           ImageError: an image that cannot be read, or is far too long.
         """
-        source = read_image(image, self.channels, name)
+        source = read_image(image, self.channels, name, upright=True)
         height, width = self.resized_size(source.height, source.width, ratio)
         if Image.MAX_IMAGE_PIXELS and height * width > 2 * Image.MAX_IMAGE_PIXELS:
             raise ImageError(

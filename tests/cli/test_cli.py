@@ -90,9 +90,16 @@ def test_models_lists_all_checkpoints(capsys):
     assert next(words[1] for words in lines if "drive/folders" in words[0]) == "RepVGG-A0-train"
 
 
-def test_models_says_that_there_are_no_checkpoints(capsys):
-    main(["models", "replknet-13", "--pretrained"])
-    assert capsys.readouterr().out == "No checkpoint of replknet_13 was published.\n"
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("replknet-13", "replknet_13"),
+        ("PSPNet-RepVGG-B2-Cityscapes", "pspnet_repvgg_b2_cityscapes"),
+    ],
+)
+def test_models_says_that_there_are_no_checkpoints(name, shown, capsys):
+    main(["models", name, "--pretrained"])
+    assert capsys.readouterr().out == f"No checkpoint of {shown} was published.\n"
 
 
 @pytest.mark.parametrize(
@@ -112,6 +119,11 @@ def test_like_takes_tags_and_file_names(like, resized):
     [
         (["models", "replknet_31"], "Did you mean"),
         (["models", "replknet_31", "--pretrained"], "Did you mean"),
+        (["models", "upernet-replknet_31l_ade"], "Did you mean 'upernet_replknet_31l_ade20k'"),
+        (
+            ["models", "pspnet_repvgg_b2_city", "--pretrained"],
+            "Did you mean 'pspnet_repvgg_b2_city",
+        ),
         (["models", "--pretrained", "--image-size", "224"], "not allowed with"),
         (["models", "replknet_3", "--image-size", "0"], "at least 1"),
         (["bench", "model", "--model", "repvgg_b3", "resnet"], "Unknown model 'resnet'"),

@@ -72,7 +72,7 @@ def test_deploy_of_a_composite_network(tmp_path, capsys):
     run(tmp_path / "in", tmp_path / "out", "--deploy")
     converted = load(tmp_path / "out")
     assert (converted.model, converted.preprocessing) == (model.clone(deploy=True), Padded(8))
-    assert "out: TinySegmenter, re-parameterized structure" in capsys.readouterr().out
+    assert "out: TinySegmenter on ResNet, re-parameterized structure" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".bin", ".PTH"])

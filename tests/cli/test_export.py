@@ -38,6 +38,7 @@ def test_export_to_class_maps(weights, tmp_path, capsys):
     assert description["program"]["outputs"] == [{"shape": ["batch", 40, 60], "dtype": "uint8"}]
     assert description["preprocessing"] == SLIDING.as_dict()
     assert description["class_names"] == ["a", "b", "c", "d", "e"]
+    assert description["model"]["auxiliary_head"] is None  # the program has none
 
 
 def test_export_has_the_size_of_the_window(weights, tmp_path):

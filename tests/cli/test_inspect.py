@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from replk_jax import Checkpoint, ResNetArchitecture, create_model, save
+from replk_jax import Checkpoint, ResNetArchitecture, create_model, create_segmenter, save
 from replk_jax.cli.main import main
 from replk_jax.io.safetensors import write_safetensors
 from replk_jax.models import registry
@@ -63,11 +63,24 @@ def test_a_composite_network(tmp_path, show, refusal, monkeypatch):
     path = tmp_path / "segmenter.safetensors"
     save(path, Checkpoint(model, random_variables(model), Padded(8)))
     shown = show(path).splitlines()
-    assert "TinySegmenter, 5 classes, training-time" in shown
+    assert "TinySegmenter on RepLKNet, 5 classes, training-time" in shown
+    assert any(line.startswith("  backbone RepLKNet (kernel_sizes ") for line in shown)
     assert "  dilated for an output stride of 4" in shown
     assert "  a backbone that returns the stages 0-1" in shown
     monkeypatch.delitem(_NETWORKS, "TinySegmenter")
     assert "no network of this name is registered; import the module" in refusal(path)
+
+
+def test_a_segmenter_of_pytorch(tmp_path, show, monkeypatch):
+    """The name of the backbone, and a line for each part."""
+    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", TINY)
+    model = create_segmenter("upernet", "tiny", 3, channels=4, auxiliary_channels=None)
+    save_torch(random_variables(model), model, tmp_path / "x.pth")
+    shown = show(tmp_path / "x.pth")
+    assert "\nSegmentationNetwork on tiny, 3 classes, training-time\n" in shown
+    assert "\n  align_corners False\n  decode_head UPerHead (channels 4, " in shown
+    assert "\n  auxiliary_head none\n  backbone RepLKNet (kernel_sizes " in shown
+    assert max(map(len, shown.splitlines())) < 200
 
 
 @reference_data.required
@@ -249,7 +262,7 @@ class TestOwn:
         model = create_model(TINY, num_classes=None, out_indices=(1,))
         save(tmp_path / "x.safetensors", Checkpoint(model, random_variables(model), Padded(4)))
         shown = show(tmp_path / "x.safetensors")
-        assert "\n  images: kind padded for a test, multiple 4, scales [1]\n" in shown
+        assert "\n  images: kind padded for a test, multiple 4\n" in shown
 
     @pytest.mark.parametrize("name", ["network.safetensors", "folder"])
     def test_no_moving_average(self, tmp_path, refusal, name):

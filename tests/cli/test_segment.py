@@ -13,6 +13,7 @@ import replk_jax
 from replk_jax import Preprocessing, SegmentationProtocol, Segmenter
 from replk_jax.checkpoint import Checkpoint, save
 from replk_jax.cli.segment import _table
+from replk_jax.cli.segmentation_pictures import _percentage
 from replk_jax.inference.image_program import ImageProgram
 from replk_jax.vision.label_drawing import overlay
 from replk_jax.vision.label_sets import default_palette
@@ -138,6 +139,51 @@ def test_another_protocol(options, protocol, weights, folder, capsys):
     (classes,) = Segmenter.from_file(weights, protocol=protocol)(path)
     shares = {found["index"]: found["share"] for found in json.loads(out)["classes"]}
     assert shares == {i: (classes == i).mean() for i in np.unique(classes)}
+
+
+def test_like_a_published_checkpoint(weights, folder, capsys):
+    options = ["--weights", weights, "--like", "upernet_replknet_31b_ade20k.in22k", "--json"]
+    status, _, err = run(capsys, "segment", folder / "a.png", *options, "--resize", 64, 32)
+    said = "resize to at most 64 x 32, slide 640 stride 426, single scale"
+    assert (status, err) == (0, f"protocol: {said}\n")
+
+
+@pytest.mark.parametrize(("height", "width"), [(600, 1), (2, 70_000)])
+def test_strips_have_pictures(height, width, weights, tmp_path, capsys):
+    """Which a JPEG can hold: neither enlarged too much, nor longer than 65,500 pixels."""
+    path, output = tmp_path / "strip.png", tmp_path / "out"
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
+    status, _, err = run(capsys, "segment", path, "--weights", weights, "--output", output)
+    assert (status, err.count("\n")) == (0, 1)
+    with Image.open(output / "strip.png") as index:
+        assert index.size == (width, height)
+    with Image.open(output / "strip_overlay.jpg") as drawn:
+        assert 12 * 14 <= drawn.width < 65_500
+        assert max(height, 14) <= drawn.height < 65_500
+
+
+def test_shares_in_a_legend():
+    shown = [_percentage(share) for share in (1, 0.0951, 0.0949, 0.0006, 0.0004)]
+    assert shown == ["100%", "10%", "9.5%", "0.1%", "<0.1%"]
+
+
+def test_photographs_are_shown_upright(weights, tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to show
+    pixels = picture(60, 40)
+    pixels[:, :30] = 255  # the left half is white: upright, it is the upper one
+    path, output = tmp_path / "photo.png", tmp_path / "out"
+    Image.fromarray(pixels).save(path, exif=exif)
+    options = ["--weights", weights, "--output", output, "--json"]
+    status, out, _ = run(capsys, "segment", path, *options)
+    line = json.loads(out)
+    assert (status, line["width"], line["height"]) == (0, 40, 60)
+    with Image.open(line["class_map"]) as index:
+        assert index.size == (40, 60)
+        classes = np.asarray(index)
+    expected = overlay(np.rot90(pixels, -1), classes, default_palette(5))
+    drawn = np.asarray(Image.open(line["overlay"]))[: 60 * 9 : 9, : 40 * 9 : 9]
+    assert np.abs(np.int16(drawn) - expected).mean() < 8  # JPEG
 
 
 def test_weights_without_a_protocol(folder, tmp_path, capsys):

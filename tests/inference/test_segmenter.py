@@ -1,6 +1,7 @@
 """Segmenter: from images to class maps."""
 
 import functools
+import io
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from replk_jax.vision.base_preprocessing import normalize
 from replk_jax.vision.images import ImageError
 from tests.helpers import TINY, random_variables
 from tests.segmentation.test_prediction import plain_scores, softmax
-from tests.vision.test_images import picture
+from tests.vision.test_images import UPRIGHT, encoded, picture, turned_by
 
 pytestmark = pytest.mark.usefixtures("strict_promotion", "quick_compilation")
 
@@ -128,6 +129,29 @@ def test_from_file(tmp_path):
     other = Segmenter.from_file(path, protocol=WHOLE, class_names=NAMES[::-1], palette=palette)
     assert (other.protocol, other.class_names) == (WHOLE, NAMES[::-1])
     np.testing.assert_array_equal(other.palette, palette)
+
+
+def test_from_file_like_a_published_checkpoint(tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    save(path, Checkpoint(*network(), SLIDING, NAMES))
+    read = Segmenter.from_file(path, like="upernet_replknet_31b_cityscapes.in1k")
+    assert (read.protocol, read.class_names) == (SegmentationProtocol((2049, 1025)), NAMES)
+    with pytest.raises(ValueError, match="takes a SegmentationProtocol; got a Preprocessing"):
+        Segmenter.from_file(path, like="resnet_18")
+    with pytest.raises(ValueError, match="Both preprocessing and like"):
+        Segmenter.from_file(path, like="upernet_replknet_31b_ade20k.in22k", protocol=WHOLE)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_photographs_are_segmented_upright(orientation):
+    """Files and images of Pillow, which have an EXIF orientation; an array has none."""
+    pixels = picture(40, 60)
+    data = encoded(Image.fromarray(pixels), exif=turned_by(orientation))
+    upright = np.ascontiguousarray(UPRIGHT[orientation](pixels))
+    some = segmenter(WHOLE)
+    expected = some(upright)[0]
+    for classes in some([data, Image.open(io.BytesIO(data))]):
+        np.testing.assert_array_equal(classes, expected)
 
 
 def test_names_and_colours():
@@ -244,6 +268,8 @@ def test_arguments_that_make_no_sense():
         Segmenter(model, variables, WHOLE, NAMES[:4])
     with pytest.raises(ValueError, match=r"palette of 5 classes is uint8 \(5, 3\); got float64"):
         Segmenter(model, variables, WHOLE, palette=np.zeros((5, 3)))
+    with pytest.raises(ValueError, match=r"palette of 5 classes is .*; got int64 \(1, 3\)"):
+        Segmenter(model, variables, WHOLE, palette=[(1, 2, 3)])
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         Segmenter(model, variables, WHOLE, batch_size=0)
     many = replk_jax.create_segmenter("fcn", TINY, 256, channels=8, auxiliary_channels=None)

@@ -101,6 +101,7 @@ def test_published_counts(config):
         assert numbers(tree) == expected, name
 
 
+@pytest.mark.slow
 @reference_data.required
 def test_multiply_adds_of_other_heads():
     """At 512 x 2048, in the README of the reference data: 337.1G and 378.8G."""
@@ -210,6 +211,18 @@ def test_names_match_a_pattern():
     assert list_segmenters("*_xl_*") == list_segmenters("*XL*") == ["upernet_replknet_xl_ade20k"]
     assert list_segmenters("nothing") == []
     assert find_segmenter("upernet") is None
+
+
+@pytest.mark.parametrize("name", ["UPerNet", "PSPNet", "DeepLabV3", "DeepLab-V3-Plus", "FCN"])
+def test_heads_are_found_however_they_are_spelt(name):
+    plain = name.lower().replace("-", "")
+    assert create_segmenter(name, TINY, 5) == create_segmenter(plain, TINY, 5)
+
+
+@pytest.mark.parametrize("name", ["upernet_replknet_31b_ade20k", "PSPNet", "fcn_resnet50"])
+def test_a_segmenter_is_no_model(name):
+    with pytest.raises(ValueError, match=r"a segmentation network, which .*create_segmenter"):
+        create_model(name)
 
 
 @pytest.mark.parametrize(
@@ -369,6 +382,7 @@ def test_initialisation(name):
     assert not any(value.any() for path, value in params.items() if path.endswith("bias"))
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.usefixtures("quick_compilation")
 def test_the_backbone_starts_as_it_does_alone():
     """PyTorch's uniform initialisation; a merged head starts with biases of 0."""

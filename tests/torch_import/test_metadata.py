@@ -534,15 +534,18 @@ class TestBackbone:
     def test_what_the_model_lacks(self, tmp_path, backbone, wanted):
         assert self.difference(tmp_path, backbone).startswith(wanted)
 
-    def test_where_the_first_dilated_block_differs(self, tmp_path):
-        """In mmdetection it has the dilation of its stage; here and in mmsegmentation half."""
+    def test_the_first_dilated_block(self, tmp_path):
+        """It has the dilation of its stage, or of the one before with `contract_dilation`."""
         plain = f"type='ResNet', depth=50, {self.DILATED}"
-        differs = "with which the first block of a dilated stage differs"
-        assert f"contract_dilation=False, {differs}" in self.difference(tmp_path, plain)
+        found = self.difference(tmp_path, plain)
+        assert found.startswith("output_stride=8, contract_dilation=False (")
         contracted = self.difference(tmp_path, f"{plain}, contract_dilation=True")
         assert contracted.startswith("output_stride=8 (")
-        assert differs not in contracted
-        assert differs not in self.difference(tmp_path, f"{self.CAFFE}, {self.DILATED}")
+        differs = "with which the first block of a dilated stage differs"
+        caffe = f"{self.CAFFE}, {self.DILATED}"
+        assert differs not in self.difference(tmp_path, caffe)
+        for other in (f"{caffe}, contract_dilation=True", plain.replace("50", "18")):
+            assert differs in self.difference(tmp_path, other)
 
     @pytest.mark.parametrize(
         "backbone",

@@ -12,6 +12,7 @@ from flax import traverse_util
 
 import replk_jax
 from replk_jax import checkpoint
+from replk_jax.models.fitting import Fitting
 from replk_jax.models.repvgg import RepVGGArchitecture
 from replk_jax.models.resnet import ResNetArchitecture
 from replk_jax.models.variables import abstract_variables
@@ -21,7 +22,9 @@ from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.torch_import import infer_architecture, load_torch, save_torch, segmenters
 from replk_jax.torch_import.composites import split
 from replk_jax.torch_import.convert import by_official_name, convert_state_dict, to_state_dict
+from replk_jax.torch_import.entries import Selection
 from replk_jax.torch_import.families import family_of
+from replk_jax.torch_import.load import load_contents
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure
 from replk_jax.torch_import.writer import write_torch
@@ -40,7 +43,7 @@ MOBILENET = dataclasses.replace(test_families.MOBILENET, last_channels=1280)
 RESNET = ResNetArchitecture((1, 1, 2, 1), (4, 6, 8, 10))
 # Of mmsegmentation's README: 5e-5 of the largest value for feature maps and logits in float32.
 TOLERANCE = 5e-5
-SETTINGS = "the weights do not record these"
+SETTINGS = "assumed, since neither the weights, a configuration"
 
 
 def load(path, *args, **kwargs):
@@ -195,8 +198,10 @@ class TestManifests:
         [
             "ade20k_xl",
             "deeplabv3plus_31b_ade20k",
-            pytest.param("ade20k_31b", marks=pytest.mark.exhaustive),
-            pytest.param("psp_31b_ade20k", marks=pytest.mark.exhaustive),
+            *(
+                pytest.param(name, marks=pytest.mark.exhaustive)
+                for name in ("ade20k_31b", "ade20k_31l", "cityscapes_31b", "psp_31b_ade20k")
+            ),
         ],
     )
     def test_state_dict(self, name):
@@ -275,6 +280,22 @@ class TestRoundTrip:
         shown = {name: getattr(loaded.decode_head, name) for name in fields}
         assert shown == ({"num_convs": 0} if fields == {"num_convs": 0} else fields)
 
+    def test_norms_of_stages(self, tmp_path):
+        """As in RepLKNet-XL: also wider depthwise convolutions, and no small kernels."""
+        architecture = dataclasses.replace(REPLKNET, small_kernel=None, dw_ratio=1.5)
+        backbone = replk_jax.create_model(
+            architecture, num_classes=None, features_only=True, norm_intermediate_features=True
+        )
+        model = create_segmenter("upernet", backbone, 3, channels=8, auxiliary_channels=4)
+        variables = random_variables(model)
+        state_dict = to_state_dict(variables, model)
+        assert "backbone.stages.1.norm.running_var" in state_dict
+        # NumPy's files have neither PyTorch's order nor, often, its counters.
+        bare = {n: state_dict[n] for n in sorted(state_dict) if "num_batches" not in n}
+        loaded, again = load(written(tmp_path / "f.pth", bare))
+        assert loaded == model
+        assert_equal_trees(again, variables)
+
     def test_names_in_the_file(self, tmp_path):
         """mmsegmentation's, with mmpretrain's of the backbone."""
         model, variables = tiny(architecture=MOBILENET, auxiliary_channels=None)
@@ -296,7 +317,7 @@ class TestRoundTrip:
     @pytest.mark.parametrize("architecture", [REPLKNET, REPVGG], ids=lambda a: type(a).__name__)
     def test_merged(self, architecture, tmp_path):
         """The heads keep their batch norms, which loading folds."""
-        model, variables = tiny(architecture=architecture, auxiliary_channels=None)
+        model, variables = tiny("fcn", architecture, auxiliary_channels=None)
         save_torch(variables, model, tmp_path / "f.pth", merged=True)
         names = list(read(tmp_path / "f.pth"))
         assert any("decode_head" in name and "running_var" in name for name in names)
@@ -408,7 +429,7 @@ class TestCheckpoints:
         assert infer_architecture(path).assumed == ""
 
     def test_mmsegmentation_1(self, tmp_path):
-        """With buffers of the preprocessor, and the EMA in place of the weights."""
+        """With buffers of the preprocessor."""
         model, variables = tiny()
         buffers = {
             f"data_preprocessor.{name}": np.zeros((3, 1, 1), np.float32) for name in ("mean", "std")
@@ -426,6 +447,38 @@ class TestCheckpoints:
         assert loaded.preprocessing.limits == (2048, 1024)
         assert loaded.preprocessing.window is None
         assert infer_architecture(path).ignored == ()
+
+    @pytest.mark.parametrize("prefer_ema", [False, True])
+    def test_ema_of_mmengine(self, prefer_ema, tmp_path):
+        """It is in `state_dict`, and the weights themselves are in `ema_state_dict`."""
+        weights = tiny_weights()
+        doubled = {
+            name: value if name.endswith("num_batches_tracked") else 2 * value
+            for name, value in weights.items()
+        }
+        raw = {f"module.{name}": value for name, value in weights.items()}
+        contents = {
+            "meta": {"mmengine_version": "0.10.1"},
+            "message_hub": {},
+            "state_dict": read(written(tmp_path / "ema.pth", doubled)),
+            "ema_state_dict": read(written(tmp_path / "raw.pth", raw)),
+        }
+        selection = Selection(prefer_ema=prefer_ema)
+        with pytest.warns(UserWarning, match=SETTINGS):
+            model, fitted = load_contents(
+                contents, selection=selection, source="f.pth", fitting=Fitting()
+            )
+        assert model == tiny()[0]
+        factor = 2 if prefer_ema else 1
+        assert_equal_trees(fitted.variables, jax.tree.map(lambda x: factor * x, tiny()[1]))
+
+    @pytest.mark.parametrize("prefix", ["model.", "module.model."])
+    def test_in_another_module(self, prefix, tmp_path):
+        """The statistics of the images have the prefix too, and are no network."""
+        mean = {"data_preprocessor.mean": np.zeros((3, 1, 1), np.float32)}
+        weights = {f"{prefix}{name}": value for name, value in (tiny_weights() | mean).items()}
+        found = infer_architecture(written(tmp_path / "f.pth", weights))
+        assert (found.model, found.ignored, found.faults) == (tiny()[0], (), ())
 
     def test_wrapped(self, tmp_path):
         """In another entry and with a prefix of DistributedDataParallel."""
@@ -478,6 +531,28 @@ class TestCheckpoints:
         assert any("meta entry cannot be used" in message for message in messages)
         assert any(SETTINGS in message for message in messages)
 
+    def test_stages_in_another_order(self, tmp_path):
+        """The backbone in mmsegmentation returns them in the order of the stages."""
+        config = MMSEG_1.replace("out_indices=(0, 1)", "out_indices=(1, 0)")
+        path = written(tmp_path / "f.pth", tiny_weights(), meta={"cfg": config})
+        assert load_torch(path)[0] == tiny()[0]
+
+    def test_stages_that_the_backbone_lacks(self, tmp_path):
+        config = MMSEG_1.replace("out_indices=(0, 1)", "out_indices=(0, 5)")
+        path = written(tmp_path / "f.pth", tiny_weights(), meta={"cfg": config})
+        with pytest.raises(ValueError, match=r"out_indices=\(0, 5\) of its configuration"):
+            load_torch(path)
+
+    def test_configuration_of_the_heads_alone(self, tmp_path):
+        """What it lacks is assumed, or taken from `like`; what it has takes precedence."""
+        config = "model = dict(decode_head=dict(type='UPerHead', align_corners=True))"
+        path = written(tmp_path / "f.pth", tiny_weights(), meta={"config": config})
+        with pytest.warns(UserWarning, match=f"{SETTINGS}.*: an output stride of 8"):
+            assert load_torch(path)[0].align_corners
+        with warnings.catch_warnings(action="error"):
+            model, _ = load_torch(path, like="upernet_replknet_31b_ade20k.in1k")
+        assert model.align_corners
+
 
 MOBILENET_D8 = """
 model = dict(
@@ -515,10 +590,30 @@ class TestDilation:
         assert loaded.backbone.output_stride == 8
         assert loaded.backbone.contract_dilation
 
-    @pytest.mark.parametrize("dilations", ["(1, 1, 2, 2)", "(1, 1, 1, 1)"])
-    def test_others(self, dilations, tmp_path):
+    @pytest.mark.parametrize("dilates", [True, False])
+    def test_stride_in_the_first_convolution(self, dilates, tmp_path):
+        """Of a bottleneck block; then no first block has the dilation of the stage before."""
         model, variables = tiny("pspnet", RESNET, auxiliary_channels=None)
-        config = RESNET_D8.replace("(1, 1, 2, 4)", dilations)
+        config = RESNET_D8.replace("contract_dilation=True", "style='caffe'")
+        if not dilates:
+            config = config.replace("1, 1)", "2, 2)").replace("(1, 1, 2, 4)", "(1, 1, 1, 1)")
+        path = written(tmp_path / "f.pth", to_state_dict(variables, model), meta={"config": config})
+        loaded, _ = load_torch(path)
+        assert loaded.backbone.architecture == dataclasses.replace(RESNET, stride_in_1x1=True)
+        assert loaded.backbone.output_stride == (8 if dilates else None)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            ("(1, 1, 2, 4)", "(1, 1, 2, 2)"),
+            ("(1, 1, 2, 4)", "(1, 1, 1, 1)"),
+            ("contract_dilation=True", "contract_dilation=True, style='caffe'"),
+            ("depth=50", "depth=18"),
+        ],
+    )
+    def test_others(self, change, tmp_path):
+        model, variables = tiny("pspnet", RESNET, auxiliary_channels=None)
+        config = RESNET_D8.replace(*change)
         path = written(tmp_path / "f.pth", to_state_dict(variables, model), meta={"config": config})
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

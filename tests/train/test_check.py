@@ -1,5 +1,6 @@
 """The look through a data set before training: every kind of finding, once."""
 
+import importlib
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from train import check
 from train.data.checks import classification, duplicates
 from train.data.sources import FolderSource
 from train.engine import config_flags as command_line
+from train.engine import json_flag
 from train.errors import RunError
 from train.reporting.examination import Examination, Finding, Table
 
@@ -353,7 +355,7 @@ def test_json_and_warnings(root, tmp_path, monkeypatch, capsys):
     write(root, {f"train/cat/{name}.png": encoded(9) for name in "xy"})
     file = tmp_path / "out" / "report.json"
     monkeypatch.setattr(command_line, "CONFIG", SimpleNamespace(value=configuration(root)))
-    monkeypatch.setattr(check, "_JSON", SimpleNamespace(value=str(file)))
+    monkeypatch.setattr(json_flag, "_JSON", SimpleNamespace(value=str(file)))
     check.main([])
     output = capsys.readouterr().out
     assert "warning: train: " in output
@@ -365,6 +367,17 @@ def test_json_and_warnings(root, tmp_path, monkeypatch, capsys):
 
 
 def test_json_that_is_a_folder(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "_JSON", SimpleNamespace(value=str(tmp_path)))
+    monkeypatch.setattr(json_flag, "_JSON", SimpleNamespace(value=str(tmp_path)))
     with pytest.raises(SystemExit, match="is a folder: name a file"):
         check.main([])
+    (tmp_path / "file").touch()
+    value = SimpleNamespace(value=str(tmp_path / "file/report.json"))
+    monkeypatch.setattr(json_flag, "_JSON", value)
+    with pytest.raises(SystemExit, match="file is no folder, nor can be made"):
+        check.main([])
+
+
+def test_programs_with_the_same_flags_can_be_in_one_process():
+    """absl has one table of flags for all modules."""
+    for program in (REPOSITORY / "train").glob("*.py"):
+        importlib.import_module(f"train.{program.stem}")

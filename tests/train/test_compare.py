@@ -13,7 +13,9 @@ from train.errors import RunError
 def run(tmp_path):
     """Makes the folder of a finished run; the sections of `config` are its configuration's."""
 
-    def run(name, score, ema=None, *, seed=0, examples=299, best_by="top1", **config):
+    def run(
+        name, score, ema=None, *, seed=0, examples=299, best_by="top1", protocol=None, **config
+    ):
         folder = tmp_path / name
         folder.mkdir()
         scores = {"top1": 0.0, best_by: score}
@@ -24,6 +26,8 @@ def run(tmp_path):
         }
         if ema is not None:
             result["ema"] = {"training": {best_by: ema}, "merged": {best_by: 0.0}}
+        if protocol is not None:
+            result["protocol"] = protocol
         config = {"seed": seed, "epochs": 3.0, **config}
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "result.json").write_text(json.dumps(result))
@@ -199,3 +203,24 @@ def test_program(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:  # Python prints it, with exit status 1
         main([str(tmp_path / "nothing")])
     assert stopped.value.code == f"error: There is no folder {tmp_path / 'nothing'}."
+
+
+def test_the_protocol_of_a_test_is_beside_the_scores(run):
+    """Pictures have no influence on them."""
+    runs = [
+        run("full", 0.5, best_by="mIoU", protocol="whole", test={"pictures": 4, "ratios": [1.0]}),
+        run(
+            "again", 0.6, best_by="mIoU", protocol="whole",
+            test={"pictures": 0, "ratios": [1.0]}, seed=1,
+        ),
+        run(
+            "two", 0.7, best_by="mIoU", protocol="scales 1 2",
+            test={"pictures": 4, "ratios": [1.0, 2.0]},
+        ),
+    ]  # fmt: skip
+    head, body = compared(*runs)
+    assert head[:4] == ["configuration", "protocol", "runs", "mIoU"]
+    assert [row[:3] for row in body] == [
+        ["test.ratios=(1.0,)", "whole", "2"],
+        ["test.ratios=(1.0, 2.0)", "scales 1 2", "1"],
+    ]

@@ -67,6 +67,14 @@ def test_a_folder(folder, tmp_path):
         assert source.label_set.class_names == ("sky", "road", "tree")
         image = (folder / f"images/{'val' if split == 'validation' else split}/a.png").read_bytes()
         assert image in {source[i]["image"] for i in range(len(source))}
+    # With the names that the splits have in folders, as in the configurations.
+    validation = decoded(prepared(tmp_path / "data", "validation"))
+    check_equal(decoded(prepared(tmp_path / "data", "val")), validation)
+    first = prepared(tmp_path / "data", "training[:20%]")
+    assert len(first) == 1
+    assert first[0]["image"] == prepared(tmp_path / "data", "train")[0]["image"]
+    with pytest.raises(RunError, match="no split 'test'; it has train, validation"):
+        prepared(tmp_path / "data", "test")
     # TensorFlow Datasets itself decodes the masks as they were.
     reader = tfds.builder("scenes", data_dir=tmp_path / "data").as_data_source("train")
     masks = {example["file_name"].decode(): example["mask"] for example in reader}

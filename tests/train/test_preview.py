@@ -91,6 +91,19 @@ def test_a_sheet_of_digits(data_dir, tmp_path):
     assert (sheet == 255).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "columns", "width"),
+    [((224, 224), 8, 1900), ((512, 1024), 2, 2084), ((640, 1280), 1, 1304), ((20, 3000), 1, 18024)],
+)
+def test_sheets_of_large_images_are_not_too_wide(size, columns, width):
+    """Two crops of 512 pixels beside their masks are in a row, and one of 640."""
+    figure = preview.contact_sheet(np.zeros((9, *size, 3), np.uint8), [["a 0.50"]] * 9)
+    across, down = np.rint(figure.get_size_inches() * figure.dpi).astype(int)
+    assert across == width
+    zoom = -(-112 // size[0])
+    assert down == 12 + -(-9 // columns) * (zoom * size[0] + 2 * 18 + 12)
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_images_are_those_of_the_first_step(data_dir, accumulation):
     """Few are read, and come out as from the whole batch in the step itself."""

@@ -109,6 +109,7 @@ def test_the_recipes_of_replknet(row):
     assert (data.ratio_range, data.cat_max_ratio) == ((0.5, 2), 0.75)
     assert (data.flip, data.photometric) == (True, True)
     assert (config.eval_every_steps, config.log_every_steps) == (2000, 10)
+    assert config.checkpoints.every_steps == 2000
     assert (config.ema_decay, config.freeze.stages, config.freeze.batch_norm) == (0, -1, False)
     loss = config.loss
     assert (loss.auxiliary_weight, loss.avg_non_ignore, loss.ohem_min_kept) == (0.4, False, None)
@@ -143,13 +144,50 @@ def test_the_recipes_of_sgd():
     assert (pspnet.optimizer.head_lr_factor, deeplab.optimizer.head_lr_factor) == (10, 1)
     assert (pspnet.data.crop_size, deeplab.data.crop_size) == ((713, 713), (512, 1024))
     assert (pspnet.test.window, pspnet.test.stride, pspnet.test.flip) == (713, 476, True)
-    assert deeplab.test.limits == (2048, 1024)
+    assert (deeplab.test.window, deeplab.test.flip, deeplab.test.multiple) == (None, False, 1)
+    for config in (pspnet, deeplab):
+        assert config.data.limits == config.test.limits == (2048, 1024)
+        assert (config.data.ratio_range, config.data.flip) == ((0.5, 2), True)
+        assert (config.test.ratios, config.loss.auxiliary_weight) == ((1,), 0.4)
+        assert (config.segmenter.auxiliary_channels, config.segmenter.dropout_rate) == (256, 0.1)
+        assert config.model.output_stride == 8
+    # semseg has no limit on one class and no distortion of colours; A2 has both.
+    assert (pspnet.data.cat_max_ratio, pspnet.data.photometric) == (1, False)
+    assert (deeplab.data.cat_max_ratio, deeplab.data.photometric) == (0.75, True)
+    assert (pspnet.segmenter.align_corners, deeplab.segmenter.align_corners) == (True, False)
+    heads = {}
+    for row in ROWS["pspnet_repvgg"]:
+        config = load("pspnet_repvgg", (row,))
+        heads[row] = config.segmenter.pool_channels, config.segmenter.dilated_layers
+    assert heads == {
+        "b1g2": (512, None), "b1g2_fast": (512, 5), "b2": (640, None), "b2_fast": (640, 5)
+    }  # fmt: skip
+    head = build_segmenter(deeplab, 19).decode_head
+    assert (head.channels, head.dilations, head.low_level_channels) == (512, (1, 12, 24, 36), 48)
     network = build_segmenter(deeplab, 19)
     # Stride, dilation of the first block and of the others of each stage.
     samplings = [s[:3] for s in network.backbone.stage_samplings()]
     assert [s[0] for s in samplings] == [1, 2, 2, 1, 1, 1, 1]
     assert [s[1] for s in samplings] == [s[2] for s in samplings] == [1, 1, 1, 2, 2, 4, 4]
     assert network.backbone.out_indices == (1, 2, 4, 6)
+
+
+@pytest.mark.parametrize("kernel", ROWS["replknet_kernels"])
+def test_the_recipe_of_table_5(kernel):
+    """recipes.md, B3; the optimizer is that of A1."""
+    config, published = load("replknet_kernels", (kernel,)), load("upernet_replknet")
+    assert (config.data.crop_size, config.steps, config.batch_size) == ((512, 512), 80_000, 16)
+    assert config.model.replknet.drop_path_rate == 0.3
+    assert (config.test.window, config.test.limits, config.test.ratios) == (None, ADE, (1,))
+    optimizer = {**published.optimizer, "warmup_steps": 800}
+    assert dict(config.optimizer) == optimizer
+    assert build_segmenter(config, 150).backbone.architecture.kernel_sizes == {
+        "3": (3, 3, 3, 3), "7": (7, 7, 7, 7), "13": (13, 13, 13, 13), "25": (25, 25, 25, 13),
+        "31": (31, 29, 27, 13),
+    }[kernel]  # fmt: skip
+    for gpus in (1, 2, 4, 8):
+        micro = load("replknet_kernels", (f"{kernel},gpus={gpus}",))
+        assert (micro.batch_size, micro.accumulation) == (16, 8 // gpus)
 
 
 @reference_data.required
@@ -205,6 +243,12 @@ def test_protocols():
     ("fields", "message"),
     [
         ({"data.crop_size": (512,)}, r"config\.data\.crop_size must be"),
+        (
+            {"data.crop_size": (64.5, 64)},
+            r"crop_size must be \(height, width\) in whole",
+        ),
+        ({"data.crop_size": (10**6, 64)}, r"config\.data\.crop_size must be .* at most 16384"),
+        ({"data.limits": (96.5, 48)}, r"config\.data\.limits must be"),
         ({"data.limits": (512, 2048)}, r"config\.data\.limits must be \(long, short\)"),
         ({"data.ratio_range": (2.0, 0.5)}, "config.data.ratio_range must be"),
         ({"data.cat_max_ratio": 0.0}, "config.data.cat_max_ratio must be"),
@@ -234,6 +278,12 @@ def test_values_that_make_no_sense(fields, message):
         ({"model.name": "replknet_31c"}, "Unknown model 'replknet_31c'"),
         ({"model.in_channels": 1}, "Segmentation has colour images"),
         ({"segmenter.dilated_layers": 5}, "dilated_layers"),
+        ({"segmenter.pool_scales": (0, 1)}, r"pool_scales of a UPerHead cannot be \(0, 1\)"),
+        ({"segmenter.pool_scales": ()}, r"pool_scales of a UPerHead cannot be \(\)"),
+        ({"segmenter.channels": 0}, "channels of a UPerHead cannot be 0"),
+        ({"segmenter.auxiliary_channels": 0}, "channels of a FCNHead cannot be 0"),
+        ({"segmenter.out_indices": (3,)}, "needs at least 2 feature maps"),
+        ({"segmenter.out_indices": (1, 4)}, "out_indices"),
     ],
 )
 def test_networks_that_cannot_be_built(fields, message):

@@ -68,6 +68,70 @@ def test_orientation_is_not_applied():
     np.testing.assert_array_equal(np.asarray(read), turned)
 
 
+def turned_by(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+# What shows stored pixels upright, by the EXIF orientation: the place of row 0, column 0 in it.
+UPRIGHT = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],  # top right
+    3: lambda x: x[::-1, ::-1],  # bottom right
+    4: lambda x: x[::-1],  # bottom left
+    5: lambda x: x.swapaxes(0, 1),  # left top
+    6: lambda x: np.rot90(x, -1),  # right top
+    7: lambda x: np.rot90(x, 2).swapaxes(0, 1),  # right bottom
+    8: lambda x: np.rot90(x, 1),  # left bottom
+}
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_images_are_turned_upright(orientation, format, tmp_path):
+    """Once, from whatever source: the result says nothing of it any more."""
+    pixels = picture()
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(Image.fromarray(pixels), format, exif=turned_by(orientation), **options)
+    path = tmp_path / "turned"
+    path.write_bytes(data)
+    expected = UPRIGHT[orientation](pixels)
+    opened = Image.open(path)
+    for source in (data, path, opened, opened, opened.convert("RGB")):
+        read = read_image(source, upright=True)
+        np.testing.assert_array_equal(np.asarray(read), expected)
+        np.testing.assert_array_equal(np.asarray(read_image(read, upright=True)), expected)
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_means_nothing(orientation):
+    image = Image.fromarray(picture())
+    data = encoded(image, exif=turned_by(orientation))
+    np.testing.assert_array_equal(np.asarray(read_image(data, upright=True)), picture())
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # when Pillow opens the file
+def test_damaged_exif_does_not_cost_the_image():
+    image = Image.fromarray(picture())
+    for damage in (
+        b"Exif\0\0",
+        b"Exif\0\0MM\0",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0no EXIF",
+    ):
+        data = encoded(image, "JPEG", exif=damage)
+        read = read_image(data, upright=True)
+        np.testing.assert_array_equal(np.asarray(read), np.asarray(read_image(data)))
+
+
+def test_grey_values_of_16_bits_are_turned_upright():
+    values = np.arange(63, dtype=np.uint16).reshape(7, 9) << 8
+    data = encoded(Image.fromarray(values), exif=turned_by(6))
+    read = np.asarray(read_image(data, 1, upright=True))
+    np.testing.assert_array_equal(read, np.rot90(values >> 8, -1))
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_sixteen_bits_are_scaled_and_not_cut(order):
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)

@@ -1,5 +1,6 @@
 """Resizing that keeps the aspect ratio."""
 
+import io
 import json
 
 import numpy as np
@@ -84,6 +85,15 @@ def test_pixels():
     )
     assert preprocessing(image).dtype == np.float32
     assert preprocessing.size is None
+
+
+def test_images_are_read_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to show
+    file = io.BytesIO()
+    Image.fromarray(picture(60, 80)).save(file, "PNG", exif=exif)
+    expected = resize_bilinear(np.rot90(picture(60, 80), -1).copy(), (53, 40))
+    np.testing.assert_array_equal(KeepRatio((100, 40)).pixels(file.getvalue()), expected)
 
 
 def test_a_multiple_is_reached_by_a_second_resizing():

@@ -32,8 +32,8 @@ class PairedFiles:
 
     Attributes:
       pairs: in the order of the images' paths.
-      without_mask: paths of the images without a mask, in order; then names in the list of the
-        split of which there is no image.
+      without_mask: paths of the images without a mask, in order.
+      missing: names in the list of the split of which there is no image, in order.
       without_image: paths of the masks without an image, in order; none if the split has a list.
       expected: where the mask of an image is expected, in words.
       label_set: of the masks.
@@ -41,6 +41,7 @@ class PairedFiles:
 
     pairs: list[Pair]
     without_mask: list[str]
+    missing: list[str]
     without_image: list[str]
     expected: str
     label_set: LabelSet
@@ -71,8 +72,8 @@ def pair_files(layout: Layout, label_set: LabelSet) -> PairedFiles:
     with_image = names & images.keys()
     return PairedFiles(
         pairs=sorted(Pair(images[name], masks[name]) for name in with_image & masks.keys()),
-        without_mask=sorted(images[name] for name in with_image - masks.keys())
-        + sorted(names - images.keys()),
+        without_mask=sorted(images[name] for name in with_image - masks.keys()),
+        missing=sorted(names - images.keys()),
         without_image=sorted(masks[name] for name in masks.keys() - images.keys())
         if layout.names is None
         else [],
@@ -90,17 +91,17 @@ def require_pairs(files: PairedFiles, folder: Path, split: str) -> None:
       split: its name.
     """
     problems = [
-        f"{len(names)} {kind}: {_some(names)}"
+        f"{kind}: {len(names)} ({_some(names)})."
         for kind, names in (
-            ("images have no mask, or are missing", files.without_mask),
-            ("masks have no image", files.without_image),
+            ("Images without a mask", files.without_mask),
+            ("Names in its list without an image", files.missing),
+            ("Masks without an image", files.without_image),
         )
         if names
     ]
     if problems:
         raise RunError(
-            f"The split {split} of {folder} is incomplete. {' '.join(f'{p}.' for p in problems)} "
-            f"{files.expected}"
+            f"The split {split} of {folder} is incomplete. {' '.join(problems)} {files.expected}"
         )
     if not files.pairs:
         raise RunError(f"The split {split} of {folder} has no images. {files.expected}")

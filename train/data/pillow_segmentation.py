@@ -9,7 +9,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from replk_jax.vision.label_sets import IGNORED
 from train.data.photometric import Distortion
@@ -47,9 +47,10 @@ class PillowSegmentationTransform:
 
     def decode(self, example: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """See `SegmentationTransform`."""
-        image = np.array(Image.open(io.BytesIO(example["image"])).convert("RGB"))
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(example["image"])))
         values = np.array(Image.open(io.BytesIO(example["mask"])))
-        return image, self.recipe.label_set.class_of_value[values].astype(np.uint8)
+        mask = self.recipe.label_set.class_of_value[values].astype(np.uint8)
+        return np.array(image.convert("RGB")), mask
 
     def resize(
         self, image: np.ndarray, mask: np.ndarray, size: tuple[int, int]

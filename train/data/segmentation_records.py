@@ -121,12 +121,12 @@ class Pairs:
       data, split: see `train.data.segmentation_folders.find_pairs`.
 
     Raises:
-      RunError: see `SegmentationFolder`.
+      RunError: see `SegmentationFolder.open`.
     """
 
     def __init__(self, data: Mapping[str, Any], split: str):
         self._folder = str(Path(data["folder"]).expanduser())
-        self._source = SegmentationFolder(data, split)
+        self._source = SegmentationFolder.open(data, split)
         self.label_set = self._source.label_set
 
     def __len__(self) -> int:

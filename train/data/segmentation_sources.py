@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import tensorflow_datasets as tfds
 
@@ -10,8 +10,9 @@ from replk_jax.vision import label_sets
 from replk_jax.vision.images import image_error
 from replk_jax.vision.label_sets import LabelSet
 from train.data.class_lists import choose_label_set
+from train.data.folder_sets import stored_name
 from train.data.names import Names
-from train.data.paired_files import Pair, require_pairs
+from train.data.paired_files import Pair, PairedFiles, require_pairs
 from train.data.pipeline import Example, Source
 from train.data.segmentation_folders import find_pairs
 from train.data.tfds_sets import FolderAlternative, PreparedSet
@@ -20,8 +21,10 @@ from train.errors import RunError
 _PAIRS = FolderAlternative(
     "images and masks, DIR/images/SPLIT/NAME.jpg and DIR/masks/SPLIT/NAME.png", " --format folder"
 )
+# In the README of the annotations (www.robots.ox.ac.uk/~vgg/data/pets), 3 is "not classified".
+_PETS = LabelSet.of(("pet", "background", "border"), reduce_zero_label=True, name="oxford_iiit_pet")
 # Data sets of TensorFlow Datasets with a known label set, which they do not contain.
-_KNOWN = ("cityscapes",)
+_KNOWN = {"cityscapes": label_sets.find("cityscapes"), "oxford_iiit_pet": _PETS}
 
 
 class SegmentationSource(Source, Protocol):
@@ -50,7 +53,7 @@ def open_segmentation_source(data: Mapping[str, Any], split: str) -> Segmentatio
         the classes are not known.
     """
     if data["folder"]:
-        return SegmentationFolder(data, split)
+        return SegmentationFolder.open(data, split)
     if data["format"] or data["image_suffix"] or data["mask_suffix"]:
         raise RunError(
             "config.data.format, image_suffix and mask_suffix are for a folder of images and "
@@ -63,20 +66,30 @@ class SegmentationFolder:
     """Images and masks in a folder, in the order of the images' paths.
 
     Args:
-      data, split: see `train.data.segmentation_folders.find_pairs`.
-
-    Raises:
-      RunError: see `find_pairs`; or images have no masks, or masks no images.
+      folder: of the data set.
+      files: of a split, whose pairs are read; see `find_pairs`.
     """
 
-    def __init__(self, data: Mapping[str, Any], split: str):
-        folder = Path(data["folder"]).expanduser()
-        files = find_pairs(data, split)
-        require_pairs(files, folder, split)
+    def __init__(self, folder: Path, files: PairedFiles):
         self._folder = str(folder)
         self._images = Names(pair.image for pair in files.pairs)
         self._masks = Names(pair.mask for pair in files.pairs)
         self.label_set = files.label_set
+
+    @classmethod
+    def open(cls, data: Mapping[str, Any], split: str) -> Self:
+        """The images and masks of a split.
+
+        Args:
+          data, split: see `train.data.segmentation_folders.find_pairs`.
+
+        Raises:
+          RunError: see `find_pairs`; or images have no masks, or masks no images.
+        """
+        folder = Path(data["folder"]).expanduser()
+        files = find_pairs(data, split)
+        require_pairs(files, folder, split)
+        return cls(folder, files)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -114,11 +127,13 @@ class SegmentationRecords:
 
     The mask is the feature `LabeledImage`, or the image of one channel if there is none; its names
     of classes are used unless `classes` is set. The supervised keys decide where several features
-    are possible.
+    are possible. The classes of `cityscapes` are known, and those of `oxford_iiit_pet`: pet,
+    background and border.
 
     Args:
       data: with `name`, `data_dir`, `classes` and `reduce_zero_label`.
-      split: "train" or "train[:5%]", for example.
+      split: "train" or "train[:5%]", for example; "val" is "validation", and "training" is
+        "train", if there is none of that name, as in folders.
 
     Raises:
       RunError: the data set is not prepared, is not for segmentation, has no such split, or its
@@ -130,7 +145,7 @@ class SegmentationRecords:
         prepared = PreparedSet(name, data["data_dir"], _PAIRS)
         self._features = features = _segmentation_features(prepared.info)
         skip = dict.fromkeys(features.images, tfds.decode.SkipDecoding())
-        self._source = prepared.split(split, skip)
+        self._source = prepared.split(_split_of(prepared.info, split), skip)
         self._origin = f"{name}, split {split}, example"
         self.label_set = _record_label_set(data, prepared.info.name, features.class_names)
 
@@ -153,11 +168,18 @@ class SegmentationRecords:
         }
 
 
+def _split_of(info: tfds.core.DatasetInfo, split: str) -> str:
+    """The split as the data set has it: see `stored_name`, and `SegmentationRecords`."""
+    name, bracket, part = split.partition("[")
+    other = stored_name(name)
+    return f"{other}{bracket}{part}" if name not in info.splits and other in info.splits else split
+
+
 def _record_label_set(
     data: Mapping[str, Any], name: str, class_names: list[str] | None
 ) -> LabelSet:
     if class_names is None or data["classes"]:
-        return choose_label_set(data, label_sets.find(name) if name in _KNOWN else None)
+        return choose_label_set(data, _KNOWN.get(name))
     try:
         return LabelSet.of(
             class_names, reduce_zero_label=bool(data["reduce_zero_label"]), name=name

@@ -6,8 +6,7 @@ on the device.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -59,17 +58,6 @@ class SegmentationTransform:
     flip: bool
     photometric: bool
     label_set: LabelSet
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any], label_set: LabelSet) -> Self:
-        """The transform of a section `config.data`.
-
-        Args:
-          fields: has the attributes but `label_set`, and others, which are not used.
-          label_set: of the masks.
-        """
-        names = [field.name for field in dataclasses.fields(cls) if field.name != "label_set"]
-        return cls(label_set=label_set, **{name: fields[name] for name in names})
 
     def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Transforms an example of a `SegmentationSource`.

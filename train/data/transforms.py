@@ -4,6 +4,7 @@ Normalisation, mixing and erasing run on the device; see train/data/augmentation
 """
 
 import dataclasses
+import io
 import math
 import re
 import struct
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from replk_jax.vision.base_preprocessing import BasePreprocessing
-from replk_jax.vision.images import read_image, to_array
+from replk_jax.vision.images import orientation, read_image, to_array
 from train.data.operations import VALUE_OPERATIONS
 from train.data.randaugment import Operation, RandAugment
 
@@ -171,23 +172,29 @@ def with_pixels(example: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
     return {**rest, "image": image}
 
 
-def decode(data: bytes, channels: int, name: str) -> np.ndarray:
+def decode(data: bytes, channels: int, name: str, *, upright: bool = False) -> np.ndarray:
     """The pixels of an encoded image, uint8 (H, W, C), equal to those of `read_image`.
 
     OpenCV decodes plain JPEGs to the same pixels as Pillow, directly into an array, and in more
     threads at a time. Pillow decodes all other images, in particular those that may be damaged:
-    OpenCV would return the readable part of them.
+    OpenCV would return the readable part of them. Pillow also decodes those that are turned.
+
+    Args:
+      data: of the file.
+      channels: 1 for grey, 3 for colour.
+      name: what errors call it.
+      upright: whether to apply the EXIF orientation.
 
     Raises:
       ImageError: the bytes are no image, or an incomplete one.
     """
-    if channels == 3 and _is_plain_jpeg(data):
+    if channels == 3 and _is_plain_jpeg(data) and not (upright and _is_turned(data)):
         image = cv2.imdecode(
             np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         )
         if image is not None:
             return image
-    return to_array(read_image(data, channels, name))
+    return to_array(read_image(data, channels, name, upright=upright))
 
 
 def random_box(
@@ -267,6 +274,14 @@ def _antialiasing(ratio: float) -> np.ndarray:
     else:  # averaging areas has smoothed it already
         side = 0.15
     return np.array([side, 1 - 2 * side, side], np.float32)
+
+
+def _is_turned(data: bytes) -> bool:
+    """Whether a JPEG has an EXIF orientation other than upright; Pillow also finds it in XMP."""
+    if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:
+        return False
+    with Image.open(io.BytesIO(data)) as image:
+        return orientation(image) != 1
 
 
 def _is_plain_jpeg(data: bytes) -> bool:

@@ -53,11 +53,10 @@ def _scores(
 ) -> Iterator[tuple[str, str]]:
     """Lines for both structures of a network and of its EMA."""
     note = f" ({compared['protocol']})" if "protocol" in compared else ""
-    yield name, _training_scores(compared, best_by) + note
-    yield "re-parameterized", _merged_scores(compared, best_by)
-    if ema := compared.get("ema"):
-        yield "EMA", _training_scores(ema, best_by)
-        yield "re-parameterized", _merged_scores(ema, best_by)
+    for title, scores in ((name, compared), ("EMA", compared.get("ema"))):
+        if scores:
+            yield title, _training_scores(scores, best_by) + note
+            yield "re-parameterized", _merged_scores(scores, best_by, note)
 
 
 def _training_scores(compared: Mapping[str, Any], best_by: str | None) -> str:
@@ -65,10 +64,10 @@ def _training_scores(compared: Mapping[str, Any], best_by: str | None) -> str:
     return f"{_format_scores(scores, best_by)} of {scores['examples']} images"
 
 
-def _merged_scores(compared: Mapping[str, Any], best_by: str | None) -> str:
+def _merged_scores(compared: Mapping[str, Any], best_by: str | None, note: str) -> str:
     if merged := compared.get("merged"):
         difference = f"largest difference of any output {compared['largest_difference']:.1e}"
-        return f"{_format_scores(merged, best_by)}, {difference}"
+        return f"{_format_scores(merged, best_by)}{note}, {difference}"
     return f"not possible: {compared['not_merged']}"
 
 

@@ -17,6 +17,7 @@ from replk_jax.vision import label_drawing
 from replk_jax.vision.base_preprocessing import normalize
 from replk_jax.vision.label_sets import LabelSet
 from train.data.checks.segmentation import examine_masks
+from train.data.mask_sample import only_one_class
 from train.data.segmentation_sources import SegmentationSource, open_segmentation_source
 from train.data.sized_evaluation import ProtocolTransform, SizedEvaluation
 from train.data.sources import prepare
@@ -67,6 +68,8 @@ def make_task(config: ConfigDict) -> Task:
 
     def splits() -> tuple[TrainingSplit, dict[str, Evaluation], SegmentationNetwork, LabelSet]:
         training = open_segmentation_source(data, data.train_split)
+        if parallel.is_main_process() and (suspicion := only_one_class(training)):
+            warn(suspicion)
         labels = training.label_set
         network = build_segmenter(config, len(labels))
         sources = _evaluation_sources(data)

@@ -11,6 +11,7 @@ import replk_jax
 from replk_jax.segmentation.protocol import SegmentationProtocol
 from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.vision.label_sets import LabelSet
+from replk_jax.vision.preprocessing_fields import LARGEST_SIDE
 from train.data.segmentation_transforms import SegmentationTransform
 from train.engine import config as configuration
 from train.engine.config import Rule, check_fields, one_of
@@ -143,20 +144,23 @@ def build_loss(config: ConfigDict, network: SegmentationNetwork) -> Segmentation
     )
 
 
-def _is_pair(value: Any, low: float) -> bool:
-    return len(value) == 2 and all(low <= side < math.inf for side in value)
+def _are_sides(value: Any) -> bool:
+    """Whether a value has two numbers of pixels."""
+    return len(value) == 2 and all(
+        type(side) is int and 1 <= side <= LARGEST_SIDE for side in value
+    )
 
 
 RULES = (
     Rule(
         "data.crop_size",
-        lambda value: _is_pair(value, 1),
-        "(height, width), (512, 512) for example",
+        _are_sides,
+        f"(height, width) in whole pixels, at most {LARGEST_SIDE}, (512, 512) for example",
     ),
     Rule(
         "data.limits test.limits",
-        lambda value: _is_pair(value, 1) and value[0] >= value[1],
-        "(long, short), (2048, 512) for example",
+        lambda value: _are_sides(value) and value[0] >= value[1],
+        f"(long, short) in whole pixels, at most {LARGEST_SIDE}, (2048, 512) for example",
     ),
     Rule(
         "data.ratio_range",

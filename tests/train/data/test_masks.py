@@ -98,21 +98,26 @@ COLOURS = np.random.default_rng(0).integers(0, 256, (13, 11, 3), np.uint8)
     ("data", "message"),
     [
         (encoded(Image.fromarray(MASK.astype(np.uint16))), r"more than 8 bits \(mode I;16\)"),
-        (encoded(Image.fromarray(COLOURS)), r"in colours \(mode RGB\).*8 bits"),
+        (
+            encoded(Image.fromarray(COLOURS)),
+            r"in colours \(mode RGB\).*8 bits.*number of the class in place of each colour",
+        ),
         (encoded(Image.fromarray(COLOURS).convert("RGBA")), r"in colours \(mode RGBA\)"),
-        (encoded(Image.fromarray(np.dstack([MASK] * 3))), "3 channels, of which the first three"),
-        (encoded(Image.fromarray(MASK).convert("LA")), r"in colours \(mode LA\)"),
+        (encoded(Image.fromarray(np.dstack([MASK] * 3))), "3 channels, .*Save one of these"),
+        (encoded(Image.fromarray(MASK).convert("LA")), r"has transparency .*\(mode LA\).*first"),
         (encoded(Image.fromarray(MASK), "JPEG"), "is a JPEG, a format that may change values"),
         (encoded(Image.fromarray(MASK), "WEBP"), "is a WebP"),
         (encoded(Image.fromarray(MASK), "BMP"), "is no PNG, nor a TIFF"),
-        (encoded(Image.fromarray(MASK).convert("1"), "TIFF"), "is a TIFF that is not of 8 bits"),
+        (encoded(Image.fromarray(MASK).convert("1"), "TIFF"), "is a TIFF not of 8 bits"),
+        (encoded(Image.fromarray(MASK), "TIFF", tiffinfo={274: 6}), "is a TIFF .* not upright"),
+        (encoded(Image.fromarray(MASK), "TIFF", compression="jpeg"), "compression that changes"),
         (encoded(Image.fromarray(MASK.astype(np.float32)), "TIFF"), "more than 8 bits"),
         (b"", "is no PNG"),
         (encoded(Image.fromarray(values(9, (300, 300))))[:-2000], "truncated"),
     ],
     ids=[
         "16 bits", "colours", "transparent", "grey in three channels", "grey with alpha", "JPEG",
-        "WebP", "BMP", "binary TIFF", "float", "empty", "cut off",
+        "WebP", "BMP", "binary TIFF", "rotated TIFF", "JPEG in a TIFF", "float", "empty", "cut off",
     ],
 )  # fmt: skip
 def test_what_is_no_mask(data, message):
@@ -125,7 +130,7 @@ def test_values_beyond_the_classes():
     mask[0, :2] = 3
     with pytest.raises(
         ImageError,
-        match=r"no class: 12 \(18 pixels\)\. Masks of custom have 0 to 9 and 255.*antialiasing",
+        match=r"no class: 12 \(18 pixels\)\. Values are 0 to 9 and 255.*antialiasing",
     ):
         decode_mask(encoded(Image.fromarray(mask)), "a.png", TEN)
     mask[mask == 12] = 10

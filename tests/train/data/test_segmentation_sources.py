@@ -106,7 +106,7 @@ def test_split_files(tmp_path, name):
         "images/a.png", "images/b.png", "images/v1.2.png",
     ]  # fmt: skip
     path.write_text("a\ngone\n")
-    with pytest.raises(RunError, match="1 images have no mask, or are missing: gone"):
+    with pytest.raises(RunError, match=r"Names in its list without an image: 1 \(gone\)"):
         open_segmentation_source(config(tmp_path), "train")
 
 
@@ -128,7 +128,7 @@ def test_suffixes(tmp_path):
         (f"images/train/{name}_rgb.png", f"masks/train/{name}_label.png") for name in "ab"
     ]
     # Without them the names differ.
-    with pytest.raises(RunError, match=r"4 images have no mask, .*4 masks have no image.*_suffix"):
+    with pytest.raises(RunError, match=r"without a mask: 4 .*without an image: 4 .*_suffix"):
         open_segmentation_source(config(tmp_path), "train")
 
 
@@ -152,11 +152,8 @@ def test_missing_masks_and_images(tmp_path):
         open_segmentation_source(config(tmp_path), "train")
     message = str(caught.value)
     assert f"The split train of {tmp_path} is incomplete" in message
-    assert (
-        "7 images have no mask, or are missing: images/train/00.png, images/train/01.png, "
-        in message
-    )
-    assert "images/train/04.png and 2 more. 1 masks have no image: masks/train/08.png. " in message
+    assert "Images without a mask: 7 (images/train/00.png, images/train/01.png, " in message
+    assert "images/train/04.png and 2 more). Masks without an image: 1 (masks/train/08" in message
     assert "The mask of images/train/NAME.jpg is masks/train/NAME.png" in message
     files = find_pairs(config(tmp_path), "train")
     assert [pair.image for pair in files.pairs] == ["images/train/07.png"]
@@ -319,11 +316,13 @@ def test_voc(tmp_path):
     assert open_segmentation_source(own, "train").label_set.class_names == ("x", "y", "z")
 
 
-def write_records(data_dir, features, name="scenes", supervised_keys=None, variant=None, **values):
+def write_records(
+    data_dir, features, name="scenes", supervised_keys=None, variant=None, version="1.0.0", **values
+):
     """A data set of TensorFlow Datasets: image `i` is `pixels(i)`, and its mask `classes(i)`."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tfds.core.Version(version)
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=variant)] if variant else []
 
         def _info(self):
@@ -399,21 +398,48 @@ def test_records_with_class_names(tmp_path):
         open_segmentation_source({**data, "mask_suffix": ".png"}, "train")
 
 
-def test_records_like_those_of_the_pets(tmp_path):
+def write_pets(tmp_path, name):
     """Masks without class names, beside other features, whose values count from 1."""
     features = {
         "image": IMAGE,
-        "segmentation_mask": MASK,
         "label": tfds.features.ClassLabel(num_classes=37),
+        "species": tfds.features.ClassLabel(names=["Cat", "Dog"]),
+        "file_name": tfds.features.Text(),
+        "segmentation_mask": tfds.features.Image(shape=(None, None, 1), use_colormap=True),
+        "head_bbox": tfds.features.BBoxFeature(),
     }
     write_records(
         tmp_path,
         features,
+        name=name,
+        version="4.0.0",
+        supervised_keys=("image", "label"),
         image=photo,
-        segmentation_mask=lambda index: Image.fromarray(classes(index) + 1),
         label=5,
+        species=1,
+        file_name="beagle_1.jpg",
+        segmentation_mask=lambda index: Image.fromarray(classes(index) + 1),
+        head_bbox=tfds.features.BBox(0.0, 0.0, 1.0, 1.0),
     )
-    data = config(name="scenes", data_dir=str(tmp_path))
+    return config(name=name, data_dir=str(tmp_path))
+
+
+def test_pets(tmp_path):
+    source = open_segmentation_source(write_pets(tmp_path, "oxford_iiit_pet"), "train")
+    check_records(source)
+    assert source.label_set.class_names == ("pet", "background", "border")
+    assert source.label_set.class_of_value[:5].tolist() == [255, 0, 1, 2, -1]
+    assert source[0]["origin"].endswith("(beagle_1.jpg)")
+    (tmp_path / "own.txt").write_text("foreground\nbackground\nedge\n")
+    data = config(name="oxford_iiit_pet", data_dir=str(tmp_path))
+    data |= {"classes": str(tmp_path / "own.txt"), "reduce_zero_label": True}
+    own = open_segmentation_source(data, "train")
+    check_records(own)
+    assert own.label_set.class_names == ("foreground", "background", "edge")
+
+
+def test_records_without_class_names(tmp_path):
+    data = write_pets(tmp_path, "scenes")
     with pytest.raises(RunError, match=r"not known: set config\.data\.classes.*reduce_zero_label"):
         open_segmentation_source(data, "train")
     (tmp_path / "pets.txt").write_text("pet\nbackground\nborder\n")

@@ -16,6 +16,7 @@ from replk_jax.vision.keep_ratio import ratio_limits, size_within
 from replk_jax.vision.label_sets import LabelSet
 from tests import reference_data
 from train.data.photometric import Distortion, distort, draw_distortion
+from train.data.pillow_segmentation import PillowSegmentationTransform
 from train.data.segmentation_transforms import SegmentationDraws, SegmentationTransform
 
 TRANSFORMS = "downstream/transforms"
@@ -104,6 +105,22 @@ class TestReference:
                 assert difference.max() == 0, case["name"]
             assert difference.max() <= 3, case["name"]
             assert difference.mean() <= 0.7, case["name"]
+
+    def test_steps_of_the_distortion(self):
+        """From the stored step before: brightness and contrast to the byte, the others within 1."""
+        arrays = reference_data.arrays(f"{TRANSFORMS}/photometric.npz")
+        steps = 0
+        for case in facts("photometric.json")["cases"]:
+            image = rgb(arrays["image_bgr"])
+            for number, step in enumerate(case["order"], 1):
+                field = {"brightness": "brightness_delta", "hue": "hue_shift"}.get(step, step)
+                alone = Distortion(None, None, None, None, False)._replace(**{step: case[field]})
+                after = rgb(arrays[f"{case['name']}/after_{number}_{step}"])
+                difference = np.abs(distort(image, alone).astype(int) - after)
+                is_exact = case[field] is None or step in ("brightness", "contrast")
+                assert difference.max() <= (0 if is_exact else 1), (case["name"], step)
+                image, steps = after, steps + (case[field] is not None)
+        assert steps > 20
 
     def test_the_image_stays_as_it_is(self):
         image = rgb(reference_data.arrays(f"{TRANSFORMS}/photometric.npz")["image_bgr"])
@@ -315,6 +332,39 @@ def test_an_image_smaller_than_the_crop():
     np.testing.assert_array_equal(result["image"][:5, :3], image)
     np.testing.assert_array_equal(result["mask"][:5, :3], mask)
     assert (result["mask"] != 255).sum() == 15
+
+
+def turned(pixels, orientation):
+    """A file with these pixels and an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("orientation", "quarters"), [(6, -1), (3, 2), (8, 1)])
+@pytest.mark.parametrize("transform", [recipe(), PillowSegmentationTransform(recipe())])
+def test_the_orientation_is_applied_to_the_image_alone(orientation, quarters, transform):
+    image, mask = coordinates(40, 50)
+    stored = np.rot90(image, -quarters)
+    pair = example(image, mask) | {"image": turned(stored, orientation)}
+    decoded, classes = transform.decode(pair)
+    np.testing.assert_array_equal(decoded, image)
+    np.testing.assert_array_equal(classes, mask)
+
+
+def test_a_mask_that_fits_without_the_orientation():
+    image, mask = coordinates(40, 50)
+    pair = example(image, mask) | {"image": turned(image, 6)}
+    message = (
+        r"a_mask\.png has 50 x 40 pixels.* a\.png has 40 x 50 after the rotation by its EXIF "
+        r"orientation, which the mask does not have: rotate the mask, or"
+    )
+    with pytest.raises(ImageError, match=message):
+        recipe().decode(pair)
+    with pytest.raises(ImageError, match="40 x 50: the sizes must be equal"):
+        recipe().decode(pair | {"mask": encoded(mask[:, :49])})
 
 
 def test_a_mask_of_another_size():

@@ -6,6 +6,7 @@ import io
 import math
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 import skimage
@@ -90,6 +91,18 @@ class TestDecoding:
             result = decode(each, 3, "cat.jpg")
             np.testing.assert_array_equal(result, to_array(read_image(data)))
 
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_upright_pixels_are_those_of_opencv(self, orientation, format):
+        """Which turns them itself by default, as mmcv lets it."""
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(photograph(40, 30), format, exif=exif)
+        expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        result = decode(data, 3, "cat.jpg", upright=True)
+        np.testing.assert_array_equal(result, expected)
+        assert result.shape == ((40, 30, 3) if orientation > 4 else (30, 40, 3))
+
     @pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP", "GIF"])
     def test_other_formats_equal_pillow(self, format):
         data = encoded(photograph(40, 30), format)
@@ -104,9 +117,15 @@ class TestDecoding:
             encoded(image.convert("CMYK"), "JPEG"),
         ]  # fmt: skip
         left_to_pillow = []
-        monkeypatch.setattr(transforms, "read_image", lambda *_: left_to_pillow.append(0) or image)
+        monkeypatch.setattr(
+            transforms, "read_image", lambda *_, **__: left_to_pillow.append(0) or image
+        )
         decode(data, 3, "")
         decode(grey, 3, "")
+        upright = Image.Exif()
+        upright[0x0112] = 1
+        decode(data, 3, "", upright=True)
+        decode(encoded(image, "JPEG", exif=upright), 3, "", upright=True)
         assert not left_to_pillow
         for each in odd:
             decode(each, 3, "")

@@ -288,6 +288,19 @@ def test_one_class_and_images_smaller_than_the_crop(folder, tmp_path):
     assert np.isfinite(metrics["grad_norm"])
 
 
+def test_objects_that_are_255(folder, tmp_path, capsys):
+    """They are ignored; training without them would look perfect."""
+    binary = rewrite(
+        folder, tmp_path, "train", lambda mask: np.where(mask % 255, 255, 0).astype("u1")
+    )
+    make_task(configuration(binary))
+    assert (
+        "looked at have only ground and ignored pixels; 255 is ignored" in capsys.readouterr().err
+    )
+    make_task(configuration(folder))
+    assert "looked at" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

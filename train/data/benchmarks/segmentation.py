@@ -80,7 +80,9 @@ class SegmentationBenchmark:
         fields: dict[str, Any] = dict.fromkeys(
             ("image_suffix", "mask_suffix", "classes", "reduce_zero_label")
         )
-        return SegmentationFolder({**fields, "folder": str(folder), "format": "ade20k"}, "train")
+        return SegmentationFolder.open(
+            {**fields, "folder": str(folder), "format": "ade20k"}, "train"
+        )
 
     def stage_seconds(self, source: Source, name: str) -> dict[str, Seconds]:
         """See `Benchmark`."""

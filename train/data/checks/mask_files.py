@@ -8,7 +8,7 @@ import numpy as np
 from replk_jax.vision.images import ImageError
 from replk_jax.vision.label_sets import NO_CLASS, LabelSet
 from train.data.checks.pictures import Picture, format_size
-from train.data.masks import decode_mask, mask_values
+from train.data.masks import TURNED, decode_mask, mask_values
 
 # Of an antialiased mask: the fewest pixels between their neighbours; their share among the pixels
 # that differ from two different neighbours; and among the edges. One in three of the pixels of a
@@ -67,12 +67,15 @@ def wrong_size(mask: LookedAtMask, origin: str, picture: Picture) -> Iterator[Ma
       picture: its image.
     """
     if mask.size and picture.size and mask.size != picture.size:
+        is_turned = "applied EXIF orientation" in picture.oddities
+        remedy = ": use the mask of this image, or resize the mask with the nearest value"
+        if is_turned and mask.size == picture.size[::-1]:
+            remedy = TURNED
         yield MaskProblem(
             "error",
             "sizes that differ",
             f"the mask {origin} has {format_size(mask.size)} pixels, and its image "
-            f"{picture.origin} has {format_size(picture.size)}: use the mask of this image, or "
-            "resize the mask with the nearest value.",
+            f"{picture.origin} has {format_size(picture.size)}{remedy}.",
         )
 
 

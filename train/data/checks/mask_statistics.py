@@ -83,10 +83,15 @@ class MaskStatistics:
             )
         values = set(np.flatnonzero(self._of_value).tolist())
         if values == {0, 255} and len(self.label_set) > 1:
-            yield self._warning(
+            zero = int(self.label_set.class_of_value[0])
+            learned = "nothing" if zero == IGNORED else f"only {self.label_set.class_names[zero]}"
+            yield Finding(
+                "error",
                 "only 0 and 255",
-                "the masks have the values 0 and 255 only, and 255 is ignored: if it stands for an "
-                "object, write 1 in place of it.",
+                self._split,
+                f"the masks have the values 0 and 255 only, and 255 is ignored: {learned} would be "
+                "learned. If 255 stands for an object, write the number of its class in place of "
+                "it.",
             )
         elif self.ignored_share > _MOST_IGNORED and self._all_ignored < self._masks:
             yield self._warning(

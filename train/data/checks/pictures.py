@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from replk_jax.vision.images import ImageError
+from replk_jax.vision.images import ImageError, orientation
 from train.data.transforms import decode
 from train.reporting.examination import Finding
 
 _SHOWN = 3  # names in a message about several images
-_EXIF_ORIENTATION = 0x0112
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 
 # What is unusual about images, and what it means and what to do.
@@ -28,6 +27,8 @@ ODDITIES = {
     "transparency": "it is dropped, and hidden colours appear; blend the images with a background",
     "EXIF orientation": "it is not applied, so the network sees them rotated or mirrored; rotate "
     "the pixels and remove the tag",
+    "applied EXIF orientation": "the images are rotated or mirrored, and their masks are not; look "
+    "with train.preview whether they fit",
     "several frames": "only the first frame or page is used; save it as an image if it is the "
     "wrong one",
     "one colour only": "possibly placeholders for missing images; remove them in that case",
@@ -54,21 +55,22 @@ class Picture(NamedTuple):
     problem: str | None
 
 
-def look_at_picture(data: bytes, origin: str, channels: int) -> Picture:
+def look_at_picture(data: bytes, origin: str, channels: int, upright: bool = False) -> Picture:
     """Decodes an image as training does, and reads its header.
 
     Args:
       data: of the file.
       origin: its name in messages.
       channels: 1 for grey, 3 for colour.
+      upright: whether training applies the EXIF orientation.
     """
     digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
     try:
-        pixels = decode(data, channels, origin)
+        pixels = decode(data, channels, origin, upright=upright)
     except ImageError as error:
         return Picture(origin, digest, None, False, (), str(error))
     with Image.open(io.BytesIO(data)) as image:
-        oddities = [*_oddities(image, origin)]
+        oddities = [*_oddities(image, origin, upright)]
         grey = image.mode in _GREY_MODES
     if (pixels == pixels[0, 0]).all():
         oddities.append("one colour only")
@@ -205,7 +207,7 @@ def _area(size: tuple[int, int]) -> int:
     return size[0] * size[1]
 
 
-def _oddities(image: Image.Image, origin: str) -> Iterator[str]:
+def _oddities(image: Image.Image, origin: str, upright: bool) -> Iterator[str]:
     suffix = os.path.splitext(origin.rstrip(")"))[1].lower()
     expected = Image.registered_extensions().get(suffix)
     format = "JPEG" if image.format == "MPO" else image.format
@@ -217,9 +219,8 @@ def _oddities(image: Image.Image, origin: str) -> Iterator[str]:
         yield "more than 8 bits"
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         yield "transparency"
-    # Pillow applies the orientation of a TIFF.
-    if image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1):
-        yield "EXIF orientation"
+    if orientation(image) != 1:
+        yield "applied EXIF orientation" if upright else "EXIF orientation"
     # The second picture of an MPO is a preview, or the other eye's.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         yield "several frames"

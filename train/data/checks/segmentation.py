@@ -8,16 +8,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from replk_jax.vision.images import ImageError, image_error
+from replk_jax.vision.images import ImageError
 from replk_jax.vision.label_sets import LabelSet
 from train.data.checks import duplicates
 from train.data.checks.mask_files import LookedAtMask, look_at_mask, wrong_size
 from train.data.checks.mask_statistics import MaskStatistics
 from train.data.checks.pictures import Picture, PictureStatistics, look_at_picture, unreadable
 from train.data.checks.scanning import scan
-from train.data.pipeline import Example, count_threads
-from train.data.segmentation_folders import PairedFiles, find_pairs
-from train.data.segmentation_sources import SegmentationSource, open_segmentation_source
+from train.data.paired_files import require_pairs
+from train.data.pipeline import count_threads
+from train.data.segmentation_folders import find_pairs
+from train.data.segmentation_sources import (
+    SegmentationFolder,
+    SegmentationSource,
+    open_segmentation_source,
+)
 from train.errors import RunError
 from train.reporting.console import collected_warnings
 from train.reporting.examination import Examination, Finding, Table
@@ -53,8 +58,6 @@ def examine_masks(data: ConfigDict, splits: Sequence[str]) -> Examination:
                 continue
         findings += [Finding("warning", "other files", split, text) for text in warnings]
         findings += missing
-        if not len(source):
-            continue
         opened, problems = _examine_split(source, split, data)
         findings += problems
         findings += opened.pictures.all_findings(channels=3)
@@ -79,52 +82,34 @@ def examine_masks(data: ConfigDict, splits: Sequence[str]) -> Examination:
     return Examination(findings, [*_tables(found)], statistics)
 
 
-class _Pairs:
-    """The complete pairs of a folder, whether or not files without the other of the pair exist.
-
-    Args:
-      folder: of the data set.
-      files: of a split.
-    """
-
-    def __init__(self, folder: Path, files: PairedFiles):
-        self._folder, self._pairs = folder, files.pairs
-        self.label_set = files.label_set
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, index: int) -> Example:
-        image, mask = (str(self._folder / name) for name in self._pairs[index])
-        return {
-            "image": _read(image), "mask": _read(mask), "origin": image, "mask_origin": mask
-        }  # fmt: skip
-
-
 def _open(data: Mapping[str, Any], split: str) -> tuple[SegmentationSource, list[Finding]]:
-    """The pairs of a split, and findings for files without the other of the pair."""
+    """The pairs of a split, and findings for files without the other of the pair.
+
+    Raises:
+      RunError: the split cannot be opened, or has no pairs.
+    """
     if not data["folder"]:
         return open_segmentation_source(data, split), []
     folder = Path(data["folder"]).expanduser()
     files = find_pairs(data, split)
+    if not files.pairs:
+        require_pairs(files, folder, split)
+    of_list = f"of the list of {split}"
     findings = [
         Finding(
             "error",
             f"{has} without {lacks}",
             split,
-            f"the {has} {folder / name} has no {lacks}: add it, or remove the {has}. "
-            f"{files.expected}",
+            f"the {has} {name} has no {lacks}: add it, or remove the {has}. {files.expected}",
         )
         for has, lacks, names in (
-            ("image", "mask", files.without_mask),
-            ("mask", "image", files.without_image),
+            ("image", "mask", [folder / name for name in files.without_mask]),
+            ("mask", "image", [folder / name for name in files.without_image]),
+            ("name", "image", [f"{name} {of_list}" for name in files.missing]),
         )
         for name in names
     ]
-    if not files.pairs and not findings:
-        message = f"there are no images with masks. {files.expected}"
-        findings.append(Finding("error", "empty split", split, message))
-    return _Pairs(folder, files), findings
+    return SegmentationFolder(folder, files), findings
 
 
 class _Seen(NamedTuple):
@@ -145,7 +130,7 @@ def _examine_split(
             example = source[index]
         except ImageError as error:
             return _Seen(unreadable(str(index), error), None, "")
-        picture = look_at_picture(example["image"], example["origin"], channels=3)
+        picture = look_at_picture(example["image"], example["origin"], channels=3, upright=True)
         mask = look_at_mask(example["mask"], example["mask_origin"], source.label_set)
         return _Seen(picture, mask, example["mask_origin"])
 
@@ -204,10 +189,3 @@ def _tables(splits: Sequence[_Split]) -> Iterator[Table]:
             row += [f"{share:.2%}", f"{split.masks.images[number]:,}"]
         rows.append(row)
     yield Table(header, rows)
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise image_error(path, error) from error

@@ -16,9 +16,9 @@ CLASSES = ("background", "cat", "dog")
 SIZE = (40, 30)  # width and height
 
 
-def png(array):
+def png(array, **options):
     file = io.BytesIO()
-    Image.fromarray(np.asarray(array)).save(file, "PNG")
+    Image.fromarray(np.asarray(array)).save(file, "PNG", **options)
     return file.getvalue()
 
 
@@ -102,12 +102,58 @@ def test_missing_files(root):
     assert f"{root}/masks/val/0.png has no image" in second.message
 
 
+def test_names_without_an_image(root):
+    """Of the list of a split."""
+    for kind in ("images", "masks"):
+        for path in (root / kind / "train").iterdir():
+            path.rename(root / kind / path.name)
+        (root / kind / "train").rmdir()
+    (root / "train.txt").write_text("0\n1\n2\ngone\n")
+    (finding,) = examine(root).findings
+    assert (finding.severity, finding.kind, finding.split) == (
+        "error",
+        "name without image",
+        "train",
+    )
+    assert "the name gone of the list of train has no image: add it, or remove the name" in (
+        finding.message
+    )
+
+
+def test_nothing_fits(root):
+    """All masks have another ending: that is one finding, not one for each file."""
+    for path in (root / "masks/train").iterdir():
+        path.rename(path.with_name(f"{path.stem}_label.png"))
+    (finding,) = examine(root).findings
+    assert (finding.severity, finding.kind, finding.split) == ("error", "cannot be opened", "train")
+    assert "Images without a mask: 3 (images/train/0.png, " in finding.message
+    assert "Masks without an image: 3 (masks/train/0_label.png, " in finding.message
+    assert "mask_suffix set other endings" in finding.message
+    assert examine(root, mask_suffix="_label.png").errors == 1  # val has the other ending
+
+
 def test_sizes_that_differ(root):
     write(root, {"images/train/x.png": image(7, (30, 40)), "masks/train/x.png": png(mask())})
     finding = only_finding(root)
     assert (finding.severity, finding.kind) == ("error", "sizes that differ")
     assert "masks/train/x.png has 40 x 30 pixels, and its image" in finding.message
-    assert "images/train/x.png has 30 x 40" in finding.message
+    assert "images/train/x.png has 30 x 40: use the mask of this image" in finding.message
+
+
+def test_masks_that_do_not_fit_upright_images(root):
+    """The sizes differ after a quarter turn; after a half turn only a look can tell."""
+    exif = Image.Exif()
+    for orientation in (6, 3):
+        exif[0x0112] = orientation
+        pixels = np.random.default_rng(orientation).integers(0, 256, (30, 40, 3), np.uint8)
+        name = f"{orientation}.png"
+        image, classes = png(pixels, exif=exif), png(mask())
+        write(root, {f"images/train/x{name}": image, f"masks/train/x{name}": classes})
+    error, warning = sorted(examine(root).findings, key=lambda finding: finding.severity)
+    assert (error.severity, error.kind) == ("error", "sizes that differ")
+    assert "images/train/x6.png has 30 x 40 after the rotation by its EXIF" in error.message
+    assert (warning.severity, warning.kind) == ("warning", "applied EXIF orientation")
+    assert "in 2 images" in warning.message
 
 
 def test_values_that_are_no_class(root):
@@ -234,8 +280,13 @@ def test_masks_of_zeros(root):
 def test_binary_masks_with_255(root):
     every_mask(root, lambda m: np.where(m > 0, 255, 0).astype(np.uint8))
     found = [f for f in examine(root).findings if f.kind != "classes that never occur"]
+    assert [(f.severity, f.kind) for f in found] == [("error", "only 0 and 255")] * 2
+    assert "only background would be learned. If 255 stands for an object, write the number" in (
+        found[0].message
+    )
+    found = [f for f in examine(root, reduce_zero_label=True).findings if f.severity == "error"]
     assert [f.kind for f in found] == ["only 0 and 255"] * 2
-    assert "write 1 in place of it" in found[0].message
+    assert "nothing would be learned" in found[0].message
 
 
 def test_classes_that_never_occur(root):
