@@ -1,4 +1,5 @@
 # make demo              train a small RepLKNet on handwritten digits
+# make demo-segmentation train a small UPerNet on digits scattered over photographs
 # make test              run the tests
 # make lint              check style and types
 # make test-jax-latest   test with the newest JAX the code that its releases may break
@@ -14,10 +15,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo test lint test-jax-latest test-operators kernels-sass
+.PHONY: demo demo-segmentation test lint test-jax-latest test-operators kernels-sass
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python -m train.main --config configs/digits.py --workdir out/digits
+
+demo-segmentation: $(VENV)/train.stamp
+	$(BIN)/python -m train.main --config configs/segmentation/scattered_digits.py --workdir out/scattered_digits
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal

@@ -51,15 +51,16 @@ BACKGROUNDS = {
 _MOST_REDUCED = 2.5  # a patch of a photograph is at most this factor larger than the image
 
 _DIGITS_PER_IMAGE = (2, 6)  # fewer where there is no room
-_HEIGHTS = (30, 72)  # of the 8 cells of a digit, in pixels
+_HEIGHTS = (32, 60)  # of the 8 cells of a digit, in pixels
 _ASPECTS = (0.75, 1.1)  # width of a cell by its height
 _INK = 128  # of 255: a pixel with more belongs to the digit
 # A digit needs this share of its pixels visible, whatever covers it.
-LEAST_VISIBLE = 0.7
+LEAST_VISIBLE = 0.75
 _TRIES = 20
 
-_CONTRAST = (60, 140)  # difference of a digit's luminance to its surroundings, of 255
-_SATURATION = (0, 110)  # largest difference of a channel to the luminance
+_DIMMED = 0.55  # factor on the photographs, so that every digit can be lighter
+_CONTRAST = (80, 140)  # a digit's luminance above its surroundings, of 255
+_SATURATION = (0, 90)  # largest difference of a channel to the luminance
 _LUMINANCE = np.array((0.299, 0.587, 0.114))
 
 
@@ -128,7 +129,7 @@ def make_scene(split: str, number: int) -> Scene:
     rng = np.random.default_rng((list(COUNTS).index(split), number))
     digits, instances = _scatter(split, size, rng)
     name = BACKGROUNDS[split][rng.integers(len(BACKGROUNDS[split]))]
-    pixels = _patch(name, size, rng).astype(np.float64)
+    pixels = _DIMMED * _patch(name, size, rng)
     for placed in digits:
         part = pixels[placed.window]
         ink = _ink_colour(part, rng)
@@ -253,7 +254,7 @@ def _patch(name: str, size: tuple[int, int], rng: np.random.Generator) -> np.nda
 
 
 def _ink_colour(surroundings: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random colour, float64 (3,), lighter or darker than what is drawn on.
+    """A random colour, float64 (3,), lighter than what is drawn on.
 
     The draws do not depend on the surroundings.
 
@@ -262,15 +263,10 @@ def _ink_colour(surroundings: np.ndarray, rng: np.random.Generator) -> np.ndarra
       rng: of the image.
     """
     contrast, saturation = rng.uniform(*_CONTRAST), rng.uniform(*_SATURATION)
-    hue, darker = rng.uniform(-1, 1, 3), rng.integers(2)
+    hue = rng.uniform(-1, 1, 3)
     below = float(surroundings.mean(axis=(0, 1)) @ _LUMINANCE)
-    # Towards the side that has room for the contrast, or a random one where both have.
-    if below - contrast < 10 or (not darker and below + contrast <= 245):
-        luminance = below + contrast
-    else:
-        luminance = below - contrast
     tint = hue - hue @ _LUMINANCE
-    return np.clip(luminance + saturation * tint / np.abs(tint).max(), 0, 255)
+    return np.clip(below + contrast + saturation * tint / np.abs(tint).max(), 0, 255)
 
 
 def _objects(scene: Scene) -> Iterator[dict[str, Any]]:
