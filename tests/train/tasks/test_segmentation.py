@@ -214,6 +214,45 @@ def test_the_same_on_two_devices(folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_all_options_of_the_engine_at_once(folder, tmp_path, monkeypatch):
+    """A frozen stem and frozen batch norms in the backbone, an EMA, accumulation, bfloat16,
+    rematerialisation, and parameters sharded over two of four devices."""
+    monkeypatch.setattr(parallel, "device_mesh", lambda *_, **__: data_mesh(4, fsdp=2))
+    options = {
+        "freeze.stages": 0, "freeze.batch_norm": True, "model.dtype": "bfloat16",
+        "model.remat": "full", "mesh.fsdp": 2, "optimizer.warmup_steps": 0,
+        "optimizer.layer_decay": 0.9, "optimizer.head_lr_factor": 2.0, "test.pictures": 1,
+    }  # fmt: skip
+    config = configuration(folder, steps=2, accumulation=2, ema_decay=0.5, **options)
+    result = run(config, tmp_path, SEGMENTATION)
+    for scores in (result, result["ema"]):
+        assert scores["training"]["examples"] == 5
+        assert scores["merged"].keys() == scores["training"].keys()
+        assert list(scores["table"]) == list(segmentation_sets.CLASSES)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert {"eval/mIoU", "eval_ema/mIoU"} <= {name for line in lines for name in line}
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["eval_0.png"]
+
+    network = replk_jax.load(tmp_path / "checkpoints" / "2")
+    start = jax.jit(network.model.init)(
+        jax.random.key(config.seed), jnp.zeros((1, 32, 32, 3), network.model.dtype)
+    )
+
+    def has_changed(collection, *path):
+        one, other = start[collection], network.variables[collection]
+        for name in path:
+            one, other = one[name], other[name]
+        return not all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+    assert not has_changed("params", "backbone", "stem_0")
+    assert not has_changed("batch_stats", "backbone")
+    assert has_changed("params", "backbone", "stages_0")
+    for head in ("decode_head", "auxiliary_head"):
+        assert has_changed("params", head)
+        assert has_changed("batch_stats", head)
+
+
+@pytest.mark.slow
 def test_from_a_classifier(folder, tmp_path):
     """The backbone starts from its file, the heads from random weights."""
     classifier = replk_jax.create_model("replknet_31b", num_classes=9, **BACKBONE)
