@@ -123,7 +123,7 @@ def index_png(classes: np.ndarray, palette: np.ndarray) -> bytes:
     """A PNG with 8 bits per pixel whose values are the classes, in the colours of the palette.
 
     Args:
-      classes: uint8 (H, W); 255 for ignored pixels, which are grey.
+      classes: uint8 (H, W); 255 for ignored pixels.
       palette: uint8 (K, 3).
     """
     colours = np.zeros((IGNORED + 1, 3), np.uint8)

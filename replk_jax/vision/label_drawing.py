@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 from replk_jax.io.text import escaped
 from replk_jax.vision.label_sets import IGNORED
 
-IGNORED_COLOUR = (128, 128, 128)
+IGNORED_COLOUR = (224, 224, 192)  # of the borders in the masks of Pascal VOC
 
 _BACKGROUND, _INK, _OUTLINE = (255, 255, 255), (32, 32, 32), (160, 160, 160)
 
 
 def colour(classes: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """A class map in the colours of its classes; ignored pixels are grey.
+    """A class map in the colours of its classes; ignored pixels are light yellow.
 
     Args:
       classes: uint8 (H, W); 255 for ignored pixels.

@@ -25,6 +25,7 @@ ROWS = {
     "replknet_kernels": ["3", "7", "13", "25", "31"],
     "pspnet_repvgg": ["b1g2", "b1g2_fast", "b2", "b2_fast"],
     "deeplab_mobilenet_v2": list(deeplab_mobilenet_v2.MODELS),
+    "scattered_digits": ["13", "3"],
 }
 ALL = [(file, ()) for file in (*PLAIN, *ROWS)] + [
     (file, (row,)) for file, rows in ROWS.items() for row in rows
