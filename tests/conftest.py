@@ -1,5 +1,6 @@
 """The CPU as eight devices, and compiled programs kept between runs."""
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -39,13 +40,27 @@ def strict_promotion():
         yield
 
 
-@pytest.fixture
-def quick_compilation():
+@contextlib.contextmanager
+def compiling_quickly():
     """XLA takes half as long to compile, and leaves most optimisations out."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def quick_compilation():
+    """See `compiling_quickly`."""
+    with compiling_quickly():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_compilation_of_module():
+    """The same for all tests of a module, and the fixtures that they share."""
+    with compiling_quickly():
+        yield
 
 
 @pytest.fixture

@@ -34,14 +34,11 @@ from train.tasks.segmentation_config import build_segmenter
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Runs have one device, whose sums have one order, and programs that compile quickly."""
+def one_device(quick_compilation_of_module):
+    """Runs have one device, whose sums have one order."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "device_mesh", lambda *_, **__: data_mesh(1))
-        before = jax.config.values["jax_disable_most_optimizations"]
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 SIZES = [(40, 60), (60, 40)]
@@ -204,7 +201,7 @@ def first_losses(config, workdir, devices, steps=2):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_same_on_two_devices(folder, tmp_path):
     """Up to the order of sums, which batch norm and the gradient amplify."""
     config = configuration(folder, **{"model.replknet.drop_path_rate": 0.0})
@@ -213,7 +210,7 @@ def test_the_same_on_two_devices(folder, tmp_path):
         assert actual == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_options_of_the_engine_at_once(folder, tmp_path, monkeypatch):
     """A frozen stem and frozen batch norms in the backbone, an EMA, accumulation, bfloat16,
     rematerialisation, and parameters sharded over two of four devices."""
