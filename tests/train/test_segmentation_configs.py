@@ -19,7 +19,7 @@ from train.errors import RunError
 from train.tasks import find_task
 from train.tasks.segmentation_config import build_protocol, build_segmenter, training_protocol
 
-PLAIN = ["common", "finetune", "one_gpu"]
+PLAIN = ["common", "finetune", "nuclei", "one_gpu"]
 ROWS = {
     "upernet_replknet": list(upernet_replknet.ROWS),
     "replknet_kernels": ["3", "7", "13", "25", "31"],
