@@ -6,7 +6,7 @@ UPerNet on a small RepLKNet, with kernels of 13 x 13; `:3` has kernels of 3 x 3.
 
     python -m train.main --config configs/segmentation/scattered_digits.py \\
         --workdir out/scattered_digits
-    python -m replk_jax segment photo.png --weights out/scattered_digits/checkpoints/1860 \\
+    python -m replk_jax segment photo.png --weights out/scattered_digits/checkpoints/1116 \\
         --output out/masks
 
 For some 300 steps the network finds where digits are, and only then which.
@@ -39,9 +39,9 @@ def get_config(kernels: str = "13") -> ConfigDict:
     config.batch_size = 16
     config.eval_batch_size = 50
     config.steps = None
-    config.epochs = 20.0
+    config.epochs = 12.0
     config.eval_every_steps = None
-    config.eval_every_epochs = 10.0
+    config.eval_every_epochs = 6.0
     config.optimizer.peak_lr = 4e-3
     config.optimizer.warmup_steps = 100
     config.log_every_steps = 50

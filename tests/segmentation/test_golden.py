@@ -123,7 +123,8 @@ def trained(align_corners=False):
     return arrays, (total, decode, auxiliary), updated, {"params": gradients}
 
 
-@pytest.mark.slow
+# The same through the loss of the task is tests/train/tasks/test_segmentation_losses.py.
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_training_step():
     arrays, losses, updated, gradients = trained()

@@ -1,6 +1,7 @@
 """`create_segmenter`: names, defaults, and what it refuses; and the networks of the papers."""
 
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -66,9 +67,17 @@ def fused(tree):
     return {name: fused(node) if isinstance(node, dict) else node for name, node in tree.items()}
 
 
-@pytest.mark.slow
+# The others differ from these in size alone.
 @reference_data.required
-@pytest.mark.parametrize("config", COUNTED)
+@pytest.mark.parametrize(
+    "config",
+    [
+        config
+        if re.search("XL|31B_1K.*ade20k", config)
+        else pytest.param(config, marks=pytest.mark.exhaustive)
+        for config in COUNTED
+    ],
+)
 def test_published_counts(config):
     """To the digit: parameters of all three forms, and FLOPs by the rule of the publication."""
     path = reference_data.ROOT / golden.FOLDER / "counts.json"
@@ -101,7 +110,7 @@ def test_published_counts(config):
         assert numbers(tree) == expected, name
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @reference_data.required
 def test_multiply_adds_of_other_heads():
     """At 512 x 2048, in the README of the reference data: 337.1G and 378.8G."""

@@ -171,6 +171,7 @@ def iou_of_places(config):
     return (usual & ink).sum() / (usual | ink).sum()
 
 
+@pytest.mark.exhaustive  # segmentation goes the same way
 @pytest.mark.usefixtures("quick_compilation")
 def test_another_task(data_dir, tmp_path, capsys):
     config = tiny.get_config()

@@ -65,7 +65,7 @@ def cross_entropy(logits, labels):
     return jnp.where(labels == IGNORED, 0, losses).mean()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_gradient_is_that_of_a_plain_loss():
     """SGD with a rate of 1 subtracts it. Float64: batch norm of few values amplifies rounding."""
     with jax.enable_x64(True):
