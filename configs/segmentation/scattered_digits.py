@@ -9,7 +9,9 @@ UPerNet on a small RepLKNet, with kernels of 13 x 13; `:3` has kernels of 3 x 3.
     python -m replk_jax segment photo.png --weights out/scattered_digits/checkpoints/1116 \\
         --output out/masks
 
-For some 300 steps the network finds where digits are, and only then which.
+For some 500 steps the network only finds where digits are, and then which they are. mIoU on the
+test images, one seed: 44 % after the 12 epochs, in five minutes on two cores, and 65 % after 20
+(--config.epochs=20).
 
 The values were chosen here, to train within minutes. They are not from a paper.
 """
