@@ -15,7 +15,7 @@ from train.data.names import Names
 from train.data.paired_files import Pair, PairedFiles, require_pairs
 from train.data.pipeline import Example, Source
 from train.data.segmentation_folders import find_pairs
-from train.data.tfds_sets import FolderAlternative, PreparedSet
+from train.data.tfds_sets import FolderAlternative, PreparedSet, read_example
 from train.errors import RunError
 
 _PAIRS = FolderAlternative(
@@ -153,13 +153,9 @@ class SegmentationRecords:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
-        origin = f"{self._origin} {index}"
-        try:
-            example = self._source[index]
-        except (RuntimeError, OSError) as error:  # from array_record's checksums
-            raise image_error(origin, error) from error
-        if self._features.has_file_name:
-            origin += f" ({example['file_name'].decode()})"
+        example, origin = read_example(
+            self._source, index, self._origin, self._features.has_file_name
+        )
         return {
             "image": example[self._features.image],
             "mask": example[self._features.mask],

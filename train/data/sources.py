@@ -16,7 +16,7 @@ from train.data.names import Names
 from train.data.photographs import Photographs
 from train.data.pipeline import Example, Source
 from train.data.scattered_digits import ScatteredDigits
-from train.data.tfds_sets import FolderAlternative, PreparedSet
+from train.data.tfds_sets import FolderAlternative, PreparedSet, read_example
 from train.errors import RunError, expect_utf8
 from train.reporting.console import warn
 
@@ -177,13 +177,9 @@ class TfdsSource:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
-        origin = f"{self._origin} {index}"
-        try:
-            example = self._source[index]
-        except (RuntimeError, OSError) as error:  # from array_record's checksums
-            raise image_error(origin, error) from error
-        if self._features.has_file_name:
-            origin += f" ({example['file_name'].decode()})"
+        example, origin = read_example(
+            self._source, index, self._origin, self._features.has_file_name
+        )
         label = int(example[self._features.label])
         if not 0 <= label < len(self.class_names):
             raise RunError(f"{origin} has no label; use a labelled split.")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants
 
+from replk_jax.vision.images import image_error
 from train.errors import RunError, expect_utf8
 
 
@@ -95,6 +96,30 @@ class PreparedSet:
             "folder with very many files should be prepared as well:\n"
             f"  python -m train.prepare DIR --name NAME{self._folder.arguments} --data_dir {where}"
         )
+
+
+def read_example(
+    source: Sequence[dict[str, Any]], index: int, origin: str, has_file_name: bool
+) -> tuple[dict[str, Any], str]:
+    """An example of a split, and its origin in words.
+
+    Args:
+      source: from `PreparedSet.split`.
+      index: position of the example.
+      origin: the data set and the split, in words.
+      has_file_name: whether examples have the text `file_name`, which the origin then states.
+
+    Raises:
+      ImageError: the file of the example is damaged.
+    """
+    origin = f"{origin} {index}"
+    try:
+        example = source[index]
+    except (RuntimeError, OSError) as error:  # from array_record's checksums
+        raise image_error(origin, error) from error
+    if has_file_name:
+        origin += f" ({example['file_name'].decode()})"
+    return example, origin
 
 
 def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
