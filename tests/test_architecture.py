@@ -25,7 +25,7 @@ replk_jax.inference
 replk_jax.checkpoint
 replk_jax.torch_import
 replk_jax.pretrained
-replk_jax.benchmark replk_jax.export replk_jax.segmentation
+replk_jax.benchmark replk_jax.export replk_jax.segmentation replk_jax.detection
 replk_jax.models
 replk_jax.reparam
 replk_jax.ops

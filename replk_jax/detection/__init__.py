@@ -1,0 +1,1 @@
+"""Networks for object detection and instance segmentation: heads on any backbone."""
