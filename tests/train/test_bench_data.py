@@ -90,6 +90,14 @@ def test_segmentation_is_measured_and_printed(few_batches):
     assert lines[-2].split()[2:4] == rates
 
 
+def test_the_measured_pipeline_of_segmentation_is_twice_as_fast_as_its_peer():
+    """By the report that the README quotes."""
+    path = REPOSITORY / "replk_jax/benchmark/results/cpu_segmentation_data.json"
+    seconds = json.loads(path.read_text())["seconds"]
+    for stage in ("whole transform", "pipeline"):
+        assert seconds[stage]["pillow"]["cpu"] >= 2 * seconds[stage]["train"]["cpu"]
+
+
 def test_the_peer_of_segmentation_has_the_same_geometry(tmp_path):
     """Masks without resizing are equal; colours differ by the conversion of hues only."""
     config = segmentation_config()
