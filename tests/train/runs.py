@@ -56,7 +56,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start_two(start, workdir, *overrides):
+def start_two(start, workdir, *overrides, **keywords):
     """Two hosts by configuration alone; each of `overrides` is a pair, one for each process."""
     port = free_port()
     return [
@@ -66,6 +66,7 @@ def start_two(start, workdir, *overrides):
             "--config.distributed.num_processes=2",
             f"--config.distributed.process_id={process}",
             *(pair[process] for pair in overrides),
+            **keywords,
             **QUICK,
         )
         for process in range(2)

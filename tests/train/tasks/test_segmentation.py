@@ -16,6 +16,8 @@ from replk_jax.segmentation.protocol import SegmentationProtocol
 from replk_jax.vision import label_sets
 from tests.helpers import data_mesh, random_variables
 from tests.train import segmentation_sets, tiny_segmentation
+from tests.train.conftest import QUICK
+from tests.train.runs import ends, losses, start_two
 from train import compare
 from train import preview as preview_program
 from train.engine import parallel
@@ -97,8 +99,8 @@ def test_a_run(finished, capsys):
             total = line["train/decode.loss_ce"] + line["train/aux.loss_ce"]
             assert total == pytest.approx(line["train/loss"], rel=1e-5)
             assert 0 <= line["train/decode.acc_seg"] <= 100
-    losses = [line["train/loss"] for line in lines if "train/loss" in line]
-    assert losses[-1] < 0.9 * losses[0]
+    curve = list(losses(workdir).values())
+    assert curve[-1] < 0.9 * curve[0]
     scored = [line for line in lines if "eval/mIoU" in line]
     assert [line["step"] for line in scored] == [15, 30]
     assert scored[-1]["eval/mIoU"] == pytest.approx(result["training"]["mIoU"], abs=2e-3)
@@ -211,6 +213,26 @@ def test_the_same_on_two_devices(folder, tmp_path):
 
 
 @pytest.mark.exhaustive
+def test_two_processes_do_what_one_does(folder, start, tmp_path):
+    """With as many devices, the sums are the same; each evaluates some of the images."""
+    options = [
+        f"--config.data.folder={folder}", "--config.data.eval_split=val", "--config.steps=4",
+        "--config.eval_every_steps=4", "--config.log_every_steps=1",
+    ]  # fmt: skip
+    config = {"config": "tests/train/tiny_segmentation.py"}
+    one, two = tmp_path / "one", tmp_path / "two"
+    both = start_two(start, two, *((option, option) for option in options), **config)
+    for status, _, err in ends([*both, start(one, *options, devices=2, **config, **QUICK)]):
+        assert status == 0, err
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    results = [json.loads((workdir / "result.json").read_text()) for workdir in (one, two)]
+    for result in results:
+        assert result["training"]["examples"] == 5
+    assert results[1]["training"] == pytest.approx(results[0]["training"], abs=2e-3)
+    assert len(list((two / "pictures").iterdir())) == 2
+
+
+@pytest.mark.exhaustive
 def test_all_options_of_the_engine_at_once(folder, tmp_path, monkeypatch):
     """A frozen stem and frozen batch norms in the backbone, an EMA, accumulation, bfloat16,
     rematerialisation, and parameters sharded over two of four devices."""
@@ -287,8 +309,7 @@ def rewrite(folder, tmp_path, split, change):
 def test_images_without_labels(folder, tmp_path):
     """In training the loss is 0 and the accuracy 100; an evaluation of nothing else is an error."""
     ignored = rewrite(folder, tmp_path, "train", lambda mask: np.full_like(mask, 255))
-    losses = first_losses(configuration(ignored, accumulation=2), tmp_path, 1)
-    for metrics in losses:
+    for metrics in first_losses(configuration(ignored, accumulation=2), tmp_path, 1):
         assert metrics["loss"] == metrics["decode.loss_ce"] == metrics["aux.loss_ce"] == 0
         assert metrics["decode.acc_seg"] == metrics["aux.acc_seg"] == 100
         assert metrics["grad_norm"] == 0
