@@ -1,5 +1,6 @@
 """Images to evaluate detectors on: each once, few shapes, and pixels of the protocol."""
 
+import itertools
 import json
 
 import jax
@@ -77,7 +78,7 @@ def test_groups(folder):
     assert [len(positions) for positions in groups.values()] == sorted(
         (len(positions) for positions in groups.values()), reverse=True
     )
-    assert sorted(sum(groups.values(), [])) == list(range(11))
+    assert sorted(itertools.chain(*groups.values())) == list(range(11))
     (most,) = evaluation(folder, count=3).groups().items()
     assert most == (next(iter(groups)), groups[next(iter(groups))][:3])
     with pytest.raises(RunError, match=r"becomes \d+ x \d+ pixels, and the buckets"):
