@@ -114,7 +114,7 @@ def test_what_is_refused(arguments, options, error, message):
 
 @pytest.mark.parametrize("name", ["fcos", "faster_rcnn", "Cascade-Mask-RCNN"])
 def test_create_model_names_the_right_function(name):
-    with pytest.raises(ValueError, match="a detection network, which replk_jax[.]create_detector "):
+    with pytest.raises(ValueError, match=r"a detection network, which replk_jax\.create_detector "):
         create_model(name)
 
 
