@@ -18,10 +18,6 @@ from replk_jax.ops.broadcasting import add_bias
 from replk_jax.ops.dtypes import accumulation_dtype
 from replk_jax.reparam.algebra import BATCH_NORM_EPSILON
 
-# The initialisation of mmsegmentation's and mmdetection's heads: normal, with the variance
-# 2 / (output channels x kernel area), also of a depthwise convolution.
-conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
 BATCH_NORM_MOMENTUM = 0.9  # weight of the old statistic; PyTorch's default momentum is 1 - 0.9
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from replk_jax.models.description import joined
-from replk_jax.models.layers import Conv2D, ConvNorm, ReparameterizableModule, conv_init
+from replk_jax.models.layers import Conv2D, ConvNorm, ReparameterizableModule
 from replk_jax.models.stored import COUNT, INDICES_OR_NONE, StoredField
 from replk_jax.ops.dtypes import accumulation_dtype
 
@@ -16,6 +16,9 @@ HeadClass = TypeVar("HeadClass", bound="type[SegmentationHead]")
 
 HEADS: dict[str, type["SegmentationHead"]] = {}  # the registered classes by name
 
+# mmsegmentation's initialisation: normal, with the variance 2 / (output channels x kernel area),
+# also of a depthwise convolution. Batch norms follow.
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 classifier_init = nn.initializers.normal(0.01)
 
 
