@@ -55,9 +55,7 @@ class MaskHead(ReparameterizableModule, kw_only=True):
           (R, 2 s, 2 s) for the classes, or (R, 2 s, 2 s, K), in at least float32.
         """
         for i in range(self.num_convs):
-            module = _Convolution(
-                features=self.channels, **self.common_kwargs(), name=f"convs_{i}"
-            )
+            module = _Convolution(features=self.channels, **self.common_kwargs(), name=f"convs_{i}")
             x = nn.relu(module(x))
         dtypes = {"param_dtype": self.param_dtype, "kernel_init": conv_init}
         x = Upsampling2D(self.channels, dtype=self.dtype, **dtypes, name="upsample")(x)

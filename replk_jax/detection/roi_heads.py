@@ -14,17 +14,18 @@ import jax.numpy as jnp
 from replk_jax.detection.box_coder import decode
 from replk_jax.detection.box_head import BoxHead, of_class
 from replk_jax.detection.mask_head import MaskHead
-from replk_jax.detection.roi_losses import box_head_losses, mask_loss
+from replk_jax.detection.roi_losses import BOX_LOSSES, box_head_losses, mask_loss
 from replk_jax.detection.roi_targets import Rois, sample_rois
 from replk_jax.detection.rpn import Proposals
+from replk_jax.detection.selection import Candidates, select
 from replk_jax.detection.structures import Detections, Truths
 from replk_jax.models.parts import NetworkPart, register_part
-from replk_jax.models.stored import COUNT, FLAG, StoredField
-from replk_jax.ops.nms import nms
+from replk_jax.models.stored import COUNT, FLAG, FRACTION, MOST_LAYERS, StoredField
 from replk_jax.ops.roi_align import levels_roi_align, mask_targets
 
 # RoIs use the first levels of the pyramid, of at most this number.
 _LEVELS = 4
+_NUMBER = StoredField(lambda value: type(value) is int and 0 <= value <= MOST_LAYERS)
 
 
 class Stage(NamedTuple):
@@ -67,15 +68,15 @@ class RoIHead(NetworkPart, kw_only=True):
     stored_fields: ClassVar[Mapping[str, StoredField]] = {
         "masks": FLAG,
         "box_size": COUNT,
-        "box_convs": NUMBER,
+        "box_convs": _NUMBER,
         "box_conv_channels": COUNT,
-        "box_fcs": NUMBER,
+        "box_fcs": _NUMBER,
         "box_fc_channels": COUNT,
         "class_agnostic": FLAG,
         "mask_size": COUNT,
-        "mask_convs": NUMBER,
+        "mask_convs": _NUMBER,
         "mask_channels": COUNT,
-        "sampling_ratio": NUMBER,
+        "sampling_ratio": _NUMBER,
         "score_threshold": FRACTION,
         "nms_threshold": FRACTION,
         "max_detections": COUNT,
@@ -162,7 +163,7 @@ class RoIHead(NetworkPart, kw_only=True):
             scales = scales[:, None, ::-1]  # horizontal, vertical
             scales = jnp.concatenate([scales, scales], axis=-1)
             boxes = boxes / scales[:, :, None]
-        detections = jax.vmap(self._suppress)(boxes, scores, proposals.valid)
+        detections = self._select(boxes, scores, proposals.valid)
         if not self.masks:
             return detections
         in_input = detections.boxes if scales is None else detections.boxes * scales
@@ -199,33 +200,29 @@ class RoIHead(NetworkPart, kw_only=True):
         decoded = _refine(boxes[:, :, None], jnp.broadcast_to(deltas, shape), stage, sizes)
         return decoded, scores
 
-    def _suppress(self, boxes: jax.Array, scores: jax.Array, valid: jax.Array) -> Detections:
-        """NMS by class in one image.
+    @nn.nowrap
+    def _select(self, boxes: jax.Array, scores: jax.Array, valid: jax.Array) -> Detections:
+        """NMS by class; of equal scores, the lower class comes first.
 
         Args:
-          boxes: (P, K, 4).
-          scores: (P, K + 1).
-          valid: bool (P,).
+          boxes, scores: of `candidates`.
+          valid: bool (N, P), of the proposals.
         """
-        number, kinds = boxes.shape[:2]
-        boxes = boxes.transpose(1, 0, 2).reshape(-1, 4)
-        scores = scores[:, :-1].T.reshape(-1)
-        classes = jnp.repeat(jnp.arange(kinds, dtype=jnp.int32), number)
-        kept, count = nms(
-            boxes,
-            scores,
-            self.nms_threshold,
-            groups=classes,
-            valid=jnp.tile(valid, kinds) & (scores > self.score_threshold),
-            max_kept=self.max_detections,
+        count, _, kinds = boxes.shape[:3]
+        scores = scores[..., :-1]
+        classes = jnp.arange(kinds, dtype=jnp.int32)[None, None]
+
+        def by_class(array: jax.Array) -> jax.Array:
+            """(N, P, K, ...) to (N, K P, ...)."""
+            return array.swapaxes(1, 2).reshape(count, -1, *array.shape[3:])
+
+        candidates = Candidates(
+            by_class(boxes),
+            by_class(scores),
+            by_class(jnp.broadcast_to(classes, scores.shape)),
+            by_class(valid[..., None] & (scores > self.score_threshold)),
         )
-        fill = dict(mode="fill", fill_value=0)
-        return Detections(
-            boxes.at[kept].get(**fill),
-            scores.at[kept].get(**fill),
-            classes.at[kept].get(mode="fill", fill_value=-1),
-            count,
-        )
+        return select(candidates, self.nms_threshold, self.max_detections)
 
     def _masks_of(
         self,
@@ -288,9 +285,7 @@ class RoIHead(NetworkPart, kw_only=True):
                 best = jnp.argmax(logits[..., :-1], axis=-1)
                 chosen = of_class(deltas, jnp.where(rois.positive, rois.labels, best))
                 refined = _refine(rois.boxes, chosen, stage, sizes)
-                proposals = Proposals(
-                    jax.lax.stop_gradient(refined), rois.valid & ~rois.is_truth
-                )
+                proposals = Proposals(jax.lax.stop_gradient(refined), rois.valid & ~rois.is_truth)
         return results
 
     def outputs_of(

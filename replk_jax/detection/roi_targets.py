@@ -83,9 +83,7 @@ def sample_rois(
         targets = jnp.where(chosen.positive[:, None], true_boxes[jnp.maximum(which, 0)], boxes)
         labels = jnp.where(chosen.positive, classes[jnp.maximum(which, 0)], background)
         is_truth = chosen.valid & (chosen.indices < objects)
-        return Rois(
-            boxes, labels, which, targets, chosen.positive, chosen.valid, is_truth
-        )
+        return Rois(boxes, labels, which, targets, chosen.positive, chosen.valid, is_truth)
 
     axes = (0, 0, 0, 0, 0, None if keys is None else 0)
     arguments = (*proposals, truths.boxes, truths.classes, truths.valid)

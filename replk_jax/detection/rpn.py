@@ -15,7 +15,7 @@ from replk_jax.detection.sampling import sample
 from replk_jax.detection.structures import Truths
 from replk_jax.models.layers import Conv2D
 from replk_jax.models.parts import NetworkPart, register_part
-from replk_jax.models.stored import COUNT, StoredField
+from replk_jax.models.stored import COUNT, FRACTION, POSITIVE, POSITIVES, StoredField
 from replk_jax.ops.dtypes import accumulation_dtype
 from replk_jax.ops.nms import nms
 

@@ -114,9 +114,7 @@ def test_padding_changes_nothing():
     boxes, truths = jnp.asarray(arrays), jnp.asarray(arrays[:2])
     settings = dict(positive=0.5, negative=0.4, least_positive=0.1)
     alone = ASSIGN(boxes, truths, jnp.ones(2, bool), **settings)
-    padded = ASSIGN(
-        boxes, jnp.pad(truths, [(0, 9), (0, 0)]), jnp.arange(11) < 2, **settings
-    )
+    padded = ASSIGN(boxes, jnp.pad(truths, [(0, 9), (0, 0)]), jnp.arange(11) < 2, **settings)
     jax.tree.map(np.testing.assert_array_equal, alone, padded)
     assert alone.truths.tolist() == [0, 1, BACKGROUND]
 
@@ -125,7 +123,5 @@ def test_memory_does_not_grow_with_boxes_times_truths():
     """Of 20,000 boxes and 100 truths, one array with all pairs alone would have 8 MB."""
     shapes = ((20_000, 4), jnp.float32), ((100, 4), jnp.float32), ((100,), bool)
     arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    compiled = ASSIGN.lower(
-        *arguments, positive=0.7, negative=0.3, least_positive=0.3
-    ).compile()
+    compiled = ASSIGN.lower(*arguments, positive=0.7, negative=0.3, least_positive=0.3).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 3_000_000
