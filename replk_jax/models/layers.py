@@ -18,6 +18,11 @@ from replk_jax.ops.broadcasting import add_bias
 from replk_jax.ops.dtypes import accumulation_dtype
 from replk_jax.reparam.algebra import BATCH_NORM_EPSILON
 
+# The initialisation of mmsegmentation's and mmdetection's heads: normal, with the variance
+# 2 / (output channels x kernel area), also of a depthwise convolution.
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+GROUP_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9  # weight of the old statistic; PyTorch's default momentum is 1 - 0.9
 
 
@@ -96,6 +101,41 @@ class BatchNorm(ReparameterizableModule):
         factor = per_channel(scale) * per_channel(jax.lax.rsqrt(var + BATCH_NORM_EPSILON))
         y = (x - per_channel(mean)) * factor + per_channel(bias)
         return y.astype(self.dtype)
+
+
+class GroupNorm(ReparameterizableModule, kw_only=True):
+    """Group norm of each image over its pixels and the channels of a group, as in PyTorch.
+
+    Wu and He, "Group Normalization" (arXiv:1803.08494). The variance is the biased one, computed in
+    two passes in at least float32. The merged structure is the same.
+
+    Parameters `scale`, `bias` (C,).
+
+    Attributes:
+      num_groups: number of groups, which divides the number of channels.
+    """
+
+    num_groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to (N, H, W, C)."""
+        channels = x.shape[-1]
+        if channels % self.num_groups:
+            raise ValueError(
+                f"A group norm of {self.num_groups} groups needs a multiple of "
+                f"{self.num_groups} channels; got {channels}."
+            )
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        wide = accumulation_dtype(self.param_dtype, self.dtype)
+        groups = x.astype(wide).reshape(*x.shape[:-1], self.num_groups, -1)
+        axes = (1, 2, 4)  # all but the images and the groups
+        centred = groups - jnp.mean(groups, axes, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axes, keepdims=True)
+        y = (centred * jax.lax.rsqrt(variance + GROUP_NORM_EPSILON)).reshape(x.shape)
+        scale, bias = (vector.astype(wide).reshape(1, 1, 1, -1) for vector in (scale, bias))
+        return (y * scale + bias).astype(self.dtype)
 
 
 class Conv2D(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import Jaxpr
 
 from replk_jax.models.description import architecture_in_words
 from replk_jax.models.layers import BatchNorm, Conv2D, GlobalAveragePool
@@ -253,21 +253,18 @@ def _count(
 
 
 def _relu_elements(jaxpr: Jaxpr) -> int:
-    """Output elements of every maximum with 0 in a program and all that it calls."""
+    """Output elements of every `nn.relu` and `nn.relu6` in a program and all that it calls."""
     count = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "max" and any(map(_is_zero, equation.invars)):
+        if equation.params.get("name") in ("relu", "relu6"):
             output: Any = equation.outvars[0].aval
             count += output.size
+            continue
         for parameter in equation.params.values():
             inner = getattr(parameter, "jaxpr", parameter)
             if isinstance(inner, Jaxpr):
                 count += _relu_elements(inner)
     return count
-
-
-def _is_zero(operand: Any) -> bool:
-    return isinstance(operand, Literal) and operand.val == 0
 
 
 class _Calls:
