@@ -323,9 +323,7 @@ def _boxes(distances: jax.Array) -> jax.Array:
     return jnp.concatenate([-distances[..., :2], distances[..., 2:]], axis=-1)
 
 
-def _most_likely(
-    probabilities: jax.Array, count: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _most_likely(probabilities: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The pairs of a point and a class with the highest probabilities.
 
     The points are reduced before the pairs are sorted: `count` pairs are of at most `count` points,

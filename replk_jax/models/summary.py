@@ -18,6 +18,7 @@ from replk_jax.models.description import architecture_in_words
 from replk_jax.models.layers import BatchNorm, Conv2D, GlobalAveragePool
 from replk_jax.models.network import Network, Path
 from replk_jax.models.reparam_convs import DiracConv, ResidualKernelConv
+from replk_jax.models.roi_layers import ClassConv2D, Upsampling2D
 from replk_jax.models.variables import abstract_image, abstract_variables
 from replk_jax.ops import DepthwiseConv2D
 
@@ -325,6 +326,12 @@ def _cost(module: nn.Module, inputs: list[Any], y: jax.Array) -> Count:
         pixels = math.prod(inputs[0].shape[:-1])
         return Count(
             convolution=pixels * module.variables["params"]["kernel"].size, bias_additions=biases
+        )
+    if isinstance(module, Upsampling2D | ClassConv2D):  # the same, and all classes, as in papers
+        parameters, pixels = module.variables["params"], math.prod(inputs[0].shape[:-1])
+        outputs = parameters["kernel"].size // inputs[0].shape[-1]
+        return Count(
+            convolution=pixels * parameters["kernel"].size, bias_additions=pixels * outputs
         )
     if isinstance(module, nn.Dense):
         return Count(linear=y.size * inputs[0].shape[-1], bias_additions=biases)
