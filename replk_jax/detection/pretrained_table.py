@@ -39,13 +39,41 @@ class PretrainedDetector(PretrainedComposite):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """See `PretrainedComposite`. None beside the defaults of `create_detector`."""
-        return {"kind": DETECTORS[self.model].kind}
+        """See `PretrainedComposite`."""
+        settings = _FCOS if DETECTORS[self.model].kind == "fcos" else _CASCADE
+        return {**settings, "output_stride": None}
 
     def results(self) -> str:
         """See `PretrainedComposite`."""
         masks = "" if self.mask_ap is None else f", {self.mask_ap} % mask AP"
         return f"{self.box_ap} % box AP{masks} on {self.data_set}"
+
+
+_TEST = {"score_threshold": 0.05, "nms_threshold": 0.5, "max_detections": 100}
+_FCOS: Mapping[str, Any] = {
+    "neck": {"num_outputs": 5, "relu_before_extra_convs": True},
+    "bbox_head": {
+        **_TEST,
+        "num_groups": 32,
+        "norm_on_bbox": False,
+        "centerness_on_reg": False,
+        "candidates_per_level": 1000,
+    },
+    "strides": (8, 16, 32, 64, 128),
+}
+_CASCADE: Mapping[str, Any] = {
+    "neck": {"num_outputs": 5},
+    "rpn_head": {
+        "anchor_scale": 8.0,
+        "anchor_ratios": (0.5, 1.0, 2.0),
+        "test_pre_nms": 1000,
+        "test_post_nms": 1000,
+        "nms_threshold": 0.7,
+    },
+    "roi_head": {**_TEST, "sampling_ratio": 0, "mask_size": 14},
+    "strides": (4, 8, 16, 32, 64),
+    "stds": ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)),
+}
 
 
 def _row(

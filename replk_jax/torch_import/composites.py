@@ -12,7 +12,7 @@ from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.network import Network
 from replk_jax.models.pretrained_composite import PretrainedComposite
-from replk_jax.torch_import import segmenters
+from replk_jax.torch_import import detectors, segmenters
 from replk_jax.vision.base_preprocessing import BasePreprocessing
 
 BACKBONE = "backbone."
@@ -123,7 +123,7 @@ class Composite(Protocol[Model]):
         ...
 
 
-COMPOSITES: tuple[Composite[Any], ...] = (segmenters,)
+COMPOSITES: tuple[Composite[Any], ...] = (segmenters, detectors)
 
 
 def composite_of(model: Network) -> Composite[Any]:

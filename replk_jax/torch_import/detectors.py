@@ -1,7 +1,7 @@
 """Detectors in mmdetection's files: names and shapes of their necks and heads."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from replk_jax.detection.fcos import FCOSHead
@@ -15,6 +15,7 @@ from replk_jax.detection.two_stage import TwoStageDetector
 from replk_jax.io.text import brief
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.description import joined
+from replk_jax.models.parts import NetworkPart
 from replk_jax.torch_import import mm_detection
 from replk_jax.torch_import.composite_backbones import (
     stages_of_widths,
@@ -56,6 +57,17 @@ _SUPPORTED = (
     "RepLKNet's configurations or mmdetection's own. The backbone alone is loaded with "
     'prefix="backbone." (--prefix).'
 )
+# The fields of parts that change no shape, without those that only training needs.
+_UNRECORDED: dict[type[NetworkPart], tuple[str, ...]] = {
+    FCOSHead: (
+        "num_groups", "norm_on_bbox", "centerness_on_reg", "candidates_per_level",
+        "score_threshold", "nms_threshold", "max_detections",
+    ),
+    RPNHead: (
+        "anchor_scale", "anchor_ratios", "test_pre_nms", "test_post_nms", "nms_threshold",
+    ),
+    RoIHead: ("sampling_ratio", "score_threshold", "nms_threshold", "max_detections"),
+}  # fmt: skip
 _EARLY_NAMES = ((r"^bbox_head\.fcos_(cls|reg|centerness)\.", r"bbox_head.conv_\1."),)
 _NUM_ROI_LEVELS = 4
 
@@ -257,7 +269,7 @@ def _infer_box_head(shapes: Shapes, start: str) -> dict[str, Any]:
         "box_convs": convs,
         "box_fcs": linear,
         "box_fc_channels": width,
-        "class_agnostic": outputs == 4,
+        "class_agnostic": outputs == 4 and num_classes(shapes.weights) != 1,
     }
     return fields | ({"box_conv_channels": channels} if convs else {})
 
@@ -298,22 +310,25 @@ def read_preprocessing(config: Mapping[str, Any]) -> BasePreprocessing | None:
 
 def assumed(model: DetectionNetwork, settings: Mapping[str, Any]) -> str:
     """See `composites.Composite`."""
-    parts = {"neck": model.neck}
-    if isinstance(model, SingleStageDetector):
-        parts["bbox_head"] = model.bbox_head
-    elif isinstance(model, TwoStageDetector):
-        parts |= {"rpn_head": model.rpn_head, "roi_head": model.roi_head}
-    facts = [
-        f"{name}={joined(getattr(part, name))}"
-        for part_name, part in parts.items()
-        for name in _UNRECORDED[type(part)]
-        if name not in settings.get(part_name, {})
-    ]
+    of_neck = "relu_before_extra_convs" if model.neck.extra_convs else "num_outputs"
+    facts = _facts("neck", model.neck, (of_neck,), settings)
+    for name, kind in (("bbox_head", FCOSHead), ("rpn_head", RPNHead), ("roi_head", RoIHead)):
+        if part := getattr(model, name, None):
+            facts += _facts(name, part, _UNRECORDED[kind], settings)
     if isinstance(model, TwoStageDetector) and "stds" not in settings:
-        facts.append("the usual target_stds")
+        facts.append(f"target_stds={[stage.stds for stage in model.roi_head.stages]}")
     if "output_stride" not in settings:
         facts.append(f"an output stride of {model.backbone.stage_strides[-1]}")
-    return ", ".join(facts)
+    return "; ".join(facts)
+
+
+def _facts(
+    name: str, part: NetworkPart, fields: Sequence[str], settings: Mapping[str, Any]
+) -> list[str]:
+    """The fields of a part that the settings lack, in words; empty without any."""
+    lacking = [field for field in fields if field not in settings.get(name, {})]
+    values = ", ".join(f"{field}={joined(getattr(part, field))}" for field in lacking)
+    return [f"{name} with {values}"] if values else []
 
 
 def expect_published(model: DetectionNetwork, merged: bool) -> None:

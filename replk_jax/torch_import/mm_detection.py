@@ -84,10 +84,28 @@ def _fcos(head: Mapping[str, Any], test: Mapping[str, Any]) -> Settings:
         name: flag(head, name)
         for name in ("norm_on_bbox", "center_sampling", "centerness_on_reg")
     }
+    if head.get("center_sample_radius") is not None:
+        fields["center_radius"] = float(number(head, "center_sample_radius"))
+    if head.get("regress_ranges") is not None:
+        fields["regression_limits"] = _limits(head["regress_ranges"])
+    norm = head.get("norm_cfg")
+    if isinstance(norm, Mapping) and type_name(norm) == "GN":
+        fields["num_groups"] = whole_number(norm, "num_groups")
     settings: Settings = {"bbox_head": fields | _detections(test, "nms_pre")}
     if head.get("strides") is not None:
         settings["strides"] = whole_numbers(head, "strides")
     return settings
+
+
+def _limits(ranges: Any) -> tuple[float, ...]:
+    """The bounds between the ranges of the distances of neighbouring levels."""
+    try:
+        low, high = zip(*ranges, strict=True)
+    except (TypeError, ValueError):
+        low, high = (), (None,)
+    if low[1:] != high[:-1] or not low or low[0] > 0:
+        raise unexpected("regress_ranges", ranges, "a range for each level, without gaps")
+    return tuple(float(number({"regress_ranges": bound}, "regress_ranges")) for bound in low[1:])
 
 
 def _detections(test: Mapping[str, Any], candidates: str | None = None) -> Settings:
@@ -139,6 +157,13 @@ def _two_stage(model: Mapping[str, Any], test: Mapping[str, Any]) -> Settings:
         fields |= _roi_align(extractor)
         if extractor.get("featmap_strides") is not None:
             settings["roi_strides"] = whole_numbers(extractor, "featmap_strides")
+    if isinstance(head.get("mask_roi_extractor"), Mapping):
+        extractor = mapping(head, "mask_roi_extractor")
+        if _roi_align(extractor) != {"sampling_ratio": fields.get("sampling_ratio", 0)}:
+            raise ValueError("sampling_ratio of boxes and masks differ")
+        layer = mapping(extractor, "roi_layer")
+        if layer.get("output_size") is not None:
+            fields["mask_size"] = whole_number(layer, "output_size")
     if stds := [_stds(each) for each in _several(head.get("bbox_head"))]:
         settings["stds"] = stds
     return settings | {"rpn_head": rpn_fields, "roi_head": fields}
