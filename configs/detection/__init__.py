@@ -1,0 +1,1 @@
+"""Experiments of object detection and instance segmentation."""
