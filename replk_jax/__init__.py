@@ -3,6 +3,8 @@
 import warnings as _warnings
 
 from replk_jax.checkpoint import Checkpoint, load, save
+from replk_jax.detection.network import DetectionNetwork
+from replk_jax.detection.registry import create_detector, list_detectors
 from replk_jax.export import export_model
 from replk_jax.inference.classifier import Classifier, Prediction
 from replk_jax.inference.features import FeatureExtractor
@@ -47,6 +49,7 @@ __all__ = [
     "Checkpoint",
     "Classifier",
     "DepthwiseConv2D",
+    "DetectionNetwork",
     "Equivalence",
     "FeatureExtractor",
     "MobileNetV2",
@@ -66,12 +69,14 @@ __all__ = [
     "Summary",
     "check_equivalence",
     "convert_state_dict",
+    "create_detector",
     "create_model",
     "create_segmenter",
     "depthwise_conv2d",
     "export_model",
     "export_segmenter",
     "infer_architecture",
+    "list_detectors",
     "list_models",
     "list_pretrained",
     "list_segmenters",

@@ -1,7 +1,8 @@
 """Names of models and arguments in timm, torchvision and other libraries."""
 
+import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from replk_jax.models.backbone import Backbone
@@ -23,14 +24,30 @@ _ORIGIN = re.compile(
 )
 # The version of ResNet that all these libraries have.
 _RESNET_VERSION = re.compile(r"(?<=\d)[-_ ]?v1(?:b|\.5)$", re.IGNORECASE)
-# After `plain_name`: the start of a segmentation network's name, and a file name.
+# After `plain_name`: the start of the name of a segmentation or detection network, and a file name.
 _SEGMENTER = re.compile("upernet|pspnet|deeplabv3|fcn")
+_DETECTOR = re.compile("fcos|cascade|(?:mask|faster)rcnn")
 _FILE = re.compile(r".*\.(?:pth?|bin|safetensors)")
 
 
 def spelling(name: str) -> str:
     """A name or pattern in lower case, without hyphens, underscores and spaces outside brackets."""
     return re.sub(r"[-_\s](?![^\[]*\])", "", name.lower())
+
+
+def spelt(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that equals `name` but for case, hyphens and underscores."""
+    return next((known for known in names if spelling(known) == spelling(name)), None)
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that match a shell-style pattern.
+
+    If none matches, case, hyphens and underscores are ignored.
+    """
+    names = list(names)
+    exact = fnmatch.filter(names, pattern)
+    return exact or [name for name in names if fnmatch.fnmatch(spelling(name), spelling(pattern))]
 
 
 def plain_name(name: str) -> str:
@@ -55,6 +72,8 @@ def describe_other(plain: str, lookalikes: Mapping[str, str]) -> str | None:
         )
     if _SEGMENTER.match(plain):
         return "a segmentation network, which replk_jax.create_segmenter builds."
+    if _DETECTOR.match(plain):
+        return "a detection network, which replk_jax.create_detector builds."
     return next((text for names, text in lookalikes.items() if re.fullmatch(names, plain)), None)
 
 

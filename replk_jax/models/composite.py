@@ -8,6 +8,7 @@ import flax.linen as nn
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.description import architecture_in_words
 from replk_jax.models.network import Network, Path
+from replk_jax.models.parts import NetworkPart, share_fields
 from replk_jax.models.stored import StoredField
 
 # The fields that the backbone takes from the network.
@@ -32,7 +33,8 @@ class CompositeNetwork(Network, kw_only=True):
             feature_maps = self.backbone(x, train)
             ...
 
-    Heads are top-level modules, built with `common_kwargs()`. Call a head that only training needs
+    Heads are top-level modules: fields that are `NetworkPart`s, which take their `shared_fields` from
+    the network, or modules built with `common_kwargs()`. Call a head that only training needs
     if `train or self.is_initializing()`, so that its variables always exist.
 
     Attributes:
@@ -58,7 +60,9 @@ class CompositeNetwork(Network, kw_only=True):
                 f"{type(self).__name__} needs a backbone, such as create_model(..., "
                 f"out_indices=(0, 1, 2, 3)); got {type(self.backbone).__name__}."
             )
+        self.normalise_fields()
         self.backbone = self.backbone.clone(**{name: getattr(self, name) for name in _SHARED})
+        share_fields(self)
         super().__post_init__()
 
     @property
@@ -113,8 +117,11 @@ class CompositeNetwork(Network, kw_only=True):
         """See `Network`. The fields of this network, and its backbone in words."""
         shared = CompositeNetwork.stored_fields
         own = {name: getattr(self, name) for name in self.stored_fields if name not in shared}
+        parts = {
+            name: part.in_words() for name, part in own.items() if isinstance(part, NetworkPart)
+        }
         backbone = f"{type(self.backbone).__name__} ({architecture_in_words(self.backbone)})"
-        return own | {"backbone": backbone}
+        return own | parts | {"backbone": backbone}
 
     @nn.nowrap
     def check_fields(self) -> None:

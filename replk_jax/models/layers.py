@@ -18,6 +18,11 @@ from replk_jax.ops.broadcasting import add_bias
 from replk_jax.ops.dtypes import accumulation_dtype
 from replk_jax.reparam.algebra import BATCH_NORM_EPSILON
 
+# The initialisation of mmsegmentation's and mmdetection's heads: normal, with the variance
+# 2 / (output channels x kernel area), also of a depthwise convolution.
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+GROUP_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9  # weight of the old statistic; PyTorch's default momentum is 1 - 0.9
 
 
@@ -59,8 +64,17 @@ class BatchNorm(ReparameterizableModule):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps (..., C) to (..., C)."""
+    def __call__(
+        self, x: jax.Array, train: bool = False, valid: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps (N, ..., C) to (N, ..., C).
+
+        Args:
+          x: (N, ..., C).
+          train: whether to use and to update the statistics of the batch.
+          valid: bool (N,), False for padding, which the statistics of the batch leave out. None for
+            a batch without padding.
+        """
         channels = x.shape[-1]
         wide = accumulation_dtype(self.param_dtype)
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
@@ -83,11 +97,10 @@ class BatchNorm(ReparameterizableModule):
                     f"Batch norm cannot train on one value per channel (input {x.shape}): "
                     "use a larger batch or larger images."
                 )
-            axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(x, axes)
-            var = jnp.mean(jnp.square(x - per_channel(mean)), axes)
+            mean = _mean(x, valid)
+            var = _mean(jnp.square(x - per_channel(mean)), valid)
             if not self.is_initializing():
-                unbiased = var * (count / (count - 1))
+                unbiased = var * _unbiased(count, valid)
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
                     kept = BATCH_NORM_MOMENTUM * running.value
                     running.value = kept + (1 - BATCH_NORM_MOMENTUM) * new.astype(wide)
@@ -96,6 +109,59 @@ class BatchNorm(ReparameterizableModule):
         factor = per_channel(scale) * per_channel(jax.lax.rsqrt(var + BATCH_NORM_EPSILON))
         y = (x - per_channel(mean)) * factor + per_channel(bias)
         return y.astype(self.dtype)
+
+
+def _mean(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """The mean (C,) of the valid rows of x, (N, ..., C); 0 if there are none."""
+    axes = tuple(range(x.ndim - 1))
+    if valid is None:
+        return jnp.mean(x, axes)
+    chosen = jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+    values = jnp.maximum(jnp.sum(valid), 1) * (x.size // (x.shape[0] * x.shape[-1]))
+    return jnp.sum(chosen, axes) / values.astype(x.dtype)
+
+
+def _unbiased(count: int, valid: jax.Array | None) -> float | jax.Array:
+    """The unbiased over the biased variance of `count` values per channel, those of padding too."""
+    if valid is None:
+        return count / (count - 1)
+    values = jnp.sum(valid).astype(jnp.float32) * (count // valid.size)
+    return values / jnp.maximum(values - 1, 1)
+
+
+class GroupNorm(ReparameterizableModule, kw_only=True):
+    """Group norm of each image over its pixels and the channels of a group, as in PyTorch.
+
+    Wu and He, "Group Normalization" (arXiv:1803.08494). The variance is the biased one, computed in
+    two passes in at least float32. The merged structure is the same.
+
+    Parameters `scale`, `bias` (C,).
+
+    Attributes:
+      num_groups: number of groups, which divides the number of channels.
+    """
+
+    num_groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to (N, H, W, C)."""
+        channels = x.shape[-1]
+        if channels % self.num_groups:
+            raise ValueError(
+                f"A group norm of {self.num_groups} groups needs a multiple of "
+                f"{self.num_groups} channels; got {channels}."
+            )
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        wide = accumulation_dtype(self.param_dtype, self.dtype)
+        groups = x.astype(wide).reshape(*x.shape[:-1], self.num_groups, -1)
+        axes = (1, 2, 4)  # all but the images and the groups
+        centred = groups - jnp.mean(groups, axes, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axes, keepdims=True)
+        y = (centred * jax.lax.rsqrt(variance + GROUP_NORM_EPSILON)).reshape(x.shape)
+        scale, bias = (vector.astype(wide).reshape(1, 1, 1, -1) for vector in (scale, bias))
+        return (y * scale + bias).astype(self.dtype)
 
 
 class Conv2D(nn.Module):
@@ -186,8 +252,15 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
     kernel_init: nn.initializers.Initializer | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O)."""
+    def __call__(
+        self, x: jax.Array, train: bool = False, valid: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps (N, H, W, I) to (N, ceil(H / stride), ceil(W / stride), O).
+
+        Args:
+          x: (N, H, W, I).
+          train, valid: as of `BatchNorm`.
+        """
         size = self.kernel_size
         rows, columns = (size, size) if isinstance(size, int) else size
         if rows % 2 == 0 or columns % 2 == 0:
@@ -213,7 +286,7 @@ class ConvNorm(ReparameterizableModule, kw_only=True):
             x = checkpoint_name(x, _DEPTHWISE)
         else:
             x = Conv2D(self.features, **settings, groups=groups)(x)
-        return x if self.deploy else BatchNorm(**self.common_kwargs(), name="bn")(x, train)
+        return x if self.deploy else BatchNorm(**self.common_kwargs(), name="bn")(x, train, valid)
 
 
 def convolution(

@@ -46,12 +46,16 @@ class Network(ReparameterizableModule, kw_only=True):
     remat: str | None = None
 
     def __post_init__(self):
-        # All spellings give networks that compare equal and hash alike.
+        self.normalise_fields()
+        super().__post_init__()
+
+    @nn.nowrap
+    def normalise_fields(self) -> None:
+        """Makes networks compare equal and hash alike however their fields are spelt."""
         self.dtype, self.param_dtype = jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
         self.num_classes = builtin_int(self.num_classes)
         if type(self.num_classes) is int and self.num_classes == 0:
             self.num_classes = None
-        super().__post_init__()
 
     @property
     def in_channels(self) -> int:
@@ -133,6 +137,20 @@ class Network(ReparameterizableModule, kw_only=True):
           variables: of the network, in either structure.
         """
         return self, variables
+
+    def comparable(self, x: jax.Array) -> Any:
+        """Outputs in eval mode that change little if the weights do.
+
+        They are what is compared between the training-time and the merged structure. A detector
+        returns the outputs of its heads, since rounding can change which boxes it selects.
+
+        Args:
+          x: as of `__call__`.
+
+        Returns:
+          A tree of arrays; by default what the network returns.
+        """
+        return self(x)
 
     @nn.nowrap
     def hyperparameters(self) -> dict[str, Any]:

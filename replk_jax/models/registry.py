@@ -2,12 +2,11 @@
 
 import dataclasses
 import difflib
-import fnmatch
 import re
 from typing import Any
 
 from replk_jax.models import mobilenet_v2, replknet, repvgg, resnet
-from replk_jax.models.aliases import describe_other, plain_name, spelling, translate
+from replk_jax.models.aliases import describe_other, matching, plain_name, spelling, translate
 from replk_jax.models.architecture import Architecture
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.family import ModelFamily
@@ -33,10 +32,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
     If none matches, case, hyphens and underscores are ignored.
     """
-    exact = fnmatch.filter(ARCHITECTURES, pattern)
-    return exact or [
-        name for name in ARCHITECTURES if fnmatch.fnmatch(spelling(name), spelling(pattern))
-    ]
+    return matching(pattern, ARCHITECTURES)
 
 
 def resolve_name(name: str) -> str:

@@ -1,6 +1,7 @@
 """Encodings of the fields of a network in its description, which is plain data for JSON."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +28,15 @@ class StoredField(NamedTuple):
     decode: Callable[[Any], Any] = lambda value: value
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_positive(value: Any) -> bool:
+    is_short = isinstance(value, list | tuple) and 1 <= len(value) <= MOST_LAYERS
+    return is_short and all(_is_number(number) and number > 0 for number in value)
+
+
 def _are_indices(value: Any) -> bool:
     is_short = isinstance(value, list | tuple) and len(value) <= MOST_LAYERS
     return is_short and all(type(index) is int for index in value)
@@ -36,6 +46,14 @@ FLAG = StoredField(lambda value: isinstance(value, bool))
 COUNT = StoredField(lambda value: type(value) is int and 1 <= value <= LARGEST)
 COUNT_OR_NONE = StoredField(lambda value: value is None or COUNT.is_valid(value))
 INDICES_OR_NONE = StoredField(lambda value: value is None or _are_indices(value))
+FRACTION = StoredField(lambda value: _is_number(value) and 0 <= value <= 1)
+POSITIVE = StoredField(lambda value: _is_number(value) and value > 0)
+# A tuple of positive numbers, a list in JSON.
+POSITIVES = StoredField(
+    _are_positive,
+    encode=lambda value: list(value) if isinstance(value, tuple) else value,
+    decode=tuple,
+)
 PARAM_DTYPE = StoredField(
     lambda value: value in _PARAM_DTYPES,
     encode=lambda dtype: jnp.dtype(dtype).name,

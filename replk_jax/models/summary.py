@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import Jaxpr
 
 from replk_jax.models.description import architecture_in_words
 from replk_jax.models.layers import BatchNorm, Conv2D, GlobalAveragePool
 from replk_jax.models.network import Network, Path
 from replk_jax.models.reparam_convs import DiracConv, ResidualKernelConv
+from replk_jax.models.roi_layers import ClassConv2D, Upsampling2D
 from replk_jax.models.variables import abstract_image, abstract_variables
 from replk_jax.ops import DepthwiseConv2D
 
@@ -253,21 +254,18 @@ def _count(
 
 
 def _relu_elements(jaxpr: Jaxpr) -> int:
-    """Output elements of every maximum with 0 in a program and all that it calls."""
+    """Output elements of every `nn.relu` and `nn.relu6` in a program and all that it calls."""
     count = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "max" and any(map(_is_zero, equation.invars)):
+        if equation.params.get("name") in ("relu", "relu6"):
             output: Any = equation.outvars[0].aval
             count += output.size
+            continue
         for parameter in equation.params.values():
             inner = getattr(parameter, "jaxpr", parameter)
             if isinstance(inner, Jaxpr):
                 count += _relu_elements(inner)
     return count
-
-
-def _is_zero(operand: Any) -> bool:
-    return isinstance(operand, Literal) and operand.val == 0
 
 
 class _Calls:
@@ -328,6 +326,12 @@ def _cost(module: nn.Module, inputs: list[Any], y: jax.Array) -> Count:
         pixels = math.prod(inputs[0].shape[:-1])
         return Count(
             convolution=pixels * module.variables["params"]["kernel"].size, bias_additions=biases
+        )
+    if isinstance(module, Upsampling2D | ClassConv2D):  # the same, and all classes, as in papers
+        parameters, pixels = module.variables["params"], math.prod(inputs[0].shape[:-1])
+        outputs = parameters["kernel"].size // inputs[0].shape[-1]
+        return Count(
+            convolution=pixels * parameters["kernel"].size, bias_additions=pixels * outputs
         )
     if isinstance(module, nn.Dense):
         return Count(linear=y.size * inputs[0].shape[-1], bias_additions=biases)

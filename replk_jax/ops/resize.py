@@ -1,6 +1,6 @@
-"""Bilinear resizing and adaptive average pooling, as in PyTorch.
+"""Bilinear and nearest resizing and adaptive average pooling, as in PyTorch.
 
-Both are linear and separable: an interpolation matrix for the rows and one for the columns. They
+Bilinear resizing and pooling are linear and separable: an interpolation matrix for the rows and one for the columns. They
 equal PyTorch's `interpolate` (bilinear, without antialiasing) and `AdaptiveAvgPool2d`.
 `jax.image.resize` differs: it smooths images that shrink, and has no `align_corners`.
 
@@ -149,6 +149,45 @@ def _resized_jvp(
         for output, before in zip(size, x.shape[1:3], strict=True)
     )
     return _resized(x, size, align_corners), apply_matrices(dx, rows, columns)
+
+
+def resize_nearest(x: jax.Array, size: Sequence[int]) -> jax.Array:
+    """Resizes feature maps to those of the nearest neighbours, as PyTorch's mode "nearest".
+
+    Position i of an axis of `output` positions reads position floor(i size / output).
+
+    Args:
+      x: (N, H, W, C), floating point.
+      size: (height, width) of the result.
+
+    Returns:
+      (N, height, width, C) in the dtype of `x`. Gradients are summed in at least float32.
+
+    Raises:
+      ValueError: a size below 1.
+    """
+    rows, columns = size
+    _check_sizes(rows, columns, *x.shape[1:3])
+    y = x.astype(accumulation_dtype(x.dtype))
+    for axis, output in zip((1, 2), (rows, columns), strict=True):
+        before = y.shape[axis]
+        indices = np.arange(output) * before // output
+        factor = -(-output // before)
+        if (indices == np.arange(output) // factor).all():
+            # Every position is repeated. The gradient is a sum over neighbours, not a scatter.
+            y = jax.lax.slice_in_dim(_repeated(y, factor, axis), 0, output, axis=axis)
+        else:
+            y = jnp.take(y, indices, axis=axis, mode="clip", indices_are_sorted=True)
+    return y.astype(x.dtype)
+
+
+def _repeated(x: jax.Array, factor: int, axis: int) -> jax.Array:
+    """Every position of an axis `factor` times."""
+    shape = x.shape
+    x = jnp.broadcast_to(
+        jnp.expand_dims(x, axis + 1), (*shape[: axis + 1], factor, *shape[axis + 1 :])
+    )
+    return x.reshape(*shape[:axis], shape[axis] * factor, *shape[axis + 1 :])
 
 
 def adaptive_average_pool(x: jax.Array, size: int | tuple[int, int]) -> jax.Array:

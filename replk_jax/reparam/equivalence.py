@@ -1,7 +1,8 @@
 """Compares the outputs of the merged and the training-time structure of a model."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -35,7 +36,8 @@ def check_equivalence(
     classifier for every image, even if the merge is wrong.
 
     Args:
-      model: in its training-time structure (`deploy=False`).
+      model: in its training-time structure (`deploy=False`). What its method `comparable` returns
+        is compared, as of a `Network`; without such a method, what the model returns.
       variables: of the trained model.
       images: (N, H, W, C), normalised.
 
@@ -46,8 +48,8 @@ def check_equivalence(
         raise ValueError("check_equivalence takes the training-time model; got deploy=True.")
     merged = model.clone(deploy=True)
     with jax.default_matmul_precision("highest"):
-        expected = jax.tree.leaves(jax.jit(model.apply)(variables, images))
-        actual = jax.tree.leaves(jax.jit(merged.apply)(jax.jit(reparameterize)(variables), images))
+        expected = jax.tree.leaves(_outputs(model)(variables, images))
+        actual = jax.tree.leaves(_outputs(merged)(jax.jit(reparameterize)(variables), images))
     differences = [jnp.max(jnp.abs(a - e)) for a, e in zip(actual, expected, strict=True)]
     relative = [
         jnp.where(difference == 0, 0, difference / jnp.max(jnp.abs(e)))
@@ -55,3 +57,9 @@ def check_equivalence(
     ]
     # jnp.max keeps a NaN, which Python's max may lose.
     return Equivalence(float(jnp.max(jnp.stack(differences))), float(jnp.max(jnp.stack(relative))))
+
+
+def _outputs(model: nn.Module) -> Callable[[Mapping[str, Any], jax.Array], Any]:
+    """The compiled function from variables and images to what is compared."""
+    method = getattr(type(model), "comparable", None)
+    return jax.jit(functools.partial(model.apply, method=method))

@@ -6,6 +6,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
+from replk_jax.models.parts import register_part
 from replk_jax.models.stored import COUNT_OR_NONE, StoredField
 from replk_jax.ops.resize import adaptive_average_pool, resize_bilinear
 from replk_jax.segmentation.head import (
@@ -13,12 +14,11 @@ from replk_jax.segmentation.head import (
     SegmentationHead,
     concatenate,
     conv_init,
-    register_head,
 )
 from replk_jax.segmentation.separable import SeparableConv
 
 
-@register_head
+@register_part
 class DeepLabV3Head(SegmentationHead, kw_only=True):
     """Atrous spatial pyramid pooling (ASPP) of the last feature map, whose size the logits have.
 
@@ -57,7 +57,7 @@ class DeepLabV3Head(SegmentationHead, kw_only=True):
         return self.conv(x, train, name, 3, dilation=dilation)
 
 
-@register_head
+@register_part
 class DeepLabV3PlusHead(DeepLabV3Head, kw_only=True):
     """ASPP with separable convolutions, and a decoder that sees the first feature map.
 

@@ -9,14 +9,15 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
+from replk_jax.models.parts import register_part
 from replk_jax.models.stored import COUNT, FLAG, MOST_LAYERS, StoredField
-from replk_jax.segmentation.head import SegmentationHead, concatenate, register_head
+from replk_jax.segmentation.head import SegmentationHead, concatenate
 
 _INDEX = StoredField(lambda value: type(value) is int and abs(value) <= MOST_LAYERS)
 _NUMBER = StoredField(lambda value: type(value) is int and 0 <= value <= MOST_LAYERS)
 
 
-@register_head
+@register_part
 class FCNHead(SegmentationHead, kw_only=True):
     """3 x 3 convolutions on one feature map, whose size the logits have.
 

@@ -1,31 +1,24 @@
 """The base of segmentation heads, and the layers that they share."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from replk_jax.models.description import joined
-from replk_jax.models.layers import Conv2D, ConvNorm, ReparameterizableModule
+from replk_jax.models.layers import Conv2D, ConvNorm, conv_init
+from replk_jax.models.parts import NetworkPart
 from replk_jax.models.stored import COUNT, INDICES_OR_NONE, StoredField
 from replk_jax.ops.dtypes import accumulation_dtype
 
-HeadClass = TypeVar("HeadClass", bound="type[SegmentationHead]")
-
-HEADS: dict[str, type["SegmentationHead"]] = {}  # the registered classes by name
-
-# mmsegmentation's initialisation: normal, with the variance 2 / (output channels x kernel area),
-# also of a depthwise convolution. Batch norms follow.
-conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 classifier_init = nn.initializers.normal(0.01)
 
 
-class SegmentationHead(ReparameterizableModule, kw_only=True):
+class SegmentationHead(NetworkPart, kw_only=True):
     """Maps feature maps of a backbone to class scores.
 
-    A subclass is decorated with `register_head`, and defines `feature_map`. The parameters have the
+    A subclass is decorated with `register_part`, and defines `feature_map`. The parameters have the
     names and the initialisation of mmsegmentation's heads.
 
     Attributes:
@@ -36,21 +29,19 @@ class SegmentationHead(ReparameterizableModule, kw_only=True):
       deploy, dtype, param_dtype, implementation: see `ReparameterizableModule`.
     """
 
-    # The fields that a description stores, and their encodings.
     stored_fields: ClassVar[Mapping[str, StoredField]] = {"channels": COUNT}
+    shared_fields: ClassVar[tuple[str, ...]] = (
+        *NetworkPart.shared_fields,
+        "num_classes",
+        "align_corners",
+    )
+    class_key: ClassVar[str] = "head"
     fewest_feature_maps: ClassVar[int] = 1
 
     channels: int = 512
     num_classes: int = 150
     dropout_rate: float = 0.1
     align_corners: bool = False
-
-    def __post_init__(self):
-        for name in self.stored_fields:
-            value = getattr(self, name)
-            if isinstance(value, list):
-                setattr(self, name, tuple(value))
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, feature_maps: Sequence[jax.Array], train: bool = False) -> jax.Array:
@@ -93,20 +84,6 @@ class SegmentationHead(ReparameterizableModule, kw_only=True):
         return nn.relu(module(x, train))
 
     @nn.nowrap
-    def describe(self) -> dict[str, Any]:
-        """The head as plain data for JSON, from which `head_from_description` rebuilds it."""
-        fields = {
-            name: stored.encode(getattr(self, name)) for name, stored in self.stored_fields.items()
-        }
-        return {"head": type(self).__name__, **fields}
-
-    @nn.nowrap
-    def in_words(self) -> str:
-        """The head and the fields that a description stores, on one line."""
-        fields = (f"{name} {joined(getattr(self, name))}" for name in self.stored_fields)
-        return f"{type(self).__name__} ({', '.join(fields)})"
-
-    @nn.nowrap
     def check_feature_maps(self, count: int) -> None:
         """Raises ValueError if a backbone with `count` feature maps has too few."""
         if count < self.fewest_feature_maps:
@@ -118,34 +95,9 @@ class SegmentationHead(ReparameterizableModule, kw_only=True):
     @nn.nowrap
     def check_fields(self) -> None:
         """Raises ValueError for invalid fields."""
-        for name, stored in self.stored_fields.items():
-            value = getattr(self, name)
-            if not stored.is_valid(stored.encode(value)):
-                raise ValueError(f"{name} of a {type(self).__name__} cannot be {value!r}.")
+        super().check_fields()
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must be in [0, 1); got {self.dropout_rate}.")
-
-
-def register_head(head: HeadClass) -> HeadClass:
-    """A class decorator that registers a head for `head_from_description`, by its name."""
-    HEADS[head.__name__] = head
-    return head
-
-
-def head_from_description(description: Mapping[str, Any]) -> SegmentationHead:
-    """Rebuilds a head from the result of `SegmentationHead.describe`.
-
-    Raises:
-      KeyError, TypeError, ValueError: an invalid description.
-    """
-    fields = dict(description)
-    head = HEADS[fields.pop("head")]
-    for name, value in fields.items():
-        stored = head.stored_fields[name]
-        if not stored.is_valid(value):
-            raise ValueError(f"{name} cannot be {value!r}")
-        fields[name] = stored.decode(value)
-    return head(**fields)
 
 
 def concatenate(feature_maps: Sequence[jax.Array]) -> jax.Array:

@@ -5,9 +5,10 @@ from typing import ClassVar
 
 import jax
 
+from replk_jax.models.parts import register_part
 from replk_jax.models.stored import COUNT_OR_NONE, StoredField
 from replk_jax.ops.resize import adaptive_average_pool, resize_bilinear
-from replk_jax.segmentation.head import COUNTS, SegmentationHead, concatenate, register_head
+from replk_jax.segmentation.head import COUNTS, SegmentationHead, concatenate
 
 POOL_SCALES = (1, 2, 3, 6)
 
@@ -49,7 +50,7 @@ class PyramidPoolingHead(SegmentationHead, kw_only=True):
         return self.conv(concatenate(branches), train, "bottleneck", 3)
 
 
-@register_head
+@register_part
 class PSPHead(PyramidPoolingHead, kw_only=True):
     """Pyramid pooling of the last feature map, whose size the logits have."""
 

@@ -1,15 +1,18 @@
 """The usual segmentation networks: heads by name on any backbone, and the networks of papers."""
 
-import dataclasses
-import difflib
-import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from replk_jax.models.aliases import spelling
+from replk_jax.models.aliases import matching, spelt
 from replk_jax.models.architecture import Architecture
 from replk_jax.models.backbone import Backbone
-from replk_jax.models.registry import create_model
+from replk_jax.models.composite_creation import (
+    NETWORK_FIELDS,
+    build_backbone,
+    check_given,
+    describe_unknown,
+)
+from replk_jax.models.parts import own_fields
 from replk_jax.segmentation.deeplab import DeepLabV3Head, DeepLabV3PlusHead
 from replk_jax.segmentation.fcn import FCNHead
 from replk_jax.segmentation.head import SegmentationHead
@@ -26,8 +29,7 @@ DECODE_HEADS: dict[str, type[SegmentationHead]] = {
     "fcn": FCNHead,
 }
 # The fields that the network decides, for its backbone and its heads.
-_OF_NETWORK = ("align_corners", "deploy", "dtype", "param_dtype", "implementation", "remat")
-_NUM_FEATURE_MAPS = 4
+_OF_NETWORK = ("align_corners", *NETWORK_FIELDS)
 
 
 def list_segmenters(pattern: str = "*") -> list[str]:
@@ -35,15 +37,12 @@ def list_segmenters(pattern: str = "*") -> list[str]:
 
     If none matches, case, hyphens and underscores are ignored.
     """
-    exact = fnmatch.filter(SEGMENTERS, pattern)
-    return exact or [
-        name for name in SEGMENTERS if fnmatch.fnmatch(spelling(name), spelling(pattern))
-    ]
+    return matching(pattern, SEGMENTERS)
 
 
 def find_segmenter(name: str) -> str | None:
     """The name in `SEGMENTERS` that equals `name` but for case, hyphens and underscores."""
-    return _spelt(name, SEGMENTERS)
+    return spelt(name, SEGMENTERS)
 
 
 def create_segmenter(
@@ -106,19 +105,18 @@ def create_segmenter(
         name, backbone = row.head, row.backbone
         num_classes = row.num_classes if num_classes is None else num_classes
         options, fields = {**row.backbone_options, **options}, {**row.fields, **fields}
-    if (known_head := _spelt(name, DECODE_HEADS)) is None:
+    if (known_head := spelt(name, DECODE_HEADS)) is None:
         raise ValueError(_unknown(name))
     name = known_head
-    if backbone is None or num_classes is None:
-        missing = "a backbone" if backbone is None else "num_classes"
-        raise TypeError(f"create_segmenter({name!r}, ...) needs {missing}.")
+    check_given("create_segmenter", name, backbone, num_classes)
 
     head = DECODE_HEADS[name]
     of_network = {field: fields.pop(field) for field in _OF_NETWORK if field in fields}
-    if unknown := sorted(set(fields) - _own_fields(head)):
+    of_head = own_fields(head) - {"dropout_rate"}
+    if unknown := sorted(set(fields) - of_head):
         raise TypeError(
             f"Unknown field {', '.join(unknown)}. {head.__name__} takes "
-            f"{', '.join(sorted(_own_fields(head)))}, and the network {', '.join(_OF_NETWORK)}. "
+            f"{', '.join(sorted(of_head))}, and the network {', '.join(_OF_NETWORK)}. "
             "Fields of the backbone go into backbone_options."
         )
     auxiliary = None
@@ -131,7 +129,7 @@ def create_segmenter(
             dropout_rate=dropout_rate,
         )
     network = SegmentationNetwork(
-        backbone=_build_backbone(backbone, options),
+        backbone=build_backbone(backbone, options, "create_segmenter"),
         num_classes=num_classes,
         decode_head=head(**fields, dropout_rate=dropout_rate),
         auxiliary_head=auxiliary,
@@ -141,46 +139,10 @@ def create_segmenter(
     return network
 
 
-def _spelt(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that equals `name` but for case, hyphens and underscores."""
-    return next((known for known in names if spelling(known) == spelling(name)), None)
-
-
-def _own_fields(head: type[SegmentationHead]) -> set[str]:
-    """The fields of a head that `create_segmenter` takes for it alone."""
-    of_others = {*_OF_NETWORK, "num_classes", "dropout_rate", "parent", "name"}
-    return {field.name for field in dataclasses.fields(head)} - of_others
-
-
-def _build_backbone(backbone: str | Architecture | Backbone, options: dict[str, Any]) -> Backbone:
-    """The backbone with its options, and with feature maps of four sizes unless they say which."""
-    if isinstance(backbone, Backbone):
-        if options:
-            raise TypeError(
-                "backbone_options are for a backbone by name; build this "
-                f"{type(backbone).__name__} with {', '.join(sorted(options))}."
-            )
-        return backbone
-    of_network = sorted(set(options) & {*_OF_NETWORK, "num_classes"})
-    if of_network:
-        raise TypeError(
-            f"{', '.join(of_network)} of the backbone follows the network: give it to "
-            "create_segmenter itself."
-        )
-    built = create_model(backbone, num_classes=None, **options)
-    if built.out_indices is not None:
-        return built
-    strides = built.clone(output_stride=None).stage_strides
-    last_of_size = {stride: stage for stage, stride in enumerate(strides)}
-    return built.clone(out_indices=tuple(last_of_size.values())[-_NUM_FEATURE_MAPS:])
-
-
 def _unknown(name: str) -> str:
     """The message for a name that is neither a head nor a network."""
-    names = [*DECODE_HEADS, *SEGMENTERS]
-    close = difflib.get_close_matches(name.lower(), names, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    unknown = describe_unknown("segmentation network", name, [*DECODE_HEADS, *SEGMENTERS])
     return (
-        f"Unknown segmentation network {name!r}.{hint} Decode heads are "
-        f"{', '.join(DECODE_HEADS)}; list_segmenters() has the names of whole networks."
+        f"{unknown} Decode heads are {', '.join(DECODE_HEADS)}; list_segmenters() has the names of "
+        "whole networks."
     )

@@ -5,20 +5,14 @@ from typing import Any, ClassVar, Self, cast
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.network import Variables, register_network
+from replk_jax.models.parts import stored_part
 from replk_jax.models.stored import FLAG, StoredField
-from replk_jax.segmentation.head import SegmentationHead, head_from_description
+from replk_jax.segmentation.head import SegmentationHead
 
-_STORED_HEAD = StoredField(
-    lambda value: value is None or isinstance(value, Mapping),
-    encode=lambda head: head and head.describe(),
-    decode=lambda description: description and head_from_description(description),
-)
-# The fields that the heads take from the network.
-_SHARED = ("deploy", "dtype", "param_dtype", "implementation", "num_classes", "align_corners")
+_STORED_HEAD = stored_part(SegmentationHead, optional=True)
 
 
 @register_network
@@ -56,13 +50,10 @@ class SegmentationNetwork(CompositeNetwork, kw_only=True):
     auxiliary_head: SegmentationHead | None = None
 
     def __post_init__(self):
-        self.dtype, self.param_dtype = jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
-        shared = {name: getattr(self, name) for name in _SHARED}
         for name in ("decode_head", "auxiliary_head"):
             head = getattr(self, name)
-            if isinstance(head, SegmentationHead):
-                setattr(self, name, head.clone(**shared))
-            elif head is not None or name == "decode_head":
+            absent = head is None and name == "auxiliary_head"
+            if not (absent or isinstance(head, SegmentationHead)):
                 raise TypeError(f"{name} must be a SegmentationHead; got {type(head).__name__}.")
         super().__post_init__()
 
@@ -80,9 +71,8 @@ class SegmentationNetwork(CompositeNetwork, kw_only=True):
     @nn.nowrap
     def hyperparameters(self) -> dict[str, Any]:
         """See `Network`."""
-        auxiliary = "none" if self.auxiliary_head is None else self.auxiliary_head.in_words()
-        heads = {"decode_head": self.decode_head.in_words(), "auxiliary_head": auxiliary}
-        return super().hyperparameters() | heads
+        fields = super().hyperparameters()
+        return fields if self.auxiliary_head is not None else fields | {"auxiliary_head": "none"}
 
     @nn.nowrap
     def check_fields(self) -> None:

@@ -5,12 +5,13 @@ from typing import ClassVar
 
 import jax
 
+from replk_jax.models.parts import register_part
 from replk_jax.ops.resize import resize_bilinear
-from replk_jax.segmentation.head import concatenate, register_head
+from replk_jax.segmentation.head import concatenate
 from replk_jax.segmentation.pspnet import PyramidPoolingHead
 
 
-@register_head
+@register_part
 class UPerHead(PyramidPoolingHead, kw_only=True):
     """Pyramid pooling of the last feature map, and a feature pyramid of all.
 
