@@ -155,7 +155,6 @@ class FCOSHead(NetworkPart, kw_only=True):
             )
             scale = _Scale(**self.common_kwargs(), name=f"scales_{level}")
             scaled = scale(conv_reg(of_distances))
-            # Not a ReLU: the counters of published numbers do not see it.
             distances.append(jnp.maximum(scaled, 0) if self.norm_on_bbox else jnp.exp(scaled))
         return FCOSOutputs(tuple(logits), tuple(distances), tuple(centerness))
 
