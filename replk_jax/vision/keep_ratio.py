@@ -35,9 +35,23 @@ def size_within(height: int, width: int, limits: tuple[int, int]) -> tuple[int, 
     Returns:
       (height, width).
     """
-    long, short = limits
-    scale = min(long / max(height, width), short / min(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    rows, columns = sizes_within(np.array((height, width)), np.array(limits)).tolist()
+    return rows, columns
+
+
+def sizes_within(sizes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """`size_within` for many images.
+
+    Args:
+      sizes: int (..., 2), height and width.
+      limits: int (..., 2), of the longer and of the shorter side.
+
+    Returns:
+      int64 (..., 2), height and width.
+    """
+    longer, shorter = sizes.max(axis=-1), sizes.min(axis=-1)
+    scale = np.minimum(limits[..., 0] / longer, limits[..., 1] / shorter)
+    return np.maximum(1, (sizes * scale[..., None] + 0.5).astype(np.int64))
 
 
 def ratio_limits(limits: tuple[int, int], ratio: float) -> tuple[int, int]:

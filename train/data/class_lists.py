@@ -42,11 +42,26 @@ def read_classes(file: Path, reduce_zero_label: bool) -> LabelSet:
     """The label set of a file with the name of a class in each line, in the order of the values.
 
     Args:
-      file: UTF-8; empty lines do not count.
+      file: see `read_names`.
       reduce_zero_label: see `LabelSet.of`.
 
     Raises:
       RunError: the file cannot be read, or is no valid list of classes.
+    """
+    try:
+        return LabelSet.of(read_names(file), reduce_zero_label=reduce_zero_label)
+    except ValueError as error:
+        raise RunError(f"The list of classes {file}: {error}") from error
+
+
+def read_names(file: Path) -> tuple[str, ...]:
+    """The names of classes in a file, one per line.
+
+    Args:
+      file: UTF-8; empty lines do not count.
+
+    Raises:
+      RunError: the file cannot be read.
     """
     try:
         lines = file.read_text("utf-8-sig").splitlines()
@@ -55,11 +70,7 @@ def read_classes(file: Path, reduce_zero_label: bool) -> LabelSet:
             f"The list of classes {file} cannot be read: {error_text(error)}. It has the name of a "
             "class in each line."
         ) from error
-    class_names = [line.strip() for line in lines if line.strip()]
-    try:
-        return LabelSet.of(class_names, reduce_zero_label=reduce_zero_label)
-    except ValueError as error:
-        raise RunError(f"The list of classes {file}: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _default_file(data: Mapping[str, Any]) -> Path:

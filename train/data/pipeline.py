@@ -93,8 +93,7 @@ def train_batches(
     """
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     dataset = dataset.random_map(_TrainExample(_ReplacingReader(source, replace), transform))
-    size = _rows_per_process(batch_size)
-    return _read(_process_rows(dataset, batch_size)[start_step * size :], size, reading)
+    return read_batches(dataset, batch_size, reading, start_step)
 
 
 def eval_batches(
@@ -125,17 +124,22 @@ def eval_batches(
 
 
 def read_batches(
-    dataset: grain.MapDataset, batch_size: int, reading: Mapping[str, int | None]
+    dataset: grain.MapDataset,
+    batch_size: int,
+    reading: Mapping[str, int | None],
+    start_step: int = 0,
 ) -> Batches:
     """This process's rows of the batches of a data set.
 
     Args:
       dataset: of examples with arrays of one shape in each batch; its length is a multiple of the
-        batch size.
+        batch size, or infinite (see `grain.MapDataset.repeat`).
       batch_size: of all processes.
       reading: see `train_batches`.
+      start_step: number of batches to skip, at no cost.
     """
-    return _read(_process_rows(dataset, batch_size), _rows_per_process(batch_size), reading)
+    size = _rows_per_process(batch_size)
+    return _read(_process_rows(dataset, batch_size)[start_step * size :], size, reading)
 
 
 def unreadable_error(error: ImageError) -> RunError:
@@ -154,17 +158,37 @@ class _ReplacingReader:
         self, index: int, transform: Callable[[Example], Example]
     ) -> tuple[Example, list[str]]:
         """A transformed example, and the error messages of those that it replaces."""
-        unreadable = []
-        for offset in range(_MAX_UNREADABLE_IN_A_ROW):
-            try:
-                return transform(self.source[(index + offset) % len(self.source)]), unreadable
-            except ImageError as error:
-                if not self.replace:
-                    raise unreadable_error(error) from error
-                unreadable.append(escaped(str(error)))
-        raise RunError(
-            f"{_MAX_UNREADABLE_IN_A_ROW} images in a row cannot be read. The last: {unreadable[-1]}"
-        )
+
+        def at(offset: int) -> Example:
+            return transform(self.source[(index + offset) % len(self.source)])
+
+        return first_readable(at, self.replace)
+
+
+def first_readable(read: Callable[[int], Example], replace: bool) -> tuple[Example, list[str]]:
+    """The result of `read(0)`; of `read(1)` and so on while images cannot be read.
+
+    Args:
+      read: gives an example.
+      replace: whether an example is replaced by the next one.
+
+    Returns:
+      The example, and the error messages of those that it replaces.
+
+    Raises:
+      RunError: an image cannot be read and is not replaced, or ten in a row cannot be read.
+    """
+    unreadable = []
+    for offset in range(_MAX_UNREADABLE_IN_A_ROW):
+        try:
+            return read(offset), unreadable
+        except ImageError as error:
+            if not replace:
+                raise unreadable_error(error) from error
+            unreadable.append(escaped(str(error)))
+    raise RunError(
+        f"{_MAX_UNREADABLE_IN_A_ROW} images in a row cannot be read. The last: {unreadable[-1]}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +202,7 @@ class _TrainExample(grain.transforms.RandomMap):
         example, unreadable = self.reader.read(
             element, lambda example: self.transform.random_map(example, rng)
         )
-        return _with_fields(example, unreadable=np.str_("\n".join(unreadable)))
+        return with_fields(example, unreadable=np.str_("\n".join(unreadable)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +216,14 @@ class _EvalExample(grain.transforms.Map):
         last = len(self.reader.source) - 1
         example, unreadable = self.reader.read(min(element, last), self.transform.map)
         padding = element > last
-        return _with_fields(
+        return with_fields(
             example,
             mask=np.bool_(not padding and not unreadable),
             unreadable=np.str_("" if padding else "\n".join(unreadable)),
         )
 
 
-def _with_fields(example: Example, **fields: np.generic) -> Example:
+def with_fields(example: Example, **fields: np.generic) -> Example:
     """Adds fields of the pipeline to an example."""
     if taken := example.keys() & fields.keys():
         raise ValueError(

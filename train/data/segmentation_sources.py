@@ -10,12 +10,11 @@ from replk_jax.vision import label_sets
 from replk_jax.vision.images import image_error
 from replk_jax.vision.label_sets import LabelSet
 from train.data.class_lists import choose_label_set
-from train.data.folder_sets import stored_name
 from train.data.names import Names
 from train.data.paired_files import Pair, PairedFiles, require_pairs
 from train.data.pipeline import Example, Source
 from train.data.segmentation_folders import find_pairs
-from train.data.tfds_sets import FolderAlternative, PreparedSet, read_example
+from train.data.tfds_sets import FolderAlternative, PreparedSet, existing_split, read_example
 from train.errors import RunError
 
 _PAIRS = FolderAlternative(
@@ -145,7 +144,7 @@ class SegmentationRecords:
         prepared = PreparedSet(name, data["data_dir"], _PAIRS)
         self._features = features = _segmentation_features(prepared.info)
         skip = dict.fromkeys(features.images, tfds.decode.SkipDecoding())
-        self._source = prepared.split(_split_of(prepared.info, split), skip)
+        self._source = prepared.split(existing_split(prepared.info, split), skip)
         self._origin = f"{name}, split {split}, example"
         self.label_set = _record_label_set(data, prepared.info.name, features.class_names)
 
@@ -162,13 +161,6 @@ class SegmentationRecords:
             "origin": origin,
             "mask_origin": f"of {origin}",
         }
-
-
-def _split_of(info: tfds.core.DatasetInfo, split: str) -> str:
-    """The split as the data set has it: see `stored_name`, and `SegmentationRecords`."""
-    name, bracket, part = split.partition("[")
-    other = stored_name(name)
-    return f"{other}{bracket}{part}" if name not in info.splits and other in info.splits else split
 
 
 def _record_label_set(

@@ -1,8 +1,7 @@
 """Evaluation of segmentation at the original sizes of the images, in batches of one shape.
 
-Images are grouped by the shapes of their arrays, which are known from the sizes of the images. Each
-group fills whole batches; the rest of its last batch is padding. So every image counts once, and
-each group is one compiled program.
+Images are grouped by the shapes of their arrays, which are known from the sizes of the images; see
+`train.data.grouped_batches`.
 """
 
 import concurrent.futures
@@ -13,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import cv2
-import grain
 import jax
 import numpy as np
 from PIL import Image
@@ -25,6 +23,7 @@ from replk_jax.vision.images import ImageError, image_error
 from replk_jax.vision.keep_ratio import ratio_limits, size_within
 from replk_jax.vision.label_sets import IGNORED, LabelSet
 from train.data import pipeline
+from train.data.grouped_batches import grouped_batches
 from train.data.masks import decode_pair
 from train.data.pipeline import Example
 from train.data.segmentation_sources import SegmentationSource
@@ -183,20 +182,6 @@ def _score_matrices(
     return pairs[0][0], np.stack([columns for _, columns in pairs])
 
 
-class _Element(NamedTuple):
-    """An example to read.
-
-    Attributes:
-      position: in the source.
-      size: (height, width) of its mask.
-      counts: False for padding.
-    """
-
-    position: int
-    size: Size
-    counts: bool
-
-
 class SizedEvaluation:
     """Examples to evaluate a segmentation network on, at their original sizes.
 
@@ -234,10 +219,14 @@ class SizedEvaluation:
         """
         for message in self._read_sizes[1]:
             report(message)
-        dataset = grain.MapDataset.source(self._elements()).map(
-            _SizedExample(self._source, self._transform, self._reading.replace)
+        batches = grouped_batches(
+            self._source,
+            self._transform,
+            self.groups().values(),
+            self._read_sizes[0],
+            self._batch_size,
+            self._reading,
         )
-        batches = pipeline.read_batches(dataset, self._batch_size, self._reading.parallelism)
         return reported(batches, report)
 
     def groups(self) -> Mapping[Shapes, list[int]]:
@@ -268,15 +257,6 @@ class SizedEvaluation:
                 "scores."
             )
 
-    def _elements(self) -> list[_Element]:
-        """The examples group by group, each filled up to whole batches."""
-        sizes, elements = self._read_sizes[0], []
-        for indices in self.groups().values():
-            found = [_Element(index, sizes[index], True) for index in indices]
-            padding = -len(found) % self._batch_size
-            elements += found + [found[-1]._replace(counts=False)] * padding
-        return elements
-
     @functools.cached_property
     def _read_sizes(self) -> tuple[dict[int, Size], list[str]]:
         """The size of each mask by position, and the messages for masks that cannot be read."""
@@ -306,25 +286,3 @@ def _mask_size(example: Example) -> Size:
             return image.height, image.width
     except Exception as error:  # Pillow raises all kinds of errors
         raise image_error(example["mask_origin"], error) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _SizedExample(grain.transforms.Map):
-    """The transformed example of an `_Element`; a blank one if it cannot be read."""
-
-    source: SegmentationSource
-    transform: ProtocolTransform
-    replace: bool
-
-    def map(self, element: _Element) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride]  # Grain's returns None
-        position, size, counts = element
-        unreadable = ""
-        try:
-            example = self.transform.map(self.source[position])
-        except ImageError as error:
-            if not self.replace:
-                raise pipeline.unreadable_error(error) from error
-            example = self.transform.blank(size)
-            unreadable = escaped(str(error)) if counts else ""
-            counts = False
-        return {**example, "mask": np.bool_(counts), "unreadable": np.str_(unreadable)}

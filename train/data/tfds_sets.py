@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants
 
 from replk_jax.vision.images import image_error
+from train.data.folder_sets import stored_name
 from train.errors import RunError, expect_utf8
 
 
@@ -96,6 +97,19 @@ class PreparedSet:
             "folder with very many files should be prepared as well:\n"
             f"  python -m train.prepare DIR --name NAME{self._folder.arguments} --data_dir {where}"
         )
+
+
+def existing_split(info: tfds.core.DatasetInfo, split: str) -> str:
+    """The split as the data set has it.
+
+    Args:
+      info: of the data set.
+      split: "train" or "train[:5%]", for example; "val" is "validation", and "training" is "train",
+        if there is none of that name, as in folders.
+    """
+    name, bracket, part = split.partition("[")
+    other = stored_name(name)
+    return f"{other}{bracket}{part}" if name not in info.splits and other in info.splits else split
 
 
 def read_example(

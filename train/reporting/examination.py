@@ -3,11 +3,25 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from replk_jax.io.text import escaped
 
 _SHOWN = 10  # findings of one kind in a split, as text
+
+Severity = Literal["error", "warning"]
+
+
+class Problem(NamedTuple):
+    """Something that is wrong with a file; see `Finding`."""
+
+    severity: Severity
+    kind: str
+    message: str
+
+    def found_in(self, split: str) -> "Finding":
+        """The finding that a split has it."""
+        return Finding(self.severity, self.kind, split, self.message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +35,7 @@ class Finding:
       message: one line with the name of the file, what it means and what to do.
     """
 
-    severity: Literal["error", "warning"]
+    severity: Severity
     kind: str
     split: str
     message: str

@@ -1,7 +1,7 @@
 """Checks of single masks."""
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,19 +9,12 @@ from replk_jax.vision.images import ImageError
 from replk_jax.vision.label_sets import NO_CLASS, LabelSet
 from train.data.checks.pictures import Picture, format_size
 from train.data.masks import TURNED, decode_mask, mask_values
+from train.reporting.examination import Problem
 
 # Of an antialiased mask: the fewest pixels between their neighbours; their share among the pixels
 # that differ from two different neighbours; and among the edges. One in three of the pixels of a
 # thin structure is between its neighbours by chance.
 _LEAST_BETWEEN, _SHARE_OF_THIN, _SHARE_OF_EDGES = 32, 0.9, 0.2
-
-
-class MaskProblem(NamedTuple):
-    """What is wrong with a mask; see `train.reporting.examination.Finding`."""
-
-    severity: Literal["error", "warning"]
-    kind: str
-    message: str
 
 
 class LookedAtMask(NamedTuple):
@@ -35,7 +28,7 @@ class LookedAtMask(NamedTuple):
 
     size: tuple[int, int] | None
     counts: np.ndarray | None
-    problems: tuple[MaskProblem, ...]
+    problems: tuple[Problem, ...]
 
 
 def look_at_mask(data: bytes, origin: str, label_set: LabelSet) -> LookedAtMask:
@@ -50,7 +43,7 @@ def look_at_mask(data: bytes, origin: str, label_set: LabelSet) -> LookedAtMask:
         values = mask_values(data, origin)
     except ImageError as error:
         message = f"{error} Training stops at it."
-        return LookedAtMask(None, None, (MaskProblem("error", "unusable mask", message),))
+        return LookedAtMask(None, None, (Problem("error", "unusable mask", message),))
     counts = np.bincount(values.reshape(-1), minlength=256)
     height, width = values.shape
     wrong = bool(counts[label_set.class_of_value == NO_CLASS].any())
@@ -58,7 +51,7 @@ def look_at_mask(data: bytes, origin: str, label_set: LabelSet) -> LookedAtMask:
     return LookedAtMask((width, height), counts, problems)
 
 
-def wrong_size(mask: LookedAtMask, origin: str, picture: Picture) -> Iterator[MaskProblem]:
+def wrong_size(mask: LookedAtMask, origin: str, picture: Picture) -> Iterator[Problem]:
     """An error if the mask has another size than its image.
 
     Args:
@@ -71,7 +64,7 @@ def wrong_size(mask: LookedAtMask, origin: str, picture: Picture) -> Iterator[Ma
         remedy = ": use the mask of this image, or resize the mask with the nearest value"
         if is_turned and mask.size == picture.size[::-1]:
             remedy = TURNED
-        yield MaskProblem(
+        yield Problem(
             "error",
             "sizes that differ",
             f"the mask {origin} has {format_size(mask.size)} pixels, and its image "
@@ -102,9 +95,9 @@ def looks_antialiased(values: np.ndarray) -> bool:
 
 def _problems(
     data: bytes, origin: str, label_set: LabelSet, values: np.ndarray, wrong: bool
-) -> Iterator[MaskProblem]:
+) -> Iterator[Problem]:
     if looks_antialiased(values):
-        yield MaskProblem(
+        yield Problem(
             "error" if wrong else "warning",
             "antialiased mask",
             f"the mask {origin} looks as if it was resized or drawn with antialiasing: values "
@@ -115,4 +108,4 @@ def _problems(
         try:
             decode_mask(data, origin, label_set)
         except ImageError as error:
-            yield MaskProblem("error", "values that are no class", str(error))
+            yield Problem("error", "values that are no class", str(error))

@@ -149,7 +149,7 @@ def _examine_split(
             digests.append(picture.digest)
             positions.append(position)
         for problem in (*mask.problems, *wrong_size(mask, mask_origin, picture)):
-            problems.append(Finding(problem.severity, problem.kind, split, problem.message))
+            problems.append(problem.found_in(split))
     contents = duplicates.Contents(
         split,
         np.asarray(digests, np.uint64),
