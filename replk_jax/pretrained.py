@@ -1,7 +1,7 @@
 """Looks up published checkpoints by tag, file name or model.
 
-`models.pretrained_table` has those of classifiers and `segmentation.pretrained_table` those of
-segmenters. Both document their tags.
+`models.pretrained_table` has those of classifiers, and `segmentation.pretrained_table` and
+`detection.pretrained_table` those of segmenters and detectors. They document their tags.
 """
 
 import difflib
@@ -12,19 +12,23 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
+from replk_jax.detection.pretrained_table import PRETRAINED_DETECTORS
+from replk_jax.detection.registry import find_detector
+from replk_jax.detection.table import DETECTORS
 from replk_jax.models.aliases import spelling
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.network import Network
+from replk_jax.models.pretrained_composite import PretrainedComposite
 from replk_jax.models.pretrained_table import PRETRAINED, WITHOUT_WEIGHTS, Pretrained
 from replk_jax.models.registry import ARCHITECTURES, name_of, resolve_name
-from replk_jax.segmentation.pretrained_table import PRETRAINED_SEGMENTERS, PretrainedSegmenter
+from replk_jax.segmentation.pretrained_table import PRETRAINED_SEGMENTERS
 from replk_jax.segmentation.registry import find_segmenter
-from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.segmentation.table import SEGMENTERS
 from replk_jax.vision.base_preprocessing import BasePreprocessing
 
-Entry = Pretrained | PretrainedSegmenter
-_ALL: tuple[Entry, ...] = (*PRETRAINED, *PRETRAINED_SEGMENTERS)
+Entry = Pretrained | PretrainedComposite
+_COMPOSITES: tuple[PretrainedComposite, ...] = (*PRETRAINED_SEGMENTERS, *PRETRAINED_DETECTORS)
+_ALL: tuple[Entry, ...] = (*PRETRAINED, *_COMPOSITES)
 
 
 def list_pretrained(pattern: str = "*") -> list[str]:
@@ -71,7 +75,7 @@ def checkpoints_of(name: str) -> tuple[Pretrained, ...]:
 
 
 def entries_of(name: str) -> tuple[Entry, ...]:
-    """The published checkpoints of a segmenter or classifier, in the order of the table; or none.
+    """The published checkpoints of a network of any kind, in the order of the table; or none.
 
     Args:
       name: such as "upernet_replknet_31b_ade20k", or as in `create_model`.
@@ -79,10 +83,15 @@ def entries_of(name: str) -> tuple[Entry, ...]:
     Raises:
       ValueError: an unknown name.
     """
-    segmenter = find_segmenter(name)
-    if segmenter is None:
+    composite = _find_composite(name)
+    if composite is None:
         return checkpoints_of(name)
-    return tuple(entry for entry in PRETRAINED_SEGMENTERS if entry.model == segmenter)
+    return tuple(entry for entry in _COMPOSITES if entry.model == composite)
+
+
+def _find_composite(name: str) -> str | None:
+    """The name of a segmenter or a detector; None for another name."""
+    return find_segmenter(name) or find_detector(name)
 
 
 class Accuracy(NamedTuple):
@@ -139,7 +148,7 @@ def lookup(name: str) -> Entry:
         return entry
     unknown = f"no published checkpoint or model has the name {name!r}."
     try:
-        model = find_segmenter(name) or resolve_name(name)
+        model = _find_composite(name) or resolve_name(name)
     except ValueError:
         raise ValueError(f"{unknown} {_hint(name)}") from None
     entries = entries_of(model)
@@ -181,7 +190,7 @@ def _file_names() -> dict[str, Entry]:
 def _hint(name: str) -> str:
     """The models and tags closest to an unknown name, or how to list them."""
     known = {model: model for model in ARCHITECTURES}
-    known |= {segmenter: segmenter for segmenter in SEGMENTERS}
+    known |= {composite: composite for composite in (*SEGMENTERS, *DETECTORS)}
     known |= {entry.tag: entry.tag for entry in _ALL}
     known |= {file: entry.tag for file, entry in _file_names().items()}
     by_lower_case = {key.lower(): suggestion for key, suggestion in known.items()}
@@ -197,8 +206,8 @@ def _hint(name: str) -> str:
 def recognize(path: str | os.PathLike, model: Network) -> Entry | None:
     """The published checkpoint with a file's name, if architecture and classes match the model."""
     named = find(path)
-    if isinstance(named, PretrainedSegmenter):
-        if not isinstance(model, SegmentationNetwork) or named.backbone != name_of(model.backbone):
+    if isinstance(named, PretrainedComposite):
+        if not named.is_of(model):
             return None
     elif named is None or named.model != name_of(model):
         return None
@@ -210,20 +219,19 @@ def default_preprocessing(model: Network) -> BasePreprocessing | None:
     """A guess of a network's preprocessing, from published checkpoints.
 
     It is that of the first checkpoint in the table with this architecture, preferably with the same
-    number of classes, or else of the first one of the family; for segmenters, of this backbone or
-    else of the first one for ADE20K. It can be wrong: the weights do not record, for example,
-    whether images are 224 x 224 or 384 x 384.
+    number of classes, or else of the first one of the family; for segmenters and detectors, of
+    this backbone or else of the first one for ADE20K or COCO. It can be wrong: the weights do not
+    record, for example, whether images are 224 x 224 or 384 x 384.
 
     Returns:
       The preprocessing; None for another composite network, and for images without three channels.
     """
     if model.in_channels != 3:
         return None
-    if isinstance(model, SegmentationNetwork):
-        name = name_of(model.backbone)
-        of_backbone = [entry for entry in PRETRAINED_SEGMENTERS if entry.backbone == name]
-        ade20k = [entry for entry in PRETRAINED_SEGMENTERS if entry.data_set == "ade20k"]
-        return _most_alike(of_backbone or ade20k[:1], model).preprocessing
+    if table := [entry for entry in _COMPOSITES if isinstance(model, entry.network)]:
+        of_backbone = [entry for entry in table if entry.is_of(model)]
+        usual = next(entry for entry in table if entry.data_set == entry.usual_data_set)
+        return _most_alike(of_backbone or [usual], model).preprocessing
     if not isinstance(model, Backbone):
         return None
     name, kind = name_of(model), type(model.architecture)

@@ -24,7 +24,7 @@ from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.description import joined
 from replk_jax.models.in_words import details_of, title_of
 from replk_jax.models.network import Network
-from replk_jax.segmentation.pretrained_table import PretrainedSegmenter
+from replk_jax.models.pretrained_composite import PretrainedComposite
 from replk_jax.torch_import import Contents, Placeholder, Recognized, Selection, recognize
 from replk_jax.vision.base_preprocessing import BasePreprocessing
 
@@ -158,11 +158,8 @@ def _around(opened: TorchCheckpoint, model: Network) -> Iterator[str]:
 def _published(path: Path, model: Network) -> Iterator[str]:
     """The accuracy of a published checkpoint, by the file's name."""
     entry = pretrained.recognize(path, model)
-    if isinstance(entry, PretrainedSegmenter):
-        yield (
-            f"published by this name: {entry.miou} % mIoU on {entry.data_set}, "
-            f"{entry.miou_multi_scale} % with several scales and flipped images"
-        )
+    if isinstance(entry, PretrainedComposite):
+        yield f"published by this name: {entry.results()}"
     elif entry and entry.top1 is not None:
         top5 = "" if entry.top5 is None else f", {entry.top5} % top-5"
         yield f"published by this name: {entry.top1} % top-1{top5} on ImageNet-1K"

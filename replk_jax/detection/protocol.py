@@ -59,10 +59,25 @@ class DetectionProtocol(KeepRatio):
           height, width: of the image in pixels, before it is resized.
         """
         rows, columns = (
-            -(-side // self.pad_multiple) * self.pad_multiple
-            for side in self.resized_size(height, width)
+            self._rounded_up(side, self.pad_multiple) for side in self.resized_size(height, width)
         )
         return rows, columns
+
+    @property
+    def buckets(self) -> tuple[tuple[int, int], ...]:
+        """The (height, width) of two shapes that hold all wide and all high images, once resized.
+
+        It is one shape if the limits are equal.
+        """
+        long, short = (
+            self._rounded_up(self._rounded_up(limit, self.multiple), self.pad_multiple)
+            for limit in self.limits
+        )
+        return ((short, long), (long, short)) if short < long else ((long, long),)
+
+    @staticmethod
+    def _rounded_up(side: int, multiple: int) -> int:
+        return -(-side // multiple) * multiple
 
     def in_words(self) -> str:
         """Such as "resize to at most 1333 x 800, pad to multiples of 32"."""

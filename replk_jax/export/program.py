@@ -31,7 +31,7 @@ from replk_jax.vision.base_preprocessing import BasePreprocessing, normalize
 _OWN_KERNELS = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")
 
 # Maps a network, as a function of normalised images, and these images to the outputs.
-Computation = Callable[[Callable[[jax.Array], Any], jax.Array], Any]
+Computation = Callable[[Callable[..., Any], jax.Array], Any]
 
 
 def export_model(

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from replk_jax.detection.network import DetectionNetwork
 from replk_jax.inference.bounded_jit import BoundedJit
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.network import Network
@@ -37,8 +38,8 @@ class ImageProgram:
       preprocessing: of the images.
       batch_size: the largest batch. Smaller ones are padded to a power of two, which bounds the
         number of compiled shapes.
-      compute: maps the model, its variables and normalised images to a tree of arrays (N, ...).
-        The model is merged, if possible.
+      compute: maps the model, its variables, normalised images and what else `run_padded` is given
+        to a tree of arrays (N, ...). The model is merged, if possible.
 
     Raises:
       ValueError: no preprocessing, or one for another number of channels; or a `batch_size` below
@@ -51,7 +52,7 @@ class ImageProgram:
         variables: Mapping[str, Any],
         preprocessing: BasePreprocessing | None,
         batch_size: int,
-        compute: Callable[[Model, Mapping[str, Any], jax.Array], Any],
+        compute: Callable[..., Any],
     ):
         channels = model.in_channels
         if preprocessing is None:
@@ -65,20 +66,21 @@ class ImageProgram:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
         model, variables = for_inference(model, variables)
 
-        def program(variables: Mapping[str, Any], pixels: jax.Array) -> Any:
+        def program(variables: Mapping[str, Any], pixels: jax.Array, *others: jax.Array) -> Any:
             images = normalize(pixels, preprocessing.mean, preprocessing.std)
-            return compute(model, variables, images)
+            return compute(model, variables, images, *others)
 
         self.preprocessing = preprocessing
         self.batch_size = batch_size
         self._variables = jax.device_put(variables)
         self._program = BoundedJit(program, _KEPT_PROGRAMS)
 
-    def run(self, pixels: np.ndarray) -> Any:
+    def run(self, pixels: np.ndarray, *others: np.ndarray) -> Any:
         """Computes one batch of prepared images.
 
         Args:
           pixels: uint8 (N, H, W, C), before normalisation; N is at most `batch_size`.
+          others: arrays (N, ...) for `compute`.
 
         Returns:
           A tree of NumPy arrays (N, ...).
@@ -86,16 +88,19 @@ class ImageProgram:
         Raises:
           ValueError: more than one batch.
         """
-        outputs = jax.device_get(self.run_padded(pixels))
+        outputs = jax.device_get(self.run_padded(pixels, *others))
         return jax.tree.map(lambda output: output[: len(pixels)], outputs)
 
-    def run_padded(self, pixels: np.ndarray) -> Any:
+    def run_padded(self, pixels: np.ndarray, *others: np.ndarray) -> Any:
         """As `run`, but the arrays stay on the device, and can have more than N entries."""
         count = len(pixels)
         if count > self.batch_size:
             raise ValueError(f"A batch has at most {self.batch_size} images; got {count}.")
-        padding = [(0, padded_count(count, self.batch_size) - count), (0, 0), (0, 0), (0, 0)]
-        return self._program(self._variables, np.pad(pixels, padding))
+        missing = padded_count(count, self.batch_size) - count
+        images = np.pad(pixels, [(0, missing), (0, 0), (0, 0), (0, 0)])
+        # Repeated, since not every number makes sense as a size.
+        padded = (np.concatenate([array, array[-1:].repeat(missing, 0)]) for array in others)
+        return self._program(self._variables, images, *padded)
 
 
 class OneSizeProgram(ImageProgram):
@@ -161,6 +166,8 @@ def require_backbone(model: Network, wanted: str) -> Backbone:
     hint = ""
     if isinstance(model, SegmentationNetwork):
         hint = " Segmenter runs it (python -m replk_jax segment)."
+    if isinstance(model, DetectionNetwork):
+        hint = " Detector runs it (python -m replk_jax detect)."
     raise ValueError(f"{wanted}; got a {kind}.{hint}")
 
 

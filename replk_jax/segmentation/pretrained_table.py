@@ -9,60 +9,51 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from replk_jax.models.pretrained_table import PublishedFile
+from replk_jax.models.pretrained_composite import PretrainedComposite, from_google_drive
 from replk_jax.segmentation.protocol import SegmentationProtocol
+from replk_jax.segmentation.segmenter import SegmentationNetwork
+from replk_jax.segmentation.table import SEGMENTERS
 
 
-@dataclasses.dataclass(frozen=True)
-class PretrainedSegmenter:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainedSegmenter(PretrainedComposite):
     """A published segmentation checkpoint.
 
     Attributes:
-      tag: `HEAD_BACKBONE_DATASET.SOURCE`, where SOURCE names the data set that the backbone was
-        first trained on: `in1k`, `in22k` or `meg73m`.
-      files: the weights.
-      pretraining: the data set that the backbone was first trained on.
-      data_set: of the segmentation, a name of `label_sets.names()`.
-      num_classes: K.
-      preprocessing: the test protocol of the published single-scale mIoU.
       align_corners: of the network.
-      licence: SPDX identifier of the licence of the project that publishes the weights.
-      paper: arXiv identifier.
       miou: published mIoU on the validation images at a single scale, in per cent.
       miou_multi_scale: the same with `MULTI_SCALE` and flipped images.
+      others: see `PretrainedComposite`. The preprocessing is the test protocol at a single scale.
     """
 
-    tag: str
-    files: tuple[PublishedFile, ...]
-    pretraining: str
-    data_set: str
-    num_classes: int
+    network = SegmentationNetwork
+    usual_data_set = "ade20k"
+
     preprocessing: SegmentationProtocol
     align_corners: bool
-    licence: str | None
-    paper: str
     miou: float
     miou_multi_scale: float
 
     @property
-    def model(self) -> str:
-        """Name of the network, such as "upernet_replknet_31b_ade20k"."""
-        return self.tag.partition(".")[0]
-
-    @property
     def backbone(self) -> str:
-        """Name of the backbone for `create_model`."""
-        _, *backbone, _ = self.model.split("_")
-        return "_".join(backbone)
+        """See `PretrainedComposite`."""
+        return SEGMENTERS[self.model].backbone
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What the weights do not record, as `Composite.read_settings` gives it."""
+        """See `PretrainedComposite`."""
         return {
             "align_corners": self.align_corners,
             "pool_scales": (1, 2, 3, 6),
             "output_stride": None,
         }
+
+    def results(self) -> str:
+        """See `PretrainedComposite`."""
+        return (
+            f"{self.miou} % mIoU on {self.data_set}, {self.miou_multi_scale} % with several scales "
+            "and flipped images"
+        )
 
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -85,15 +76,13 @@ def _upernet(
 
     Args:
       tag, miou, miou_multi_scale, pretraining: as in `PretrainedSegmenter`.
-      file_id: at Google Drive.
+      file_id, name: as of `from_google_drive`.
       protocol: `preprocessing`.
-      name: of the file without its ending; None where it is not stated.
     """
     is_city = "_cityscapes." in tag
-    url = f"https://drive.google.com/file/d/{file_id}/view?usp=sharing"
     return PretrainedSegmenter(
         tag=tag,
-        files=(PublishedFile(name, url),),
+        files=from_google_drive(file_id, name),
         pretraining=pretraining,
         data_set="cityscapes" if is_city else "ade20k",
         num_classes=19 if is_city else 150,

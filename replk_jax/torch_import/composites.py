@@ -11,7 +11,9 @@ from typing import Any, Protocol, TypeVar
 from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.network import Network
-from replk_jax.torch_import import segmenters
+from replk_jax.models.pretrained_composite import PretrainedComposite
+from replk_jax.torch_import import detectors, segmenters
+from replk_jax.vision.base_preprocessing import BasePreprocessing
 
 BACKBONE = "backbone."
 
@@ -22,7 +24,8 @@ Value = TypeVar("Value")
 class Composite(Protocol[Model]):
     """The PyTorch files of a composite network; each module in `COMPOSITES` implements it.
 
-    The variables of heads mirror the official code, so their names follow `names.by_rule`.
+    The variables of heads mirror the official code, so their names follow `names.by_rule`, apart
+    from `official_key`.
     """
 
     @property
@@ -45,12 +48,21 @@ class Composite(Protocol[Model]):
         """The parts of the names of heads as PyTorch lists them (see `names.in_order`)."""
         ...
 
+    @property
+    def PUBLISHED(self) -> tuple[PretrainedComposite, ...]:
+        """The published checkpoints."""
+        ...
+
     def official_names(self, heads: Mapping[str, Any]) -> dict[str, Any]:
         """Renames the tensors of the heads to official names.
 
         Raises:
           ValueError: heads that are not supported; the message lists those that are.
         """
+        ...
+
+    def official_key(self, key: str) -> str:
+        """The official name of a tensor of the heads, from its name by rule (`names.by_rule`)."""
         ...
 
     def infer_model(
@@ -87,6 +99,17 @@ class Composite(Protocol[Model]):
         """
         ...
 
+    def read_preprocessing(self, config: Mapping[str, Any]) -> BasePreprocessing | None:
+        """How a configuration prepares test images; None if it does not say.
+
+        Args:
+          config: as of `read_settings`.
+
+        Raises:
+          ValueError: steps that the preprocessing of such a network cannot represent.
+        """
+        ...
+
     def assumed(self, model: Model, settings: Mapping[str, Any]) -> str:
         """The properties of an inferred model that neither weights nor settings determine.
 
@@ -100,7 +123,7 @@ class Composite(Protocol[Model]):
         ...
 
 
-COMPOSITES: tuple[Composite[Any], ...] = (segmenters,)
+COMPOSITES: tuple[Composite[Any], ...] = (segmenters, detectors)
 
 
 def composite_of(model: Network) -> Composite[Any]:

@@ -43,6 +43,18 @@ def number(fields: Mapping[str, Any], name: str) -> float:
     return value
 
 
+def flag(fields: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """A field that is True or False.
+
+    Raises:
+      ValueError: the field is something else.
+    """
+    value = fields.get(name, default)
+    if not isinstance(value, bool):
+        raise unexpected(name, value, "True or False")
+    return value
+
+
 def mapping(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A field with fields of its own.
 

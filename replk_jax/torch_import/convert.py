@@ -29,7 +29,8 @@ def convert_state_dict(state_dict: Mapping[str, TensorLike], model: Network) -> 
     Args:
       state_dict: from official names (torchvision's for MobileNet V2 and ResNet) to arrays in
         PyTorch's layouts, or to objects that NumPy converts to arrays, one at a time. Those of a
-        composite network are mmsegmentation's, such as "decode_head.conv_seg.weight", with the
+        composite network are mmsegmentation's or mmdetection's, such as
+        "decode_head.conv_seg.weight" and "bbox_head.conv_cls.weight", with the
         backbone's after "backbone.", in any naming that `load_torch` reads. The structure may be
         the training-time one, the merged one (RepLKNet's `structural_reparam()`, RepVGG's
         `switch_to_deploy()`), or one with fused batch norms (`deep_fuse_BN()`), with or without
@@ -73,7 +74,7 @@ def to_state_dict(
 
     Returns:
       From official names (torchvision's for MobileNet V2 and ResNet; for a composite network
-      mmsegmentation's, with the backbone in mmpretrain's), in the official order, to arrays in
+      mmsegmentation's or mmdetection's, with the backbone in mmpretrain's), in the official order, to arrays in
       PyTorch's layouts, views if possible. The batch norms' counters are 0.
 
     Raises:
@@ -87,7 +88,7 @@ def to_state_dict(
         variables = jax.jit(merge_branches)(variables)
         state_dict = by_official_name(variables, model)
     if isinstance(model, CompositeNetwork):
-        return _for_mmsegmentation(state_dict, model)
+        return _for_openmmlab(state_dict, model)
     return _in_order(state_dict, family_of(model).ORDER)
 
 
@@ -105,7 +106,7 @@ def expect_published(model: Network, merged: bool) -> None:
         family_of(model).expect_published(model, merged)
         return
     composite_of(model).expect_published(model, merged)
-    # The configuration, without which mmsegmentation reads no file, has the strides.
+    # The configuration, without which these libraries read no file, has the strides.
     backbone = model.backbone.clone(output_stride=None)
     family_of(backbone).expect_published(backbone, merged)
 
@@ -136,7 +137,7 @@ def _by_official_names(
     return joined(backbone, composite_of(model).official_names(heads))
 
 
-def _for_mmsegmentation(
+def _for_openmmlab(
     state_dict: Mapping[str, np.ndarray], model: CompositeNetwork
 ) -> dict[str, np.ndarray]:
     """Sorts a state dict, and renames the backbone's tensors to mmpretrain's names."""

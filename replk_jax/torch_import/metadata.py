@@ -17,9 +17,10 @@ from replk_jax.io.text import brief
 from replk_jax.io.user_warnings import warn_user
 from replk_jax.models import registry
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.network import Network
-from replk_jax.segmentation.pretrained_table import PretrainedSegmenter
-from replk_jax.segmentation.segmenter import SegmentationNetwork
+from replk_jax.models.pretrained_composite import PretrainedComposite
+from replk_jax.torch_import.composites import COMPOSITES
 from replk_jax.torch_import.config_fields import crop_fraction, number, whole_number
 from replk_jax.torch_import.json_config import (
     timm_class_names,
@@ -35,7 +36,6 @@ from replk_jax.torch_import.mm_config import (
     parse_config,
     resizes_with_opencv,
 )
-from replk_jax.torch_import.mm_segmentation import segmentation_protocol
 from replk_jax.torch_import.placeholders import Placeholder
 from replk_jax.torch_import.torch_files import Contents
 from replk_jax.vision import label_sets
@@ -98,8 +98,8 @@ def find_metadata(
       path: of the checkpoint, a file or a folder.
       contents: of it.
       model: the network.
-      like: the tag or file name of a published segmenter with the same classes, if these are not
-        in the checkpoint.
+      like: the tag or file name of a published composite network with the same classes, if these
+        are not in the checkpoint.
     """
     path = Path(path)
     search = _Search(model)
@@ -111,7 +111,7 @@ def find_metadata(
         search.in_json(path, model)
     if named:
         search.published(_FILE_NAME, named)
-    if like is not None and isinstance(model, SegmentationNetwork):
+    if like is not None and isinstance(model, CompositeNetwork):
         search.classes_of("the checkpoint that is named", pretrained.lookup(like))
     return search.found
 
@@ -133,8 +133,10 @@ class _Search:
         meta, args = (_entries(contents.get(key)) for key in ("meta", "args"))
         config = _attempt("configuration", _META, parse_config, meta) or {}
         self.class_names(_META, mm_class_names, meta)
-        if isinstance(self.model, SegmentationNetwork):
-            self.preprocessing(_META, segmentation_protocol, config)
+        if isinstance(self.model, CompositeNetwork):
+            for composite in COMPOSITES:
+                if isinstance(self.model, composite.NETWORK):
+                    self.preprocessing(_META, composite.read_preprocessing, config)
             return
         self.preprocessing(_META, mm_preprocessing, config)
         if self.found.preprocessing and resizes_with_opencv(config):
@@ -151,8 +153,8 @@ class _Search:
         self.classes_of(source, entry)
 
     def classes_of(self, source: str, entry: pretrained.Entry) -> None:
-        """Adds the class names of a published segmenter, if their number is that of the network."""
-        if isinstance(entry, PretrainedSegmenter) and entry.num_classes == self.model.num_classes:
+        """Adds the class names of a published composite network with as many classes."""
+        if isinstance(entry, PretrainedComposite) and entry.num_classes == self.model.num_classes:
             self.keep(source, "class_names", label_sets.find(entry.data_set).class_names)
 
     def in_json(self, path: Path, model: Backbone) -> None:

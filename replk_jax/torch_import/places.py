@@ -26,7 +26,7 @@ def structure_of(keys: Iterable[str], model: Network) -> Structure:
         return family_of(model).STRUCTURES.structure_of(dict.fromkeys(keys))
     backbone, heads = split(dict.fromkeys(keys))
     structure = structure_of(backbone, model.backbone)
-    is_fused = structure is Structure.TRAINING and _are_fused(heads)
+    is_fused = structure is Structure.TRAINING and _are_fused(heads, model)
     return Structure.FUSED_BRANCHES if is_fused else structure
 
 
@@ -45,7 +45,7 @@ def places_in(keys: Iterable[str], model: Network) -> Places:
         f"{BACKBONE}{key}": (_in_backbone(path), leaf)
         for key, (path, leaf) in places_in(backbone, model.backbone).items()
     }
-    structure = Structure.FUSED if _are_fused(heads) else Structure.TRAINING
+    structure = Structure.FUSED if _are_fused(heads, model) else Structure.TRAINING
     return {**places, **_places_of_heads(model, structure)}  # pyright: ignore[reportArgumentType]  # modules are hashable
 
 
@@ -60,13 +60,13 @@ def by_key(variables: Mapping[str, Any], model: Network) -> Places:
     The tree may be in any structure.
     """
     if isinstance(model, CompositeNetwork):
-        composite_of(model)  # raises for an unknown one
+        composite = composite_of(model)
         of_backbone = {kind: tree.get("backbone", {}) for kind, tree in variables.items()}
         places = {
             f"{BACKBONE}{key}": (_in_backbone(path), leaf)
             for key, (path, leaf) in by_key(of_backbone, model.backbone).items()
         }
-        return places | names.by_key(_heads_of(variables), lambda key: key)
+        return places | names.by_key(_heads_of(variables), composite.official_key)
     official_key, architecture = family_of(model).official_key, model.architecture
     return names.by_key(variables, lambda key: official_key(key, architecture))
 
@@ -80,7 +80,7 @@ def _places_of(model: Backbone, structure: Structure) -> Places:
 @functools.lru_cache(maxsize=8)
 def _places_of_heads(model: CompositeNetwork, structure: Structure) -> Places:
     variables = _heads_of(abstract_variables(model.clone(deploy=False)))
-    return names.by_key(in_structure(variables, structure), lambda key: key)
+    return names.by_key(in_structure(variables, structure), composite_of(model).official_key)
 
 
 def _heads_of(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,8 +95,13 @@ def _in_backbone(path: names.Path) -> names.Path:
     return (collection, "backbone", *rest)
 
 
-def _are_fused(heads: Iterable[str]) -> bool:
+def _are_fused(heads: Iterable[str], model: CompositeNetwork) -> bool:
     """Whether convolutions of heads have biases in place of batch norms."""
     keys = list(heads)
-    convs = [key for key in keys if key.endswith(".conv.bias")]
-    return bool(convs) and not any(key.endswith(".running_var") for key in keys)
+    if not any(key.endswith(".conv.bias") for key in keys) or any(map(_is_of_norm, keys)):
+        return False
+    return any(map(_is_of_norm, _places_of_heads(model, Structure.TRAINING)))  # pyright: ignore[reportArgumentType]  # modules are hashable
+
+
+def _is_of_norm(key: str) -> bool:
+    return key.endswith(".running_var")

@@ -1,24 +1,30 @@
 """Segmenters in mmsegmentation's files: names and shapes of their heads."""
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from replk_jax.io.text import brief
 from replk_jax.models.backbone import Backbone
-from replk_jax.models.description import joined
 from replk_jax.segmentation.deeplab import DeepLabV3Head, DeepLabV3PlusHead
 from replk_jax.segmentation.fcn import FCNHead
 from replk_jax.segmentation.head import SegmentationHead
+from replk_jax.segmentation.pretrained_table import PRETRAINED_SEGMENTERS
 from replk_jax.segmentation.pspnet import PSPHead, PyramidPoolingHead
 from replk_jax.segmentation.segmenter import SegmentationNetwork
 from replk_jax.segmentation.upernet import UPerHead
 from replk_jax.torch_import import mm_segmentation
+from replk_jax.torch_import.composite_backbones import (
+    stages_of_widths,
+    usual_stages,
+    with_settings,
+)
 from replk_jax.torch_import.other_heads import identify
 from replk_jax.torch_import.shapes import Shapes
+from replk_jax.vision.base_preprocessing import BasePreprocessing
 
 NETWORK = SegmentationNetwork
+PUBLISHED = PRETRAINED_SEGMENTERS
 MODULES = ("decode_head", "auxiliary_head")
 # Not the classifier alone, which does not identify a head.
 KEYS = re.compile(r"decode_head\.(?!conv_seg\.)")
@@ -45,7 +51,6 @@ _SUPPORTED = (
     'backbone alone is loaded with prefix="backbone." (--prefix).'
 )
 _CLASSIFIER = "conv_seg"
-_NUM_FEATURE_MAPS = 4  # that mmsegmentation takes from a backbone
 
 
 # --- Names -------------------------------------------------------------------------------
@@ -124,6 +129,11 @@ def _name(head: type[SegmentationHead]) -> str:
     return theirs.get(head, head.__name__)
 
 
+def official_key(key: str) -> str:
+    """See `composites.Composite`."""
+    return key
+
+
 # --- Shapes ------------------------------------------------------------------------------
 
 
@@ -148,18 +158,7 @@ def infer_model(
         shapes.kernel(f"{module}.{_CLASSIFIER}.weight")
     head = _infer_head(shapes, "decode_head", settings)
     indices = settings.get("out_indices") or _out_indices(shapes, head, backbone)
-    if indices[-1] >= len(backbone.stage_channels):
-        raise ValueError(
-            f"out_indices={indices} of its configuration are not all among the "
-            f"{len(backbone.stage_channels)} stages of its backbone"
-        )
-    if "stride_in_1x1" in settings:
-        architecture = dataclasses.replace(backbone.architecture, stride_in_1x1=True)
-        backbone = backbone.clone(architecture=architecture)
-    fields: dict[str, Any] = {
-        name: settings[name] for name in ("output_stride", "contract_dilation") if name in settings
-    }
-    backbone = backbone.clone(out_indices=indices, num_classes=None, **fields)
+    backbone = with_settings(backbone, indices, settings)
     widths = [backbone.stage_channels[index] for index in indices]
     auxiliary = None
     if shapes.any("auxiliary_head."):
@@ -240,37 +239,12 @@ def _one_each(
 
 def _out_indices(shapes: Shapes, head: SegmentationHead, backbone: Backbone) -> tuple[int, ...]:
     """The stages whose feature maps the heads see."""
-    widths, stages = backbone.stage_channels, range(len(backbone.stage_channels))
-    if isinstance(head, UPerHead):
-        count = _count(shapes, r"decode_head\.lateral_convs\.(\d+)\.")
-        wanted = [
-            shapes.kernel(f"decode_head.lateral_convs.{i}.conv.weight")[1] for i in range(count)
-        ]
-        wanted.append(shapes.kernel("decode_head.psp_modules.0.1.conv.weight")[1])
-        return _stages_of_widths(widths, wanted)
-    if backbone.out_indices and len(backbone.out_indices) < len(stages):
-        return backbone.out_indices  # of a RepLKNet with norms of these stages
-    last_of_size = dict(zip(backbone.clone(output_stride=None).stage_strides, stages, strict=True))
-    return tuple(last_of_size.values())[-_NUM_FEATURE_MAPS:]
-
-
-def _stages_of_widths(widths: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
-    """The last stages with some widths, in increasing order.
-
-    Raises:
-      ValueError: there are none.
-    """
-    stages, found = list(range(len(widths))), []
-    for width in reversed(wanted):
-        fitting = [stage for stage in stages if widths[stage] == width]
-        if not fitting:
-            raise ValueError(
-                f"its decode_head sees feature maps of {joined(tuple(wanted))} channels, and the "
-                f"stages of its backbone have {joined(tuple(widths))}"
-            )
-        found.insert(0, fitting[-1])
-        stages = stages[: fitting[-1]]
-    return tuple(found)
+    if not isinstance(head, UPerHead):
+        return usual_stages(backbone)
+    count = _count(shapes, r"decode_head\.lateral_convs\.(\d+)\.")
+    wanted = [shapes.kernel(f"decode_head.lateral_convs.{i}.conv.weight")[1] for i in range(count)]
+    wanted.append(shapes.kernel("decode_head.psp_modules.0.1.conv.weight")[1])
+    return stages_of_widths(backbone, wanted, "decode_head")
 
 
 def _in_index(shapes: Shapes, module: str, widths: Sequence[int], preferred: int | None) -> int:
@@ -299,6 +273,11 @@ def _in_index(shapes: Shapes, module: str, widths: Sequence[int], preferred: int
 def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """See `composites.Composite`."""
     return mm_segmentation.read_settings(config)
+
+
+def read_preprocessing(config: Mapping[str, Any]) -> BasePreprocessing | None:
+    """See `composites.Composite`."""
+    return mm_segmentation.segmentation_protocol(config)
 
 
 def assumed(model: SegmentationNetwork, settings: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 from replk_jax import pretrained
 from replk_jax.io.user_warnings import warn_user
 from replk_jax.models.backbone import Backbone
+from replk_jax.models.pretrained_composite import PretrainedComposite
 from replk_jax.models.registry import name_of
-from replk_jax.segmentation.pretrained_table import PretrainedSegmenter
 from replk_jax.torch_import.composites import Composite
 from replk_jax.torch_import.mm_config import parse_config
 from replk_jax.torch_import.torch_files import Contents
@@ -44,7 +44,8 @@ def find_settings(
     """
     settings = {} if like is None else _settings_of(like, composite)
     named = None if path is None else pretrained.find(path)
-    if isinstance(named, PretrainedSegmenter):
+    if named in composite.PUBLISHED:
+        assert isinstance(named, PretrainedComposite)
         same_classes = composite.num_classes(heads) == named.num_classes
         if same_classes and name_of(backbone) == named.backbone:
             settings |= named.settings
@@ -64,10 +65,11 @@ def _in_file(contents: Contents, composite: Composite) -> dict[str, Any]:
 
 def _settings_of(like: str, composite: Composite) -> dict[str, Any]:
     entry = pretrained.lookup(like)
-    if not isinstance(entry, PretrainedSegmenter):
+    if entry not in composite.PUBLISHED:
+        kind = entry.network.__name__ if isinstance(entry, PretrainedComposite) else "classifier"
         raise ValueError(
-            f"{entry.tag} is a checkpoint of a classifier, and this is one of a "
+            f"{entry.tag} is a checkpoint of a {kind}, and this is one of a "
             f"{composite.NETWORK.__name__}: name one of "
-            f"{', '.join(entry.tag for entry in pretrained.PRETRAINED_SEGMENTERS)}."
+            f"{', '.join(entry.tag for entry in composite.PUBLISHED)}."
         )
     return dict(entry.settings)
