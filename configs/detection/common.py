@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
             "neck_channels": config_dict.placeholder(int),
             "channels": config_dict.placeholder(int),  # of the head
             "num_convs": config_dict.placeholder(int),  # of each branch of FCOS's head
+            "num_groups": config_dict.placeholder(int),  # of its group norms
             # Of FCOS: whether distances are in strides, only points near the centres of objects
             # are positive, and the branch of the boxes predicts the centerness.
             "norm_on_bbox": config_dict.placeholder(bool),

@@ -157,11 +157,11 @@ class CollectedDetections:
         return {kind: AveragePrecision(*found[kind]) for kind in self._kinds}
 
 
-def coco_results(detections: Detections, size: tuple[int, int]) -> list[dict[str, Any]]:
+def coco_results(detections: Any, size: tuple[int, int]) -> list[dict[str, Any]]:
     """The detections of an image in COCO's result format, with `class` and without `image_id`.
 
     Args:
-      detections: NumPy arrays of one image, (D, ...), in its pixels.
+      detections: a `Detections` of NumPy arrays of one image, (D, ...), in its pixels.
       size: (height, width) of the image.
 
     Returns:

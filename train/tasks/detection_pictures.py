@@ -1,14 +1,14 @@
 """Pictures of detection: inputs of the network, and truth beside prediction."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import cv2
+import jax
 import numpy as np
 
 from replk_jax.detection.pasting import paste_mask
-from replk_jax.detection.structures import Detections
 from replk_jax.vision.box_drawing import draw_objects, object_palette
 from train.data.annotated_images import DetectionSource
 from train.engine.task import Rows
@@ -51,9 +51,7 @@ def draw_predictions(source: DetectionSource, rows: Rows, predictions: Any) -> I
         image = shown(rows["image"][i][:height, :width])
         # Of the picture over the original image, along x and y.
         scale = rows["scale"][i][::-1] * float(shown_scale(width))
-        detections = Detections(
-            *(None if part is None else np.asarray(part)[i] for part in predictions["detections"])
-        )
+        detections = jax.tree.map(lambda array, i=i: array[i], predictions["detections"])
         panels = {
             "truth": _truth(source, positions[int(rows["image_id"][i])], scale, image.shape[:2]),
             "prediction": _detected(source.class_names, detections, scale, image.shape[:2]),
@@ -63,7 +61,7 @@ def draw_predictions(source: DetectionSource, rows: Rows, predictions: Any) -> I
         )
 
 
-def draw_inputs(rows: Rows, class_names: Sequence[str]) -> tuple[np.ndarray, list[list[str]]]:
+def draw_inputs(rows: Rows, class_names: tuple[str, ...]) -> tuple[np.ndarray, list[list[str]]]:
     """Training images with their objects, and captions.
 
     Args:
@@ -116,8 +114,9 @@ def _truth(
 
 
 def _detected(
-    class_names: Sequence[str], detections: Detections, scale: np.ndarray, size: tuple[int, int]
+    class_names: tuple[str, ...], detections: Any, scale: np.ndarray, size: tuple[int, int]
 ) -> _Objects:
+    """The detections of an image, a `Detections` of NumPy arrays (D, ...)."""
     kept = np.flatnonzero(
         (np.arange(len(detections.scores)) < detections.count) & (detections.scores >= _LEAST_SCORE)
     )
