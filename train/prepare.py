@@ -1,15 +1,18 @@
 """Prepares a data set for training, in the layout of TensorFlow Datasets but without TensorFlow.
 
 It takes ImageNet's tars from image-net.org, a folder with SPLIT/<class>/<image>, where SPLIT is
-train or val for example, or a folder of images and masks:
+train or val for example, or a folder of images with masks or with annotated objects:
 
     python -m train.prepare imagenet2012 --tars DIR --data_dir DATA_DIR
     python -m train.prepare FOLDER --name NAME --data_dir DATA_DIR
     python -m train.prepare FOLDER --name NAME --data_dir DATA_DIR --format FORMAT
 
-The last one is for segmentation. FORMAT is "ade20k", "cityscapes", "voc" or "folder": any folder
-with images/SPLIT/NAME.jpg and masks/SPLIT/NAME.png, or SPLIT/images and SPLIT/masks, or images,
-masks and a list SPLIT.txt; and with the names of the classes in classes.txt.
+For segmentation FORMAT is "ade20k", "cityscapes", "voc" or "folder": any folder with
+images/SPLIT/NAME.jpg and masks/SPLIT/NAME.png, or SPLIT/images and SPLIT/masks, or images, masks
+and a list SPLIT.txt; and with the names of the classes in classes.txt.
+
+For detection FORMAT is "coco", with annotations/instances_SPLIT.json and images in SPLIT (for other
+places see --annotations and --images), or "voc_xml", a folder such as VOCdevkit/VOC2012.
 
 Every image and mask is decoded once, to find those that cannot be read before training. Started
 again after an interruption, the same command resumes. Train with --config.data.name=NAME
@@ -35,6 +38,8 @@ from replk_jax.cli.argument_types import positive
 from replk_jax.cli.clean_exit import clean_exit
 from replk_jax.io.text import escape_unencodable_output, escaped_lines, storable
 from replk_jax.vision.images import read_image
+from train.data import detection_sources, segmentation_folders
+from train.data.detection_records import prepare_objects
 from train.data.folder_sets import (
     folder_info,
     is_prepared,
@@ -45,7 +50,7 @@ from train.data.folder_sets import (
 from train.data.ilsvrc import Contents, train_images, validation_images
 from train.data.items import Item, image_example
 from train.data.records import write_dataset
-from train.data.segmentation_folders import FORMATS, has_images_and_masks
+from train.data.segmentation_folders import has_images_and_masks
 from train.data.segmentation_records import prepare_pairs
 from train.data.sources import FolderSource
 from train.errors import RunError
@@ -58,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.tars and options.set != "imagenet2012":
         parser.error("--tars belongs to imagenet2012; for a folder name the set with --name")
-    if options.format is None and (given := _of_segmentation(options)):
-        parser.error(f"--{given} is for images and masks: add --format")
+    if given := _misplaced(options):
+        parser.error(given)
     logging.set_verbosity(logging.ERROR)  # TFDS warns that the data set does not exist yet
     data_dir = Path(options.data_dir).expanduser().absolute()
     writing = {"processes": options.processes, "keep_unreadable": options.keep_unreadable}
@@ -67,8 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.tars:
             result = prepare_imagenet(Path(options.tars).expanduser(), data_dir, **writing)
         elif options.format:
+            prepare = (
+                prepare_objects if options.format in detection_sources.FORMATS else prepare_pairs
+            )
             splits = tuple(options.splits or ())
-            result = prepare_pairs(_folder_of(options), options.name, data_dir, splits, **writing)
+            result = prepare(_folder_of(options), options.name, data_dir, splits, **writing)
         else:
             folder = Path(options.set).expanduser()
             result = prepare_folder(folder, options.name, data_dir, **writing)
@@ -279,14 +287,28 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="store images that cannot be read as they are, and list them",
     )
-    pairs = parser.add_argument_group("images and masks")
-    pairs.add_argument("--format", choices=FORMATS, help="layout of the folder")
-    pairs.add_argument("--splits", nargs="+", metavar="SPLIT", help="to prepare (all)")
-    pairs.add_argument("--image_suffix", metavar="END", help="ending of the images (any)")
-    pairs.add_argument("--mask_suffix", metavar="END", help="ending of the masks (.png)")
-    pairs.add_argument(
+    annotated = parser.add_argument_group("images with masks or objects")
+    annotated.add_argument(
+        "--format",
+        choices=(*segmentation_folders.FORMATS, *detection_sources.FORMATS),
+        help="layout of the folder",
+    )
+    annotated.add_argument("--splits", nargs="+", metavar="SPLIT", help="to prepare (all)")
+    annotated.add_argument(
         "--classes", metavar="FILE", help="file with the name of a class in each line"
     )
+    objects = parser.add_argument_group("images with COCO's JSON files")
+    objects.add_argument(
+        "--annotations",
+        metavar="PATH",
+        help=f"the file of a split ({detection_sources.COCO_ANNOTATIONS})",
+    )
+    objects.add_argument(
+        "--images", metavar="PATH", help=f"the images of a split ({detection_sources.COCO_IMAGES})"
+    )
+    pairs = parser.add_argument_group("images and masks")
+    pairs.add_argument("--image_suffix", metavar="END", help="ending of the images (any)")
+    pairs.add_argument("--mask_suffix", metavar="END", help="ending of the masks (.png)")
     pairs.add_argument(
         "--reduce_zero_label",
         action="store_const",
@@ -296,16 +318,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _of_segmentation(options: argparse.Namespace) -> str | None:
-    """The name of an option that is given, and for images and masks only."""
-    names = ("splits", "image_suffix", "mask_suffix", "classes", "reduce_zero_label")
-    return next((name for name in names if getattr(options, name) is not None), None)
+def _misplaced(options: argparse.Namespace) -> str | None:
+    """The error about an option that is given, but does not belong to the format."""
+    of_masks = ("image_suffix", "mask_suffix", "reduce_zero_label")
+    of_objects = ("annotations", "images")
+    is_detection = options.format in detection_sources.FORMATS
+    misplaced = {
+        "for images and masks: use a --format of these": of_masks
+        if is_detection or not options.format
+        else (),
+        "for COCO's JSON files: add --format coco": of_objects if options.format != "coco" else (),
+        "for a folder with a --format: add it": () if options.format else ("splits", "classes"),
+    }
+    for reason, names in misplaced.items():
+        for name in names:
+            if getattr(options, name) is not None:
+                return f"--{name} is {reason}"
+    return None
 
 
 def _folder_of(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of `config.data` that describe the folder."""
     names = ("format", "image_suffix", "mask_suffix", "classes", "reduce_zero_label")
-    return {"folder": options.set, **{name: getattr(options, name) for name in names}}
+    return {
+        "folder": options.set,
+        **{name: getattr(options, name) for name in names},
+        "annotations": options.annotations or detection_sources.COCO_ANNOTATIONS,
+        "images": options.images or detection_sources.COCO_IMAGES,
+        "masks": True,
+    }
 
 
 if __name__ == "__main__":

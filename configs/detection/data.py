@@ -12,7 +12,7 @@ _LONG_SIDE = 1333
 def data_fields() -> dict[str, Any]:
     """The fields, with the values of FCOS on COCO."""
     return {
-        # A folder of images with annotations: "coco" (None) for COCO's JSON files, or "voc" for
+        # A folder of images with annotations: "coco" (None) for COCO's JSON files, or "voc_xml" for
         # Pascal VOC's XML files. See train/data/detection_sources.py.
         "format": config_dict.placeholder(str),
         # For COCO's JSON files: the file of a split, and the folder of its images, in `folder`.

@@ -1,5 +1,7 @@
 """Opens splits of detection data sets: JSON and XML files, and TensorFlow Datasets."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +17,14 @@ from train.data.coco_files import read_coco
 from train.data.detection_tfds import read_records
 from train.data.instance_masks import CocoSegmentations
 from train.data.names import Names
-from train.data.voc_files import read_voc
+from train.data.voc_files import VOC_LISTS, read_voc, voc_splits
 from train.errors import RunError
 from train.reporting.console import warn
 
-FORMATS = ("coco", "voc")
+FORMATS = ("coco", "voc_xml")
+# Where COCO has the annotations and the images of a split.
+COCO_ANNOTATIONS = "annotations/instances_{split}.json"
+COCO_IMAGES = "{split}"
 
 
 def open_detection_source(data: Mapping[str, Any], split: str) -> DetectionSource:
@@ -66,13 +71,34 @@ def find_objects(data: Mapping[str, Any], split: str) -> DetectionSource:
             "config.data.format is for a folder of images with annotations: set "
             "config.data.folder, or leave it at None."
         )
-    if kind == "voc":
+    if kind == "voc_xml":
         return _voc_source(data, split)
     source = _coco_source(data, split) if data["folder"] else read_records(data, split)
     if data["classes"]:
         file = Path(data["classes"]).expanduser()
         return source.with_classes(read_names(file), str(file))
     return source
+
+
+def split_names(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """The splits of a folder, sorted.
+
+    Args:
+      data: see `find_objects`.
+
+    Raises:
+      RunError: there are none.
+    """
+    root = Path(data["folder"]).expanduser()
+    if data["format"] == "voc_xml":
+        found = voc_splits(root)
+        expected = f"lists in {root / VOC_LISTS}"
+    else:
+        found = [*_files_of_splits(root, data)]
+        expected = f"files {root / data['annotations']}"
+    if not found:
+        raise RunError(f"{root} has no splits: expected {expected}.")
+    return tuple(sorted(found))
 
 
 class FileReader:
@@ -110,14 +136,31 @@ class FileReader:
 
     def origin(self, image: int) -> str:
         """See `ImageReader`."""
-        return f"{self._folder}/{self._names[image]}"
+        return f"{self._folder}/{self.name(image)}"
+
+    def name(self, image: int) -> str:
+        """The path of an image in the folder."""
+        return self._names[image]
+
+    def segmentation(self, image: int, number: int) -> Any:
+        """The segmentation of an object, as the data set has it; None if there is none."""
+        if self._segmentations is None or self._ends is None:
+            return None
+        return json.loads(self._segmentations[int(self._ends[image]) + number])
 
 
 def _coco_source(data: Mapping[str, Any], split: str) -> DetectionSource:
     root = Path(data["folder"]).expanduser()
-    path, images = (root / _of_split(data, name, split) for name in ("annotations", "images"))
+    path, images = (
+        root / data[name].replace("{split}", split) for name in ("annotations", "images")
+    )
     if not path.is_file():
-        raise _no_annotations(root, data["annotations"], path)
+        found = _files_of_splits(root, data)
+        has = f" The splits are {', '.join(sorted(found))}." if found else ""
+        raise RunError(
+            f"There is no file {path} of annotations.{has} Set config.data.annotations, where "
+            "{split} is the name of the split."
+        )
     if not images.is_dir():
         raise RunError(
             f"There is no folder {images} of images for {path}: set config.data.images, where "
@@ -153,23 +196,19 @@ def _voc_source(data: Mapping[str, Any], split: str) -> DetectionSource:
     )  # fmt: skip
 
 
-def _of_split(data: Mapping[str, Any], field: str, split: str) -> str:
-    try:
-        return data[field].format(split=split)
-    except (KeyError, IndexError, ValueError) as error:
+def _files_of_splits(root: Path, data: Mapping[str, Any]) -> dict[str, Path]:
+    """The annotation files in a folder, by the name of their split."""
+    pattern = data["annotations"]
+    before, *after = pattern.split("{split}")
+    if not after:
         raise RunError(
-            f"config.data.{field} is a path in which {{split}} is the name of the split; got "
-            f"{data[field]!r}."
-        ) from error
-
-
-def _no_annotations(root: Path, pattern: str, path: Path) -> RunError:
-    found = sorted(str(file.relative_to(root)) for file in root.glob(pattern.format(split="*")))
-    shown = f" There are {', '.join(found[:10])}." if found else ""
-    return RunError(
-        f"There is no file {path} of annotations.{shown} Set config.data.annotations, where "
-        "{split} is the name of the split."
-    )
+            f"config.data.annotations is a path in which {{split}} is the name of the split; got "
+            f"{pattern!r}."
+        )
+    name = re.compile(re.escape(before) + r"([^/]+)" + r"\1".join(map(re.escape, after)))
+    files = [path for path in root.glob(pattern.replace("{split}", "*")) if path.is_file()]
+    matches = [(name.fullmatch(path.relative_to(root).as_posix()), path) for path in files]
+    return {match[1]: path for match, path in matches if match}
 
 
 def _are(count: int) -> str:

@@ -159,7 +159,7 @@ class _RecordReader:
         if annotations is None:
             found = [*self._objects(objects, size, origin)]
         else:
-            labels = objects[self._features.label].tolist()
+            labels = np.asarray(objects[self._features.label], np.int64).tolist()
             found = [
                 {
                     "box": annotation["bbox"],
@@ -186,7 +186,7 @@ class _RecordReader:
         """The objects of an example, as `TableBuilder.add_object` takes them."""
         features = self._features
         height, width = size
-        labels = objects[features.label].tolist()
+        labels = np.asarray(objects[features.label], np.int64).tolist()
         if wrong := [label for label in labels if not 0 <= label < len(features.class_names)]:
             raise RunError(f"{origin} has an object with the label {wrong[0]}, which is no class.")
         top, left, bottom, right = np.asarray(objects[features.box], np.float64).reshape(-1, 4).T

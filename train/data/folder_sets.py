@@ -16,7 +16,7 @@ def folder_info(
     name: str,
     data_dir: Path,
     features: Mapping[str, tfds.features.FeatureConnector],
-    supervised_keys: tuple[str, str],
+    supervised_keys: tuple[str, str] | None = None,
 ) -> tfds.core.DatasetInfo:
     """The metadata of a data set, which is not on disk yet.
 
@@ -24,7 +24,7 @@ def folder_info(
       name: of the data set; see `require_name`.
       data_dir: folder of the data sets.
       features: by name; the text `file_name` is added.
-      supervised_keys: names of the input and of the target.
+      supervised_keys: names of the input and of the target; None for no such pair.
     """
     return tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(

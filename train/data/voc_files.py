@@ -12,7 +12,7 @@ from train.data.object_tables import ObjectTable, TableBuilder
 from train.data.paired_files import names_in
 from train.errors import RunError
 
-_LISTS = "ImageSets/Main"  # in the folder
+VOC_LISTS = "ImageSets/Main"  # in the folder
 
 
 class VocFiles(NamedTuple):
@@ -45,9 +45,9 @@ def read_voc(folder: Path, split: str, class_names: Sequence[str]) -> VocFiles:
     Raises:
       RunError: there is no such split, or an XML file cannot be read or has an unknown class.
     """
-    lists = folder / _LISTS
+    lists = folder / VOC_LISTS
     if not (lists / f"{split}.txt").is_file():
-        found = ", ".join(sorted(path.stem for path in lists.glob("*.txt") if "_" not in path.stem))
+        found = ", ".join(voc_splits(folder))
         raise RunError(
             f"There is no list {lists / split}.txt. "
             + (f"The splits are {found}." if found else "A folder of Pascal VOC has one per split.")
@@ -59,6 +59,11 @@ def read_voc(folder: Path, split: str, class_names: Sequence[str]) -> VocFiles:
     if not file_names:
         raise RunError(f"The list {lists / split}.txt is empty.")
     return VocFiles(builder.table(), Names(file_names))
+
+
+def voc_splits(folder: Path) -> list[str]:
+    """The names of the lists, without those of a single class, such as `cat_train`."""
+    return sorted(path.stem for path in (folder / VOC_LISTS).glob("*.txt") if "_" not in path.stem)
 
 
 def _add_image(builder: TableBuilder, folder: Path, name: str, class_of: dict[str, int]) -> str:
