@@ -65,7 +65,8 @@ def test_coco_files(folder):
     content = json.loads((folder / "annotations/instances_train.json").read_text())
     assert source.class_names == ("square", "disc")
     assert source.category_ids == (7, 3)
-    assert source.has_masks and len(source) == 9
+    assert source.has_masks
+    assert len(source) == 9
     assert source.table.image_ids.tolist() == [image["id"] for image in content["images"]]
     examples = DetectionExamples(source, np.arange(9), np.ones(len(source.table.ids), bool), True)
     for index, image in enumerate(content["images"]):
@@ -350,7 +351,8 @@ def digits(tmp_path_factory):
 def test_scattered_digits(digits):
     """Boxes are tight around the masks of the digits."""
     source = open_detection_source(digits, "train")
-    assert source.class_names[3] == "three" and source.has_masks
+    assert source.class_names[3] == "three"
+    assert source.has_masks
     examples = DetectionExamples.to_train_on(source, filter_empty=True, masks=True, max_objects=9)
     assert len(examples) == 6
     assert {examples[index]["size"] for index in range(6)} == {(96, 96), (96, 128), (128, 96)}
@@ -446,7 +448,8 @@ def test_prepared_sets_have_the_same_examples(folder, tmp_path):
     for split in ("train", "val"):
         ours = open_detection_source(prepared, split)
         theirs = open_detection_source(data, split)
-        assert ours.class_names == theirs.class_names and ours.has_masks
+        assert ours.class_names == theirs.class_names
+        assert ours.has_masks
         order = {image_id: i for i, image_id in enumerate(theirs.table.image_ids.tolist())}
         assert sorted(ours.table.image_ids.tolist()) == sorted(order)
         some, others = (

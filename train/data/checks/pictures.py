@@ -27,8 +27,8 @@ ODDITIES = {
     "transparency": "it is dropped, and hidden colours appear; blend the images with a background",
     "EXIF orientation": "it is not applied, so the network sees them rotated or mirrored; rotate "
     "the pixels and remove the tag",
-    "applied EXIF orientation": "the images are rotated or mirrored, and their masks are not; look "
-    "with train.preview whether they fit",
+    "applied EXIF orientation": "the images are rotated or mirrored, and their masks or boxes are "
+    "not; look with train.preview whether they fit",
     "several frames": "only the first frame or page is used; save it as an image if it is the "
     "wrong one",
     "one colour only": "possibly placeholders for missing images; remove them in that case",
