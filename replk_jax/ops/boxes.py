@@ -30,19 +30,6 @@ def box_areas(boxes: jax.Array) -> jax.Array:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def pairwise_intersections(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The area that each box of `a` has in common with each of `b`.
-
-    Args:
-      a: (M, 4).
-      b: (N, 4).
-
-    Returns:
-      (M, N) in at least float32.
-    """
-    return _intersections(*_pairs(a, b))
-
-
 def pairwise_overlaps(a: jax.Array, b: jax.Array, kind: Overlap = "iou") -> jax.Array:
     """The overlap of each box of `a` with each of `b`.
 

@@ -7,31 +7,48 @@ that were kept before it, then within itself. There, the boxes that are kept are
 depends on none, the second on the first alone, and so on.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from replk_jax.ops.batch_loops import largest_of_batch
-from replk_jax.ops.boxes import box_areas, pairwise_intersections
 
-BLOCK = 256
+# Boxes of a block, and kept boxes that it is compared with at once.
+BLOCK, KEPT_BLOCK = 128, 256
+
+
+class _Sorted(NamedTuple):
+    """Boxes in order of their scores. Coordinates come first, so that loops over boxes vectorise.
+
+    Attributes:
+      corners: (4, N).
+      groups, indices: int32 (N,).
+      valid: bool (N,).
+    """
+
+    corners: jax.Array
+    groups: jax.Array
+    indices: jax.Array
+    valid: jax.Array
+
+    def part(self, start: jax.Array, size: int) -> "_Sorted":
+        """Some of the boxes."""
+        return _Sorted(
+            *(jax.lax.dynamic_slice_in_dim(each, start, size, axis=-1) for each in self)
+        )
 
 
 class _Kept(NamedTuple):
     """What was kept so far, in order; places from `count` on are free.
 
     Attributes:
-      boxes: (P, 4), of a whole number of blocks.
-      groups: int32 (P,).
-      indices: int32 (P,), among the boxes that were given.
+      boxes: P boxes, a whole number of blocks. Free places are not valid.
       count: int32, at most P.
     """
 
-    boxes: jax.Array
-    groups: jax.Array
-    indices: jax.Array
+    boxes: _Sorted
     count: jax.Array
 
 
@@ -86,10 +103,12 @@ def nms(
     valid &= ~jnp.isnan(scores)
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(jnp.int32)
     kept = _keep(
-        boxes[order], groups[order].astype(jnp.int32), valid[order], order, threshold, max_kept
+        _Sorted(boxes[order].T, groups[order].astype(jnp.int32), order, valid[order]),
+        threshold,
+        max_kept,
     )
     count = jnp.minimum(kept.count, max_kept)
-    indices = kept.indices[:max_kept]
+    indices = kept.boxes.indices[:max_kept]
     return jnp.where(jnp.arange(max_kept, dtype=jnp.int32) < count, indices, number), count
 
 
@@ -104,108 +123,79 @@ def _refuse_nan(scores: jax.Array, valid: jax.Array) -> None:
         )
 
 
-def _keep(
-    boxes: jax.Array,
-    groups: jax.Array,
-    valid: jax.Array,
-    indices: jax.Array,
-    threshold: float | jax.Array,
-    max_kept: int,
-) -> _Kept:
-    """Visits sorted boxes block by block until none is left or enough are kept.
-
-    Args:
-      boxes, groups, valid: sorted by score.
-      indices: of the sorted boxes among those that were given.
-      threshold, max_kept: see `nms`.
-    """
-    number = len(boxes)
+def _keep(boxes: _Sorted, threshold: float | jax.Array, max_kept: int) -> _Kept:
+    """Visits boxes block by block until none is left or enough are kept."""
+    number = len(boxes.valid)
     block = min(BLOCK, number)
-    blocks = -(-number // block)
-    padding = blocks * block - number
-    boxes, groups, valid, indices = (
-        jnp.pad(each, [(0, padding)] + [(0, 0)] * (each.ndim - 1))
-        for each in (boxes, groups, valid, indices)
-    )
-    positions = jnp.arange(len(boxes), dtype=jnp.int32)
-    last = jnp.max(jnp.where(valid, positions + 1, 0))  # none is valid from there on
-    places = -(-max_kept // block) * block
+    boxes = _padded(boxes, -number % block)
+    positions = jnp.arange(len(boxes.valid), dtype=jnp.int32)
+    last = jnp.max(jnp.where(boxes.valid, positions + 1, 0))  # none is valid from there on
+    most = min(max_kept, number)
+    kept_block = min(KEPT_BLOCK, most)
 
     def more(state: tuple[jax.Array, _Kept]) -> jax.Array:
         index, kept = state
-        return largest_of_batch((index * block < last) & (kept.count < max_kept))
+        return largest_of_batch((index * block < last) & (kept.count < most))
 
     def visit(state: tuple[jax.Array, _Kept]) -> tuple[jax.Array, _Kept]:
         index, kept = state
-        new = [
-            jax.lax.dynamic_slice_in_dim(each, index * block, block)
-            for each in (boxes, groups, valid, indices)
-        ]
-        return index + 1, _visit_block(kept, *new, threshold)
+        return index + 1, _visit(kept, kept_block, boxes.part(index * block, block), threshold)
 
-    start = _Kept(
-        jnp.zeros((places, 4), boxes.dtype),
-        jnp.zeros(places, jnp.int32),
-        jnp.zeros(places, jnp.int32),
-        jnp.zeros((), jnp.int32),
-    )
-    _, kept = jax.lax.while_loop(more, visit, (jnp.zeros((), jnp.int32), start))
-    return kept
+    free = jax.tree.map(lambda each: jnp.zeros_like(each[..., :0]), boxes)
+    kept = _Kept(_padded(free, -(-most // kept_block) * kept_block), jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(more, visit, (jnp.zeros((), jnp.int32), kept))[1]
 
 
-def _visit_block(
-    kept: _Kept,
-    boxes: jax.Array,
-    groups: jax.Array,
-    valid: jax.Array,
-    indices: jax.Array,
-    threshold: float | jax.Array,
-) -> _Kept:
-    """Adds the boxes of one block that neither those kept before nor each other suppress."""
-    block = len(boxes)
+def _padded(boxes: _Sorted, number: int) -> _Sorted:
+    """The boxes, and behind them a number of boxes that are not valid."""
+    return _Sorted(*(jnp.pad(each, [(0, 0)] * (each.ndim - 1) + [(0, number)]) for each in boxes))
 
-    def suppressed_by(index: jax.Array, remaining: jax.Array) -> jax.Array:
-        """The remaining boxes without those that a block of the kept ones suppresses."""
-        first = index * block
-        better, their_groups = (
-            jax.lax.dynamic_slice_in_dim(each, first, block) for each in (kept.boxes, kept.groups)
-        )
-        there = first + jnp.arange(block, dtype=jnp.int32) < kept.count
-        overlapping = _overlapping(better, their_groups, boxes, groups, threshold)
-        return remaining & ~jnp.any(overlapping & there[:, None], axis=0)
 
-    before = largest_of_batch((kept.count + block - 1) // block)
-    remaining = jax.lax.fori_loop(0, before, suppressed_by, valid)
+def _visit(kept: _Kept, kept_block: int, new: _Sorted, threshold: float | jax.Array) -> _Kept:
+    """Adds the boxes of a block that neither those kept before nor each other suppress."""
+    size, places = len(new.valid), len(kept.boxes.valid)
 
-    rows = jax.lax.broadcasted_iota(jnp.int32, (block, block), 0)
-    columns = jax.lax.broadcasted_iota(jnp.int32, (block, block), 1)
-    suppresses = _overlapping(boxes, groups, boxes, groups, threshold) & (rows < columns)
+    def compare(index: jax.Array, remaining: jax.Array) -> jax.Array:
+        better = kept.boxes.part(index * kept_block, kept_block)
+        return remaining & ~jnp.any(_suppresses(better, new, threshold), axis=0)
+
+    blocks = largest_of_batch((kept.count + kept_block - 1) // kept_block)
+    remaining = jax.lax.fori_loop(0, blocks, compare, new.valid)
+
+    rows, columns = (jax.lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
+    within = _suppresses(new, new, threshold) & (rows < columns)
 
     def again(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         _, stays = state
-        return stays, remaining & ~jnp.any(suppresses & stays[:, None], axis=0)
+        return stays, remaining & ~jnp.any(within & stays[:, None], axis=0)
 
     def changed(state: tuple[jax.Array, jax.Array]) -> jax.Array:
-        earlier, stays = state
-        return largest_of_batch(jnp.any(earlier != stays))
+        before, stays = state
+        return largest_of_batch(jnp.any(before != stays))
 
     _, stays = jax.lax.while_loop(changed, again, again((remaining, remaining)))
-    place = jnp.where(stays, kept.count + jnp.cumsum(stays, dtype=jnp.int32) - 1, len(kept.boxes))
-    added = ((kept.boxes, boxes), (kept.groups, groups), (kept.indices, indices))
-    arrays = (before.at[place].set(new, mode="drop") for before, new in added)
-    count = jnp.minimum(kept.count + jnp.sum(stays, dtype=jnp.int32), len(kept.boxes))
-    return _Kept(*arrays, count)
+    place = jnp.where(stays, kept.count + jnp.cumsum(stays, dtype=jnp.int32) - 1, places)
+    boxes = _Sorted(
+        *(
+            before.at[..., place].set(added, mode="drop")
+            for before, added in zip(kept.boxes, new, strict=True)
+        )
+    )
+    count = kept.count + jnp.sum(stays, dtype=jnp.int32)
+    return _Kept(boxes, jnp.minimum(count, places))
 
 
-def _overlapping(
-    a: jax.Array, groups_a: jax.Array, b: jax.Array, groups_b: jax.Array, threshold: Any
-) -> jax.Array:
-    """Whether a box of `a` and one of `b` are of the same group and have an IoU above the threshold.
+def _suppresses(a: _Sorted, b: _Sorted, threshold: float | jax.Array) -> jax.Array:
+    """Whether a box of `a` is valid, of the group of one of `b`, and overlaps it too much: (A, B).
 
-    Without the lower bound on the union of `pairwise_overlaps`, as in mmcv and torchvision. An empty
-    union makes no overlap.
+    The IoU is that of mmcv and torchvision, where the union has no lower bound. With an empty union
+    there is no overlap.
     """
-    common = pairwise_intersections(a, b)
-    union = box_areas(a)[:, None] + box_areas(b)[None] - common
+    ax1, ay1, ax2, ay2 = a.corners[:, :, None]
+    bx1, by1, bx2, by2 = b.corners[:, None]
+    widths = jnp.maximum(jnp.minimum(ax2, bx2) - jnp.maximum(ax1, bx1), 0)
+    heights = jnp.maximum(jnp.minimum(ay2, by2) - jnp.maximum(ay1, by1), 0)
+    common = widths * heights
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common
     overlaps = common / jnp.where(union > 0, union, 1)
-    return (overlaps > threshold) & (groups_a[:, None] == groups_b[None])
+    return (overlaps > threshold) & (a.groups[:, None] == b.groups[None]) & a.valid[:, None]

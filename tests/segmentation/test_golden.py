@@ -12,6 +12,7 @@ from replk_jax.segmentation.fcn import FCNHead
 from replk_jax.segmentation.pspnet import PSPHead
 from replk_jax.torch_import import names
 from tests import reference_data
+from tests.downstream import assert_close
 from tests.segmentation import golden
 
 pytestmark = reference_data.required
@@ -19,14 +20,6 @@ pytestmark = reference_data.required
 BOTH = pytest.mark.parametrize("align_corners", [False, True], ids=["ac0", "ac1"])
 # Of the largest value of an array; the README of the reference data.
 OUTPUTS, GRADIENTS = 5e-5, 1e-3
-
-
-def assert_close(actual, expected, limit, what):
-    """Gradients whose every value is below 1e-6 are rounding noise: compared absolutely."""
-    assert actual.shape == expected.shape, what
-    bound = max(limit * np.abs(expected).max(), 1e-6)
-    error = np.abs(np.asarray(actual, np.float64) - expected).max()
-    assert error <= bound, f"{what}: {error:.2e} > {bound:.2e}"
 
 
 def captured(module, variables, x):

@@ -1,6 +1,5 @@
 """`create_segmenter`: names, defaults, and what it refuses; and the networks of the papers."""
 
-import json
 import re
 
 import flax.linen as nn
@@ -20,6 +19,8 @@ from replk_jax.segmentation.table import SEGMENTERS
 from replk_jax.segmentation.upernet import UPerHead
 from replk_jax.torch_import import names
 from tests import reference_data
+from tests.downstream import counts as counts_of
+from tests.downstream import fused
 from tests.helpers import TINY
 from tests.segmentation import golden
 
@@ -60,13 +61,6 @@ def numbers(variables):
     )
 
 
-def fused(tree):
-    """The official `deep_fuse_BN()`: a bias in place of every batch norm after a convolution."""
-    if set(tree) == {"conv", "bn"}:
-        return {"kernel": tree["conv"]["kernel"], "bias": tree["bn"]["bias"]}
-    return {name: fused(node) if isinstance(node, dict) else node for name, node in tree.items()}
-
-
 # The others differ from these in size alone.
 @reference_data.required
 @pytest.mark.parametrize(
@@ -80,8 +74,7 @@ def fused(tree):
 )
 def test_published_counts(config):
     """To the digit: parameters of all three forms, and FLOPs by the rule of the publication."""
-    path = reference_data.ROOT / golden.FOLDER / "counts.json"
-    row = next(row for row in json.loads(path.read_text()) if row["config"] == config)
+    row = counts_of("segmentation", config)
     model = create_segmenter(COUNTED[config])
     counts = replk_jax.summary(model, tuple(row["input_height_width"]))
 
