@@ -227,7 +227,9 @@ class Tiles:
         box = jnp.sum(self.ends[None] <= tiles[:, None], axis=1, dtype=jnp.int32)
         there = box < len(self.ends)
         known = jnp.minimum(box, len(self.ends) - 1)
-        rows, columns = (Axis(*(each[known] for each in axis)) for axis in (self.rows, self.columns))
+        rows, columns = (
+            Axis(*(each[known] for each in axis)) for axis in (self.rows, self.columns)
+        )
         # The last tile of a box is that before `ends`.
         within = tiles - self.ends[known] + rows.tiles * columns.tiles
         across = jnp.maximum(columns.tiles, 1)
