@@ -23,12 +23,18 @@ def get_config() -> ConfigDict:
         # the detector's own value.
         "detector": {
             "name": "fcos",  # faster_rcnn, mask_rcnn, cascade_rcnn or cascade_mask_rcnn
+            # Of the feature pyramid: its channels, its levels, and the first feature map of the
+            # backbone that it uses.
             "neck_channels": config_dict.placeholder(int),
+            "neck_num_outputs": config_dict.placeholder(int),
+            "neck_start_level": config_dict.placeholder(int),
             "channels": config_dict.placeholder(int),  # of the head
             "num_convs": config_dict.placeholder(int),  # of each branch of FCOS's head
             "num_groups": config_dict.placeholder(int),  # of its group norms
-            # Of FCOS: whether distances are in strides, only points near the centres of objects
-            # are positive, and the branch of the boxes predicts the centerness.
+            # Of FCOS: the largest distance from a point to a side of its box, in pixels, on each
+            # level but the last; whether distances are in strides, only points near the centres of
+            # objects are positive, and the branch of the boxes predicts the centerness.
+            "regression_limits": config_dict.placeholder(tuple),
             "norm_on_bbox": config_dict.placeholder(bool),
             "center_sampling": config_dict.placeholder(bool),
             "centerness_on_reg": config_dict.placeholder(bool),

@@ -7,13 +7,16 @@ from configs.detection import common
 
 def get_config() -> ConfigDict:
     config = common.get_config()
-    config.model.replknet.kernel_sizes = (7, 5)
-    config.model.replknet.layers = (1, 1)
-    config.model.replknet.channels = (16, 24)
+    config.model.replknet.kernel_sizes = (5,)
+    config.model.replknet.layers = (1,)
+    config.model.replknet.channels = (16,)
     config.model.replknet.small_kernel = 3
     config.model.replknet.drop_path_rate = 0.1
     config.detector.neck_channels = 16
+    config.detector.neck_num_outputs = 2
+    config.detector.neck_start_level = 0
     config.detector.channels = 16
+    config.detector.regression_limits = (16,)
     config.detector.num_convs = 1
     config.detector.num_groups = 4
     config.detector.max_detections = 20
