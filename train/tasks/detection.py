@@ -32,8 +32,8 @@ from train.tasks.detection_config import (
     build_detector,
     build_protocol,
     check,
+    evaluation_buckets,
     predicts_masks,
-    test_buckets,
     training_buckets,
 )
 from train.tasks.detection_losses import DetectionLoss
@@ -174,7 +174,7 @@ def _evaluations(
     protocol: DetectionProtocol,
 ) -> dict[str, Evaluation]:
     data, test = config.data, config.test
-    transform = DetectionTestTransform(protocol, test_buckets(config, protocol))
+    transform = DetectionTestTransform(protocol, evaluation_buckets(config, protocol))
 
     def evaluation(source: DetectionSource) -> Evaluation:
         masks = predicts_masks(network) and source.has_masks

@@ -106,7 +106,7 @@ def training_buckets(config: ConfigDict) -> tuple[Size, ...]:
     return config.data.buckets or default_buckets(config.data.scales, config.test.pad_multiple)
 
 
-def test_buckets(config: ConfigDict, protocol: DetectionProtocol) -> tuple[Size, ...]:
+def evaluation_buckets(config: ConfigDict, protocol: DetectionProtocol) -> tuple[Size, ...]:
     """The shapes of images to evaluate on; () for as many as `protocol` gives."""
     if config.test.exact_padding:
         return ()
