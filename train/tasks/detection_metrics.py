@@ -71,20 +71,21 @@ def average_precision(
 
     def scores(collected: "CollectedDetections", examples: int) -> dict[str, float]:
         del examples
-        found: dict[str, float | None] = {
+        if not collected.finite:
+            names = [f"{_PREFIXES[kind]}{name}" for kind in kinds for name in _SCORES]
+            return dict.fromkeys(names, float("nan"))
+        found = {
             f"{_PREFIXES[kind]}{name}": collected.results[kind].summary[name]
             for kind in kinds
             for name in _SCORES
         }
-        if not collected.finite:
-            return dict.fromkeys(found, float("nan"))
         known = {name: value for name, value in found.items() if value is not None}
         return {"AP": float("nan")} | known
 
     def table(collected: "CollectedDetections", examples: int) -> Table:
         del examples
         rows: dict[str, dict[str, float | None]] = {}
-        for kind in kinds:
+        for kind in kinds if collected.finite else ():
             for category, values in collected.results[kind].by_category.items():
                 named = {f"{_PREFIXES[kind]}{name}": value for name, value in values.items()}
                 rows.setdefault(category, {}).update(named)

@@ -121,10 +121,13 @@ def test_more_batches_change_the_result():
 
 def test_outputs_that_are_not_finite():
     metrics = metrics_of()
-    batch = batch_of(padded([[], []], 4), [7, 3], finite=np.array([True, False]))
-    scores = metrics.scores(metrics.add(None, batch), 2)
-    assert scores
+    found = [[], [(corners(BOX), np.nan, 0)]]
+    batch = batch_of(padded(found, 4), [7, 3], finite=np.array([True, False]))
+    collected = metrics.add(None, batch)
+    scores = metrics.scores(collected, 2)
+    assert "AP" in scores
     assert np.isnan(list(scores.values())).all()
+    assert metrics.table(collected, 2) == {}
 
 
 def test_nothing_to_be_found():
