@@ -60,3 +60,17 @@ def inside_image(anchors: jax.Array, size: jax.Array) -> jax.Array:
     height, width = size[0], size[1]
     x1, y1, x2, y2 = jnp.unstack(anchors, axis=-1)
     return (x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)
+
+
+def centred_in_image(anchors: jax.Array, size: jax.Array) -> jax.Array:
+    """Whether the centre of each anchor is in the image, of which padding is no part.
+
+    Args:
+      anchors: (B, 4).
+      size: (2,), height and width without padding.
+
+    Returns:
+      bool (B,): the centre is below the height and the width.
+    """
+    x1, y1, x2, y2 = jnp.unstack(anchors, axis=-1)
+    return (x1 + x2 < 2 * size[1]) & (y1 + y2 < 2 * size[0])

@@ -40,8 +40,8 @@ class BoxHead(ReparameterizableModule, kw_only=True):
           train, valid: as of `BatchNorm`.
 
         Returns:
-          In at least float32: logits (R, K + 1), background last; offsets (R, K, 4), or (R, 1, 4) if
-          `class_agnostic`.
+          In at least float32: logits (R, K + 1), background last; offsets (R, K, 4), or
+          (R, 1, 4) if `class_agnostic`.
         """
         for i in range(self.num_convs):
             module = ConvNorm(

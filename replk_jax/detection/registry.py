@@ -7,8 +7,11 @@ from typing import Any
 from replk_jax.detection.fcos import FCOSHead
 from replk_jax.detection.fpn import FPN
 from replk_jax.detection.network import DetectionNetwork
+from replk_jax.detection.roi_heads import CascadeRoIHead, RoIHead, StandardRoIHead
+from replk_jax.detection.rpn import RPNHead
 from replk_jax.detection.single_stage import SingleStageDetector
 from replk_jax.detection.table import DETECTORS
+from replk_jax.detection.two_stage import TwoStageDetector
 from replk_jax.models.aliases import matching, spelt
 from replk_jax.models.architecture import Architecture
 from replk_jax.models.backbone import Backbone
@@ -79,6 +82,18 @@ class DetectorKind:
         return self.network(backbone=backbone, num_classes=num_classes, **parts, **of_network)
 
 
+def _two_stage(roi_head: type[RoIHead], defaults: Mapping[str, Any]) -> DetectorKind:
+    parts = {"neck": FPN, "rpn_head": RPNHead, "roi_head": roi_head}
+    return DetectorKind(TwoStageDetector, parts, {"neck": "neck", "rpn_head": "rpn"}, defaults)
+
+
+# Where the RPN of mmdetection's Faster and Mask R-CNN differs from that of its Cascade R-CNN.
+_STANDARD_RPN = {
+    "rpn_smooth_l1_beta": 0.0,
+    "rpn_train_post_nms": 1000,
+    "rpn_anchors_inside": False,
+}
+
 KINDS: dict[str, DetectorKind] = {
     "fcos": DetectorKind(
         SingleStageDetector,
@@ -89,6 +104,15 @@ KINDS: dict[str, DetectorKind] = {
             "neck_extra_convs": True,
             "neck_relu_before_extra_convs": True,
         },
+    ),
+    "faster_rcnn": _two_stage(StandardRoIHead, {**_STANDARD_RPN, "masks": False}),
+    "mask_rcnn": _two_stage(StandardRoIHead, {**_STANDARD_RPN, "match_low_quality": True}),
+    "cascade_rcnn": _two_stage(
+        CascadeRoIHead, {"masks": False, "class_agnostic": True, "box_loss": "smooth_l1"}
+    ),
+    # RepLKNet's configurations (arXiv:2203.06717); all else is mmdetection's.
+    "cascade_mask_rcnn": _two_stage(
+        CascadeRoIHead, {"box_convs": 4, "box_fcs": 1, "box_loss": "giou", "box_loss_weight": 10.0}
     ),
 }
 
@@ -118,6 +142,7 @@ def create_detector(
 
         create_detector("fcos", "replknet_31b", num_classes=80)
         create_detector("fcos", "resnet_50", num_classes=20, max_detections=300, neck_channels=128)
+        create_detector("cascade_mask_rcnn", "replknet_31b", num_classes=80, rpn_channels=128)
         create_detector("fcos_replknet_31b_coco")
         create_detector("fcos_replknet_31b_coco", num_classes=2)
 
@@ -132,9 +157,9 @@ def create_detector(
       backbone_options: arguments of `create_model` for a backbone by name or architecture, such as
         `drop_path_rate`. `out_indices` is by default, of the last four sizes of feature maps, the
         last stage of each.
-      **fields: of the heads (`score_threshold`, `max_detections`, ...), of the neck, preceded by
-        `neck_` (`neck_channels`, ...), or of the network (`deploy`, `dtype`, `param_dtype`,
-        `implementation`, `remat`).
+      **fields: of the heads (`score_threshold`, `max_detections`, ...), of the neck and of the RPN,
+        preceded by `neck_` and `rpn_` (`neck_channels`, `rpn_channels`, ...), or of the network
+        (`deploy`, `dtype`, `param_dtype`, `implementation`, `remat`).
 
     Raises:
       ValueError: an unknown name, or invalid values.

@@ -1,9 +1,10 @@
-"""Heads that see regions of interest: one stage (Faster and Mask R-CNN), or several (Cascade R-CNN).
+"""Heads that see regions of interest: one stage (Faster R-CNN), or several (Cascade R-CNN).
 
 Ren et al., "Faster R-CNN" (arXiv:1506.01497); He et al., "Mask R-CNN" (arXiv:1703.06870); Cai and
 Vasconcelos, "Cascade R-CNN" (arXiv:1906.09756). The rules are those of mmdetection 2.28.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -187,18 +188,17 @@ class RoIHead(NetworkPart, kw_only=True):
           Boxes (N, P, K, 4) in pixels of the input, clipped to the image; probabilities
           (N, P, K + 1), background last.
         """
-        all_logits = []
-        deltas, size = jnp.zeros(0), sizes[:, None]
-        for index, stage in enumerate(self.stages):
-            if index:
-                best = jnp.argmax(all_logits[-1][..., :-1], axis=-1)
-                boxes = _refine(boxes, of_class(deltas, best), self.stages[index - 1], sizes)
+        logits, deltas = self._score(0, pyramid, strides, boxes)
+        total = logits
+        for index, stage in enumerate(self.stages[:-1], 1):
+            best = jnp.argmax(logits[..., :-1], axis=-1)
+            boxes = _refine(boxes, of_class(deltas, best), stage, sizes)
             logits, deltas = self._score(index, pyramid, strides, boxes)
-            all_logits.append(logits)
-        scores = jax.nn.softmax(sum(all_logits) / len(all_logits))
+            total = total + logits
         shape = (*deltas.shape[:2], self.num_classes, 4)
-        decoded = _refine(boxes[:, :, None], jnp.broadcast_to(deltas, shape), stage, sizes)
-        return decoded, scores
+        deltas = jnp.broadcast_to(deltas, shape)
+        decoded = _refine(boxes[:, :, None], deltas, self.stages[-1], sizes)
+        return decoded, jax.nn.softmax(total / len(self.stages))
 
     @nn.nowrap
     def _select(self, boxes: jax.Array, scores: jax.Array, valid: jax.Array) -> Detections:
@@ -343,18 +343,8 @@ class RoIHead(NetworkPart, kw_only=True):
     ) -> jax.Array:
         """Features (N B, size, size, C) of boxes (N, B, 4)."""
         levels = min(_LEVELS, len(pyramid))
-
-        def of_image(feature_maps: Sequence[jax.Array], boxes: jax.Array) -> jax.Array:
-            return levels_roi_align(
-                feature_maps,
-                boxes,
-                output_size=size,
-                scales=[1 / stride for stride in strides[:levels]],
-                sampling_ratio=self.sampling_ratio,
-            )
-
-        features = jax.vmap(of_image)(tuple(pyramid[:levels]), boxes)
-        return features.reshape(-1, *features.shape[2:])
+        scales = tuple(1 / stride for stride in strides[:levels])
+        return _roi_features(tuple(pyramid[:levels]), boxes, size, scales, self.sampling_ratio)
 
     @nn.nowrap
     def check_fields(self) -> None:
@@ -424,6 +414,30 @@ class CascadeRoIHead(RoIHead, kw_only=True):
         return f"s{stage}."
 
 
+# Traced once for all stages.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _roi_features(
+    pyramid: tuple[jax.Array, ...],
+    boxes: jax.Array,
+    size: int,
+    scales: tuple[float, ...],
+    sampling_ratio: int,
+) -> jax.Array:
+    """See `RoIHead._extract`."""
+
+    def of_image(feature_maps: tuple[jax.Array, ...], boxes: jax.Array) -> jax.Array:
+        return levels_roi_align(
+            feature_maps,
+            boxes,
+            output_size=size,
+            scales=scales,
+            sampling_ratio=sampling_ratio,
+        )
+
+    features = jax.vmap(of_image)(pyramid, boxes)
+    return features.reshape(-1, *features.shape[2:])
+
+
 def _refine(boxes: jax.Array, deltas: jax.Array, stage: Stage, sizes: jax.Array) -> jax.Array:
     """Decodes the offsets of a stage, and clips the boxes to their images.
 
@@ -432,5 +446,4 @@ def _refine(boxes: jax.Array, deltas: jax.Array, stage: Stage, sizes: jax.Array)
       stage: its settings.
       sizes: (N, 2).
     """
-    decode_one = lambda boxes, deltas, size: decode(boxes, deltas, stage.stds, size)
-    return jax.vmap(decode_one)(boxes, deltas, sizes)
+    return jax.vmap(functools.partial(decode, stds=stage.stds))(boxes, deltas, size=sizes)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from replk_jax.detection.anchors import inside_image, level_anchors
+from replk_jax.detection.anchors import centred_in_image, inside_image, level_anchors
 from replk_jax.detection.assignment import BACKGROUND, assign
 from replk_jax.detection.box_coder import decode, encode
 from replk_jax.detection.losses import binary_cross_entropy, smooth_l1
@@ -62,6 +62,8 @@ class RPNHead(NetworkPart, kw_only=True):
       anchor_scale: side of a square anchor, in strides of its level.
       anchor_ratios: of height to width.
       smooth_l1_beta: of the box loss, see `losses.smooth_l1`; 0 for L1.
+      anchors_inside: whether the losses sample only anchors within the image. Otherwise they sample
+        all whose centres are in it; mmdetection then also those in the padding of that image.
       train_pre_nms, test_pre_nms: number of anchors of each level, the most likely ones, that
         become boxes.
       train_post_nms, test_post_nms: P, the number of boxes that are left after NMS.
@@ -85,6 +87,7 @@ class RPNHead(NetworkPart, kw_only=True):
     anchor_scale: float = 8.0
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     smooth_l1_beta: float = 1 / 9
+    anchors_inside: bool = True
     train_pre_nms: int = 2000
     train_post_nms: int = 2000
     test_pre_nms: int = 1000
@@ -185,6 +188,7 @@ class RPNHead(NetworkPart, kw_only=True):
         count = len(sizes)
         logits = jnp.concatenate([each.reshape(count, -1) for each in outputs.logits], axis=1)
         deltas = jnp.concatenate([each.reshape(count, -1, 4) for each in outputs.deltas], axis=1)
+        inside = inside_image if self.anchors_inside else centred_in_image
         keys = None if key is None else jax.random.split(key, count)
 
         def of_image(logits, deltas, size, boxes, valid, key):
@@ -195,7 +199,7 @@ class RPNHead(NetworkPart, kw_only=True):
                 positive=self.positive_threshold,
                 negative=self.negative_threshold,
                 least_positive=self.least_positive,
-                valid_boxes=inside_image(anchors, size),
+                valid_boxes=inside(anchors, size),
             )
             positive, negative = assigned >= 0, assigned == BACKGROUND
             samples = sample(positive, negative, self.sample_count, self.positive_fraction, key)

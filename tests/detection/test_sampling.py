@@ -36,7 +36,8 @@ def test_numbers(positives, negatives, expected, key):
     number = sum(expected)
     assert valid.tolist() == [True] * number + [False] * (16 - number)
     assert positive.tolist() == [True] * expected[0] + [False] * (16 - expected[0])
-    assert np.all(kinds[indices[positive]] == 1) and np.all(kinds[indices[valid & ~positive]] == 2)
+    assert np.all(kinds[indices[positive]] == 1)
+    assert np.all(kinds[indices[valid & ~positive]] == 2)
     assert len(set(indices[valid])) == number
     if key is None:
         for kind, chosen in ((1, indices[positive]), (2, indices[valid & ~positive])):
