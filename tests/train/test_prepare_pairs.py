@@ -256,7 +256,7 @@ def test_the_program(folder, tmp_path, capsys):
     assert set(np.unique(masks)) == {0, 1, 255}
     with pytest.raises(SystemExit):
         prepare.main([str(folder), "--name", "scenes", "--classes", "own.txt"])
-    assert "--classes is for images and masks: add --format" in capsys.readouterr().err
+    assert "--classes is for a folder with a --format: add it" in capsys.readouterr().err
 
 
 def test_worker_processes_can_have_the_items(folder):

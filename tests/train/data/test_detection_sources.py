@@ -489,3 +489,23 @@ def test_boxes_that_leave_the_image_are_prepared_as_they_are(tmp_path):
     image.write_bytes(detection_sets.png(np.zeros((56, 40, 3), np.uint8)))
     with pytest.raises(RunError, match=r"a\.png has 40 x 56 pixels"):
         prepare_objects(data, "turned", tmp_path)
+
+
+def test_records_with_images_that_cannot_be_read(tmp_path, capsys):
+    folder = detection_sets.write_coco(tmp_path / "set", {"train": 3}, SIZES)
+    (folder / "train/001.png").write_bytes(b"no image")
+    data = detection_sets.data(folder)
+    with pytest.raises(RunError, match=r"1 images cannot be read.*\n.*001\.png"):
+        prepare_objects(data, "broken", tmp_path)
+    prepare_objects(data, "broken", tmp_path, keep_unreadable=True)
+    prepared = {**data, "folder": None, "name": "broken", "data_dir": str(tmp_path)}
+    with pytest.raises(RunError, match=r"001\.png.*data\.unreadable=replace"):
+        open_detection_source(prepared, "train")
+    source = open_detection_source({**prepared, "unreadable": "replace"}, "train")
+    assert sorted(source.table.image_ids.tolist()) == [10, 16]
+    assert "001.png" in capsys.readouterr().err
+    examples = DetectionExamples.to_evaluate_on(source)
+    for index in range(2):
+        name = f"{(int(examples[index]['image_id']) - 10) // 3:03}.png"
+        assert examples[index]["image"] == (folder / "train" / name).read_bytes()
+        assert source.reader.origin(index).endswith(f"({name})")
