@@ -67,7 +67,7 @@ def tiny():
 
 
 def test_backbone_and_pyramid(tiny):
-    model, variables, actual = tiny
+    model, _, actual = tiny
     maps, expected = golden.load("backbone_maps"), golden.load("fpn")
     for i, feature_map in enumerate(actual["maps"]):
         assert_close(feature_map, maps[f"backbone_{i}"], OUTPUTS, f"feature map {i}")

@@ -73,12 +73,12 @@ def test_arguments_for_parts_are_unambiguous():
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        (("fcoss", TINY, 5), {}, ValueError, "Unknown detection network 'fcoss'. Did you mean 'fcos'"),
+        (("fcoss", TINY, 5), {}, ValueError, "network 'fcoss'. Did you mean 'fcos'"),
         (("upernet", TINY, 5), {}, ValueError, r"Kinds are fcos.*list_detectors\(\)"),
         (("fcos",), {}, TypeError, "needs a backbone"),
         (("fcos", TINY), {}, TypeError, r"create_detector\('fcos', ...\) needs num_classes"),
         (("fcos_replknet_31b_coco", TINY), {}, TypeError, "has the backbone replknet_31b"),
-        (("fcos", TINY, 5), {"pool_scales": 1}, TypeError, "Unknown field pool_scales. The parts take"),
+        (("fcos", TINY, 5), {"pool_scales": 1}, TypeError, "Unknown field pool_scales. The parts"),
         (("fcos", TINY, 5), {"drop_path_rate": 0.1}, TypeError, "go into backbone_options"),
         (
             ("fcos", TINY, 5),
@@ -97,7 +97,7 @@ def test_arguments_for_parts_are_unambiguous():
         (("fcos", TINY, 0), {}, ValueError, "needs num_classes"),
         (("fcos", TINY, 5), {"neck_channels": 0}, ValueError, "channels of a FPN cannot be 0"),
         (("fcos", TINY, 5), {"channels": 40}, ValueError, "multiple of num_groups, 32; got 40"),
-        (("fcos", TINY, 5), {"score_threshold": 1.5}, ValueError, "score_threshold .* cannot be 1.5"),
+        (("fcos", TINY, 5), {"score_threshold": 1.5}, ValueError, "threshold .* cannot be 1.5"),
         (("fcos", TINY, 5), {"max_detections": 0}, ValueError, "max_detections .* cannot be 0"),
         (
             ("fcos", TINY, 5),
@@ -114,7 +114,7 @@ def test_what_is_refused(arguments, options, error, message):
 
 @pytest.mark.parametrize("name", ["fcos", "faster_rcnn", "Cascade-Mask-RCNN"])
 def test_create_model_names_the_right_function(name):
-    with pytest.raises(ValueError, match="a detection network, which replk_jax.create_detector"):
+    with pytest.raises(ValueError, match="a detection network, which replk_jax[.]create_detector "):
         create_model(name)
 
 
@@ -122,7 +122,7 @@ def test_create_model_names_the_right_function(name):
 def test_initialisation():
     """As mmdetection's: the neck uniform by Xavier, the head normal with a deviation of 0.01.
 
-    The standard errors of the deviations are below 1 %.
+    The bounds on deviations of normal kernels are four standard errors.
     """
     neck = FPN(channels=64, start_level=1, extra_convs=True, num_outputs=4)
     head = FCOSHead(channels=64, num_convs=1, num_classes=100, regression_limits=(64, 128, 256))
@@ -149,6 +149,7 @@ def test_initialisation():
             assert 0.98 * bound < np.abs(value).max() <= bound, path
             np.testing.assert_allclose(value.std(), bound / np.sqrt(3), rtol=0.05)
         else:
-            np.testing.assert_allclose(value.std(), 0.01, rtol=0.05, err_msg=path)
+            rtol = 4 / np.sqrt(2 * value.size)
+            np.testing.assert_allclose(value.std(), 0.01, rtol=rtol, err_msg=path)
             assert np.abs(value).max() > 0.025, path  # not uniform
     assert sum(path.endswith("kernel") for path in params) == 2 + 4 + 2 + 3

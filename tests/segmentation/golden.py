@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 import replk_jax
 from tests import downstream
+from tests.downstream import ARCHITECTURE
 
 load = partial(downstream.load, "segmentation")
 manifest = partial(downstream.manifest, "segmentation")
@@ -21,7 +22,7 @@ def tiny_upernet(**fields: Any) -> tuple[replk_jax.SegmentationNetwork, dict[str
     """
     model = replk_jax.create_segmenter(
         "upernet",
-        downstream.ARCHITECTURE,
+        ARCHITECTURE,
         num_classes=7,
         channels=24,
         auxiliary_channels=16,
