@@ -7,6 +7,8 @@ from replk_jax.detection.network import DetectionNetwork
 from replk_jax.detection.registry import create_detector, list_detectors
 from replk_jax.export import export_model
 from replk_jax.inference.classifier import Classifier, Prediction
+from replk_jax.inference.detector import Detected, Detector
+from replk_jax.inference.detector_export import export_detector
 from replk_jax.inference.features import FeatureExtractor
 from replk_jax.inference.segmenter import Segmenter
 from replk_jax.inference.segmenter_export import export_segmenter
@@ -49,6 +51,8 @@ __all__ = [
     "Checkpoint",
     "Classifier",
     "DepthwiseConv2D",
+    "Detected",
+    "Detector",
     "DetectionNetwork",
     "Equivalence",
     "FeatureExtractor",
@@ -73,6 +77,7 @@ __all__ = [
     "create_model",
     "create_segmenter",
     "depthwise_conv2d",
+    "export_detector",
     "export_model",
     "export_segmenter",
     "infer_architecture",

@@ -28,7 +28,7 @@ from replk_jax.vision.base_preprocessing import BasePreprocessing
 
 Entry = Pretrained | PretrainedComposite
 _COMPOSITES: tuple[PretrainedComposite, ...] = (*PRETRAINED_SEGMENTERS, *PRETRAINED_DETECTORS)
-_ALL: tuple[Entry, ...] = (*PRETRAINED, *_COMPOSITES)
+ALL: tuple[Entry, ...] = (*PRETRAINED, *_COMPOSITES)
 
 
 def list_pretrained(pattern: str = "*") -> list[str]:
@@ -45,7 +45,7 @@ def list_pretrained(pattern: str = "*") -> list[str]:
     patterns = spelling(pattern), spelling(f"{pattern}.*")
     matching = [
         entry.tag
-        for entry in _ALL
+        for entry in ALL
         if any(fnmatch.fnmatch(spelling(entry.tag), wanted) for wanted in patterns)
     ]
     return matching or [entry.tag for entry in _named(pattern)]
@@ -180,18 +180,18 @@ def _has_tag(name: str) -> bool:
 
 def _by_tag(name: str) -> Entry | None:
     tag = spelling(re.sub(r"^(hf[-_]hub:)?timm/", "", name, flags=re.IGNORECASE))
-    return next((entry for entry in _ALL if spelling(entry.tag) == tag), None)
+    return next((entry for entry in ALL if spelling(entry.tag) == tag), None)
 
 
 def _file_names() -> dict[str, Entry]:
-    return {file.name: entry for entry in _ALL for file in entry.files if file.name}
+    return {file.name: entry for entry in ALL for file in entry.files if file.name}
 
 
 def _hint(name: str) -> str:
     """The models and tags closest to an unknown name, or how to list them."""
     known = {model: model for model in ARCHITECTURES}
     known |= {composite: composite for composite in (*SEGMENTERS, *DETECTORS)}
-    known |= {entry.tag: entry.tag for entry in _ALL}
+    known |= {entry.tag: entry.tag for entry in ALL}
     known |= {file: entry.tag for file, entry in _file_names().items()}
     by_lower_case = {key.lower(): suggestion for key, suggestion in known.items()}
     close = difflib.get_close_matches(name.lower(), by_lower_case)

@@ -124,7 +124,7 @@ def test_names_are_known_by_any_ending_and_with_a_hash(path, name):
     "path",
     [
         "RepLKNet-31B_ImageNet-1K.pth",
-        "RepLKNet-31B_ImageNet-22K_CascMaskRCNN_COCO.pth",
+        "RepLKNet-31B_ImageNet-22K_MaskRCNN_COCO.pth",
         "my_RepLKNet-31B_ImageNet-1K_224.pth",
         "RepVGG-B2g2-train.pth",
         "mobilenet_v2.pth",

@@ -14,7 +14,11 @@ from replk_jax.cli.argument_types import positive, user_path
 from replk_jax.cli.arguments import add_force, add_reading, check_output, reading
 from replk_jax.cli.divergence import warn_if_diverged
 from replk_jax.cli.text import printable
+from replk_jax.detection.network import DetectionNetwork
+from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.export import export_model
+from replk_jax.inference.detector import require_detector
+from replk_jax.inference.detector_export import export_detector
 from replk_jax.inference.segmenter import require_segmenter
 from replk_jax.inference.segmenter_export import export_segmenter
 from replk_jax.io.files import json_text, replacing
@@ -33,7 +37,8 @@ def add_parser(verbs) -> None:
         description="Writes the re-parameterized network as StableHLO with its weights, for "
         "jax.export.deserialize; and OUT.json, with its inputs and outputs, the preprocessing and "
         "the class names. The program of a segmentation network maps pixels (N, H, W, C) to "
-        "classes (N, H, W), both uint8; it slides the window of the weights over the images.",
+        "classes (N, H, W), both uint8; it slides the window of the weights over the images. That of "
+        "a detection network maps pixels to boxes, scores, classes and masks.",
     )
     export.add_argument(
         "weights", type=user_path, help="a PyTorch checkpoint, or what convert or train wrote"
@@ -90,6 +95,8 @@ def _export(arguments: argparse.Namespace) -> None:
     warn_if_diverged(network)
     if isinstance(network.model, SegmentationNetwork) and not arguments.logits:
         program = _segmentation_program(network, arguments)
+    elif isinstance(network.model, DetectionNetwork) and not arguments.logits:
+        program = _detection_program(network, arguments)
     elif arguments.logits and not isinstance(network.model, SegmentationNetwork):
         raise ValueError("--logits is for segmentation networks; others are written as they are.")
     else:
@@ -145,6 +152,26 @@ def _segmentation_program(
         )
     return export_segmenter(
         require_segmenter(network.model.clone(dtype=jnp.dtype(arguments.dtype))),
+        network.variables,
+        protocol,
+        image_size=image_size,
+        **_platform(arguments),
+    )
+
+
+def _detection_program(network: Checkpoint, arguments: argparse.Namespace) -> jax.export.Exported:
+    """A detection network with all from the normalisation to the objects."""
+    protocol = network.preprocessing
+    if not isinstance(protocol, DetectionProtocol):
+        raise ValueError(
+            f"{arguments.weights} does not record how its images are prepared: name a published "
+            "checkpoint of the same preprocessing with --like."
+        )
+    image_size = _image_size(arguments)
+    if image_size is None:
+        raise _needs_a_size(arguments)
+    return export_detector(
+        require_detector(network.model.clone(dtype=jnp.dtype(arguments.dtype))),
         network.variables,
         protocol,
         image_size=image_size,

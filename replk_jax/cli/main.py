@@ -8,12 +8,22 @@ from typing import Any
 
 import jax
 
-from replk_jax.cli import bench, convert, export, features, inspect, models, predict, segment
+from replk_jax.cli import (
+    bench,
+    convert,
+    detect,
+    export,
+    features,
+    inspect,
+    models,
+    predict,
+    segment,
+)
 from replk_jax.cli.clean_exit import is_output_error
 from replk_jax.cli.text import message
 from replk_jax.io.text import escape_unencodable_output
 
-_VERBS = (models, inspect, convert, predict, segment, features, export, bench)
+_VERBS = (models, inspect, convert, predict, segment, detect, features, export, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,19 +7,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from replk_jax import pretrained
 from replk_jax.cli.argument_types import positive
 from replk_jax.models import create_model, list_models
+from replk_jax.detection.pretrained_table import PretrainedDetector
+from replk_jax.detection.registry import create_detector, find_detector, list_detectors
+from replk_jax.detection.table import DETECTORS
 from replk_jax.models.aliases import spelling
-from replk_jax.models.pretrained_table import PRETRAINED, Pretrained, PublishedFile
+from replk_jax.models.composite import CompositeNetwork
+from replk_jax.models.pretrained_table import Pretrained, PublishedFile
 from replk_jax.models.registry import resolve_name
 from replk_jax.models.summary import Summary, summary
-from replk_jax.segmentation.pretrained_table import PRETRAINED_SEGMENTERS, PretrainedSegmenter
+from replk_jax.segmentation.pretrained_table import PretrainedSegmenter
 from replk_jax.segmentation.registry import create_segmenter, find_segmenter, list_segmenters
 from replk_jax.segmentation.table import SEGMENTERS
 
 _EXPLANATION = """\
 Multiply-adds (MACs) of the merged convolutions for one image, as the papers count them. Top-1 is
 the published accuracy on ImageNet-1K at that size, in per cent: of the model's first checkpoint in
---pretrained, or (*) of a model that was published without weights. Segmenters come last; their
-parameters before merging include the auxiliary head."""
+--pretrained, or (*) of a model that was published without weights. Segmenters and detectors come
+last; the parameters of a segmenter before merging include the auxiliary head."""
 
 
 def add_parser(verbs) -> None:
@@ -31,7 +35,8 @@ def add_parser(verbs) -> None:
     choice.add_argument(
         "--image-size",
         type=positive,
-        help="pixels (that of the published accuracy, else 224; that of a segmenter's tests)",
+        help="pixels (that of the published accuracy, else 224; that of the published tests of a "
+        "segmenter or detector)",
     )
     choice.add_argument(
         "--pretrained",
@@ -44,31 +49,36 @@ def add_parser(verbs) -> None:
 def _models(arguments: argparse.Namespace) -> None:
     if arguments.pretrained:
         _list_checkpoints(arguments.name)
-    elif arguments.name and (segmenter := _segmenter(arguments.name)):
-        print(summary(create_segmenter(segmenter), _segmenter_size(segmenter, arguments)))
+    elif arguments.name and (composite := _composite(arguments.name)):
+        print(summary(_create(composite), _composite_size(composite, arguments)))
     elif arguments.name:
         model = create_model(arguments.name)
         size = arguments.image_size or _usual_size(pretrained.published_accuracy(arguments.name))
         print(summary(model, size))
     else:
         _list_models(arguments.image_size)
-        _list_segmenters(arguments)
+        _list_composites(list_segmenters(), arguments)
+        _list_composites(list_detectors(), arguments)
         print(_EXPLANATION)
 
 
-def _segmenter(name: str) -> str | None:
-    """The segmenter with a name; None without one.
+def _composite(name: str) -> str | None:
+    """The segmenter or detector with a name; None without one.
 
     Raises:
-      ValueError: the name is close to that of a segmenter.
+      ValueError: the name is close to that of one.
     """
-    if segmenter := find_segmenter(name):
-        return segmenter
-    close = difflib.get_close_matches(spelling(name), map(spelling, list_segmenters()), cutoff=0.75)
-    if close:
-        names = " or ".join(repr(find_segmenter(match)) for match in close)
+    if composite := find_segmenter(name) or find_detector(name):
+        return composite
+    known = {spelling(each): each for each in (*list_segmenters(), *list_detectors())}
+    if close := difflib.get_close_matches(spelling(name), known, cutoff=0.75):
+        names = " or ".join(repr(known[match]) for match in close)
         raise ValueError(f"Unknown model {name!r}. Did you mean {names}?")
     return None
+
+
+def _create(composite: str) -> CompositeNetwork:
+    return create_segmenter(composite) if composite in SEGMENTERS else create_detector(composite)
 
 
 def _list_models(image_size: int | None) -> None:
@@ -80,11 +90,11 @@ def _list_models(image_size: int | None) -> None:
         print(f"{name:30}{_figures(counts)}{size:7}{_accuracy(published, size)}", flush=True)
 
 
-def _list_segmenters(arguments: argparse.Namespace) -> None:
+def _list_composites(names: Iterable[str], arguments: argparse.Namespace) -> None:
     print()
-    for name in list_segmenters():
-        height, width = _segmenter_size(name, arguments)
-        counts = summary(create_segmenter(name), (height, width))
+    for name in names:
+        height, width = _composite_size(name, arguments)
+        counts = summary(_create(name), (height, width))
         print(f"{name:48}{_figures(counts)}{f'{height}x{width}':>11}", flush=True)
 
 
@@ -92,10 +102,11 @@ def _figures(counts: Summary) -> str:
     return f"{counts.training.parameters:13,}{counts.merged.parameters:13,}{counts.paper_flops:19,}"
 
 
-def _segmenter_size(name: str, arguments: argparse.Namespace) -> tuple[int, int]:
+def _composite_size(name: str, arguments: argparse.Namespace) -> tuple[int, int]:
     """(height, width): what the user asks for, or that at which the network is tested."""
     side = arguments.image_size
-    return (side, side) if side else SEGMENTERS[name].image_size
+    known = SEGMENTERS[name] if name in SEGMENTERS else DETECTORS[name]
+    return (side, side) if side else known.image_size
 
 
 def _usual_size(published: pretrained.Accuracy | None) -> int:
@@ -110,23 +121,25 @@ def _accuracy(published: pretrained.Accuracy | None, size: int) -> str:
 
 def _list_checkpoints(name: str | None) -> None:
     if name is None:
-        _print_tables(PRETRAINED, PRETRAINED_SEGMENTERS)
+        _print_tables(pretrained.ALL)
         return
-    known = _segmenter(name) or resolve_name(name)
+    known = _composite(name) or resolve_name(name)
     entries = pretrained.entries_of(known)
     if not entries:
         print(f"No checkpoint of {known} was published.")
-    _print_tables(
-        [entry for entry in entries if isinstance(entry, Pretrained)],
-        [entry for entry in entries if isinstance(entry, PretrainedSegmenter)],
-    )
+    _print_tables(entries)
 
 
-def _print_tables(entries: Sequence[Pretrained], segmenters: Sequence[PretrainedSegmenter]) -> None:
-    if entries:
-        print("\n".join(_table_of(entries)))
+def _print_tables(entries: Sequence[pretrained.Entry]) -> None:
+    classifiers = [entry for entry in entries if isinstance(entry, Pretrained)]
+    segmenters = [entry for entry in entries if isinstance(entry, PretrainedSegmenter)]
+    detectors = [entry for entry in entries if isinstance(entry, PretrainedDetector)]
+    if classifiers:
+        print("\n".join(_table_of(classifiers)))
     if segmenters:
         print("\n".join(_table_of_segmenters(segmenters)))
+    if detectors:
+        print("\n".join(_table_of_detectors(detectors)))
 
 
 def _table_of(entries: Iterable[Pretrained]) -> Iterator[str]:
@@ -149,6 +162,19 @@ def _table_of_segmenters(entries: Iterable[PretrainedSegmenter]) -> Iterator[str
         )
         corners = "" if entry.align_corners else "no "
         yield f"  {entry.preprocessing.in_words()}; {corners}align_corners"
+        yield from (f"  {_location(file)}" for file in entry.files)
+
+
+def _table_of_detectors(entries: Iterable[PretrainedDetector]) -> Iterator[str]:
+    """As `_table_of`, with the AP of boxes and masks on COCO, and the preprocessing."""
+    yield f"{'':44}{'box AP':>7}{'mask AP':>9}{'classes':>9}  licence"
+    for entry in entries:
+        mask_ap = "-" if entry.mask_ap is None else f"{entry.mask_ap:.1f}"
+        yield (
+            f"{entry.tag:44}{entry.box_ap:7.1f}{mask_ap:>9}{entry.num_classes:9}"
+            f"  {entry.licence or '-'}"
+        )
+        yield f"  {entry.preprocessing.in_words()}"
         yield from (f"  {_location(file)}" for file in entry.files)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from replk_jax.cli.arguments import check_output
 from replk_jax.cli.images import NamedImage
+from replk_jax.cli.picture_folder import PictureFolder, write_jpeg
 from replk_jax.io.files import replacing
 from replk_jax.vision.label_drawing import (
     IGNORED,
@@ -39,41 +39,13 @@ class Pictures:
         class_names: Sequence[str],
         palette: np.ndarray,
     ):
-        self._folder = folder
-        self._images = images
+        self._folder = PictureFolder(folder, images, (".png", "_overlay.jpg"), "segment")
         self._class_names = class_names
         self._palette = palette
 
     def check(self, force: bool) -> None:
-        """Makes the folder, and checks that all pictures can be written, before the computation.
-
-        Args:
-          force: replace pictures that are there.
-
-        Raises:
-          ValueError: two images would have the same picture, or a picture would replace an image.
-          FileExistsError: a picture is there already, and `force` is not set.
-          OSError: a folder cannot be made.
-        """
-        sources: dict[Path, NamedImage] = {}
-        inputs = {_resolved(image.image) for image in self._images} - {None}
-        for image in self._images:
-            for path in self._paths(image):
-                other = sources.setdefault(path, image)
-                if other is not image:
-                    raise ValueError(
-                        f"{other.name} and {image.name} would both be written to {path}: segment "
-                        "them in two runs with different folders."
-                    )
-                if path.resolve() in inputs:
-                    raise ValueError(
-                        f"{path} is an image to segment, which its own picture would replace: "
-                        "name another folder."
-                    )
-        for folder in {self._folder, *(path.parent for path in sources)}:
-            folder.mkdir(parents=True, exist_ok=True)
-        for path in sources:
-            check_output(path, force)
+        """See `PictureFolder.check`."""
+        self._folder.check(force)
 
     def write(
         self, image: NamedImage, pixels: np.ndarray, classes: np.ndarray
@@ -88,14 +60,10 @@ class Pictures:
         Returns:
           The paths of the class map and of the overlay.
         """
-        index_path, overlay_path = self._paths(image)
+        index_path, overlay_path = self._folder.paths(image)
         with replacing(index_path) as file:
             file.write(index_png(classes, self._palette))
-        picture = Image.fromarray(self._overlay(pixels, classes))
-        encoded = io.BytesIO()
-        picture.save(encoded, "JPEG", quality=92, subsampling=0)
-        with replacing(overlay_path) as file:
-            file.write(encoded.getvalue())
+        write_jpeg(overlay_path, self._overlay(pixels, classes))
         return index_path, overlay_path
 
     def _overlay(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -113,11 +81,6 @@ class Pictures:
         size = max(14, picture.shape[1] // 64)
         return with_legend(picture, labels, self._palette, font_size=size)
 
-    def _paths(self, image: NamedImage) -> tuple[Path, Path]:
-        """Of the class map and the overlay."""
-        place = self._folder / image.place
-        return place.with_name(f"{place.stem}.png"), place.with_name(f"{place.stem}_overlay.jpg")
-
 
 def index_png(classes: np.ndarray, palette: np.ndarray) -> bytes:
     """A PNG with 8 bits per pixel whose values are the classes, in the colours of the palette.
@@ -134,10 +97,6 @@ def index_png(classes: np.ndarray, palette: np.ndarray) -> bytes:
     encoded = io.BytesIO()
     image.save(encoded, "PNG")
     return encoded.getvalue()
-
-
-def _resolved(image: object) -> Path | None:
-    return Path(image).resolve() if isinstance(image, (str, Path)) else None
 
 
 def _percentage(share: float) -> str:

@@ -87,9 +87,7 @@ def official_names(heads: Mapping[str, Any]) -> dict[str, Any]:
     known = _MODULES[_kind(named)]
     surplus = [name for name in named if not known.fullmatch(name.rpartition(".")[0])]
     if surplus:
-        raise ValueError(
-            f"it has tensors of no supported detector, {brief(surplus)}. {_SUPPORTED}"
-        )
+        raise ValueError(f"it has tensors of no supported detector, {brief(surplus)}. {_SUPPORTED}")
     return named
 
 
@@ -145,7 +143,8 @@ def infer_model(
     common = {"backbone": backbone, "deploy": backbone.deploy}
     if kind is SingleStageDetector:
         head = _infer_fcos(shapes, settings.get("bbox_head", {}))
-        neck = neck.clone(num_outputs=_count(shapes, r"bbox_head\.scales\.(\d+)\."))
+        if not neck.extra_convs:
+            neck = neck.clone(num_outputs=_count(shapes, r"bbox_head\.scales\.(\d+)\."))
         network = SingleStageDetector(
             **common, neck=neck, bbox_head=head, num_classes=num_classes(heads)
         )
@@ -197,11 +196,15 @@ def _infer_neck(
 
 
 def _infer_fcos(shapes: Shapes, settings: Mapping[str, Any]) -> FCOSHead:
-    return FCOSHead(
-        **settings,
-        channels=shapes.kernel("bbox_head.conv_cls.weight")[1],
-        num_convs=_count(shapes, r"bbox_head\.cls_convs\.(\d+)\."),
-    )
+    channels = shapes.kernel("bbox_head.conv_cls.weight")[1]
+    groups = settings.get("num_groups", FCOSHead.num_groups)
+    if channels % groups:
+        raise ValueError(
+            f"its bbox_head has {channels} channels, which do not make {groups} groups of a group "
+            "norm: pass a model with the num_groups."
+        )
+    count = _count(shapes, r"bbox_head\.cls_convs\.(\d+)\.")
+    return FCOSHead(**settings, channels=channels, num_convs=count)
 
 
 def _infer_rpn_head(shapes: Shapes, settings: Mapping[str, Any]) -> RPNHead:

@@ -35,9 +35,7 @@ def read_backbone(model: Mapping[str, Any]) -> dict[str, Any]:
         return settings
     usual = USUAL_STRIDES[kind]
     strides = whole_numbers({"strides": usual, **_given(backbone)}, "strides")
-    dilations = whole_numbers(
-        {"dilations": (1,) * len(strides), **_given(backbone)}, "dilations"
-    )
+    dilations = whole_numbers({"dilations": (1,) * len(strides), **_given(backbone)}, "dilations")
     replaced = [dilation for dilation, ours in zip(strides, usual, strict=False) if dilation > ours]
     if len(strides) != len(usual) or replaced:
         raise ValueError(f"strides={strides} of a {kind} cannot be represented")

@@ -81,8 +81,7 @@ def _fcos(head: Mapping[str, Any], test: Mapping[str, Any]) -> Settings:
     if type_name(head) != "FCOSHead":
         raise unexpected("the type of bbox_head", type_name(head), "FCOSHead")
     fields: Settings = {
-        name: flag(head, name)
-        for name in ("norm_on_bbox", "center_sampling", "centerness_on_reg")
+        name: flag(head, name) for name in ("norm_on_bbox", "center_sampling", "centerness_on_reg")
     }
     if head.get("center_sample_radius") is not None:
         fields["center_radius"] = float(number(head, "center_sample_radius"))

@@ -18,7 +18,10 @@ _HEADS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("RepPointsHead", r"bbox_head\.reppoints_"),
         ("CenterNetHead", r"bbox_head\.(?:heatmap|wh|offset)_head\."),
         ("SSDHead", r"bbox_head\.(?:cls|reg)_convs\.\d+\.\d+\."),
-        ("a DETR head", r"bbox_head\.(?:transformer|cls_branches|reg_branches|fc_cls|input_proj)\."),
+        (
+            "a DETR head",
+            r"bbox_head\.(?:transformer|cls_branches|reg_branches|fc_cls|input_proj)\.",
+        ),
         ("a box head of mmdetection 1", r"bbox_head\.(?:\d+\.)?shared_(?:fcs|convs)\."),
         ("HTCRoIHead", r"roi_head\.(?:semantic_head|semantic_roi_extractor)\."),
         ("MaskScoringRoIHead", r"roi_head\.mask_iou_head\."),

@@ -110,8 +110,9 @@ def _eroded(mask: np.ndarray, steps: int) -> np.ndarray:
 
 def _corners(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
     """The first and the last column and row of a box, within the image."""
-    x1, y1 = (int(min(max(np.floor(v), 0), most - 1)) for v, most in zip(box[:2], (width, height)))
-    x2, y2 = (int(min(max(np.ceil(v) - 1, 0), most - 1)) for v, most in zip(box[2:], (width, height)))
+    last = np.array([width, height]) - 1
+    x1, y1 = np.clip(np.floor(box[:2]), 0, last).astype(int).tolist()
+    x2, y2 = np.clip(np.ceil(box[2:]) - 1, 0, last).astype(int).tolist()
     return x1, y1, max(x1, x2), max(y1, y2)
 
 
@@ -130,12 +131,12 @@ def _label(
     text_width, text_height = right - left + 2 * gap, lower - upper + 2 * gap
     x = max(0, min(x, int(width - text_width)))
     y = top - text_height if top >= text_height else top
-    draw.rectangle(
-        (x, y, x + text_width - 1, y + text_height - 1), fill=tuple(colour.tolist())
-    )
+    draw.rectangle((x, y, x + text_width - 1, y + text_height - 1), fill=tuple(colour.tolist()))
     # The weights of red, green and blue in the lightness of ITU-R BT.601.
     is_light = float(np.dot(colour, (0.299, 0.587, 0.114))) > 140
-    draw.text((x + gap - left, y + gap - upper), text, fill=_DARK if is_light else _LIGHT, font=font)
+    draw.text(
+        (x + gap - left, y + gap - upper), text, fill=_DARK if is_light else _LIGHT, font=font
+    )
 
 
 def _check(
@@ -147,8 +148,7 @@ def _check(
 ) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ValueError(
-            "an image under boxes is uint8 (H, W, 3) or (H, W, 1); "
-            f"got {image.dtype} {image.shape}"
+            f"an image under boxes is uint8 (H, W, 3) or (H, W, 1); got {image.dtype} {image.shape}"
         )
     count = len(labels)
     if boxes.shape != (count, 4) or colours.shape != (count, 3) or colours.dtype != np.uint8:

@@ -1,0 +1,206 @@
+"""Objects in images: `Detector`, its export, and python -m replk_jax detect."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import replk_jax
+from replk_jax.checkpoint import Checkpoint, save
+from replk_jax.detection.fpn import FPN
+from replk_jax.detection.padding import blank_padding
+from replk_jax.detection.pasting import paste_mask
+from replk_jax.detection.protocol import DetectionProtocol
+from replk_jax.detection.roi_heads import StandardRoIHead
+from replk_jax.detection.rpn import RPNHead
+from replk_jax.detection.two_stage import TwoStageDetector
+from replk_jax.inference.detector import Detector
+from replk_jax.inference.detector_export import export_detector
+from replk_jax.vision.base_preprocessing import normalize
+from replk_jax.vision.run_lengths import compressed_run_lengths
+from tests.cli.test_images import run
+from tests.helpers import TINY, random_variables
+from tests.vision.test_images import picture
+
+pytestmark = pytest.mark.usefixtures("quick_compilation_of_module", "printed_warnings")
+
+NAMES = ("cat", "dog", "cow")
+PROTOCOL = DetectionProtocol((96, 64), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A Mask R-CNN that is sure of a few objects."""
+    backbone = replk_jax.create_model(TINY, num_classes=None, features_only=True)
+    head = StandardRoIHead(
+        box_size=3, box_fcs=1, box_fc_channels=8, mask_size=3, mask_convs=1, mask_channels=4,
+        score_threshold=0.01, max_detections=6,
+    )  # fmt: skip
+    model = TwoStageDetector(
+        backbone=backbone,
+        num_classes=3,
+        neck=FPN(channels=8),
+        rpn_head=RPNHead(channels=4, test_pre_nms=50, test_post_nms=20),
+        roi_head=head,
+    )
+    return model, random_variables(model)
+
+
+@pytest.fixture(scope="module")
+def detector(network):
+    return Detector(*network, PROTOCOL, NAMES, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def weights(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save(path, Checkpoint(*network, PROTOCOL, NAMES))
+    return path
+
+
+def images():
+    """Two wide ones and a high one, of different sizes."""
+    return [picture(150, 90, seed=0), picture(50, 80, seed=1), picture(120, 60, seed=2)]
+
+
+def test_objects(network, detector):
+    """Those of the network itself, image by image; in pixels of the images."""
+    model, variables = network
+    found = detector(images(), masks=True)
+    for image, result in zip(images(), found, strict=True):
+        height, width, _ = image.shape
+        resized = PROTOCOL.pixels(image)
+        bucket = (64, 96) if width > height else (96, 64)
+        padding = [(0, bucket[i] - resized.shape[i]) for i in range(2)]
+        x = normalize(jnp.pad(resized, [*padding, (0, 0)])[None], PROTOCOL.mean, PROTOCOL.std)
+        sizes = jnp.array([resized.shape[:2]])
+        scales = PROTOCOL.scale_factors(height, width)[None]
+        x = blank_padding(x, sizes)
+        assert (np.asarray(x)[0, resized.shape[0] :] == 0).all()
+        wanted = model.apply(variables, x, sizes=sizes, scales=scales)
+        count = int(wanted.count[0])
+        assert count >= 2
+        assert len(result.boxes) == len(result.names) == count
+        # The detector runs the merged network.
+        np.testing.assert_allclose(result.boxes, wanted.boxes[0, :count], atol=1e-2)
+        np.testing.assert_allclose(result.scores, wanted.scores[0, :count], atol=1e-4)
+        np.testing.assert_array_equal(result.classes, wanted.classes[0, :count])
+        assert result.names == tuple(NAMES[index] for index in result.classes)
+        assert (result.boxes >= 0).all()
+        assert (result.boxes <= [width, height, width, height]).all()
+        assert result.masks.shape == (count, height, width)
+        box = np.asarray(wanted.boxes[0, 0])
+        pasted = paste_mask(np.asarray(wanted.masks[0, 0]), box, (height, width))
+        assert (result.masks[0] != pasted).mean() < 0.01
+
+
+def test_compilations(detector):
+    """Two shapes, and batches of one and of two, however many sizes the images have."""
+    detector([picture(40 + 7 * i, 90 - 5 * i, seed=i) for i in range(9)])
+    assert detector._program.compilations <= 4
+
+
+def test_threshold_and_masks(detector):
+    (every,) = detector(images()[0])
+    assert every.masks is None
+    limit = float(every.scores[1])
+    (few,) = detector(images()[0], threshold=limit)
+    assert len(few.scores) == np.count_nonzero(every.scores > limit)
+    assert detector([]) == []
+
+
+def test_values_that_are_not_finite(network):
+    model, variables = network
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, variables)
+    with pytest.raises(ValueError, match=r"features of 1 of 1 images are not finite"):
+        Detector(model, broken, PROTOCOL)(images()[0])
+
+
+def test_other_arguments(network, weights):
+    model, variables = network
+    with pytest.raises(ValueError, match="takes a detection network; got a RepLKNet"):
+        Detector(replk_jax.create_model(TINY), {}, PROTOCOL)
+    with pytest.raises(ValueError, match="takes a DetectionProtocol; got a Preprocessing"):
+        Detector(model, variables, replk_jax.Preprocessing(32))
+    with pytest.raises(ValueError, match="3 classes; got 1 names"):
+        Detector(model, variables, PROTOCOL, ["cat"])
+    with pytest.raises(ValueError, match="preprocessing is unknown"):
+        Detector(model, variables, None)
+    assert Detector.from_file(weights).class_names == NAMES
+
+
+def test_export(network, detector):
+    """The program is the detector, for images that need no resizing."""
+    program = export_detector(*network, PROTOCOL, image_size=(60, 90), batch_size=1)
+    program = jax.export.deserialize(bytearray(program.serialize()))
+    image = picture(90, 60, seed=3)
+    assert image.shape == (60, 90, 3)
+    assert PROTOCOL.resized_size(60, 90) == (64, 96)
+    protocol = DetectionProtocol((90, 60), mean=PROTOCOL.mean, std=PROTOCOL.std)
+    (wanted,) = Detector(*network, protocol, NAMES)(image)
+    found = jax.jit(program.call)(image[None])
+    count = int(found["count"][0])
+    assert count == len(wanted.boxes)
+    np.testing.assert_allclose(found["boxes"][0, :count], wanted.boxes, atol=1e-2)
+    np.testing.assert_allclose(found["scores"][0, :count], wanted.scores, atol=1e-4)
+    np.testing.assert_array_equal(found["classes"][0, :count], wanted.classes)
+    assert found["masks"].shape == (1, 6, 6, 6)
+
+
+# --- The command line ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, image in zip(("000000000139", "12", "7"), images(), strict=True):
+        Image.fromarray(image).save(folder / f"{name}.png")
+    return folder
+
+
+def test_command(weights, folder, tmp_path, capsys):
+    output, results = tmp_path / "out", tmp_path / "results.json"
+    options = ["--weights", weights, "--output", output, "--json", results, "--threshold", 0.1]
+    status, out, err = run(capsys, "detect", folder, *options, "--batch-size", 2)
+    assert (status, err) == (0, f"preprocessing: {PROTOCOL.in_words()}\n")
+    listed = json.loads(results.read_text())
+    detector = Detector.from_file(weights)
+    wanted = []
+    for path in sorted(folder.iterdir()):
+        (found,) = detector(path, threshold=0.1, masks=True)
+        drawn = output / f"{path.stem}_objects.jpg"
+        assert f"{path} -> {drawn}" in out
+        with Image.open(drawn) as opened, Image.open(path) as original:
+            assert opened.size == original.size
+        for box, score, index, mask in zip(
+            found.boxes, found.scores, found.classes, found.masks, strict=True
+        ):
+            x1, y1, x2, y2 = box.tolist()
+            wanted.append({
+                "image_id": int(path.stem), "category_id": index + 1, "score": score,
+                "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": compressed_run_lengths(mask),
+                "category": NAMES[index], "image": str(path),
+            })  # fmt: skip
+    assert len(listed) == len(wanted) > 2
+    for ours, theirs in zip(listed, wanted, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ("image_id", "category_id", "category", "image"):
+            assert ours[name] == theirs[name]
+        np.testing.assert_allclose(ours["bbox"], theirs["bbox"], atol=1e-2)
+        np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-4)
+    status, _, err = run(capsys, "detect", folder, *options)
+    assert status == 2
+    assert "--force" in err
+
+
+def test_images_that_cannot_be_read(weights, folder, capsys):
+    """They are left out, and ids are positions where a name is no number."""
+    (folder / "broken.png").write_bytes(b"no image")
+    status, out, err = run(capsys, "detect", folder, "--weights", weights, "--threshold", 0.99)
+    assert status == 1
+    assert "broken.png" in err
+    assert "no objects" in out
