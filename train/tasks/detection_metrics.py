@@ -11,9 +11,11 @@ import numpy as np
 from replk_jax.detection.pasting import paste_mask
 from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.detection.structures import Detections
+from replk_jax.vision.images import ImageError
 from train.data import coco_masks
 from train.engine import parallel
 from train.engine.task import Batch, Metrics, Table
+from train.errors import RunError
 from train.tasks.coco_evaluation import AveragePrecision, Kind, evaluate
 from train.tasks.padded_images import normalized
 
@@ -39,7 +41,23 @@ def average_precision(
       masks: whether masks are evaluated too.
       library: see `coco_evaluation.evaluate`.
     """
-    read_truth = functools.cache(truth)
+
+    @functools.cache
+    def read_truth() -> Truth | None:
+        """The truth in the main process, None in others. All processes call this together.
+
+        Raises:
+          RunError: it cannot be read.
+        """
+
+        def read() -> Truth | None:
+            try:
+                return truth() if parallel.is_main_process() else None
+            except ImageError as error:
+                raise RunError(f"The masks to compare with cannot be read: {error}") from error
+
+        return parallel.on_all_processes(read)
+
     kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
 
     def inputs(batch: Batch) -> jax.Array:
@@ -65,7 +83,7 @@ def average_precision(
         }
 
     def add(total: "CollectedDetections | None", more: Any) -> CollectedDetections:
-        collected = total or CollectedDetections(read_truth, kinds, library)
+        collected = total or CollectedDetections(read_truth(), kinds, library)
         collected.add(more)
         return collected
 
@@ -100,7 +118,7 @@ class CollectedDetections:
     """The detections of a number of images, in COCO's result format, in the main process.
 
     Args:
-      truth: see `average_precision`.
+      truth: as in COCO's annotation files; None in other processes.
       kinds: to evaluate.
       library: see `coco_evaluation.evaluate`.
 
@@ -108,7 +126,7 @@ class CollectedDetections:
       finite: whether all outputs of the network are, for all images.
     """
 
-    def __init__(self, truth: Callable[[], Truth], kinds: Sequence[Kind], library: str):
+    def __init__(self, truth: Truth | None, kinds: Sequence[Kind], library: str):
         self._truth, self._kinds, self._library = truth, kinds, library
         self._detected: list[dict[str, Any]] = []
         self._images: set[int] = set()
@@ -123,10 +141,10 @@ class CollectedDetections:
             that do not count; and `finite`, bool (N,).
         """
         self.finite &= bool((batch["finite"] | ~batch["mask"]).all())
-        if not parallel.is_main_process():
-            return
         self.__dict__.pop("results", None)
-        category_ids = [category["id"] for category in self._truth()["categories"]]
+        if self._truth is None:
+            return
+        category_ids = [category["id"] for category in self._truth["categories"]]
         for i in np.flatnonzero(batch["mask"]):
             image_id = int(batch["image_id"][i])
             self._images.add(image_id)
@@ -140,18 +158,25 @@ class CollectedDetections:
         """The result for each kind, the same in all processes, which must all ask for it.
 
         Only images that were added count; one that cannot be read does not lower the scores.
+
+        Raises:
+          RunError: the truth makes no sense, or the library is not installed.
         """
 
         def computed() -> dict[str, Any]:
-            truth = dict(self._truth())
+            assert self._truth is not None  # this is the main process
+            truth = dict(self._truth)
             truth["images"] = [row for row in truth["images"] if row["id"] in self._images]
             truth["annotations"] = [
                 row for row in truth["annotations"] if row["image_id"] in self._images
             ]
-            results = {
-                kind: evaluate(truth, self._detected, kind, library=self._library)
-                for kind in self._kinds
-            }
+            try:
+                results = {
+                    kind: evaluate(truth, self._detected, kind, library=self._library)
+                    for kind in self._kinds
+                }
+            except ValueError as error:
+                raise RunError(f"Average precision cannot be computed: {error}") from error
             return {kind: [of.summary, of.by_category] for kind, of in results.items()}
 
         found = parallel.by_main_process(computed)

@@ -13,12 +13,14 @@ import pytest
 from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.detection.structures import Detections
 from replk_jax.models.network import Network
+from replk_jax.vision.images import ImageError
 from tests import reference_data
 from tests.helpers import data_mesh
 from train.data import coco_masks
 from train.engine import parallel
 from train.engine.evaluation import Evaluator
 from train.engine.step_programs import StepPrograms
+from train.errors import RunError
 from train.tasks.detection_losses import DetectionLoss
 from train.tasks.detection_metrics import average_precision, coco_results
 
@@ -138,9 +140,22 @@ def test_nothing_to_be_found():
     assert np.isnan(scores["AP"])
 
 
+def test_a_truth_that_makes_no_sense():
+    detections = padded([[]], 4, np.zeros((1, 4, 28, 28), np.float32))
+    metrics = metrics_of(masks=True)
+    with pytest.raises(RunError, match="image 7 has no segmentation"):
+        metrics.scores(metrics.add(None, batch_of(detections, [7])), 1)
+
+    def unreadable():
+        raise ImageError("a.png is damaged.")
+
+    metrics = average_precision(unreadable, PROTOCOL, masks=True, library="faster_coco_eval")
+    with pytest.raises(RunError, match=r"cannot be read: a\.png is damaged"):
+        metrics.add(None, batch_of(detections, [7]))
+
+
 def test_masks_are_pasted_into_their_boxes():
     """The left half of a box is an object; half of the cells are."""
-    half = {"size": [HEIGHT, WIDTH]}
     bitmap = np.zeros((HEIGHT, WIDTH), bool)
     bitmap[5:35, 10:20] = True
     truth = copy.deepcopy(TRUTH)
@@ -161,7 +176,6 @@ def test_masks_are_pasted_into_their_boxes():
         coco_masks.to_bitmap(result["segmentation"], HEIGHT, WIDTH), bitmap
     )
     assert (result["class"], result["score"], result["bbox"]) == (0, 0.9, BOX)
-    assert half["size"] == result["segmentation"]["size"]
 
 
 class Brightest(Network, kw_only=True):
