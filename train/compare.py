@@ -42,6 +42,7 @@ _IGNORED = (
     "mesh",
     "model.remat",
     "profile",
+    "test.library",
     "test.pictures",
     "wandb",
 )

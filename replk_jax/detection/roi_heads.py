@@ -297,7 +297,9 @@ class RoIHead(NetworkPart, kw_only=True):
             outputs += self._score(index, pyramid, strides, boxes)
         if self.masks:
             features = self._extract(pyramid, strides, boxes, self.mask_size)
-            outputs += [head(features) for head in self.mask_heads]
+            for head in self.mask_heads:
+                logits = head(features)
+                outputs.append(logits.reshape(*boxes.shape[:2], *logits.shape[1:]))
         return outputs
 
     def _score(

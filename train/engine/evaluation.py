@@ -59,6 +59,9 @@ class Evaluator:
         def predict(network: Network, variables: Variables, batch: Batch) -> Any:
             return metrics.predict(partial(network.apply, variables), batch)
 
+        def checked(network: Network, variables: Variables, batch: Batch, predictions: Any) -> Any:
+            return metrics.checked(partial(network.apply, variables), batch, predictions)
+
         def totals(predictions: Any, batch: Batch) -> _Totals:
             return _Totals(batch["mask"].sum(), metrics.statistics(predictions, batch))
 
@@ -66,7 +69,7 @@ class Evaluator:
             def evaluate(variables: Variables, batch: Batch) -> tuple[_Totals, jax.Array]:
                 # One program for both results: `largest_output` needs no compilation of its own.
                 predictions = predict(network, variables, batch)
-                largest = _largest(metrics.checked(predictions), batch["mask"])
+                largest = _largest(checked(network, variables, batch, predictions), batch["mask"])
                 return totals(predictions, batch), largest
 
             return compiled(evaluate, replicated, sharded)
@@ -75,7 +78,9 @@ class Evaluator:
             expected = predict(precise, variables, batch)
             actual = predict(merged, merged_variables, batch)
             differences = jax.tree.map(
-                jnp.subtract, metrics.checked(actual), metrics.checked(expected)
+                jnp.subtract,
+                checked(merged, merged_variables, batch, actual),
+                checked(precise, variables, batch, expected),
             )
             difference = _largest(differences, batch["mask"])
             structures = {"training": totals(expected, batch), "merged": totals(actual, batch)}

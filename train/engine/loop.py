@@ -9,7 +9,6 @@ import jax
 from ml_collections import ConfigDict
 
 from replk_jax.io.files import replace_json
-from replk_jax.models.summary import planned_memory
 from train.engine import config as configuration
 from train.engine import parallel
 from train.engine.checkpoints import Checkpoints
@@ -17,6 +16,7 @@ from train.engine.evaluation import require_finite_scores
 from train.engine.interruption import Interrupted, Interruption
 from train.engine.setup import Setup, set_up
 from train.engine.step import StepMetrics, TrainState
+from train.engine.step_programs import StepPrograms
 from train.engine.task import TaskKind
 from train.engine.workdir import locked
 from train.errors import RunError
@@ -136,9 +136,8 @@ class _Training:
         window = MetricWindow(setup.batch_size)
         with window.waiting():
             batch = next(batches)
-        compiled = setup.step.lower(state, batch).compile()
-        memory = planned_memory(compiled) / 2**30
-        self._reporter.say(f"A step takes up to {memory:.2f} GiB of memory on each device.")
+        programs = StepPrograms(setup.step, self._reporter.say)
+        program = programs(state, batch)
         # Errors and memory needs of the evaluations are found before training.
         setup.evaluations.check(state)
         self._require_finite_outputs(state, first_step)
@@ -146,7 +145,7 @@ class _Training:
         for step in range(first_step + 1, plan.total_steps + 1):
             if len(dispatched) == _MAX_DISPATCHED:
                 jax.block_until_ready(dispatched.popleft())
-            state, metrics = compiled(state, batch)
+            state, metrics = program(state, batch)
             dispatched.append(metrics)
             window.add(step, metrics)
             self._profiler.step(step, metrics)
@@ -165,6 +164,10 @@ class _Training:
             if step < plan.total_steps:
                 with window.waiting():
                     batch = next(batches)
+                known = len(programs)
+                program = programs(state, batch)
+                if len(programs) > known:  # compiling is not training
+                    window.restart_clock()
         self._checkpoints.wait()
         return state
 

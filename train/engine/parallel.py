@@ -1,5 +1,6 @@
 """Devices and processes: a mesh with the shardings of batches and of the state."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -146,6 +147,24 @@ def _failed_processes(failed: bool) -> list[int]:
     if jax.process_count() == 1:
         return [0] if failed else []
     return np.flatnonzero(multihost_utils.process_allgather(np.array(failed))).tolist()
+
+
+def by_main_process(work: Callable[[], T]) -> T:
+    """Runs `work` in the main process alone, and returns its result in all of them.
+
+    Args:
+      work: its result is JSON: numbers, also NaN, texts, None, and lists and dictionaries of these.
+
+    Raises:
+      RunError, OSError: see `on_all_processes`.
+    """
+    text = on_all_processes(lambda: json.dumps(work()) if is_main_process() else "")
+    if jax.process_count() > 1:
+        data = np.frombuffer(text.encode(), np.uint8)
+        size = int(multihost_utils.broadcast_one_to_all(np.array(data.size)))
+        sent = data if is_main_process() else np.zeros(size, np.uint8)
+        text = np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes().decode()
+    return json.loads(text)
 
 
 def one_process_at_a_time(work: Callable[[], None]) -> None:

@@ -37,6 +37,7 @@ class Forward(Protocol):
 
 
 Predict = Callable[[Callable[..., Any], Batch], Any]
+Checked = Callable[[Callable[..., Any], Batch, Any], Any]
 
 
 class Loss(Protocol):
@@ -63,6 +64,9 @@ class Loss(Protocol):
 
 class TrainingExamples(Protocol):
     """Examples to train on.
+
+    The images of a batch are called `image`. Batches may differ in their shapes, of which there
+    should be few: a step is compiled for each.
 
     Attributes:
       steps_per_epoch: whole batches in the data set.
@@ -117,17 +121,19 @@ class Metrics:
 
     Attributes:
       predict: (forward, batch) -> predictions, computed on the devices. `forward` is the network in
-        eval mode, with the arguments of `Network.__call__` without `train`; it may be called
-        several times, for crops or scales of an image for example.
+        eval mode, with the arguments of `Network.__call__` without `train`, or with `method` and
+        the arguments of that one; it may be called several times, for crops or scales of an image
+        for example.
       statistics: (predictions, batch) -> a tree of arrays of any shapes, computed on the devices.
         Usually they are sums over the examples where `mask` is True.
       scores: (statistics of all batches, number of examples) -> {name: number}. A score that is
         NaN or infinite ends the run.
       best_by: name of the score, between 0 and 1, that decides which checkpoint is the best;
         higher is better.
-      checked: predictions -> a tree of arrays (N, ...) that are finite for a network that has not
-        diverged, and of which both structures are compared. The default is all predictions. Boxes
-        after non-maximum suppression, which may swap places, are better left out.
+      checked: (forward, batch, predictions) -> a tree of arrays (N, ...), computed on the devices,
+        that are finite for a network that has not diverged, and of which both structures are
+        compared. The default is all predictions. A detector's are `Network.comparable`: boxes after
+        non-maximum suppression may swap places.
       add: (statistics of the batches so far, None at first; those of the next batch, NumPy
         arrays) -> statistics of both. The default adds them; metrics that need every example may
         collect instead.
@@ -139,7 +145,7 @@ class Metrics:
     statistics: Callable[[Any, Batch], Any]
     scores: Callable[[Any, int], dict[str, float]]
     best_by: str
-    checked: Callable[[Any], Any] = lambda predictions: predictions
+    checked: Checked = lambda forward, batch, predictions: predictions
     add: Callable[[Any, Any], Any] = add_in_64_bits
     table: Callable[[Any, int], Table] | None = None
 

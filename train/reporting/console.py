@@ -17,6 +17,11 @@ FORMATS = {
     "mIoU": "mIoU {:.2%}",
     "mAcc": "mAcc {:.2%}",
     "aAcc": "aAcc {:.2%}",
+    **{
+        f"{kind}{score}": f"{kind.replace('_', ' ')}{score.replace('_', ' ')} {{:.2%}}"
+        for kind in ("", "mask_")
+        for score in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
+    },
     "images_per_second": "{:,.1f} images/s",
     "learning_rate": "learning rate {:.3g}",
     "mfu": "MFU {:.1%}",
@@ -93,4 +98,4 @@ def table_text(table: Mapping[str, Mapping[str, float | None]]) -> str:
 
 def score_title(score: str) -> str:
     """The title of a score: "top-1" for `top1`."""
-    return FORMATS.get(score, score).partition(" ")[0]
+    return FORMATS.get(score, score).partition(" {")[0]

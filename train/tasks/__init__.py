@@ -7,10 +7,12 @@ from ml_collections import ConfigDict
 from train.engine.task import TaskKind
 from train.errors import RunError
 from train.tasks.classification import CLASSIFICATION
+from train.tasks.detection import DETECTION
 from train.tasks.segmentation import SEGMENTATION
 
 TASKS: Mapping[str, TaskKind] = {
     "classification": CLASSIFICATION,
+    "detection": DETECTION,
     "segmentation": SEGMENTATION,
 }
 

@@ -221,7 +221,7 @@ def mean_iou(labels: LabelSet, protocol: SegmentationProtocol) -> Metrics:
         statistics,
         of_all,
         best_by="mIoU",
-        checked=lambda predictions: predictions["logits"],
+        checked=lambda forward, batch, predictions: predictions["logits"],
         table=table,
     )
 

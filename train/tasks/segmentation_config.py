@@ -16,6 +16,7 @@ from train.data.segmentation_transforms import SegmentationTransform
 from train.engine import config as configuration
 from train.engine.config import Rule, check_fields, one_of
 from train.errors import RunError
+from train.tasks.image_rules import COLOUR_RULES, are_sides
 from train.tasks.segmentation_losses import HardPixels, PixelCrossEntropy, SegmentationLoss
 
 # Fields of `config.segmenter` that are of the backbone; the others are of `create_segmenter`.
@@ -144,22 +145,15 @@ def build_loss(config: ConfigDict, network: SegmentationNetwork) -> Segmentation
     )
 
 
-def _are_sides(value: Any) -> bool:
-    """Whether a value has two numbers of pixels."""
-    return len(value) == 2 and all(
-        type(side) is int and 1 <= side <= LARGEST_SIDE for side in value
-    )
-
-
 RULES = (
     Rule(
         "data.crop_size",
-        _are_sides,
+        are_sides,
         f"(height, width) in whole pixels, at most {LARGEST_SIDE}, (512, 512) for example",
     ),
     Rule(
         "data.limits test.limits",
-        lambda value: _are_sides(value) and value[0] >= value[1],
+        lambda value: are_sides(value) and value[0] >= value[1],
         f"(long, short) in whole pixels, at most {LARGEST_SIDE}, (2048, 512) for example",
     ),
     Rule(
@@ -187,14 +181,5 @@ RULES = (
     Rule("segmenter.dropout_rate", lambda value: 0 <= value < 1, "0 or more and less than 1"),
     Rule("test.in_training", *one_of(("whole", "full"))),
     Rule("test.pictures", lambda value: value >= 0, "0 or more"),
-    Rule(
-        "data.mean",
-        lambda value: len(value) == 3 and all(map(math.isfinite, value)),
-        "three numbers, of red, green and blue",
-    ),
-    Rule(
-        "data.std",
-        lambda value: len(value) == 3 and min(value) > 0,
-        "three positive numbers, of red, green and blue",
-    ),
+    *COLOUR_RULES,
 )

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from replk_jax.ops.resize import apply_matrices, bilinear_matrix
-from replk_jax.vision.base_preprocessing import normalize
 from replk_jax.vision.label_sets import IGNORED
 from train.engine.task import Batch, Forward
+from train.tasks.padded_images import normalized
 
 _EPS = float(np.finfo(np.float32).eps)  # as in mmsegmentation, in the denominators of means
 # Resized logits that are computed at a time, per image.
@@ -202,23 +202,3 @@ class SegmentationLoss:
             total += loss
             terms |= {"aux.loss_ce": loss, "aux.acc_seg": accuracy}
         return total, terms
-
-
-def normalized(
-    images: jax.Array, valid_size: jax.Array, mean: Sequence[float], std: Sequence[float]
-) -> jax.Array:
-    """Normalised images that are 0 in their padding, as mmsegmentation pads after normalising.
-
-    Args:
-      images: uint8 (N, H, W, C).
-      valid_size: int32 (N, 2), the height and width that are not padding.
-      mean, std: one per channel, for values in [0, 1].
-
-    Returns:
-      Float32 (N, H, W, C).
-    """
-    height, width = images.shape[1:3]
-    rows = jnp.arange(height)[None] < valid_size[:, :1]
-    columns = jnp.arange(width)[None] < valid_size[:, 1:]
-    valid = rows[:, :, None] & columns[:, None, :]
-    return jnp.where(valid[..., None], normalize(images, mean, std), 0)

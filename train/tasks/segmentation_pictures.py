@@ -1,20 +1,16 @@
 """Pictures of segmentation: inputs of the network, and truth beside prediction."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from replk_jax.vision import label_drawing
 from replk_jax.vision.label_sets import IGNORED, LabelSet
 from train.engine.task import Rows
+from train.tasks.panels import shown, side_by_side
 
-# Width of an image in a picture: larger ones show every second pixel, or fewer; smaller ones are
-# enlarged by an integer factor.
-_SMALLEST, _LARGEST = 240, 640
 _OPACITY = 0.7  # of colours over truth and prediction
-_GAP, _TITLE = 8, 22  # pixels
 
 
 def draw_predictions(labels: LabelSet, rows: Rows, predictions: Any) -> Iterator[np.ndarray]:
@@ -31,14 +27,14 @@ def draw_predictions(labels: LabelSet, rows: Rows, predictions: Any) -> Iterator
     for i in np.flatnonzero(rows["mask"]):
         height, width = map(int, rows["size"][i])
         arrays = rows["image"][i], rows["label"][i], np.asarray(predictions["classes"])[i]
-        image, truth, predicted = (_shown(array[:height, :width]) for array in arrays)
+        image, truth, predicted = (shown(array[:height, :width]) for array in arrays)
         panels = {
             "image": image,
             "truth": label_drawing.overlay(image, truth, labels.palette, _OPACITY),
             "prediction": label_drawing.overlay(image, predicted, labels.palette, _OPACITY),
         }
         seen = class_names_in(np.stack([truth, predicted]), labels)
-        yield label_drawing.with_legend(_side_by_side(panels), seen, labels.palette)
+        yield label_drawing.with_legend(side_by_side(panels), seen, labels.palette)
 
 
 def draw_inputs(rows: Rows, labels: LabelSet) -> tuple[np.ndarray, list[list[str]]]:
@@ -68,24 +64,3 @@ def class_names_in(class_maps: np.ndarray, labels: LabelSet) -> dict[int, str]:
 
 def _name(value: int, labels: LabelSet) -> str:
     return "ignored" if value == IGNORED else labels.class_names[value]
-
-
-def _shown(array: np.ndarray) -> np.ndarray:
-    """An image or class map in the size of pictures."""
-    width = array.shape[1]
-    step = -(-width // _LARGEST)
-    zoom = max(1, _SMALLEST // width)
-    return array[::step, ::step].repeat(zoom, axis=0).repeat(zoom, axis=1)
-
-
-def _side_by_side(panels: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Pictures of one size in a row, with a title above each."""
-    height, width, _ = next(iter(panels.values())).shape
-    total = len(panels) * (width + _GAP) - _GAP
-    sheet = Image.new("RGB", (total, height + _TITLE), (255, 255, 255))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for number, (title, pixels) in enumerate(panels.items()):
-        left = number * (width + _GAP)
-        draw.text((left, _TITLE / 2), title, fill=(32, 32, 32), font=font, anchor="lm")
-        sheet.paste(Image.fromarray(pixels), (left, _TITLE))
-    return np.asarray(sheet)

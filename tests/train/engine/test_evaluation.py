@@ -274,14 +274,14 @@ def test_what_is_checked_of_predictions(model, variables, examples):
         return {"hits": float(sums["hits"] / examples)}
 
     mesh = parallel.device_mesh(8)
-    metrics = Metrics(predict, score, scores, "hits", checked=lambda made: made["logits"])
+    metrics = Metrics(predict, score, scores, "hits", checked=lambda *of: of[-1]["logits"])
     evaluator = Evaluator(model, metrics, mesh)
     first = next(batches(examples, 16, mesh))
     expected = np.abs(logits_of(model, variables, examples)[:16]).max()
     assert evaluator.largest_output(variables, first) == pytest.approx(expected, rel=1e-4)
     evaluator.check(variables, first)
     assert evaluator.compare(variables, [first])["largest_difference"] < 1e-4
-    numbers_alone = dataclasses.replace(metrics, checked=lambda made: made["class"])
+    numbers_alone = dataclasses.replace(metrics, checked=lambda *of: of[-1]["class"])
     assert Evaluator(model, numbers_alone, mesh).largest_output(variables, first) == 0
     misspelt = dataclasses.replace(metrics, best_by="hit")
     with pytest.raises(ValueError, match="best_by='hit' is none of the scores hits"):

@@ -11,8 +11,8 @@ from tests.helpers import data_mesh
 from tests.train import segmentation_sets, tiny_segmentation
 from train.engine.optimizer import make_optimizer
 from train.engine.step import init_state, make_train_step
+from train.tasks.padded_images import normalized
 from train.tasks.segmentation_config import build_loss, build_segmenter
-from train.tasks.segmentation_losses import normalized
 
 SIDE = 32
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -13,11 +13,11 @@ from tests.helpers import data_mesh
 from tests.segmentation import golden
 from train.engine import parallel
 from train.tasks import segmentation_losses
+from train.tasks.padded_images import normalized
 from train.tasks.segmentation_losses import (
     HardPixels,
     PixelCrossEntropy,
     SegmentationLoss,
-    normalized,
     pixel_losses,
 )
 

@@ -1,0 +1,154 @@
+"""Checks of the fields of a configuration that only detection has, and what is built of them."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+import replk_jax
+from replk_jax.detection.network import DetectionNetwork
+from replk_jax.detection.protocol import DetectionProtocol
+from replk_jax.detection.two_stage import TwoStageDetector
+from replk_jax.vision.preprocessing_fields import LARGEST_SIDE
+from train.data.detection_draws import DetectionAugmentation, Size, default_buckets
+from train.engine import config as configuration
+from train.engine.config import Rule, check_fields, one_of
+from train.errors import RunError
+from train.tasks.coco_evaluation import LIBRARIES
+from train.tasks.image_rules import COLOUR_RULES, are_sides
+
+# Fields of `config.detector` that are of the backbone; the others are of `create_detector`.
+_OF_BACKBONE = ("norm_intermediate_features",)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises RunError, naming field and value, for the first invalid value."""
+    check_fields(config, RULES)
+    data = config.data
+    if data.policy == "crop" and not data.crop_scales:
+        raise RunError('config.data.policy = "crop" needs config.data.crop_scales.')
+    build_protocol(config)
+
+
+def build_detector(config: ConfigDict, num_classes: int) -> DetectionNetwork:
+    """The network of `config.model` and `config.detector`.
+
+    Raises:
+      RunError: an unknown name, or fields that do not fit.
+    """
+    model = config.model
+    detector = {name: value for name, value in config.detector.items() if value is not None}
+    of_backbone = {name: detector.pop(name) for name in _OF_BACKBONE if name in detector}
+    try:
+        of_backbone |= configuration.model_fields(model)
+        network = replk_jax.create_detector(
+            detector.pop("name"),
+            model.name,
+            num_classes,
+            backbone_options=of_backbone,
+            dtype=jnp.dtype(model.dtype),
+            remat=of_backbone.pop("remat", None),
+            **detector,
+        )
+    except (ValueError, TypeError) as error:
+        raise RunError(f"config.model and config.detector: {error}") from error
+    if predicts_masks(network) and not config.data.masks:
+        raise RunError(
+            f"config.detector.name = {config.detector.name} predicts masks: set "
+            "config.data.masks=True, or take the detector without masks."
+        )
+    if network.in_channels != 3:
+        raise RunError(
+            f"Detection has colour images; config.model.in_channels is {network.in_channels}."
+        )
+    return network
+
+
+def predicts_masks(network: DetectionNetwork) -> bool:
+    """Whether a network predicts masks beside boxes."""
+    return isinstance(network, TwoStageDetector) and network.roi_head.masks
+
+
+def build_protocol(config: ConfigDict) -> DetectionProtocol:
+    """The protocol of tests, from `config.test` and the mean and std of `config.data`.
+
+    Raises:
+      RunError: a field is invalid.
+    """
+    test = config.test
+    try:
+        return DetectionProtocol(
+            limits=test.limits,
+            pad_multiple=test.pad_multiple,
+            mean=config.data.mean,
+            std=config.data.std,
+        )
+    except ValueError as error:
+        raise RunError(f"config.test: {error}") from error
+
+
+def build_augmentation(data: ConfigDict) -> DetectionAugmentation:
+    """The augmentation of training images.
+
+    Args:
+      data: the section `data` of configs/detection/common.py.
+    """
+    return DetectionAugmentation(
+        scales=data.scales,
+        crop_scales=data.crop_scales if data.policy == "crop" else (),
+        crop_sizes=data.crop_sizes,
+        flip=data.flip,
+    )
+
+
+def training_buckets(config: ConfigDict) -> tuple[Size, ...]:
+    """The shapes, (height, width), of training images."""
+    return config.data.buckets or default_buckets(config.data.scales, config.test.pad_multiple)
+
+
+def evaluation_buckets(config: ConfigDict, protocol: DetectionProtocol) -> tuple[Size, ...]:
+    """The shapes of images to evaluate on; () for as many as `protocol` gives."""
+    if config.test.exact_padding:
+        return ()
+    return config.test.buckets or default_buckets((protocol.limits,), protocol.pad_multiple)
+
+
+def _are_limits(value: Any) -> bool:
+    return all(are_sides(pair) and pair[0] >= pair[1] for pair in value)
+
+
+RULES = (
+    Rule(
+        "data.scales",
+        lambda value: len(value) >= 1 and _are_limits(value),
+        f"pairs (long, short) in whole pixels, at most {LARGEST_SIDE}, ((1333, 800),) for example",
+    ),
+    Rule(
+        "data.crop_scales",
+        _are_limits,
+        f"pairs (long, short) in whole pixels, at most {LARGEST_SIDE}, ((1333, 400),) for example",
+    ),
+    Rule(
+        "data.crop_sizes",
+        lambda value: are_sides(value) and value[0] <= value[1],
+        "(smallest, largest) in whole pixels, (384, 600) for example",
+    ),
+    Rule(
+        "data.buckets test.buckets",
+        lambda value: all(map(are_sides, value)),
+        f"pairs (height, width) in whole pixels, at most {LARGEST_SIDE}, or ()",
+    ),
+    Rule("data.policy", *one_of(("resize", "crop"))),
+    Rule("data.max_objects", lambda value: value >= 1, "at least 1"),
+    Rule(
+        "detector.score_threshold detector.nms_threshold",
+        lambda value: value is None or 0 <= value <= 1,
+        "between 0 and 1, or None",
+    ),
+    Rule(
+        "detector.max_detections", lambda value: value is None or value >= 1, "at least 1, or None"
+    ),
+    Rule("test.library", *one_of(LIBRARIES)),
+    Rule("test.pictures", lambda value: value >= 0, "0 or more"),
+    *COLOUR_RULES,
+)
