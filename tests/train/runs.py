@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.train.conftest import QUICK
 from train.reporting.metric_writers import read_metrics
 
 STEPS = 4 * 46  # 1,498 digits in batches of 32
@@ -66,7 +65,6 @@ def start_two(start, workdir, *overrides):
             "--config.distributed.num_processes=2",
             f"--config.distributed.process_id={process}",
             *(pair[process] for pair in overrides),
-            **QUICK,
         )
         for process in range(2)
     ]
