@@ -160,8 +160,9 @@ def test_fine_tuning(undisturbed, train, brightness, tmp_path):
     chex.assert_trees_all_close(after.variables["params"], before.variables["params"], atol=1e-7)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("kind", ["run", pytest.param("safetensors", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kind", ["run", "safetensors"])
 def test_fine_tuning_learns(undisturbed, brightness, tmp_path, kind):
     """Other classes at another resolution, from the EMA of a run, or from a file; with
     thirty times the recipe's learning rate, for the network is small."""
