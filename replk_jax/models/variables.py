@@ -15,6 +15,8 @@ from replk_jax.models.network import Network
 def abstract_variables(model: Network, image_size: tuple[int, int] = (32, 32)) -> dict[str, Any]:
     """Shapes and dtypes of a model's variables, as `jax.ShapeDtypeStruct` leaves.
 
+    A model is traced on the first call alone, for these are kept.
+
     Args:
       model: any model of this package.
       image_size: (height, width) of the image that is traced. The variables do not depend on it.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import replk_jax
-from tests.helpers import TINY, data_mesh, random_variables
+from tests.helpers import ONE_STAGE, TINY, data_mesh, random_variables
 from train.engine import parallel
 from train.engine.evaluation import Evaluator, require_finite_scores
 from train.engine.evaluations import check_names
@@ -24,7 +24,7 @@ EXAMPLES = 21
 
 @pytest.fixture(scope="module")
 def model():
-    return replk_jax.create_model(TINY, num_classes=8)
+    return replk_jax.create_model(ONE_STAGE, num_classes=8)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_a_network_that_cannot_be_merged(examples):
 
 
 def test_fewer_than_five_classes(examples):
-    model = replk_jax.create_model(TINY, num_classes=3)
+    model = replk_jax.create_model(ONE_STAGE, num_classes=3)
     mesh = parallel.device_mesh(8)
     few = examples[0], examples[1] % 3
     scores = Evaluator(model, METRICS, mesh).evaluate(
