@@ -157,7 +157,7 @@ def test_grey_images():
     ("fields", "arguments", "message"),
     [
         ({"num_classes": None}, (PREPROCESSING,), "no classifier"),
-        ({"out_indices": (0, 1)}, (PREPROCESSING,), "no classifier"),
+        ({"out_indices": (0,)}, (PREPROCESSING,), "no classifier"),
         ({}, (None,), "The preprocessing is unknown"),
         (
             {},

@@ -187,7 +187,7 @@ def test_another_task(examples):
     )
     evaluator = Evaluator(model, metrics, mesh)
     found = evaluator.evaluate(variables, batches(examples, 8, mesh))
-    fine, coarse = map(np.float64, model.apply(variables, np.float32(examples[0] / 255)))
+    fine, coarse = map(np.float64, jax.jit(model.apply)(variables, np.float32(examples[0] / 255)))
     assert found["examples"] == EXAMPLES
     assert found["loss"] == pytest.approx(fine.sum((0, 1, 2)).max() / EXAMPLES, rel=1e-4)
     assert found["share"] == (coarse[..., 0] > 0).sum() / EXAMPLES
