@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from replk_jax.models import registry
 from replk_jax.models.mobilenet_v2 import MobileNetV2Architecture
 from replk_jax.models.replknet import RepLKNetArchitecture
@@ -41,6 +43,19 @@ def registered():
     for name, architecture in registry.ARCHITECTURES.items():
         seen.setdefault(miniature(architecture), name)
     return {name: architecture for architecture, name in seen.items()}
+
+
+# They differ from others in the size of kernels or the number of groups alone.
+ALIKE = {
+    "replknet_3", "replknet_7", "replknet_13", "replknet_25", "mobilenet_v2_9", "mobilenet_v2_13",
+    "mobilenet_v2_9_reparam", "mobilenet_v2_13_no_shortcuts", "mobilenet_v2_last_7",
+    "mobilenet_v2_last_13", "mobilenet_v2_dilated_6", "repvgg_b1g4", "repvgg repvgg",
+}  # fmt: skip
+
+
+def every_day(names):
+    """The names as values of a parameter, of which `ALIKE` are left out every day."""
+    return [pytest.param(n, marks=pytest.mark.exhaustive) if n in ALIKE else n for n in names]
 
 
 def repvgg_variants():

@@ -19,7 +19,7 @@ from replk_jax.models.layers import BatchNorm, Conv2D, GlobalAveragePool
 from replk_jax.models.network import Network, Path
 from replk_jax.models.reparam_convs import DiracConv, ResidualKernelConv
 from replk_jax.models.roi_layers import ClassConv2D, Upsampling2D
-from replk_jax.models.variables import abstract_image, abstract_variables
+from replk_jax.models.variables import abstract_image
 from replk_jax.ops import DepthwiseConv2D
 
 
@@ -224,7 +224,8 @@ def _count(
     model = model.clone(remat=None)
     initialized = counted = _Calls()
     with nn.intercept_methods(initialized.record):
-        variables = abstract_variables(model, image_size)
+        # Not `abstract_variables`, which calls no module when it has the variables already.
+        variables = jax.eval_shape(model.init, jax.random.key(0), abstract_image(model, image_size))
     relu_elements = 0
     if not training:
         counted = _Calls()

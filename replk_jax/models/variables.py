@@ -1,5 +1,6 @@
 """Abstract variables of a model, and checks of variables."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,24 @@ from replk_jax.models.network import Network
 def abstract_variables(model: Network, image_size: tuple[int, int] = (32, 32)) -> dict[str, Any]:
     """Shapes and dtypes of a model's variables, as `jax.ShapeDtypeStruct` leaves.
 
+    A model is traced on the first call alone, for these are kept.
+
     Args:
       model: any model of this package.
       image_size: (height, width) of the image that is traced. The variables do not depend on it.
+    """
+    widest = jax.dtypes.canonicalize_dtype(np.float64)
+    traced = _traced_variables(model, tuple(image_size), widest)  # pyright: ignore[reportArgumentType]  # modules are hashable
+    return jax.tree.map(lambda leaf: leaf, traced)
+
+
+@functools.lru_cache(maxsize=32)  # tracing takes a second, and loading and saving ask repeatedly
+def _traced_variables(
+    model: Network, image_size: tuple[int, int], widest: np.dtype
+) -> dict[str, Any]:
+    """As `abstract_variables`, but shared by all calls, so it must not be changed.
+
+    `widest` is the widest floating-point type that JAX has at the time of the call.
     """
     return jax.eval_shape(model.init, jax.random.key(0), abstract_image(model, image_size))
 

@@ -129,7 +129,10 @@ def test_gradients_are_compared_too(monkeypatch):
     assert "kernel gradient: largest error" in find_faults(LAYERS[:1], ("float32",))["shift"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["bfloat16", *(pytest.param(d, marks=pytest.mark.exhaustive) for d in ("float32", "float16"))],
+)
 def test_rounding_is_no_fault(dtype):
     assert find_faults([*LAYERS, Layer(square(12, 9, 2), 1)], (dtype,)) == {}
 

@@ -12,7 +12,7 @@ from replk_jax.checkpoint import Checkpoint, save
 from replk_jax.inference.image_program import prepare_ahead
 from replk_jax.vision import imagenet
 from replk_jax.vision.images import ImageError
-from tests.helpers import TINY, random_variables
+from tests.helpers import ONE_STAGE, random_variables
 from tests.vision.test_images import picture
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -25,7 +25,7 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def network(**fields):
-    model = replk_jax.create_model(TINY, **{"num_classes": 7, **fields})
+    model = replk_jax.create_model(ONE_STAGE, **{"num_classes": 7, **fields})
     return model, random_variables(model)
 
 
@@ -42,7 +42,7 @@ def expected_logits(images):
     return np.concatenate([apply(variables, image[None]) for image in batch])
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("count", [1, 4, 9])
 def test_logits_are_those_of_the_model_whatever_the_batch(classifier, count):
     images = [picture(40 + 3 * i, 50 - i, seed=i) for i in range(count)]
     logits = classifier.logits(images)
@@ -146,7 +146,7 @@ def test_a_thousand_classes_are_those_of_imagenet():
 
 def test_grey_images():
     grey = Preprocessing(16, None, mean=(0.5,), std=(0.5,))
-    model = replk_jax.create_model(TINY, in_channels=1, num_classes=3)
+    model = replk_jax.create_model(ONE_STAGE, in_channels=1, num_classes=3)
     classifier = Classifier(model, random_variables(model), grey)
     logits = classifier.logits([picture(20, 20), picture(20, 20, channels=None)])
     assert logits.shape == (2, 3)
@@ -157,7 +157,7 @@ def test_grey_images():
     ("fields", "arguments", "message"),
     [
         ({"num_classes": None}, (PREPROCESSING,), "no classifier"),
-        ({"out_indices": (0, 1)}, (PREPROCESSING,), "no classifier"),
+        ({"out_indices": (0,)}, (PREPROCESSING,), "no classifier"),
         ({}, (None,), "The preprocessing is unknown"),
         (
             {},

@@ -18,7 +18,9 @@ from replk_jax.models.variables import abstract_variables
 from tests.miniatures import miniature, registered, repvgg_variants
 
 MAP = (32, 64, 64, 2)  # 2^17 terms per channel
-HALVES = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+HALVES = pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.exhaustive)]
+)
 
 
 def draw(shape, dtype, seed, size=1.0):

@@ -197,12 +197,14 @@ DEPTHWISE = [
 @pytest.mark.parametrize(
     ("name", "kernel_sizes", "reparam"),
     [
-        ("mobilenet_v2_9", (9,) * 7, False),
+        pytest.param("mobilenet_v2_9", (9,) * 7, False, marks=pytest.mark.exhaustive),
         ("mobilenet_v2_9_reparam", (9,) * 7, True),
         ("mobilenet_v2_13", (13,) * 7, False),
-        ("mobilenet_v2_13_reparam", (13,) * 7, True),
+        pytest.param("mobilenet_v2_13_reparam", (13,) * 7, True, marks=pytest.mark.exhaustive),
         ("mobilenet_v2_last_7", (3, 3, 3, 3, 3, 7, 7), True),
-        ("mobilenet_v2_last_13", (3, 3, 3, 3, 3, 13, 13), True),
+        pytest.param(
+            "mobilenet_v2_last_13", (3, 3, 3, 3, 3, 13, 13), True, marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_counts_of_the_papers_rows(name, kernel_sizes, reparam):

@@ -17,7 +17,7 @@ from replk_jax.models import registry
 from replk_jax.models.description import from_description
 from replk_jax.models.variables import abstract_variables
 from tests.helpers import ONE_STAGE, data_mesh, random_images, random_variables
-from tests.miniatures import miniature, registered, repvgg_variants
+from tests.miniatures import every_day, miniature, registered, repvgg_variants
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -127,7 +127,7 @@ def test_classes_are_bounded():
 ARCHITECTURES = {**registered(), **repvgg_variants()}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", every_day(ARCHITECTURES))
 def test_every_parameter_is_in_a_layer(name):
     """Layers and groups by stage rise from the image to the classifier, and none is empty."""
     model = replk_jax.create_model(ARCHITECTURES[name], num_classes=4)
@@ -198,7 +198,7 @@ def test_replknets_of_five_stages_have_no_layers():
     assert model.stage_of(("stages_4", "blocks_0", "pw1", "conv", "kernel")) == 5
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", every_day(ARCHITECTURES))
 def test_channels_and_strides_of_the_stages(name):
     """Those that the feature maps have, with strides and with dilation in their place."""
     for output_stride in (None, 8):

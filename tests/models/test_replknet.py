@@ -14,7 +14,7 @@ from replk_jax import RepLKNetArchitecture
 from replk_jax.models.reparam_convs import ReparamLargeKernelConv
 from replk_jax.models.variables import abstract_variables
 from tests import reference_data
-from tests.helpers import TINY, random_images, random_variables
+from tests.helpers import ONE_STAGE, TINY, random_images, random_variables
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -169,7 +169,11 @@ def test_only_stages_that_are_returned_have_a_norm(out_indices, normed, deploy):
 
 
 def test_remat_changes_nothing_but_what_is_kept():
-    variables, x = random_variables(make()), random_images(make())
+    # Quick to compile.
+    plain = replk_jax.create_model(
+        ONE_STAGE, num_classes=4, drop_path_rate=0.5, implementation="xla"
+    )
+    variables, x = random_variables(plain), random_images(plain)
 
     def loss_and_grads(model):
         def loss(params):
@@ -189,8 +193,7 @@ def test_remat_changes_nothing_but_what_is_kept():
         program = str(jax.make_jaxpr(loss_and_grads(model))(variables["params"]))
         return len(re.findall(r"= depthwise_conv2d_forward\[", program))
 
-    blocks = sum(TINY.layers)
-    plain = make(drop_path_rate=0.5, implementation="xla")  # quick to compile
+    blocks = sum(ONE_STAGE.layers)
     results = jax.jit(loss_and_grads(plain))(variables["params"])
     for policy, again in (("full", 2 * blocks), ("save_depthwise", 0)):
         model = plain.clone(remat=policy)

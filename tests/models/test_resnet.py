@@ -140,10 +140,10 @@ def test_pools_as_converters_understand(monkeypatch):
     ("name", "parameters", "convolutions", "gflops"),
     [
         ("resnet_18", 11_689_512, 20, 1.814),
-        ("resnet_34", 21_797_672, 36, 3.664),
+        pytest.param("resnet_34", 21_797_672, 36, 3.664, marks=pytest.mark.exhaustive),
         ("resnet_50", 25_557_032, 53, 4.089),
-        ("resnet_101", 44_549_160, 104, 7.801),
-        ("resnet_152", 60_192_808, 155, 11.514),
+        pytest.param("resnet_101", 44_549_160, 104, 7.801, marks=pytest.mark.exhaustive),
+        pytest.param("resnet_152", 60_192_808, 155, 11.514, marks=pytest.mark.exhaustive),
     ],
 )
 def test_counts_are_torchvisions(name, parameters, convolutions, gflops):

@@ -24,11 +24,11 @@ SIZES = [
     ((5, 7), (10, 14)),
     ((5, 7), (9, 4)),
     ((6, 4), (3, 9)),
-    ((5, 7), (2, 3)),
+    pytest.param((5, 7), (2, 3), marks=pytest.mark.exhaustive),
     ((1, 7), (4, 5)),
-    ((3, 1), (1, 6)),
+    pytest.param((3, 1), (1, 6), marks=pytest.mark.exhaustive),
     ((1, 1), (4, 3)),
-    ((4, 6), (1, 1)),
+    pytest.param((4, 6), (1, 1), marks=pytest.mark.exhaustive),
     ((9, 9), (25, 33)),
 ]
 BOTH = pytest.mark.parametrize("align_corners", [False, True])

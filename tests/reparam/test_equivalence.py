@@ -18,7 +18,7 @@ from replk_jax.models.replknet import RepLKNetArchitecture
 from replk_jax.models.repvgg import RepVGGArchitecture
 from replk_jax.models.variables import abstract_variables
 from tests.helpers import random_images, random_variables
-from tests.miniatures import registered, repvgg_variants
+from tests.miniatures import ALIKE, every_day, registered, repvgg_variants
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -53,23 +53,13 @@ def make(case, **fields):
     return replk_jax.create_model(architecture, **fields)
 
 
-# They differ from others in the size of kernels or the number of groups alone, and are left out
-# every day.
-ALIKE = {
-    "replknet_3", "replknet_7", "replknet_13", "replknet_25", "mobilenet_v2_9", "mobilenet_v2_13",
-    "mobilenet_v2_9_reparam", "mobilenet_v2_13_no_shortcuts", "mobilenet_v2_last_7",
-    "mobilenet_v2_last_13", "mobilenet_v2_dilated_6", "repvgg_b1g4",
-}  # fmt: skip
+FAMILIES = {"replknet_31b", "repvgg_a0", "mobilenet_v2", "resnet_18"}  # one network of each
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=pytest.mark.exhaustive) if case in ALIKE else case for case in CASES],
-)
+@pytest.mark.parametrize("case", every_day(CASES))
 def test_every_network(case):
-    """Outputs within 1e-9 of the largest in float64: the identities are exact. In float32 within
-    1e-4, which is rounding. And the transform is one of JAX's: pure, and fit for jit, vmap, grad.
-    """
+    """Outputs within 1e-9 of the largest in float64: the identities are exact. And the transform
+    is one of JAX's: pure, and fit for jit, vmap, grad."""
     with jax.enable_x64(True):
         model = make(case, dtype=jnp.float64, param_dtype=jnp.float64)
         variables = random_variables(model)
@@ -80,12 +70,24 @@ def test_every_network(case):
         assert check_equivalence(model, variables, images).max_rel < 1e-9
         check_tree(model)
         check_transform(variables)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case in FAMILIES else pytest.param(case, marks=pytest.mark.exhaustive)
+        for case in CASES
+    ],
+)
+def test_float32(case):
+    """Within 1e-4, which is rounding."""
     model = make(case)
+    images = random_images(model, size=(32, 21))
     assert check_equivalence(model, random_variables(model), images).max_rel < 1e-4
 
 
 def test_those_that_are_alike_exist():
-    assert set(CASES) > ALIKE
+    assert set(CASES) > ALIKE | FAMILIES
 
 
 def check_tree(model):

@@ -186,7 +186,9 @@ def test_normed_feature_maps_of_odd_sizes():
 
 
 @EVERY_HEAD
-@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "param_dtype", [pytest.param(jnp.float32, marks=pytest.mark.exhaustive), jnp.bfloat16]
+)
 def test_16_bits(head, param_dtype):
     """Implicit promotion is an error; nothing is summed in 16 bits, in either pass."""
     model = segmenter(

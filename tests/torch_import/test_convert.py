@@ -120,8 +120,12 @@ def test_re_parameterized_for_a_merged_model():
     ("name", "file", "fields"),
     [
         ("replknet_31b", "replknet_31b.official.train.json", {}),
-        ("replknet_31l", "replknet_31l.official.train.json", {}),
-        ("replknet_xl", "replknet_xl.official.train.json", {}),
+        pytest.param(
+            "replknet_31l", "replknet_31l.official.train.json", {}, marks=pytest.mark.exhaustive
+        ),
+        pytest.param(
+            "replknet_xl", "replknet_xl.official.train.json", {}, marks=pytest.mark.exhaustive
+        ),
         (
             "replknet_31b",
             "replknet_31b.official.backbone_train.json",

@@ -326,8 +326,8 @@ class TestSave:
         ("file", "fields"),
         [
             ("replknet_31b.official.train.json", {}),
-            ("replknet_31l.official.train.json", {}),
-            ("replknet_xl.official.train.json", {}),
+            pytest.param("replknet_31l.official.train.json", {}, marks=pytest.mark.exhaustive),
+            pytest.param("replknet_xl.official.train.json", {}, marks=pytest.mark.exhaustive),
             (
                 "replknet_xl.official.backbone_train.json",
                 {"out_indices": (0, 1, 2, 3), "norm_intermediate_features": True},

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,6 @@ from absl import flags
 from train.data.sources import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# For a program that runs for a moment: XLA takes twice as long to compile it well.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
 
 
 def pytest_configure(config):
@@ -75,23 +74,31 @@ def train(start):
     return train
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """Where the one undisturbed run of the session goes, of all test processes together."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "finished"
-    folder.mkdir(exist_ok=True)
-    return folder
+def once_a_session(tmp_path_factory, name, make):
+    """A folder that is filled on first use, once for all test processes together.
+
+    Args:
+      name: of the folder.
+      make: called with the empty folder; fills it, and returns what JSON can hold.
+
+    Returns:
+      The folder, and what `make` returned.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    returned = folder.with_suffix(".json")
+    with open(folder.with_suffix(".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not returned.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+            folder.mkdir()
+            returned.write_text(json.dumps(make(folder)))
+    return folder, json.loads(returned.read_text())
 
 
 @pytest.fixture
-def undisturbed(finished, train):
+def undisturbed(tmp_path_factory, train):
     """The folder of a run that nothing disturbed, and what it printed; made on first use."""
-    log = finished / "log.json"
-    with open(finished.with_suffix(".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if not log.exists():
-            log.write_text(json.dumps(train(finished)))
-    status, out, err = json.loads(log.read_text())
+    folder, (status, out, err) = once_a_session(tmp_path_factory, "finished", train)
     assert status == 0, err
-    return finished, out
+    return folder, out

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.train.conftest import QUICK
 from train.reporting.metric_writers import read_metrics
 
 STEPS = 4 * 46  # 1,498 digits in batches of 32
@@ -67,7 +66,6 @@ def start_two(start, workdir, *overrides, **keywords):
             f"--config.distributed.process_id={process}",
             *(pair[process] for pair in overrides),
             **keywords,
-            **QUICK,
         )
         for process in range(2)
     ]

@@ -21,7 +21,6 @@ from replk_jax import check_equivalence, load, save, save_torch
 from replk_jax.checkpoint import read_description
 from replk_jax.vision.preprocessing import Preprocessing
 from tests.train import tiny
-from tests.train.conftest import QUICK
 from tests.train.runs import STEPS, ends, losses, newest, start_two
 from train.engine.checkpoints import Checkpoints
 from train.engine.loop import run
@@ -107,7 +106,7 @@ def test_evaluating_the_moving_average_of_a_checkpoint(undisturbed, train, tmp_p
 @pytest.mark.exhaustive
 def test_a_run_with_a_worker_process_leaves_nothing_behind(train, tmp_path):
     arguments = ["--config.data.reading.workers=1", "--config.epochs=1"]
-    status, out, err = train(tmp_path, *arguments, **QUICK)
+    status, out, err = train(tmp_path, *arguments)
     assert status == 0, err
     assert "top-1" in out
     assert "leaked" not in err
@@ -151,7 +150,7 @@ def test_fine_tuning(undisturbed, train, brightness, tmp_path):
         "--config.optimizer.peak_lr=1e-9",
         "--config.optimizer.final_lr=1e-9",
     ]
-    status, _, err = train(tmp_path / "out", *arguments, config=FINETUNE, **QUICK)
+    status, _, err = train(tmp_path / "out", *arguments, config=FINETUNE)
     assert status == 0, err
     assert "which has 10 classes, is left out" in err
     after = load(tmp_path / "out" / "checkpoints" / "1")
@@ -161,8 +160,9 @@ def test_fine_tuning(undisturbed, train, brightness, tmp_path):
     chex.assert_trees_all_close(after.variables["params"], before.variables["params"], atol=1e-7)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("kind", ["run", pytest.param("safetensors", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kind", ["run", "safetensors"])
 def test_fine_tuning_learns(undisturbed, brightness, tmp_path, kind):
     """Other classes at another resolution, from the EMA of a run, or from a file; with
     thirty times the recipe's learning rate, for the network is small."""
@@ -334,7 +334,6 @@ def test_the_imagenet_recipe_on_a_folder_of_images(train, tmp_path):
         "--config.epochs=2",
         "--config.optimizer.warmup_epochs=1",
         config="configs/31b.py",
-        **QUICK,
     )
     assert status == 0, err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -342,11 +341,14 @@ def test_the_imagenet_recipe_on_a_folder_of_images(train, tmp_path):
     assert "re-parameterized" in out
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_demo_keeps_its_promise(train, tmp_path):
     """What `make demo` runs, data preparation and all: 97 % and more, before and after."""
     status, out, err = train(
-        tmp_path / "run", f"--config.data.data_dir={tmp_path / 'data'}", config="configs/digits.py"
+        tmp_path / "run",
+        f"--config.data.data_dir={tmp_path / 'data'}",
+        config="configs/digits.py",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="false",
     )
     assert status == 0, err
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -112,17 +112,17 @@ def test_paths_in_the_home_folder(tmp_path):
 
 def test_values_apart_from_their_fields():
     """With spaces in place of =, of every type; a flag is true where it stands alone."""
-    (config,) = parse(
+    config, *flips = parse(
         ["--config", "configs/digits.py", "--config.epochs", "0.5", "--config.data.flip",
          "--config.seed", "-3", "--config.model.name", "repvgg_a0", "--config.data.std", "(1,)",
-         "--noconfig.data.flip", "--config.data.unreadable=", "--config.init_from", "a=b"]
+         "--noconfig.data.flip", "--config.data.unreadable=", "--config.init_from", "a=b"],
+        [CONFIG, "--config.data.flip", "true"],
+        [CONFIG, "--config.data.flip", "false"],
     )  # fmt: skip
     fields = ("epochs", "seed", "model.name", "data.std", "data.flip", "data.unreadable")
     assert [get(config, field) for field in fields] == [0.5, -3, "repvgg_a0", [1], False, ""]
     assert config["init_from"] == "a=b"
-    for value, wanted in (("true", True), ("false", False)):
-        (config,) = parse([CONFIG, "--config.data.flip", value])
-        assert get(config, "data.flip") is wanted
+    assert [get(config, "data.flip") for config in flips] == [True, False]
 
 
 def test_an_error_inside_a_configuration_keeps_its_traceback(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import replk_jax
-from tests.helpers import TINY, data_mesh, random_variables
+from tests.helpers import ONE_STAGE, TINY, data_mesh, random_variables
 from train.engine import parallel
 from train.engine.evaluation import Evaluator, require_finite_scores
 from train.engine.evaluations import check_names
@@ -24,7 +24,7 @@ EXAMPLES = 21
 
 @pytest.fixture(scope="module")
 def model():
-    return replk_jax.create_model(TINY, num_classes=8)
+    return replk_jax.create_model(ONE_STAGE, num_classes=8)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_a_network_that_cannot_be_merged(examples):
 
 
 def test_fewer_than_five_classes(examples):
-    model = replk_jax.create_model(TINY, num_classes=3)
+    model = replk_jax.create_model(ONE_STAGE, num_classes=3)
     mesh = parallel.device_mesh(8)
     few = examples[0], examples[1] % 3
     scores = Evaluator(model, METRICS, mesh).evaluate(
@@ -187,7 +187,7 @@ def test_another_task(examples):
     )
     evaluator = Evaluator(model, metrics, mesh)
     found = evaluator.evaluate(variables, batches(examples, 8, mesh))
-    fine, coarse = map(np.float64, model.apply(variables, np.float32(examples[0] / 255)))
+    fine, coarse = map(np.float64, jax.jit(model.apply)(variables, np.float32(examples[0] / 255)))
     assert found["examples"] == EXAMPLES
     assert found["loss"] == pytest.approx(fine.sum((0, 1, 2)).max() / EXAMPLES, rel=1e-4)
     assert found["share"] == (coarse[..., 0] > 0).sum() / EXAMPLES

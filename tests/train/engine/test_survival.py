@@ -1,15 +1,13 @@
-"""Runs that are killed, asked to stop, refused, short of room, damaged and moved elsewhere."""
+"""Runs that are killed, asked to stop, short of room, damaged and moved elsewhere."""
 
 import shutil
 import signal
-import socket
 import time
 
 import numpy as np
 import pytest
 
 from tests.train import tiny
-from tests.train.conftest import QUICK
 from tests.train.engine.test_checkpoints import flip
 from tests.train.runs import (
     STEPS,
@@ -39,8 +37,8 @@ def wait_until(condition, *processes):
 
 @pytest.mark.slow
 def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path):
-    """SIGKILL while it saves; a second run in its folder, which is refused; SIGTERM while it
-    trains; then to the end, and all is the same to the bit."""
+    """SIGKILL while it saves; SIGTERM while it trains; then to the end, and all is the same to the
+    bit."""
     checkpoints = tmp_path / "checkpoints"
     process = start(tmp_path)
     wait_until(lambda: newest(checkpoints) >= 10 and list(checkpoints.glob("*partial*")), process)
@@ -52,15 +50,7 @@ def test_what_befalls_a_run_leaves_no_trace(undisturbed, start, train, tmp_path)
     assert 0 < before < STEPS
     process = start(tmp_path)
     wait_until(lambda: newest(checkpoints) > before, process)
-    process.send_signal(signal.SIGSTOP)  # it shall not be at its end before the other is refused
-    status, _, err = train(tmp_path)
-    assert status == 1
-    assert (
-        f"{tmp_path} is in use by another program: process {process.pid} on {socket.gethostname()}"
-        in err
-    )
     process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGCONT)
     [(status, out, err)] = ends([process])
     assert status == EXIT_STATUS, err
     left_at = newest(checkpoints)
@@ -92,8 +82,9 @@ def test_two_processes(undisturbed, start, train, data_dir, tmp_path):
     """They follow the curve of one, leave together when one of them is asked, go on to the end as
     one would, and find what one finds in the evaluation."""
     workdir = tmp_path / "two"
-    one_epoch = ("--config.epochs=1",) * 2  # the warm-up is that of four
-    processes = start_two(start, workdir, one_epoch)
+    # The warm-up is that of four epochs; an EMA, which changes no loss, would only take time.
+    shorter = "--config.epochs=1", "--config.ema_decay=0"
+    processes = start_two(start, workdir, *zip(shorter, shorter, strict=True))
     wait_until(lambda: losses(workdir), *processes)
     processes[1].send_signal(signal.SIGTERM)
     (status, out, err), (other_status, other_out, other_err) = ends(processes)
@@ -109,14 +100,16 @@ def test_two_processes(undisturbed, start, train, data_dir, tmp_path):
     )
 
     shutil.copytree(workdir, alone := tmp_path / "alone")
-    (status, out, err), (_, other_out, _) = ends(start_two(start, workdir, one_epoch))
+    (status, out, err), (_, other_out, _) = ends(
+        start_two(start, workdir, *zip(shorter, shorter, strict=True))
+    )
     assert status == 0, err
     assert f"Resuming from {workdir / 'checkpoints' / str(left_at)}" in out
     assert "re-parameterized" in out
     assert "re-parameterized" not in other_out
     assert "loss" not in other_out
     # One process goes on from the same checkpoint, and evaluates the end of the two.
-    status, _, err = train(alone, one_epoch[0], **QUICK)
+    status, _, err = train(alone, *shorter)
     assert status == 0, err
     assert_same_curve(losses(workdir), losses(alone))
     config = tiny.get_config()
@@ -137,7 +130,7 @@ def test_the_same_end_on_eight_devices(undisturbed, train, tmp_path):
     damaged = elsewhere / "checkpoints" / str(STEPS)
     flip(max(damaged.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size))
     status, out, err = train(
-        elsewhere, "--config.mesh.fsdp=4", "--config.eval_batch_size=32", devices=8, **QUICK
+        elsewhere, "--config.mesh.fsdp=4", "--config.eval_batch_size=32", devices=8
     )
     assert status == 0, err
     assert f"{damaged} is damaged" in err
@@ -163,7 +156,6 @@ def test_a_full_disk(start, tmp_path):
             "--config.checkpoints.every_steps=1",
             "--config.checkpoints.on_failure=continue",
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1000",  # nothing torn goes there
-            **QUICK,
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

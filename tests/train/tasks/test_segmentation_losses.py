@@ -190,7 +190,12 @@ def test_hard_pixels(min_kept, threshold):
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
-    ("size", "target"), [((3, 4), (13, 10)), ((5, 5), (3, 2)), ((1, 1), (7, 5))]
+    ("size", "target"),
+    [
+        ((3, 4), (13, 10)),
+        pytest.param((5, 5), (3, 2), marks=pytest.mark.exhaustive),
+        pytest.param((1, 1), (7, 5), marks=pytest.mark.exhaustive),
+    ],
 )
 def test_chunks_of_rows(monkeypatch, align_corners, size, target):
     """Values and gradients do not depend on how many rows are computed at a time."""
@@ -208,7 +213,7 @@ def test_chunks_of_rows(monkeypatch, align_corners, size, target):
         return *results, gradient
 
     whole = computed(10**9)
-    for rows in (1, 2, 4):
+    for rows in (1, 4):
         for actual, expected in zip(computed(rows * target[1] * 5), whole, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
 

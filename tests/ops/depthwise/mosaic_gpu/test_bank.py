@@ -40,7 +40,7 @@ def test_bank_is_its_definition():
     np.testing.assert_array_equal(bank, expected.reshape(bank.shape))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(convolution=convolutions(), rows=st.integers(1, 8), seed=st.integers(0, 99))
 def test_windows_of_the_bank_make_the_convolution(convolution, rows, seed):
     """The kernel's arithmetic in NumPy: margins, spans and slots, on small integers, exactly."""

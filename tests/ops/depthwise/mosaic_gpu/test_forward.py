@@ -62,15 +62,15 @@ A, B = (
 VALID = Convolution((26, 30), (7, 12))
 LOPSIDED = Convolution((11, 21), (9, 8), padding=((1, 8), (7, 2)))
 CASES = [
-    # Arrangement A: every split, margin, batch tile and remainder of rows and columns.
+    # Arrangement A: both splits, margins, types and batch tiles; exhaustively, more of each.
     pytest.param(same(12, 13), 16, jnp.bfloat16, A(4, "rows", 16, 3)),
-    pytest.param(same(14, 27), 16, jnp.float16, A(8, "rows", 16, 2)),
+    pytest.param(same(14, 27), 16, jnp.float16, A(8, "rows", 16, 2), marks=exhaustive),
     pytest.param(same(20, 7), 32, jnp.bfloat16, A(4, "columns", 32, 2)),
     pytest.param(same((9, 33), (5, 31)), 16, jnp.bfloat16, A(4, "columns", 16, 4)),
-    pytest.param(same((33, 9), (31, 5)), 20, jnp.bfloat16, A(4, "rows", 16, 3)),
+    pytest.param(same((33, 9), (31, 5)), 20, jnp.bfloat16, A(4, "rows", 16, 3), marks=exhaustive),
     pytest.param(same(12, 13), 16, jnp.float32, A(4, "rows", 16, 3)),
-    pytest.param(same((9, 18), (7, 17)), 16, jnp.float32, A(4, "columns", 16, 2)),
-    pytest.param(VALID, 16, jnp.bfloat16, A(4, "columns", 16, 3)),
+    pytest.param(same((9, 18), (7, 17)), 16, jnp.float32, A(4, "columns", 16, 2), marks=exhaustive),
+    pytest.param(VALID, 16, jnp.bfloat16, A(4, "columns", 16, 3), marks=exhaustive),
     pytest.param(LOPSIDED, 16, jnp.float16, A(4, "rows", 16, 3)),
     pytest.param(same(16, 7), 128, jnp.bfloat16, A(4, "rows", 128, 3), marks=exhaustive),
     pytest.param(same(32, 13), 64, jnp.bfloat16, A(8, "rows", 64, 4), marks=exhaustive),
@@ -103,7 +103,9 @@ def test_forward(convolution, batch, dtype, plan):
     assert_close(y, reference(x, kernel, convolution))
 
 
-@pytest.mark.parametrize("convolution", [same(12, 13), LOPSIDED], ids=name)
+@pytest.mark.parametrize(
+    "convolution", [pytest.param(same(12, 13), marks=exhaustive), LOPSIDED], ids=name
+)
 def test_input_gradient(convolution):
     """On a plan of its own, for the transposed convolution."""
     x, kernel = draw(convolution, 16, 1, jnp.bfloat16)
@@ -116,7 +118,7 @@ def test_input_gradient(convolution):
 # The interpreter multiplies in NumPy, which warns of infinity times 0. As an error in one of the
 # interpreter's threads, the warning would leave the others waiting without end.
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, pytest.param(np.inf, marks=exhaustive)])
 def test_what_a_value_that_is_not_finite_contaminates(bad):
     """The blocks of the same image and channel that contain what it belongs to."""
     convolution = same((12, 40), 7)
