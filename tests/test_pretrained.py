@@ -161,7 +161,7 @@ def test_every_entry_is_of_a_model_and_no_name_is_used_twice():
 def test_tags_are_unique_and_follow_the_scheme():
     """`MODEL.SOURCE_DATASET`, with what was fine-tuned on what, epochs and image size."""
     tags = list_pretrained()
-    assert len(tags) == len({tag.lower().replace("_", "") for tag in tags}) == 45 + 5
+    assert len(tags) == len({tag.lower().replace("_", "") for tag in tags}) == 45 + 5 + 5
     data = r"(in1k|in22k|meg73m)(_ft_in1k)?"
     for entry in pretrained.PRETRAINED:
         model, _, tag = entry.tag.partition(".")
@@ -257,9 +257,17 @@ def test_where_it_is_published_and_under_which_licence(tag, licence, paper, url)
                 "replknet_31l.in22k_ft_in1k_384",
                 "replknet_31l.in22k",
                 "upernet_replknet_31l_ade20k.in22k",
+                "cascade_mask_rcnn_replknet_31l_coco.in22k",
             ],
         ),
-        ("*meg73m", ["replknet_xl.meg73m", "upernet_replknet_xl_ade20k.meg73m"]),
+        (
+            "*meg73m",
+            [
+                "replknet_xl.meg73m",
+                "upernet_replknet_xl_ade20k.meg73m",
+                "cascade_mask_rcnn_replknet_xl_coco.meg73m",
+            ],
+        ),
         (
             "UperNet_RepLKNet-31B_ADE20K",
             ["upernet_replknet_31b_ade20k.in1k", "upernet_replknet_31b_ade20k.in22k"],
