@@ -10,6 +10,7 @@ from PIL import Image
 from replk_jax import create_model, list_models, list_pretrained, pretrained
 from replk_jax.cli.inspect import _published
 from replk_jax.cli.models import _list_checkpoints
+from replk_jax.detection.registry import create_detector
 from replk_jax.segmentation.registry import create_segmenter
 from replk_jax.vision import label_sets
 from replk_jax.vision.base_preprocessing import IMAGENET_MEAN
@@ -160,7 +161,7 @@ def test_every_entry_is_of_a_model_and_no_name_is_used_twice():
 def test_tags_are_unique_and_follow_the_scheme():
     """`MODEL.SOURCE_DATASET`, with what was fine-tuned on what, epochs and image size."""
     tags = list_pretrained()
-    assert len(tags) == len({tag.lower().replace("_", "") for tag in tags}) == 45 + 5
+    assert len(tags) == len({tag.lower().replace("_", "") for tag in tags}) == 45 + 5 + 5
     data = r"(in1k|in22k|meg73m)(_ft_in1k)?"
     for entry in pretrained.PRETRAINED:
         model, _, tag = entry.tag.partition(".")
@@ -256,9 +257,17 @@ def test_where_it_is_published_and_under_which_licence(tag, licence, paper, url)
                 "replknet_31l.in22k_ft_in1k_384",
                 "replknet_31l.in22k",
                 "upernet_replknet_31l_ade20k.in22k",
+                "cascade_mask_rcnn_replknet_31l_coco.in22k",
             ],
         ),
-        ("*meg73m", ["replknet_xl.meg73m", "upernet_replknet_xl_ade20k.meg73m"]),
+        (
+            "*meg73m",
+            [
+                "replknet_xl.meg73m",
+                "upernet_replknet_xl_ade20k.meg73m",
+                "cascade_mask_rcnn_replknet_xl_coco.meg73m",
+            ],
+        ),
         (
             "UperNet_RepLKNet-31B_ADE20K",
             ["upernet_replknet_31b_ade20k.in1k", "upernet_replknet_31b_ade20k.in22k"],
@@ -380,6 +389,50 @@ SEGMENTERS = {
     "upernet_replknet_31l_ade20k.in22k": (52.4, 52.7, (2048, 512), 640, False),
     "upernet_replknet_xl_ade20k.meg73m": (55.2, 56.0, (2048, 512), 640, False),
 }
+
+
+# Published AP of boxes and masks on COCO.
+DETECTORS = {
+    "fcos_replknet_31b_coco.in1k": (47.0, None),
+    "cascade_mask_rcnn_replknet_31b_coco.in1k": (52.2, 45.2),
+    "cascade_mask_rcnn_replknet_31b_coco.in22k": (53.0, 46.0),
+    "cascade_mask_rcnn_replknet_31l_coco.in22k": (53.9, 46.5),
+    "cascade_mask_rcnn_replknet_xl_coco.meg73m": (55.5, 48.0),
+}
+
+
+class TestDetectors:
+    """The published detection checkpoints; facts of RepLKNet's README and configurations."""
+
+    def test_facts(self):
+        table = pretrained.PRETRAINED_DETECTORS
+        assert {entry.tag: (entry.box_ap, entry.mask_ap) for entry in table} == DETECTORS
+
+    @pytest.mark.parametrize("entry", pretrained.PRETRAINED_DETECTORS, ids=lambda e: e.tag)
+    def test_each(self, entry):
+        assert entry.backbone in list_models()
+        assert len(label_sets.find(entry.data_set)) == entry.num_classes
+        assert entry.preprocessing.limits == (1333, 800)
+        is_half = entry.preprocessing.mean == entry.preprocessing.std == (0.5,) * 3
+        assert is_half == ("xl" in entry.tag)
+        assert pretrained.lookup(entry.tag) is entry
+
+    def test_recognized_and_default(self):
+        model = create_detector("cascade_mask_rcnn_replknet_31b_coco")
+        path = "RepLKNet-31B_ImageNet-22K_CascMaskRCNN_COCO.pth"
+        assert pretrained.find(path).tag == "cascade_mask_rcnn_replknet_31b_coco.in22k"
+        assert pretrained.recognize(path, model).box_ap == 53.0
+        assert pretrained.recognize(path, model.clone(num_classes=3)) is None
+        assert pretrained.recognize(path, model.backbone) is None
+        assert pretrained.default_preprocessing(model).limits == (1333, 800)
+
+    def test_listed(self, capsys):
+        """By `models --pretrained`, with the preprocessing."""
+        _list_checkpoints("cascade_mask_rcnn_replknet_xl_coco")
+        shown = capsys.readouterr().out
+        assert "55.5     48.0       80" in shown
+        assert "resize to at most 1333 x 800, pad to multiples of 32" in shown
+        assert "1i0TqfwQJQUVHWdB5oyDgxlUUqzPZmIVr" in shown
 
 
 class TestSegmenters:

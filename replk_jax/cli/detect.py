@@ -185,8 +185,8 @@ def _results(
     masks = [None] * len(objects.boxes) if objects.cells is None else objects.masks()
     each = zip(objects.boxes, objects.scores, objects.classes, masks, strict=True)
     for box, score, index, mask in each:
-        result = coco_result(image_id, ids[index], box, score, mask)
-        yield result | {"category": encodable(names[index]), "image": encodable(image)}
+        result = coco_result(image_id, ids[int(index)], box, score, mask)
+        yield result | {"category": encodable(names[int(index)]), "image": encodable(image)}
 
 
 def _table(title: Sequence[str], objects: Objects, names: Sequence[str]) -> str:

@@ -37,8 +37,8 @@ def add_parser(verbs) -> None:
         description="Writes the re-parameterized network as StableHLO with its weights, for "
         "jax.export.deserialize; and OUT.json, with its inputs and outputs, the preprocessing and "
         "the class names. The program of a segmentation network maps pixels (N, H, W, C) to "
-        "classes (N, H, W), both uint8; it slides the window of the weights over the images. That of "
-        "a detection network maps pixels to boxes, scores, classes and masks.",
+        "classes (N, H, W), both uint8; it slides the window of the weights over the images. That "
+        "of a detection network maps pixels to boxes, scores, classes and masks.",
     )
     export.add_argument(
         "weights", type=user_path, help="a PyTorch checkpoint, or what convert or train wrote"

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from replk_jax import pretrained
 from replk_jax.cli.argument_types import positive
-from replk_jax.models import create_model, list_models
 from replk_jax.detection.pretrained_table import PretrainedDetector
 from replk_jax.detection.registry import create_detector, find_detector, list_detectors
 from replk_jax.detection.table import DETECTORS
+from replk_jax.models import create_model, list_models
 from replk_jax.models.aliases import spelling
 from replk_jax.models.composite import CompositeNetwork
 from replk_jax.models.pretrained_table import Pretrained, PublishedFile

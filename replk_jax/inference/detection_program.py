@@ -1,7 +1,7 @@
 """From images to objects: the network in batches of few shapes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -179,4 +179,5 @@ def _detect(
         found = network.detect(pyramid, sizes.astype(jnp.float32), scales)
         return found, jnp.all(jnp.stack(maps), axis=0)
 
-    return model.apply(variables, blank_padding(images, sizes), method=detect)
+    outputs = model.apply(variables, blank_padding(images, sizes), method=detect)
+    return cast("tuple[Detections, jax.Array]", outputs)

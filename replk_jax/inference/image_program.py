@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Concatenate, TypeVar
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ class ImageProgram:
         variables: Mapping[str, Any],
         preprocessing: BasePreprocessing | None,
         batch_size: int,
-        compute: Callable[..., Any],
+        compute: Callable[Concatenate[Model, Mapping[str, Any], jax.Array, ...], Any],
     ):
         channels = model.in_channels
         if preprocessing is None:

@@ -74,8 +74,8 @@ def to_state_dict(
 
     Returns:
       From official names (torchvision's for MobileNet V2 and ResNet; for a composite network
-      mmsegmentation's or mmdetection's, with the backbone in mmpretrain's), in the official order, to arrays in
-      PyTorch's layouts, views if possible. The batch norms' counters are 0.
+      mmsegmentation's or mmdetection's, with the backbone in mmpretrain's), in the official order,
+      to arrays in PyTorch's layouts, views if possible. The batch norms' counters are 0.
 
     Raises:
       ValueError: variables of another model, or a network or structure that the official code

@@ -49,14 +49,16 @@ def load_torch(
     do not record `align_corners`, pooling scales and dilation. They are taken from the
     configuration in the file, from the table of published checkpoints if the file has such a name,
     or from the checkpoint `like`. The rest have mmsegmentation's defaults, with a warning. A
-    backbone as `model`, or prefix="backbone.", loads the backbone alone.
+    backbone as `model`, or prefix="backbone.", loads the backbone alone. In the same way, one of
+    mmdetection with FCOS, or Faster, Mask or Cascade R-CNN gives a `DetectionNetwork`; its weights
+    do not record, for example, `norm_on_bbox`, anchors and the settings of the test.
 
     The state dict may be in any entry of the file, and its names may have any prefix. For a file
     with several networks, `key` or `prefix` selects one.
 
     Args:
-      path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain, mmsegmentation or
-        timm naming.
+      path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain, mmsegmentation,
+        mmdetection or timm naming.
       model: the network to load into; None for the one that `infer_architecture` identifies. With
         `deploy=True` training-time weights are re-parameterized.
       num_classes: replaces that of the model; 0 for no classifier.

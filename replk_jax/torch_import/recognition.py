@@ -89,10 +89,12 @@ def infer_architecture(
     """Identifies the network of a file by the names and shapes of its tensors.
 
     It supports RepLKNet, RepVGG, MobileNet V2 and ResNet of any widths, depths and kernel sizes,
-    and mmsegmentation's networks with UPerNet, PSPNet, DeepLabv3, DeepLabv3+ and FCN heads on them.
+    and on them mmsegmentation's networks with UPerNet, PSPNet, DeepLabv3, DeepLabv3+ and FCN heads,
+    and mmdetection's FCOS, and Faster, Mask and Cascade R-CNN.
     Properties that shapes do not determine have defaults: no stochastic depth, the published
-    strides and shortcuts, and a backbone that returns all its stages. Those of a segmenter are
-    taken from the configuration in the file or the name of a published file, as far as they say.
+    strides and shortcuts, and a backbone that returns all its stages. Those of a segmenter or
+    detector are taken from the configuration in the file or the name of a published file, as far as
+    they say.
 
     Args:
       path: .pth, .pt, .bin or .safetensors, in official, torchvision, mmpretrain or timm naming.

@@ -38,7 +38,7 @@ def save_torch(
 
     That of a segmenter is for mmsegmentation, with the backbone in the names of mmpretrain. It does
     not contain `align_corners`, pooling scales and dilation, which mmsegmentation takes from its
-    configuration.
+    configuration. That of a detector is likewise for mmdetection.
 
     That code loads it strictly, into a network of the same sizes if it can build one: torchvision
     has only 3 x 3 kernels, and one width of each ResNet.

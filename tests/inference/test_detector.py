@@ -67,34 +67,33 @@ def images():
 
 
 def test_objects(network, detector):
-    """Those of the network itself, image by image; in pixels of the images."""
+    """Those of the network itself for the high image; in pixels of the image."""
     model, variables = network
-    found = detector(images(), masks=True)
-    for image, result in zip(images(), found, strict=True):
-        height, width, _ = image.shape
-        resized = PROTOCOL.pixels(image)
-        bucket = (64, 96) if width > height else (96, 64)
-        padding = [(0, bucket[i] - resized.shape[i]) for i in range(2)]
-        x = normalize(jnp.pad(resized, [*padding, (0, 0)])[None], PROTOCOL.mean, PROTOCOL.std)
-        sizes = jnp.array([resized.shape[:2]])
-        scales = PROTOCOL.scale_factors(height, width)[None]
-        x = blank_padding(x, sizes)
-        assert (np.asarray(x)[0, resized.shape[0] :] == 0).all()
-        wanted = model.apply(variables, x, sizes=sizes, scales=scales)
-        count = int(wanted.count[0])
-        assert count >= 2
-        assert len(result.boxes) == len(result.names) == count
-        # The detector runs the merged network.
-        np.testing.assert_allclose(result.boxes, wanted.boxes[0, :count], atol=1e-2)
-        np.testing.assert_allclose(result.scores, wanted.scores[0, :count], atol=1e-4)
-        np.testing.assert_array_equal(result.classes, wanted.classes[0, :count])
-        assert result.names == tuple(NAMES[index] for index in result.classes)
-        assert (result.boxes >= 0).all()
-        assert (result.boxes <= [width, height, width, height]).all()
-        assert result.masks.shape == (count, height, width)
-        box = np.asarray(wanted.boxes[0, 0])
-        pasted = paste_mask(np.asarray(wanted.masks[0, 0]), box, (height, width))
-        assert (result.masks[0] != pasted).mean() < 0.01
+    *_, result = detector(images(), masks=True)
+    *_, image = images()
+    height, width, _ = image.shape
+    resized = PROTOCOL.pixels(image)
+    padding = [(0, bucket - side) for bucket, side in zip((96, 64), resized.shape[:2], strict=True)]
+    x = normalize(jnp.pad(resized, [*padding, (0, 0)])[None], PROTOCOL.mean, PROTOCOL.std)
+    sizes = jnp.array([resized.shape[:2]])
+    x = blank_padding(x, sizes)
+    assert (np.asarray(x)[0, :, resized.shape[1] :] == 0).all()
+    scales = PROTOCOL.scale_factors(height, width)[None]
+    wanted = jax.jit(model.apply)(variables, x, sizes=sizes, scales=scales)
+    count = int(wanted.count[0])
+    assert count >= 2
+    assert len(result.boxes) == len(result.names) == count
+    # The detector runs the merged network.
+    np.testing.assert_allclose(result.boxes, wanted.boxes[0, :count], atol=1e-2)
+    np.testing.assert_allclose(result.scores, wanted.scores[0, :count], atol=1e-4)
+    np.testing.assert_array_equal(result.classes, wanted.classes[0, :count])
+    assert result.names == tuple(NAMES[index] for index in result.classes)
+    assert (result.boxes >= 0).all()
+    assert (result.boxes <= [width, height, width, height]).all()
+    assert result.masks.shape == (count, height, width)
+    box = np.asarray(wanted.boxes[0, 0])
+    pasted = paste_mask(np.asarray(wanted.masks[0, 0]), box, (height, width))
+    assert (result.masks[0] != pasted).mean() < 0.01
 
 
 def test_compilations(detector):
@@ -165,13 +164,14 @@ def folder(tmp_path):
 def test_command(weights, folder, tmp_path, capsys):
     output, results = tmp_path / "out", tmp_path / "results.json"
     options = ["--weights", weights, "--output", output, "--json", results, "--threshold", 0.1]
-    status, out, err = run(capsys, "detect", folder, *options, "--batch-size", 2)
+    options += ["--batch-size", 2]
+    status, out, err = run(capsys, "detect", folder, *options)
     assert (status, err) == (0, f"preprocessing: {PROTOCOL.in_words()}\n")
     listed = json.loads(results.read_text())
-    detector = Detector.from_file(weights)
+    detector = Detector.from_file(weights, batch_size=2)
     wanted = []
-    for path in sorted(folder.iterdir()):
-        (found,) = detector(path, threshold=0.1, masks=True)
+    paths = sorted(folder.iterdir())
+    for path, found in zip(paths, detector(paths, threshold=0.1, masks=True), strict=True):
         drawn = output / f"{path.stem}_objects.jpg"
         assert f"{path} -> {drawn}" in out
         with Image.open(drawn) as opened, Image.open(path) as original:

@@ -184,7 +184,11 @@ class TestRoundTrip:
         ("kind", "architecture", "fields"),
         [
             ("fcos", REPVGG, {}),
-            ("standard", RESNET, {"box_size": 3, "masks": False, "mask_convs": 4, "mask_channels": 256}),
+            (
+                "standard",
+                RESNET,
+                {"box_size": 3, "masks": False, "mask_convs": 4, "mask_channels": 256},
+            ),
             ("standard", REPLKNET, {"class_agnostic": True, "box_size": 5}),
             ("cascade", REPLKNET, {"box_convs": 1, "box_conv_channels": 4, "box_fcs": 1}),
         ],
