@@ -7,6 +7,7 @@ that were kept before it, then within itself. There, the boxes that are kept are
 depends on none, the second on the first alone, and so on.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,9 +36,7 @@ class _Sorted(NamedTuple):
 
     def part(self, start: jax.Array, size: int) -> "_Sorted":
         """Some of the boxes."""
-        return _Sorted(
-            *(jax.lax.dynamic_slice_in_dim(each, start, size, axis=-1) for each in self)
-        )
+        return _Sorted(*(jax.lax.dynamic_slice_in_dim(each, start, size, axis=-1) for each in self))
 
 
 class _Kept(NamedTuple):
@@ -100,16 +99,8 @@ def nms(
     if number == 0:
         return jnp.zeros(max_kept, jnp.int32), jnp.zeros((), jnp.int32)
     boxes, scores = jax.lax.stop_gradient((boxes, scores))
-    valid &= ~jnp.isnan(scores)
-    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(jnp.int32)
-    kept = _keep(
-        _Sorted(boxes[order].T, groups[order].astype(jnp.int32), order, valid[order]),
-        threshold,
-        max_kept,
-    )
-    count = jnp.minimum(kept.count, max_kept)
-    indices = kept.boxes.indices[:max_kept]
-    return jnp.where(jnp.arange(max_kept, dtype=jnp.int32) < count, indices, number), count
+    # The sizes of blocks are arguments, since programs are kept by their arguments.
+    return _sorted_nms(boxes, scores, threshold, groups, valid, max_kept, (BLOCK, KEPT_BLOCK))
 
 
 def _refuse_nan(scores: jax.Array, valid: jax.Array) -> None:
@@ -123,15 +114,39 @@ def _refuse_nan(scores: jax.Array, valid: jax.Array) -> None:
         )
 
 
-def _keep(boxes: _Sorted, threshold: float | jax.Array, max_kept: int) -> _Kept:
+@partial(jax.jit, static_argnames=("max_kept", "blocks"))
+def _sorted_nms(
+    boxes: jax.Array,
+    scores: jax.Array,
+    threshold: float | jax.Array,
+    groups: jax.Array,
+    valid: jax.Array,
+    max_kept: int,
+    blocks: tuple[int, int],
+) -> tuple[jax.Array, jax.Array]:
+    """`nms` of operands that fit; `blocks` are `BLOCK` and `KEPT_BLOCK`."""
+    valid &= ~jnp.isnan(scores)
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(jnp.int32)
+    candidates = _Sorted(boxes[order].T, groups[order].astype(jnp.int32), order, valid[order])
+    kept = _keep(candidates, threshold, max_kept, *blocks)
+    indices = kept.boxes.indices[:max_kept]
+    indices = jnp.pad(indices, (0, max_kept - len(indices)))
+    count = jnp.minimum(kept.count, max_kept)
+    there = jnp.arange(max_kept, dtype=jnp.int32) < count
+    return jnp.where(there, indices, len(boxes)), count
+
+
+def _keep(
+    boxes: _Sorted, threshold: float | jax.Array, max_kept: int, block: int, kept_block: int
+) -> _Kept:
     """Visits boxes block by block until none is left or enough are kept."""
     number = len(boxes.valid)
-    block = min(BLOCK, number)
+    block = min(block, number)
     boxes = _padded(boxes, -number % block)
     positions = jnp.arange(len(boxes.valid), dtype=jnp.int32)
     last = jnp.max(jnp.where(boxes.valid, positions + 1, 0))  # none is valid from there on
     most = min(max_kept, number)
-    kept_block = min(KEPT_BLOCK, most)
+    kept_block = min(kept_block, most)
 
     def more(state: tuple[jax.Array, _Kept]) -> jax.Array:
         index, kept = state

@@ -4,9 +4,10 @@ The rules are in `roi_tiles`. Boxes are computed in chunks of tiles of the featu
 array grows with both the number of boxes and the size of the feature map. Each tile is read as it is
 stored and multiplied by a matrix of weights for its rows and one for its columns.
 
-Memory, beside the operands and the results: forward, `roi_tiles.CHUNK_ELEMENTS` values of the tiles
-(32 MiB in float32) a few times over, and the results in float32; backward, the same, and a feature map
-in float32.
+Memory, beside the operands and the results: the tiles of one chunk and their products,
+`roi_tiles.CHUNK_ELEMENTS` values (8 MiB in float32) two or three times over; for 16-bit feature maps
+also the results, or backward the gradients of the feature maps, in float32. For 1,000 boxes on a
+feature map of 200 x 336 pixels and 256 channels, that is MEASURED.
 """
 
 from collections.abc import Sequence
@@ -237,7 +238,7 @@ def _align(
 
 
 def _align_forward(feature_maps, boxes, levels, samplings):
-    # The arrays of no size carry the dtype, which is no JAX type.
+    # Arrays of no size carry the shapes: numbers would be traced.
     shapes = [jnp.zeros((*each.shape[:2], 0), each.dtype) for each in feature_maps]
     return _align(feature_maps, boxes, levels, samplings), (shapes, boxes, levels)
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from replk_jax.ops.batch_loops import largest_of_batch
 
 # Elements of the tiles of one chunk.
-CHUNK_ELEMENTS = 1 << 23
+CHUNK_ELEMENTS = 1 << 21
 # Adaptive samples are more than half a pixel apart if a bin has several. Fewer than six of them are
 # within a pixel of a row, also after rounding.
 _NEAR = 6
@@ -227,7 +227,9 @@ class Tiles:
         box = jnp.sum(self.ends[None] <= tiles[:, None], axis=1, dtype=jnp.int32)
         there = box < len(self.ends)
         known = jnp.minimum(box, len(self.ends) - 1)
-        rows, columns = (Axis(*(each[known] for each in axis)) for axis in (self.rows, self.columns))
+        rows, columns = (
+            Axis(*(each[known] for each in axis)) for axis in (self.rows, self.columns)
+        )
         # The last tile of a box is that before `ends`.
         within = tiles - self.ends[known] + rows.tiles * columns.tiles
         across = jnp.maximum(columns.tiles, 1)
@@ -243,7 +245,7 @@ class Tiles:
         due = axis.first + tile * extent.tile
         # Moved into the array, a tile repeats positions of the one before it.
         start = jnp.clip(due, 0, extent.stored - extent.tile)
-        positions = start[:, None] + jnp.arange(extent.tile, dtype=jnp.int32)
+        positions = start[:, None] + jnp.arange(extent.tile, dtype=jnp.int32)[None]
         new = (positions >= due[:, None]) & (positions < extent.size) & there[:, None]
         weights = axis.weights(positions, extent, self.sampling)
         return start, jnp.where(new[:, None], weights, 0)
