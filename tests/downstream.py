@@ -1,4 +1,4 @@
-"""The reference data in ../shared/golden/downstream: what mmsegmentation and mmdetection computed."""
+"""The reference data in ../shared/golden/downstream, by mmsegmentation and mmdetection."""
 
 import json
 from collections.abc import Callable

@@ -294,8 +294,8 @@ class FCOSHead(NetworkPart, kw_only=True):
         if count != needed:
             raise ValueError(
                 f"A {type(self).__name__} with regression_limits {self.regression_limits} needs "
-                f"{needed} levels of the pyramid; it has {count}. Set neck_num_outputs={needed}, or "
-                "give one limit less than there are levels."
+                f"{needed} levels of the pyramid; it has {count}. Set neck_num_outputs={needed}, "
+                "or give one limit less than there are levels."
             )
 
     @nn.nowrap

@@ -117,9 +117,9 @@ class FPN(NetworkPart, kw_only=True):
         used = count - self.start_level
         if not 1 <= used <= self.num_outputs:
             raise ValueError(
-                f"An FPN of {self.num_outputs} outputs from feature map {self.start_level} on takes "
-                f"{self.start_level + 1} to {self.start_level + self.num_outputs} feature maps; the "
-                f"backbone returns {count}. Build it with other out_indices."
+                f"An FPN with start_level {self.start_level} and {self.num_outputs} outputs takes "
+                f"{self.start_level + 1} to {self.start_level + self.num_outputs} feature maps; "
+                f"the backbone returns {count}. Build it with other out_indices."
             )
 
     @nn.nowrap

@@ -18,8 +18,8 @@ from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite_creation import (
     NETWORK_FIELDS,
     build_backbone,
-    check_given,
     describe_unknown,
+    required_arguments,
 )
 from replk_jax.models.parts import NetworkPart, own_fields
 
@@ -182,9 +182,7 @@ def create_detector(
             f"{unknown} Kinds are {', '.join(KINDS)}; list_detectors() has the names of whole "
             "networks."
         )
-    check_given("create_detector", kind, backbone, num_classes)
-    assert backbone is not None
-    assert num_classes is not None
+    backbone, num_classes = required_arguments("create_detector", kind, backbone, num_classes)
     built = build_backbone(backbone, options, "create_detector")
     network = KINDS[kind].build(built, num_classes, fields)
     network.check_fields()

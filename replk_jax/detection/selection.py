@@ -4,7 +4,6 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from replk_jax.detection.structures import Detections
 from replk_jax.ops.nms import nms

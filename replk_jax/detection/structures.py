@@ -38,5 +38,5 @@ class Detections(NamedTuple):
     boxes: jax.Array
     scores: jax.Array
     classes: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     masks: jax.Array | None = None

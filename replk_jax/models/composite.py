@@ -33,8 +33,8 @@ class CompositeNetwork(Network, kw_only=True):
             feature_maps = self.backbone(x, train)
             ...
 
-    Heads are top-level modules: fields that are `NetworkPart`s, which take their `shared_fields` from
-    the network, or modules built with `common_kwargs()`. Call a head that only training needs
+    Heads are top-level modules: fields that are `NetworkPart`s, which take their `shared_fields`
+    from the network, or modules built with `common_kwargs()`. Call a head that only training needs
     if `train or self.is_initializing()`, so that its variables always exist.
 
     Attributes:

@@ -49,18 +49,25 @@ def build_backbone(
     return built.clone(out_indices=tuple(last_of_size.values())[-_NUM_FEATURE_MAPS:])
 
 
-def check_given(
-    function: str, name: str, backbone: str | Architecture | Backbone | None, num_classes: Any
-) -> None:
-    """Raises TypeError unless there are a backbone and a number of classes.
+def required_arguments(
+    function: str,
+    name: str,
+    backbone: str | Architecture | Backbone | None,
+    num_classes: int | None,
+) -> tuple[str | Architecture | Backbone, int]:
+    """The backbone and the number of classes, both of which must be given.
 
     Args:
       function, name: the calling function and its first argument, for the error.
       backbone, num_classes: its other arguments.
+
+    Raises:
+      TypeError: one of them is None.
     """
     if backbone is None or num_classes is None:
         missing = "a backbone" if backbone is None else "num_classes"
         raise TypeError(f"{function}({name!r}, ...) needs {missing}.")
+    return backbone, num_classes
 
 
 def describe_unknown(kind: str, name: str, names: Iterable[str]) -> str:

@@ -9,8 +9,8 @@ from replk_jax.models.backbone import Backbone
 from replk_jax.models.composite_creation import (
     NETWORK_FIELDS,
     build_backbone,
-    check_given,
     describe_unknown,
+    required_arguments,
 )
 from replk_jax.models.parts import own_fields
 from replk_jax.segmentation.deeplab import DeepLabV3Head, DeepLabV3PlusHead
@@ -108,7 +108,7 @@ def create_segmenter(
     if (known_head := spelt(name, DECODE_HEADS)) is None:
         raise ValueError(_unknown(name))
     name = known_head
-    check_given("create_segmenter", name, backbone, num_classes)
+    backbone, num_classes = required_arguments("create_segmenter", name, backbone, num_classes)
 
     head = DECODE_HEADS[name]
     of_network = {field: fields.pop(field) for field in _OF_NETWORK if field in fields}

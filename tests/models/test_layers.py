@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from replk_jax.models.layers import BatchNorm, ConvNorm, DropPath, GlobalAveragePool, pytorch_init
-from tests.helpers import data_mesh
+from replk_jax.models.layers import (
+    BatchNorm,
+    ConvNorm,
+    DropPath,
+    GlobalAveragePool,
+    GroupNorm,
+    pytorch_init,
+)
+from tests.helpers import assert_equal_in_float64, data_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -138,3 +145,23 @@ def test_pool_sums_bfloat16_in_float32():
     y = GlobalAveragePool().apply({}, x)
     assert y.dtype == jnp.float32
     np.testing.assert_allclose(y, np.float64(x).mean((1, 2)), rtol=1e-5)
+
+
+def test_group_norm_by_definition():
+    """Groups of neighbouring channels, in each image alone; means far from 0."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 5, 12)) * rng.uniform(0.1, 3, 12) + 50
+    scale, bias = rng.standard_normal((2, 12))
+    norm = GroupNorm(num_groups=3, dtype=jnp.float64, param_dtype=jnp.float64)
+    with jax.enable_x64(True):
+        params = {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}
+        y = jax.jit(norm.apply)({"params": params}, jnp.asarray(x))
+    groups = x.reshape(2, 15, 3, 4)
+    mean, variance = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    expected = ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * scale + bias
+    assert_equal_in_float64(y, expected)
+
+
+def test_group_norm_of_channels_that_do_not_fit():
+    with pytest.raises(ValueError, match="needs a multiple of 5 channels; got 12"):
+        jax.eval_shape(GroupNorm(num_groups=5).init, jax.random.key(0), jnp.zeros((1, 2, 2, 12)))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 import replk_jax
 from tests import downstream
+from tests.downstream import ARCHITECTURE
 
 load = partial(downstream.load, "segmentation")
 manifest = partial(downstream.manifest, "segmentation")
@@ -20,6 +21,11 @@ def tiny_upernet(**fields: Any) -> tuple[replk_jax.SegmentationNetwork, dict[str
       **fields: of `SegmentationNetwork`, such as `align_corners` or `dtype`.
     """
     model = replk_jax.create_segmenter(
-        "upernet", downstream.ARCHITECTURE, num_classes=7, channels=24, auxiliary_channels=16, **fields
+        "upernet",
+        ARCHITECTURE,
+        num_classes=7,
+        channels=24,
+        auxiliary_channels=16,
+        **fields,
     )
     return model, fill(model, load("weights"), jnp.zeros((1, 32, 32, 3), model.dtype))
