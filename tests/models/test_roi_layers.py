@@ -50,7 +50,7 @@ def test_one_class_of_each_example():
 
     np.testing.assert_allclose(one_class(params, x), all_classes(params, x), atol=1e-5)
     gradients = [
-        jax.grad(lambda *args, run=run: jnp.sum(jnp.sin(run(*args))), (0, 1))(params, x)
+        jax.jit(jax.grad(lambda *args, run=run: jnp.sum(jnp.sin(run(*args))), (0, 1)))(params, x)
         for run in (one_class, all_classes)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *gradients)
@@ -63,16 +63,22 @@ def test_batch_norm_leaves_out_padding():
     module = BatchNorm()
     variables = module.init(jax.random.key(0), x)
 
-    def run(x, valid=None):
-        y, updated = module.apply(variables, x, True, valid, mutable=["batch_stats"])
-        kept = y if valid is None else y[np.flatnonzero(valid)]
-        return jnp.sum(jnp.sin(kept)), (kept, updated)
+    weights = random(5, 2, 2, 3)
 
-    padded, (of_padded, _) = run(x, valid), jax.grad(run, has_aux=True)(x, valid)
-    alone, (of_alone, _) = run(x[valid]), jax.grad(run, has_aux=True)(x[valid])
+    @jax.jit
+    def run(x, weights, valid=None):
+        def total(x):
+            y, updated = module.apply(variables, x, True, valid, mutable=["batch_stats"])
+            return jnp.sum(y * weights), updated
+
+        return jax.value_and_grad(total, has_aux=True)(x)
+
+    # The loss sees only valid rows.
+    padded, of_padded = run(x, np.where(valid[:, None, None, None], weights, 0), valid)
+    alone, of_alone = run(x[valid], weights[valid])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), padded, alone)
-    np.testing.assert_allclose(of_padded[valid], of_alone, atol=1e-5)
-    assert not np.any(of_padded[~valid])
+    np.testing.assert_allclose(np.asarray(of_padded)[valid], of_alone, atol=1e-5)
+    assert not np.any(np.asarray(of_padded)[~valid])
 
 
 @pytest.mark.parametrize("count", [0, 1])
