@@ -234,8 +234,8 @@ class RoIHead(NetworkPart, kw_only=True):
         """The mean of the masks of all stages: probabilities (N, D, h, w); 0 for padding."""
         features = self._extract(pyramid, strides, boxes, self.mask_size)
         flat = jnp.maximum(classes, 0).reshape(-1)
-        masks = sum(jax.nn.sigmoid(head(features, flat)) for head in self.mask_heads)
-        masks = (masks / len(self.mask_heads)).reshape(*classes.shape, *masks.shape[1:])
+        masks = jnp.stack([jax.nn.sigmoid(head(features, flat)) for head in self.mask_heads])
+        masks = jnp.mean(masks, axis=0).reshape(*classes.shape, *masks.shape[2:])
         return jnp.where((classes >= 0)[..., None, None], masks, 0)
 
     def losses(

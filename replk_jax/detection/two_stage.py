@@ -67,12 +67,16 @@ class TwoStageDetector(DetectionNetwork, kw_only=True):
         """See `DetectionNetwork`. Truths without area do not count.
 
         Raises:
-          ValueError: there are mask heads, and the truths have no masks.
+          ValueError: there are mask heads, and the truths have no masks; or truths (N, 0).
         """
         if self.roi_head.masks and truths.masks is None:
             raise ValueError(
                 f"A {type(self.roi_head).__name__} with masks learns from truths with masks: give "
                 "Truths(..., masks=...), or build the network with masks=False."
+            )
+        if not truths.classes.shape[1]:
+            raise ValueError(
+                "Truths have room for no object: pad them to at least one, with valid=False."
             )
         has_area = jnp.all(truths.boxes[..., 2:] > truths.boxes[..., :2], axis=-1)
         truths = truths._replace(valid=truths.valid & has_area)

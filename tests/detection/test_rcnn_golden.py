@@ -7,8 +7,11 @@ import pytest
 
 from replk_jax.detection.assignment import BACKGROUND
 from replk_jax.detection.pasting import paste_mask
+from replk_jax.detection.roi_heads import CascadeRoIHead
+from replk_jax.detection.roi_losses import box_head_losses, mask_loss
 from replk_jax.detection.roi_targets import sample_rois
-from replk_jax.detection.rpn import Proposals
+from replk_jax.detection.rpn import Outputs, Proposals
+from replk_jax.ops.roi_align import mask_targets
 from replk_jax.torch_import import names
 from tests import downstream, reference_data
 from tests.detection import rcnn_golden as golden
@@ -133,6 +136,7 @@ def losses():
     return run
 
 
+@pytest.mark.exhaustive
 def test_losses(losses):
     """With frozen statistics, of the first boxes in place of random ones."""
     arrays = golden.load("train_frozen_bn")
@@ -145,6 +149,7 @@ def test_losses(losses):
         np.testing.assert_allclose(value, expected, rtol=LOSSES, err_msg=name)
 
 
+@pytest.mark.exhaustive
 def test_losses_without_objects(losses):
     """Anchors and boxes learn that all is background, and nothing else."""
     truths = golden.truths(padding=2)
@@ -158,6 +163,7 @@ def test_losses_without_objects(losses):
     assert actual["s2.loss_cls"] > 0
 
 
+@pytest.mark.exhaustive
 def test_losses_ignore_objects_without_area(losses):
     """Their offsets and masks would be infinite or empty."""
     truths = golden.truths(padding=2)
@@ -166,15 +172,34 @@ def test_losses_ignore_objects_without_area(losses):
     jax.tree.map(np.testing.assert_array_equal, losses(with_empty), losses(truths))
 
 
-def test_samples_of_every_stage():
-    """The boxes, their truths and labels, from the golden proposals of each stage."""
-    arrays = golden.load("train_frozen_bn")
+def test_rpn_losses():
+    """From the golden outputs of the RPN; without objects, all anchors are background."""
+    arrays, truths = golden.load("train_frozen_bn"), golden.truths(padding=2)
+    model, _ = golden.tiny_detector()
+    rpn = golden.load("rpn")
+    outputs = Outputs(
+        *(tuple(rpn[f"{name}_{level}"] for level in range(LEVELS)) for name in ("cls", "reg"))
+    )
+    sizes = golden.SIZES.astype(jnp.float32)
+    run = jax.jit(
+        lambda outputs, truths: model.rpn_head.losses(outputs, golden.STRIDES, sizes, truths, None)
+    )
+    for name, value in run(outputs, truths).items():
+        np.testing.assert_allclose(value, arrays[f"loss/{name}"], rtol=LOSSES)
+    empty = run(outputs, truths._replace(valid=jnp.zeros_like(truths.valid)))
+    assert empty["loss_rpn_bbox"] == 0
+    assert 0 < empty["loss_rpn_cls"] < 10
+
+
+@pytest.fixture(scope="module")
+def stage():
+    """The compiled sample, losses, mask targets and mask loss of a stage."""
     truths = golden.truths(padding=2)
 
     @jax.jit
-    def sample(boxes, valid, threshold):
-        return sample_rois(
-            Proposals(boxes, valid),
+    def run(proposals, threshold, stds, logits, deltas, mask_logits):
+        rois = sample_rois(
+            proposals,
             truths,
             threshold=threshold,
             match_low_quality=False,
@@ -183,34 +208,68 @@ def test_samples_of_every_stage():
             background=5,
             key=None,
         )
-
-    for stage, threshold in enumerate((0.5, 0.6, 0.7)):
-        boxes, valid = np.zeros((2, 60, 4), np.float32), np.zeros((2, 60), bool)
-        for image in range(2):
-            proposals = arrays[f"stage{stage}/image{image}/proposals"]
-            boxes[image, : len(proposals)], valid[image, : len(proposals)] = proposals, True
-        rois = jax.tree.map(np.asarray, sample(boxes, valid, threshold))
-        assert rois.valid.all()
-        for image in range(2):
-            case = {
-                name: arrays[f"stage{stage}/image{image}/{name}"]
-                for name in ("pos_boxes", "neg_boxes", "pos_gt", "pos_is_gt")
-            }
-            count = len(case["pos_gt"])
-            expected = np.concatenate([case["pos_boxes"], case["neg_boxes"]])
-            np.testing.assert_array_equal(rois.boxes[image], expected)
-            np.testing.assert_array_equal(rois.positive[image], np.arange(24) < count)
-            np.testing.assert_array_equal(rois.truths[image, :count], case["pos_gt"])
-            np.testing.assert_array_equal(rois.is_truth[image, :count], case["pos_is_gt"])
-            assert np.all(rois.truths[image, count:] == BACKGROUND)
-        # There, all positive boxes of both images are first in the targets.
-        labels = arrays[f"stage{stage}/labels"]
-        np.testing.assert_array_equal(np.sort(rois.labels.ravel()), np.sort(labels))
-        targets = arrays[f"stage{stage}/box_targets"]
-        positive = labels < 5
-        np.testing.assert_array_equal(
-            rois.targets.reshape(-1, 4)[rois.positive.ravel()], targets[positive]
+        first = rois.first(24, 0.25)
+        targets = jax.vmap(mask_targets)(truths.masks, first.boxes, jnp.maximum(first.truths, 0))
+        return (
+            rois,
+            box_head_losses(logits, deltas, rois, stds, "giou"),
+            targets,
+            mask_loss(mask_logits, targets.reshape(-1, 28, 28), first.positive.reshape(-1)),
         )
+
+    return run
+
+
+@pytest.mark.parametrize("index", range(STAGES))
+def test_a_stage(stage, index):
+    """Sample, targets and losses, from the golden proposals and outputs."""
+    arrays, settings = golden.load("train_frozen_bn"), CascadeRoIHead.stages[index]
+    boxes, valid = np.zeros((2, 60, 4), np.float32), np.zeros((2, 60), bool)
+    for image in range(2):
+        proposals = arrays[f"stage{index}/image{image}/proposals"]
+        boxes[image, : len(proposals)], valid[image, : len(proposals)] = proposals, True
+    labels = arrays[f"stage{index}/labels"]
+    positive = labels < 5
+    # Only the first stage has golden mask logits: of positive boxes, image by image.
+    mask_logits = np.zeros((2 * 6, 28, 28), np.float32)
+    places = np.flatnonzero(positive.reshape(2, 24)[:, :6])
+    if index == 0:
+        of_classes = arrays["stage0/mask_logits"]
+        mask_logits[places] = of_classes[np.arange(len(places)), :, :, labels[positive]]
+    rois, losses, targets, of_masks = jax.tree.map(
+        np.asarray,
+        stage(
+            Proposals(boxes, valid),
+            settings.threshold,
+            np.float32(settings.stds),
+            arrays[f"stage{index}/cls_score"].reshape(2, 24, 6),
+            arrays[f"stage{index}/bbox_pred"].reshape(2, 24, 5, 4),
+            mask_logits,
+        ),
+    )
+    assert rois.valid.all()
+    np.testing.assert_array_equal(rois.labels.ravel(), labels)
+    np.testing.assert_array_equal(rois.positive.ravel(), positive)
+    actual = rois.targets.reshape(-1, 4)[positive]
+    np.testing.assert_array_equal(actual, arrays[f"stage{index}/box_targets"][positive])
+    for image in range(2):
+        case = downstream.section(arrays, f"stage{index}/image{image}/")
+        count = len(case["pos_gt"])
+        expected = np.concatenate([case["pos_boxes"], case["neg_boxes"]])
+        np.testing.assert_array_equal(rois.boxes[image], expected)
+        np.testing.assert_array_equal(rois.truths[image, :count], case["pos_gt"])
+        np.testing.assert_array_equal(rois.is_truth[image, :count], case["pos_is_gt"])
+        assert np.all(rois.truths[image, count:] == BACKGROUND)
+        assert not np.any(rois.is_truth[image, count:])
+    for name, value in losses.items():
+        weight = settings.weight if "loss" in name else 1
+        weight *= 10 if name == "loss_bbox" else 1
+        expected = arrays[f"loss/s{index}.{name}"].reshape(())
+        np.testing.assert_allclose(value * weight, expected, rtol=LOSSES, err_msg=name)
+    targets = targets.reshape(-1, 28, 28)[places]
+    np.testing.assert_array_equal(targets, arrays[f"stage{index}/mask_targets"])
+    if index == 0:
+        np.testing.assert_allclose(of_masks, arrays["loss/s0.loss_mask"][0], rtol=LOSSES)
 
 
 @pytest.mark.exhaustive
