@@ -1,6 +1,5 @@
 """The CPU as eight devices; programs that are compiled quickly, and kept between runs."""
 
-import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -40,29 +39,6 @@ def pytest_collection_modifyitems(items):
 def strict_promotion():
     """JAX neither broadcasts nor promotes dtypes implicitly."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        yield
-
-
-@contextlib.contextmanager
-def compiling_quickly():
-    """XLA takes half as long to compile, and leaves most optimisations out."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture
-def quick_compilation():
-    """See `compiling_quickly`."""
-    with compiling_quickly():
-        yield
-
-
-@pytest.fixture(scope="module")
-def quick_compilation_of_module():
-    """The same for all tests of a module, and the fixtures that they share."""
-    with compiling_quickly():
         yield
 
 

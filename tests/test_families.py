@@ -17,8 +17,6 @@ from tests.helpers import random_variables
 from tests.miniatures import miniature, repvgg_variants
 from tests.vision.test_images import picture
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PREPROCESSING = Preprocessing(32, crop_fraction=0.875, interpolation="bilinear")
 NETWORKS = {
     "repvgg_d2se": (miniature(registry.ARCHITECTURES["repvgg_d2se"]), {}),

@@ -34,7 +34,7 @@ ARCHITECTURES = {
 }
 MAX_BYTES = 3_000_000
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "strict_promotion")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 families = pytest.mark.parametrize("family", ARCHITECTURES)
 
 

@@ -45,7 +45,7 @@ def code_of(title):
 
 
 @pytest.fixture
-def tiny(monkeypatch, quick_compilation):
+def tiny(monkeypatch):
     """A tiny architecture under the name of the large one."""
     monkeypatch.setitem(registry.ARCHITECTURES, "replknet_31b", TINY)
 
@@ -135,7 +135,7 @@ def test_published_weights(tiny, tmp_path, monkeypatch, capsys):
     assert Path("replknet.onnx").exists()
 
 
-def test_segmentation(tmp_path, monkeypatch, capsys, quick_compilation):
+def test_segmentation(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = create_segmenter("fcn", TINY, 3, channels=8, auxiliary_channels=None)
     protocol = SegmentationProtocol((64, 64))

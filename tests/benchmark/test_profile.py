@@ -121,7 +121,6 @@ def test_labels():
     assert len({labels[f"layer2_1/conv_{i}"] for i in range(3)}) == 3, "of different shapes"
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("mode", ["inference", "inference-merged", "training"])
 def test_layers_of_a_network(mode, tmp_path):
     """Every layer that computes is found, and all the time that the trace has for operations."""

@@ -22,8 +22,6 @@ from tests.helpers import TINY, random_variables
 from tests.models.composite import tiny_segmenter
 from tests.models.unpublished import PlainNet, PlainNetArchitecture
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PREPROCESSING = Preprocessing(32)
 CLASSIFIER = replk_jax.create_model(TINY, num_classes=4)
 NETWORK = Checkpoint(CLASSIFIER, random_variables(CLASSIFIER), PREPROCESSING, tuple("abcd"))

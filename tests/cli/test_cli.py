@@ -155,7 +155,6 @@ def test_mistakes_end_with_one_line(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_bench_model(tmp_path, capsys, monkeypatch):
     """All modes of a tiny model; what is measured is not looked at."""
     monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
@@ -195,7 +194,6 @@ def test_bench_model_with_peers(tmp_path, capsys, monkeypatch):
     assert "not measured: ModuleNotFoundError" in out
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_bench_several_models(capsys, monkeypatch):
     """Of every family; a table tells what re-parameterization brings."""
     names = ["replknet_3", "repvgg_a0", "mobilenet_v2", "resnet_101"]
@@ -213,7 +211,6 @@ def test_bench_several_models(capsys, monkeypatch):
     assert "compare others with timm:NAME" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_bench_model_in_several_ways(tmp_path, capsys, monkeypatch):
     """In two batch sizes, beside the same with another implementation of the operator."""
     monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
@@ -238,7 +235,6 @@ def test_bench_model_in_several_ways(tmp_path, capsys, monkeypatch):
     assert "times as fast as replk_jax with xla" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_bench_model_without_memory_for_all(tmp_path, capsys, monkeypatch):
     """What could be measured is told and written; the exit status says that it is not all."""
     monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
@@ -298,7 +294,6 @@ def test_bench_model_of_nan(capsys, monkeypatch):
     assert f"not measured: {failure}" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_bench_profile(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(registry.ARCHITECTURES, "tiny", ONE_STAGE)
     path, traces = tmp_path / "report.json", tmp_path / "traces"

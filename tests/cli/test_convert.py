@@ -22,8 +22,6 @@ from tests.vision.test_preprocessing import Padded
 
 ONE_STAGE_RESNET = ResNetArchitecture((1,), (4,))
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def torch_file(tmp_path):

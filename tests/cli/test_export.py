@@ -14,8 +14,6 @@ from tests.helpers import TINY, random_variables
 from tests.inference.test_segmenter_export import SLIDING, assert_same_classes, network
 from tests.vision.test_images import picture
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def weights(tmp_path):

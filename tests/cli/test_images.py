@@ -21,8 +21,6 @@ from tests.helpers import TINY, random_variables
 from tests.io.test_files import strict
 from tests.vision.test_images import picture
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAMES = ("ant", "bee, honey bee", "cat", "dog", "eel", "fox")
 
 

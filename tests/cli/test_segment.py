@@ -22,8 +22,6 @@ from tests.helpers import TINY, random_variables
 from tests.io.test_files import strict
 from tests.vision.test_images import picture
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAMES = ("sky", "tree", "road", "car", "dog")
 PROTOCOL = SegmentationProtocol((64, 32), window=32, stride=16)
 

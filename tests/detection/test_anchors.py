@@ -3,13 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from replk_jax.detection.anchors import base_anchors, inside_image, level_anchors
 from tests import reference_data
 from tests.detection import rcnn_golden
-
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
 
 RATIOS = (0.5, 1.0, 2.0)
 INSIDE = jax.jit(inside_image)

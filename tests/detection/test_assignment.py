@@ -9,8 +9,6 @@ from replk_jax.detection.assignment import BACKGROUND, IGNORED, assign, in_crowd
 from tests import reference_data
 from tests.detection import rcnn_golden
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
-
 # The settings of the cases: positive, negative and least positive IoU.
 CASES = {
     "rpn": (0.7, 0.3, 0.3),

@@ -9,8 +9,6 @@ from replk_jax.detection.box_coder import decode, encode
 from tests import reference_data
 from tests.detection import rcnn_golden
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
-
 STDS = {
     "rpn": (1.0, 1.0, 1.0, 1.0),
     "stage0": (0.1, 0.1, 0.2, 0.2),

@@ -51,7 +51,6 @@ def truths_of(images, objects=2):
     )  # fmt: skip
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_merged_equals_training_time():
     """By the dense outputs: the boxes that are selected may change with the rounding."""
     model = tiny()

@@ -12,7 +12,6 @@ from replk_jax.detection.fcos_targets import fcos_targets, pyramid_points
 from replk_jax.detection.structures import Truths
 from tests.detection import reference
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
 SIZES, STRIDES = [(13, 21), (7, 11), (4, 6)], (8, 16, 32)
 LIMITS = (20, 48)
 K = 4

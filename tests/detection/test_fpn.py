@@ -8,7 +8,6 @@ import pytest
 from replk_jax.detection.fpn import FPN
 from tests.helpers import assert_equal_in_float64
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIGURATIONS = {
     "FCOS": {"start_level": 1, "extra_convs": True, "relu_before_extra_convs": True},
     "without ReLU": {"start_level": 1, "extra_convs": True},

@@ -17,8 +17,6 @@ from replk_jax.detection.losses import (
 from tests.detection import reference
 from tests.helpers import assert_equal_in_float64
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))

@@ -19,7 +19,6 @@ from tests.downstream import assert_close
 
 pytestmark = [
     reference_data.required,
-    pytest.mark.usefixtures("quick_compilation_of_module"),
 ]
 
 # Of the largest value of an array; losses relatively; boxes in pixels; probabilities.

@@ -118,7 +118,6 @@ def test_create_model_names_the_right_function(name):
         create_model(name)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_initialisation():
     """As mmdetection's: the neck uniform by Xavier, the head normal with a deviation of 0.01.
 

@@ -8,8 +8,6 @@ import pytest
 from replk_jax.detection.roi_losses import box_head_losses, mask_loss
 from replk_jax.detection.roi_targets import Rois
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
-
 STDS = (0.1, 0.1, 0.2, 0.2)
 CLASSES = 3
 RUN = jax.jit(box_head_losses, static_argnames="box_loss")

@@ -7,8 +7,6 @@ import pytest
 
 from replk_jax.detection.sampling import sample
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
-
 SAMPLE = jax.jit(sample, static_argnums=(2, 3))
 KEYS = [None, jax.random.key(3)]
 

@@ -96,7 +96,6 @@ def test_errors():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.usefixtures("quick_compilation")
 def test_merged_equals_training_time():
     """Of the dense outputs, and of the box and mask heads for a grid of boxes."""
     model = tiny("cascade_mask_rcnn", box_conv_channels=8)
@@ -106,7 +105,6 @@ def test_merged_equals_training_time():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_training_step(kind, dtype):

@@ -25,7 +25,7 @@ from tests.cli.test_images import run
 from tests.helpers import TINY, random_variables
 from tests.vision.test_images import picture
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module", "printed_warnings")
+pytestmark = pytest.mark.usefixtures("printed_warnings")
 
 NAMES = ("cat", "dog", "cow")
 PROTOCOL = DetectionProtocol((96, 64), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))

@@ -14,7 +14,7 @@ from replk_jax.models.backbone import FINAL_FEATURE_MAP
 from tests.helpers import TINY, random_variables
 from tests.vision.test_images import picture
 
-pytestmark = pytest.mark.usefixtures("strict_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 PREPROCESSING = Preprocessing(32, 0.8)
 

@@ -20,7 +20,7 @@ from tests.helpers import TINY, random_variables
 from tests.segmentation.test_prediction import plain_scores, softmax
 from tests.vision.test_images import UPRIGHT, encoded, picture, turned_by
 
-pytestmark = pytest.mark.usefixtures("strict_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 WHOLE = SegmentationProtocol((64, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 SLIDING = SegmentationProtocol((64, 32), window=24, stride=16)

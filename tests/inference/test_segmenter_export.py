@@ -9,7 +9,7 @@ from replk_jax import SegmentationProtocol, Segmenter, export_segmenter
 from tests.helpers import TINY, random_variables
 from tests.vision.test_images import picture
 
-pytestmark = pytest.mark.usefixtures("strict_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 WHOLE = SegmentationProtocol((60, 40), mean=MEAN, std=STD)

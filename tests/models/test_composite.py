@@ -24,8 +24,6 @@ from tests.helpers import random_images, random_variables
 from tests.miniatures import miniature
 from tests.models.composite import ScoreHead, TinySegmenter, tiny_segmenter
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RESNET = replk_jax.ResNetArchitecture((1, 1), (4, 8))
 
 

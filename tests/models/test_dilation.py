@@ -14,8 +14,6 @@ from replk_jax.models.variables import abstract_variables
 from replk_jax.torch_import import convert_state_dict, save_torch
 from tests.helpers import assert_equal_in_float64, random_images, random_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Stages that keep their width, where a shortcut could take the place of a convolution.
 NETWORKS = {
     "replknet": RepLKNetArchitecture(

@@ -16,8 +16,6 @@ from replk_jax.models.layers import (
 )
 from tests.helpers import assert_equal_in_float64, data_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -14,8 +14,6 @@ from replk_jax.models.variables import abstract_variables
 from tests import reference_data
 from tests.helpers import assert_equal_in_float64, random_images, random_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # A shortcut in the first block of all, and a stage that begins with a stride and keeps its width.
 TINY = MobileNetV2Architecture(
     kernel_sizes=(3, 3, 3, 3, 3),

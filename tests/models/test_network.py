@@ -19,8 +19,6 @@ from replk_jax.models.variables import abstract_variables
 from tests.helpers import ONE_STAGE, data_mesh, random_images, random_variables
 from tests.miniatures import every_day, miniature, registered, repvgg_variants
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 FAMILIES = {
     family.network.__name__: miniature(next(iter(family.architectures.values())))
     for family in registry.FAMILIES

@@ -13,7 +13,7 @@ from replk_jax.vision.base_preprocessing import normalize
 from tests.helpers import ONE_STAGE, random_images, random_variables
 from tests.miniatures import miniature, registered, repvgg_variants
 
-pytestmark = pytest.mark.usefixtures("strict_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 # One of every family and every kind of block.
 DIFFERENT = ("replknet_31b", "repvgg_d2se", "mobilenet_v2_13_reparam", "resnet_101")

@@ -17,8 +17,6 @@ from replk_jax.models.reparam_convs import (
 )
 from tests.helpers import assert_equal_in_float64, conv
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDE = dict(dtype=jnp.float64, param_dtype=jnp.float64)
 INPUTS, FEATURES = 4, 6
 # Kernel, stride, groups.

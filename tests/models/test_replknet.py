@@ -16,8 +16,6 @@ from replk_jax.models.variables import abstract_variables
 from tests import reference_data
 from tests.helpers import ONE_STAGE, TINY, random_images, random_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def make(**fields):
     return replk_jax.create_model(TINY, num_classes=4, **fields)

@@ -62,7 +62,6 @@ def test_there_are_cases():
 LIKE_OTHERS = ("replk_13_7_5", "replk_3_no_small")
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.exhaustive) if n in LIKE_OTHERS else n for n in CASES],
@@ -113,7 +112,6 @@ TRAINED_LIKE_OTHERS = (*LIKE_OTHERS, "replk_3_7_13")
 TRAINED = [name for name in CASES if "train_loss" in CASES[name]]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     "name",
     [

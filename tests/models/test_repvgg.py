@@ -14,8 +14,6 @@ from replk_jax.models.repvgg import BLOCKS, Layer, RepVGGArchitecture, RepVGGBlo
 from tests import helpers, reference_data
 from tests.helpers import random_images, random_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TINY = RepVGGArchitecture((2, 1), (16, 16, 32), groups=2)
 NAMES = replk_jax.list_models("repvgg_*")
 

@@ -98,7 +98,6 @@ def test_there_are_cases():
     assert sorted(FULL) == ["repvgg_a0_224", "repvgg_b1g2_224", "repvgg_d2se_224"]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", SMALL)
 def test_eval_outputs_and_every_map(name):
     """1e-5 times the largest value: ten times the rounding of either side, and a third of
@@ -128,7 +127,6 @@ def test_eval_outputs_and_every_map(name):
         assert_close(leaf(merged, key.removeprefix("merged.")), expected[key], 1e-5, key)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", SMALL)
 def test_train_mode(name):
     """Logits, loss, gradients and running statistics after one step.

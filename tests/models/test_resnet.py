@@ -13,8 +13,6 @@ from replk_jax.models.resnet import ResNetArchitecture
 from replk_jax.models.variables import abstract_variables
 from tests.helpers import assert_equal_in_float64, random_images, random_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Stage 1 has a block that adds its input as it is, and one that must widen it.
 TINY = ResNetArchitecture(layers=(2, 1, 1), channels=(4, 5, 6))
 

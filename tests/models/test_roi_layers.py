@@ -8,8 +8,6 @@ import pytest
 from replk_jax.models.layers import BatchNorm
 from replk_jax.models.roi_layers import ClassConv2D, Linear, Upsampling2D
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
-
 
 def random(*shape):
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)

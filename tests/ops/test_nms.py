@@ -10,7 +10,7 @@ from replk_jax.ops.nms import nms
 from tests import reference_data
 from tests.ops import detection_reference as reference
 
-pytestmark = pytest.mark.usefixtures("strict_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def draw(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-@pytest.mark.usefixtures("tiles", "quick_compilation")
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize(("ratio", "aligned"), [(0, True), (2, True), (0, False), (3, False)])
 def test_degenerate_boxes(ratio, aligned):
     """In float64, to the rounding of positions up to 300. The scale is a power of two, so that both
@@ -66,7 +66,6 @@ def test_degenerate_boxes(ratio, aligned):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_random_boxes():
     """In float32: positions up to 100 are rounded to 4e-6, and slopes are up to about 5."""
     rng = np.random.default_rng(0)
@@ -79,7 +78,6 @@ def test_random_boxes():
 
 
 @reference_data.required
-@pytest.mark.usefixtures("quick_compilation")
 class TestMmcv:
     """Within the rounding of positions in float32."""
 
@@ -154,7 +152,7 @@ class TestMmcv:
             np.testing.assert_array_equal(np.concatenate(targets), expected)
 
 
-@pytest.mark.usefixtures("tiles", "quick_compilation")
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize(("ratio", "aligned"), [(0, True), (2, False)])
 def test_gradient(ratio, aligned):
     """By finite differences in float64; none goes to the boxes."""
@@ -166,7 +164,6 @@ def test_gradient(ratio, aligned):
         assert not jax.jit(of_boxes)(boxes).any()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_batches_on_several_devices():
     """Two images on each of four devices, forward and backward, equal one image after another."""
     sharding = jax.NamedSharding(jax.sharding.Mesh(jax.devices()[:4], "batch"), jax.P("batch"))
@@ -190,7 +187,6 @@ def test_batches_on_several_devices():
     assert all(each.sharding.is_equivalent_to(sharding, each.ndim) for each in results)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_samples_of_whole_bins():
     """A side of 7 k pixels has k samples per bin, of which the last is half a step from its end: a
     division that rounds up would have k + 1. The feature map is x^2, whose means tell."""
@@ -211,7 +207,6 @@ def test_levels_at_powers_of_two():
     assert box_levels(np.float32([[9, 9, 2, 200]]), 4).tolist() == [0]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_16_bits_are_rounded_once():
     """Forward of positive values; the gradient of a pixel sums 900 values, more than 16 bits could."""
     x = jnp.asarray(np.abs(draw(9, 9, 2)) + 0.5, jnp.bfloat16)
@@ -251,7 +246,6 @@ def test_no_boxes():
     assert mask_targets(masks, np.zeros((0, 4)), np.zeros(0, int)).shape == (0, 28, 28)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("tile", [16, 128])
 def test_mask_targets(tile, monkeypatch):
     """Of a width that fills no byte, beyond whose border the last column is repeated."""

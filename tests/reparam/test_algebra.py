@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from replk_jax.reparam import algebra
 from replk_jax.reparam.algebra import Affine, Linear
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Sums of some hundred products of numbers around one: 1e-12 is thousands of roundings.
 TOLERANCE = 1e-12
 
@@ -66,7 +64,6 @@ SEEDS = st.integers(0, 2**16)
 quick = settings(max_examples=12, deadline=None)
 
 
-@quick
 @given(channels=CHANNELS, size=st.sampled_from([1, 3, 5]), bias=st.booleans(), seed=SEEDS)
 def test_fold_into_previous(channels, size, bias, seed):
     rng = np.random.default_rng(seed)
@@ -78,7 +75,6 @@ def test_fold_into_previous(channels, size, bias, seed):
     close(conv(x, algebra.fold_into_previous(w, affine), padding=size // 2), expected)
 
 
-@quick
 @given(channels=CHANNELS, size=st.sampled_from([1, 3, 5]), bias=st.booleans(), seed=SEEDS)
 def test_fold_into_next(channels, size, bias, seed):
     """Any kernel, where the convolution does not pad."""
@@ -116,7 +112,6 @@ def test_fold_into_next_through_average_pooling():
     close(x.mean((1, 2)) @ merged.kernel + merged.bias[None], expected)
 
 
-@quick
 @given(channels=CHANNELS, bias=st.booleans(), seed=SEEDS)
 def test_pad_and_add(channels, bias, seed):
     rng = np.random.default_rng(seed)
@@ -137,7 +132,6 @@ def test_pad_and_add(channels, bias, seed):
     close(conv(x, both, padding=2, stride=2), strided)
 
 
-@quick
 @given(channels=CHANNELS, size=st.sampled_from([1, 3, 5]), dilation=st.integers(1, 4), seed=SEEDS)
 def test_embed_dilated(channels, size, dilation, seed):
     rng = np.random.default_rng(seed)
@@ -158,7 +152,6 @@ def test_identity_kernel(shape):
     close(conv(np.pad(x, margins), same), x)
 
 
-@quick
 @given(
     inner=st.integers(1, 3), middle=st.integers(1, 3), outer=st.integers(1, 3),
     groups=st.integers(1, 3), size=st.sampled_from([1, 3]), biases=st.integers(0, 3), seed=SEEDS,

@@ -12,8 +12,6 @@ from replk_jax.reparam import Block, Form, algebra, conv_of, register_block, rep
 from replk_jax.reparam.table import BLOCKS
 from tests.helpers import draw_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class TwoKernels(ReparameterizableModule):
     """A block that the package does not know: the difference of a 5 x 5 and a 3 x 3 branch."""

@@ -20,8 +20,6 @@ from replk_jax.models.variables import abstract_variables
 from tests.helpers import random_images, random_variables
 from tests.miniatures import ALIKE, every_day, registered, repvgg_variants
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VARIANTS = repvgg_variants()
 del VARIANTS["repvgg relu_in_branches"]  # which cannot be merged
 DILATED = RepLKNetArchitecture(

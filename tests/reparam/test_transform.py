@@ -17,8 +17,6 @@ from tests.helpers import TINY, random_images, random_variables
 from tests.models.test_replknet_golden import CASES, load
 from tests.reference_data import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def make(architecture=TINY, **fields):
     return replk_jax.create_model(architecture, **{"num_classes": 4, **fields})

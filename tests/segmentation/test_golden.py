@@ -118,7 +118,6 @@ def trained(align_corners=False):
 
 # The same through the loss of the task is tests/train/tasks/test_segmentation_losses.py.
 @pytest.mark.exhaustive
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_training_step():
     arrays, losses, updated, gradients = trained()
     expected = [arrays[name] for name in ("total", "loss/decode.loss_ce", "loss/aux.loss_ce")]
@@ -139,7 +138,6 @@ def test_a_training_step():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_training_step_with_aligned_corners():
     arrays, losses, _, _ = trained(align_corners=True)
     expected = [arrays[f"loss_ac1/{head}.loss_ce"] for head in ("decode", "aux")]

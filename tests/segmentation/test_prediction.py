@@ -23,7 +23,7 @@ from replk_jax.segmentation.prediction import (
 from tests import reference_data
 from tests.segmentation import golden
 
-pytestmark = pytest.mark.usefixtures("strict_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 
 # --- The reference data -------------------------------------------------------------------

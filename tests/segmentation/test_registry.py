@@ -366,7 +366,6 @@ KERNELS = {
 }
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", HEADS)
 def test_initialisation(name):
     """Normal: variance 2 / (output channels x kernel area), also of depthwise kernels; the
@@ -384,8 +383,6 @@ def test_initialisation(name):
     assert not any(value.any() for path, value in params.items() if path.endswith("bias"))
 
 
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.usefixtures("quick_compilation")
 def test_the_backbone_starts_as_it_does_alone():
     """PyTorch's uniform initialisation; a merged head starts with biases of 0."""
     model = create_segmenter("fcn", TINY, 5, channels=8, deploy=True)

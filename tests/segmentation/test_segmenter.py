@@ -24,7 +24,6 @@ from tests.miniatures import miniature
 from tests.models.test_accumulation import reductions_in_16_bits
 from tests.segmentation import reference
 
-quick = pytest.mark.usefixtures("quick_compilation")
 FAMILIES = {
     family.name: miniature(next(iter(family.architectures.values())))
     for family in registry.FAMILIES
@@ -41,7 +40,6 @@ def segmenter(head, architecture=TINY, **fields):
     )
 
 
-@quick
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_equals_training_time(family):
     """All heads in one program; the bounds are those of the networks of the families."""
@@ -131,7 +129,6 @@ def test_dropout_drops_channels():
 # --- Against definitions in float64 ------------------------------------------------------
 
 
-@quick
 @pytest.mark.parametrize("align_corners", [False, True])
 @EVERY_HEAD
 def test_heads_by_definition(head, align_corners):
@@ -151,7 +148,6 @@ def test_heads_by_definition(head, align_corners):
     assert_equal_in_float64(actual, expected)
 
 
-@quick
 def test_normed_feature_maps_of_odd_sizes():
     """UPerNet on a backbone like XL's: the norms act on what the head sees, not on the stages."""
     architecture = replk_jax.RepLKNetArchitecture(
@@ -245,7 +241,6 @@ def test_the_heads_follow_the_network():
     )
 
 
-@quick
 def test_align_corners_acts_inside_the_heads():
     model = segmenter("upernet")
     variables, images = random_variables(model), random_images(model, 1)
@@ -363,7 +358,6 @@ def test_saved_and_loaded(tmp_path, head):
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, network.variables)
 
 
-@quick
 @pytest.mark.parametrize("head", ["upernet", "deeplabv3plus"])
 def test_exported(head):
     """The program has no auxiliary head, an open batch, and gives the logits of the network."""
@@ -378,7 +372,6 @@ def test_exported(head):
     assert "auxiliary" not in program.mlir_module()
 
 
-@quick
 def test_equivalence_is_checked():
     model = segmenter("deeplabv3plus", FAMILIES["mobilenet_v2"])
     found = replk_jax.check_equivalence(model, random_variables(model), random_images(model))

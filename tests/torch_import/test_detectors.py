@@ -116,7 +116,6 @@ class TestReferenceData:
             if not name.endswith("num_batches_tracked"):  # they start anew
                 np.testing.assert_array_equal(np.asarray(again[name]), value)
 
-    @pytest.mark.usefixtures("quick_compilation")
     def test_outputs_of_fcos(self, tmp_path):
         """Of the pyramid and the head, of a file that is loaded.
 

@@ -59,7 +59,6 @@ def batch_of_noise():
     return {"image": images, "label": np.arange(8, dtype=np.int32) % 4}
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     "case",
     [

@@ -161,7 +161,6 @@ def test_fine_tuning(undisturbed, train, brightness, tmp_path):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("kind", ["run", "safetensors"])
 def test_fine_tuning_learns(undisturbed, brightness, tmp_path, kind):
     """Other classes at another resolution, from the EMA of a run, or from a file; with
@@ -214,7 +213,6 @@ def test_what_stops_one_process_stops_all(start, tmp_path):
     assert time.monotonic() - began < 100  # and not the five minutes that JAX would wait
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path, capsys):
     """It names the step and the last good checkpoint, and that one is good indeed: with a
     learning rate that makes sense the run goes on from it."""
@@ -237,7 +235,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path, capsys):
     assert "Since the last start config.optimizer.peak_lr was 1e+30, now 0.004" in out
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_loss_that_is_not_finite_at_once(data_dir, tmp_path):
     config = tiny.get_config()
     config.data.data_dir = str(data_dir)

@@ -22,9 +22,6 @@ from train.engine.step import TrainState, make_train_step
 from train.errors import RunError
 from train.tasks import classification
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 PLAIN = {
     "data.rand_augment": "none",
     "augmentation.mixup_alpha": 0.0,

@@ -39,7 +39,7 @@ RARER_CUTS = PAPERS_DRAWS | {"switch_probability": 0.3}
 KEY = jax.random.key(7)
 MANY = 20_000
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "strict_promotion")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 erase = jax.jit(erase, static_argnums=2)
 mix = jax.jit(mix)

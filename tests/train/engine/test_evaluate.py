@@ -13,8 +13,6 @@ from train.engine.loop import run
 from train.errors import RunError
 from train.tasks.classification import CLASSIFICATION
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def config(data_dir):

@@ -16,8 +16,6 @@ from train.engine.task import Evaluation, Metrics, add_in_64_bits
 from train.errors import RunError
 from train.tasks.classification import accuracy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 METRICS = accuracy(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 EXAMPLES = 21
 

@@ -22,8 +22,6 @@ from train.errors import RunError
 TWO_STAGES = replk_jax.RepLKNetArchitecture((3, 3), (1, 1), (4, 4), small_kernel=None)
 create = functools.partial(replk_jax.create_model, TWO_STAGES, num_classes=3)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def in_frozen_part(path):
     """By name: the stem, and stage 0 with the transition after it."""

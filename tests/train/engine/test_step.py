@@ -60,7 +60,6 @@ def losses(devices, steps=8, seed=0, fsdp=1, accumulation=1, **augmentation):
 EVERYTHING = dict(erasing_probability=0.5, mixup_alpha=0.8, cutmix_alpha=1.0, accumulation=2)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     ("fsdp", "settings"),
     [
@@ -106,7 +105,6 @@ def test_promotes_no_dtype():
     assert {metric.dtype for metric in metrics.values()} == {np.dtype(np.float32)}
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @reference_data.required
 def test_three_steps_of_the_official_training():
     """The losses of PyTorch's AdamW with the official parameter groups.
@@ -160,7 +158,6 @@ def test_three_steps_of_the_official_training():
     np.testing.assert_allclose(losses, expected["steps.losses"], rtol=0, atol=noise)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_runs_are_reproducible_to_the_bit():
     (one, first, _), (two, second, _) = losses(1), losses(1)
     assert one == two
@@ -168,7 +165,6 @@ def test_runs_are_reproducible_to_the_bit():
     assert losses(1, seed=1)[0] != one
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_loss_and_statistics_of_one_step():
     """Cross entropy with smoothed labels and the norms, computed apart."""
     model = replk_jax.create_model(NETWORK, num_classes=4)
@@ -206,7 +202,6 @@ def test_loss_and_statistics_of_one_step():
     )  # fmt: skip
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_step_leaves_frozen_stages_alone():
     """The stem and the only stage, with their statistics; norm and head alone have gradients."""
     model = replk_jax.create_model(NETWORK, num_classes=4)
@@ -232,7 +227,6 @@ def test_a_step_leaves_frozen_stages_alone():
         assert changed == ({"norm", "head"} if collection == "params" else {"norm"})
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_accumulation_and_moving_average_by_hand():
     """Three micro-batches of every third row: gradients are averaged, statistics follow on one
     another; and the average of parameters and statistics is that of the states."""
@@ -297,7 +291,6 @@ def two_passes(forward, key, batch):
     return sum(terms.values()) + 1.0, {**terms, "kept": (first != 0).mean()}
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_loss_may_run_the_network_twice():
     """Each pass drops other values, and starts from the statistics after the one before it."""
     model, mesh, images = Noisy(), data_mesh(1), np.random.default_rng(0).normal(size=(8, 4, 4, 3))

@@ -168,7 +168,6 @@ def test_a_full_disk(start, tmp_path):
     assert newest(tmp_path / "checkpoints") == 0
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_an_evaluation_for_which_there_was_no_time(data_dir, tmp_path, monkeypatch):
     """Asked to stop at a step that has one, the run saves and leaves; it is made up for."""
     config = tiny.get_config()

@@ -172,7 +172,6 @@ def iou_of_places(config):
 
 
 @pytest.mark.exhaustive  # segmentation goes the same way
-@pytest.mark.usefixtures("quick_compilation")
 def test_another_task(data_dir, tmp_path, capsys):
     config = tiny.get_config()
     config.data.data_dir = str(data_dir)

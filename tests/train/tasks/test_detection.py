@@ -30,7 +30,7 @@ PROTOCOL = DetectionProtocol((96, 64))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device(quick_compilation_of_module):
+def one_device():
     """Runs have one device, whose sums have one order."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "device_mesh", lambda *_, **__: data_mesh(1))

@@ -24,8 +24,6 @@ from train.errors import RunError
 from train.tasks.detection_losses import DetectionLoss
 from train.tasks.detection_metrics import average_precision, coco_results
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PROTOCOL = DetectionProtocol((64, 48))
 HEIGHT, WIDTH = 40, 60
 BOX = [10, 5, 20, 30]  # x, y, width, height

@@ -15,7 +15,6 @@ from train.tasks.padded_images import normalized
 from train.tasks.segmentation_config import build_loss, build_segmenter
 
 SIDE = 32
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CLASSES = len(segmentation_sets.CLASSES)
 

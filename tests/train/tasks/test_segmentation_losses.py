@@ -21,8 +21,6 @@ from train.tasks.segmentation_losses import (
     pixel_losses,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def loss_of_inputs(model, variables, **fields):
     """The loss of normalised images, and the running statistics after it."""

@@ -15,8 +15,6 @@ from train.engine import parallel
 from train.engine.task import add_in_64_bits
 from train.tasks.segmentation_metrics import by_class, confusion_matrix, scores
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def counted(predicted, labels, classes, mask=None):
     """The matrix of all images, in 64 bits."""
