@@ -22,7 +22,7 @@ print(seconds)
 
 
 def test_import_is_light():
-    """Under two seconds of the processor beyond jax and flax; no backend, no training code, no data library."""
+    """Under two seconds of CPU time; no backend, no training code, no data library."""
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False
     )
