@@ -68,7 +68,7 @@ HEADER = f"{'operation':28}{'boxes':>6}  {'':12}{'median ms':>10}{'min ms':>10}{
 def draw_boxes(
     number: int, image_size: tuple[int, int] = IMAGE_SIZE, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes and scores like a detector's: eight around each of some objects of 16 to 512 pixels.
+    """Boxes and scores like a detector's: eight around each of some objects of 16 to 1024 pixels.
 
     Args:
       number: of the boxes, N.
@@ -82,7 +82,7 @@ def draw_boxes(
     height, width = image_size
     objects = -(-number // 8)
     centers = rng.uniform(0, (width, height), (objects, 2))
-    sides = np.exp(rng.uniform(np.log(16), np.log(512), (objects, 1)))
+    sides = np.exp(rng.uniform(np.log(16), np.log(1024), (objects, 1)))
     sides = sides * np.exp(rng.normal(0, 0.3, (objects, 2)))
     of = rng.integers(0, objects, number)
     centers = centers[of] + rng.normal(0, 0.15, (number, 2)) * sides[of]

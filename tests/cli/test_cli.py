@@ -287,8 +287,10 @@ def test_bench_detection_ops(tmp_path, capsys, monkeypatch):
     path = tmp_path / "report.json"
     main(["bench", "detection-ops", "--no-peers", "--seconds", "0.001", "--json", str(path)])
     report = json.loads(path.read_text())
-    assert [row["operation"] for row in report["rows"]] == list(detection_ops.OPERATIONS)
-    assert all(row["median"] > 0 for row in report["rows"])
+    assert [(row["operation"], row["boxes"], row["contender"]) for row in report["rows"]] == [
+        (*each, "replk_jax") for each in zip(detection_ops.OPERATIONS, (9, 3, 3), strict=True)
+    ]
+    assert all(row["median"] > 0 and row["runs"] >= 3 for row in report["rows"])
     assert report["environment"]["torchvision"]
     assert "roi_align forward+backward" in capsys.readouterr().out
 

@@ -98,17 +98,15 @@ class TestMmcv:
         results = [run(image, rois[of[image], 1:]) for image in (0, 1)]
         return np.concatenate(results)[np.argsort(np.concatenate(of))]
 
-    def test_levels(self, arrays):
+    @pytest.mark.parametrize("size", [7, pytest.param(14, marks=pytest.mark.exhaustive)])
+    def test_levels(self, arrays, size):
         rois = arrays["rois"]
         np.testing.assert_array_equal(box_levels(rois[:, 1:], 4), arrays["levels"])
-        for size in (7, 14):
-            run = jax.jit(partial(levels_roi_align, output_size=size, scales=SCALES))
-            maps = self.maps(arrays)
-            actual = self.by_image(
-                rois, lambda i, boxes, m=maps, r=run: r([x[i] for x in m], boxes)
-            )
-            expected = reference_data.nhwc(arrays[f"extractor_{size}"])
-            np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+        run = jax.jit(partial(levels_roi_align, output_size=size, scales=SCALES))
+        maps = [[x[image] for x in self.maps(arrays)] for image in (0, 1)]
+        actual = self.by_image(rois, lambda i, boxes: run(maps[i], boxes))
+        expected = reference_data.nhwc(arrays[f"extractor_{size}"])
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
 
     @pytest.mark.parametrize(
         ("name", "settings"),
