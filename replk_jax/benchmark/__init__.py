@@ -1,4 +1,4 @@
-"""Measures the speed of networks and of the depthwise convolution on the current device.
+"""Measures the speed of networks and of single operators on the current device.
 
 All contenders of a comparison run interleaved in one process; see `timing`.
 """

@@ -87,8 +87,8 @@ def direction_function(
     return run
 
 
-def contender(function: Callable[..., Any], operands: Sequence[tuple[jax.Array, ...]]) -> Contender:
-    """A contender that calls `function` with each of the operands.
+def contender(function: Callable[..., Any], operands: Sequence[tuple[Any, ...]]) -> Contender:
+    """A contender that calls `function` with each of the operands, arrays or trees of arrays.
 
     On a CPU it is compiled alone, so that its compile time is meaningful.
     """

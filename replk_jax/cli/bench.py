@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from replk_jax.benchmark import depthwise, targets
+from replk_jax.benchmark import depthwise, detection_ops, targets, torchvision_peers
 from replk_jax.benchmark.environment import describe_environment, format_environment
 from replk_jax.benchmark.model import (
     benchmark_model,
@@ -36,6 +36,7 @@ def add_parser(verbs) -> None:
     _add_model(subjects.add_parser("model", help="a whole network, inference and training"))
     _add_profile(subjects.add_parser("profile", help="the time of each operation of a network"))
     _add_depthwise(subjects.add_parser("depthwise", help="the depthwise convolution alone"))
+    _add_detection_ops(subjects.add_parser("detection-ops", help="NMS and RoIAlign alone"))
 
 
 def _add_model(model: argparse.ArgumentParser) -> None:
@@ -169,6 +170,22 @@ def _add_depthwise(layer: argparse.ArgumentParser) -> None:
     layer.set_defaults(run=_bench_depthwise)
 
 
+def _add_detection_ops(operators: argparse.ArgumentParser) -> None:
+    operators.add_argument(
+        "--peers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="torchvision in the same process, where it is installed (yes)",
+    )
+    operators.add_argument(
+        "--seconds", type=positive_number, default=1.0, help="to repeat each program (1)"
+    )
+    operators.add_argument(
+        "--json", type=user_path, metavar="FILE", help="write the report there as JSON"
+    )
+    operators.set_defaults(run=_bench_detection_ops)
+
+
 def _bench_model(arguments: argparse.Namespace) -> None:
     check_file(arguments.json)
     # A cached program would have no compilation time.
@@ -266,6 +283,24 @@ def _bench_depthwise(arguments: argparse.Namespace) -> None:
     for line in targets.conclusions(rows, layers, device.device_kind, benchmark.dtype):
         print(line)
     _exit_if_any(depthwise.failures(rows))
+
+
+def _bench_detection_ops(arguments: argparse.Namespace) -> None:
+    check_file(arguments.json)
+    jax.config.update("jax_enable_compilation_cache", False)
+    benchmark = detection_ops.Benchmark(seconds=arguments.seconds, peers=arguments.peers)
+    environment = {**describe_environment(), "torchvision": torchvision_peers.describe()}
+    report = {**dataclasses.asdict(benchmark), "environment": environment, "rows": []}
+    print(format_environment(environment), environment["torchvision"], sep=", ")
+    print(f"float32, times of one call\n{detection_ops.HEADER}")
+    rows = []
+    for row in benchmark.run():
+        print(row, flush=True)
+        rows.append(row)
+        # At once, so that it is kept if a later one takes too long.
+        report["rows"].append(row.as_dict())
+        write_json(report, arguments.json)
+    _exit_if_any(detection_ops.failures(rows))
 
 
 def _exit_if_any(failed: list[str]) -> None:

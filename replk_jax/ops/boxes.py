@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from replk_jax.ops.dtypes import accumulation_dtype
 
 Overlap = Literal["iou", "iof", "giou"]
-# No union and no enclosing box counts as smaller than this, so that empty boxes have finite overlaps.
+# The lower bound of unions and enclosing boxes, so that empty boxes have finite overlaps.
 SMALLEST_AREA = 1e-6
 
 

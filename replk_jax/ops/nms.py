@@ -1,16 +1,17 @@
 """Non-maximum suppression, exact and of static shape.
 
 The boxes are visited in order of their scores, and a box is kept unless its IoU with one that was
-kept before exceeds the threshold. Blocks of boxes replace single boxes: a block is compared with all
-that were kept before it, then within itself. There, the boxes that are kept are the fixed point of
-"not suppressed by a box that is kept", which repetition reaches from any start, since the first box
-depends on none, the second on the first alone, and so on.
+kept before exceeds the threshold. Blocks of boxes replace single boxes: a block is compared with
+all that were kept before it, then within itself. There, the boxes that are kept are the fixed point
+of "not suppressed by a box that is kept", which repetition reaches from any start, since the first
+box depends on none, the second on the first alone, and so on.
 """
 
 from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,15 +41,15 @@ class _Sorted(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What was kept so far, in order; places from `count` on are free.
+    """What was kept so far, in order; places from `number` on are free.
 
     Attributes:
       boxes: P boxes, a whole number of blocks. Free places are not valid.
-      count: int32, at most P.
+      number: int32, at most P.
     """
 
     boxes: _Sorted
-    count: jax.Array
+    number: jax.Array
 
 
 def nms(
@@ -131,7 +132,7 @@ def _sorted_nms(
     kept = _keep(candidates, threshold, max_kept, *blocks)
     indices = kept.boxes.indices[:max_kept]
     indices = jnp.pad(indices, (0, max_kept - len(indices)))
-    count = jnp.minimum(kept.count, max_kept)
+    count = jnp.minimum(kept.number, max_kept)
     there = jnp.arange(max_kept, dtype=jnp.int32) < count
     return jnp.where(there, indices, len(boxes)), count
 
@@ -150,7 +151,7 @@ def _keep(
 
     def more(state: tuple[jax.Array, _Kept]) -> jax.Array:
         index, kept = state
-        return largest_of_batch((index * block < last) & (kept.count < most))
+        return largest_of_batch((index * block < last) & (kept.number < most))
 
     def visit(state: tuple[jax.Array, _Kept]) -> tuple[jax.Array, _Kept]:
         index, kept = state
@@ -174,7 +175,7 @@ def _visit(kept: _Kept, kept_block: int, new: _Sorted, threshold: float | jax.Ar
         better = kept.boxes.part(index * kept_block, kept_block)
         return remaining & ~jnp.any(_suppresses(better, new, threshold), axis=0)
 
-    blocks = largest_of_batch((kept.count + kept_block - 1) // kept_block)
+    blocks = largest_of_batch((kept.number + kept_block - 1) // kept_block)
     remaining = jax.lax.fori_loop(0, blocks, compare, new.valid)
 
     rows, columns = (jax.lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
@@ -189,14 +190,14 @@ def _visit(kept: _Kept, kept_block: int, new: _Sorted, threshold: float | jax.Ar
         return largest_of_batch(jnp.any(before != stays))
 
     _, stays = jax.lax.while_loop(changed, again, again((remaining, remaining)))
-    place = jnp.where(stays, kept.count + jnp.cumsum(stays, dtype=jnp.int32) - 1, places)
+    place = jnp.where(stays, kept.number + jnp.cumsum(stays, dtype=jnp.int32) - 1, places)
     boxes = _Sorted(
         *(
             before.at[..., place].set(added, mode="drop")
             for before, added in zip(kept.boxes, new, strict=True)
         )
     )
-    count = kept.count + jnp.sum(stays, dtype=jnp.int32)
+    count = kept.number + jnp.sum(stays, dtype=jnp.int32)
     return _Kept(boxes, jnp.minimum(count, places))
 
 

@@ -1,13 +1,13 @@
 """The samples of RoIAlign on the two axes of a feature map, and the tiles that cover them.
 
-RoIAlign (He et al., "Mask R-CNN", https://arxiv.org/abs/1703.06870) divides a box into bins, samples
-each bin at regular positions by bilinear interpolation, and takes the mean. The rules are those of
-mmcv's `roi_align` with `pool_mode="avg"`: a sample less than -1 or beyond the size of the axis is 0,
-and others are moved into the feature map. Samples form a grid, so that a bin's mean is a product of
-weights of the rows and weights of the columns, `Axis.weights`.
+RoIAlign (He et al., "Mask R-CNN", https://arxiv.org/abs/1703.06870) divides a box into bins,
+samples each bin at regular positions by bilinear interpolation, and takes the mean. The rules are
+those of mmcv's `roi_align` with `pool_mode="avg"`: a sample less than -1 or beyond the size of the
+axis is 0, and others are moved into the feature map. Samples form a grid, so that a bin's mean is a
+product of weights of the rows and weights of the columns, `Axis.weights`.
 
-A box may cover any part of the feature map. `Tiles` lists tiles of one fixed size that together cover
-the samples of all boxes, in chunks of a fixed number: most boxes have one, long ones several.
+A box may cover any part of the feature map. `Tiles` lists tiles of one fixed size that together
+cover the samples of all boxes, in chunks of a fixed number: most boxes have one, long ones several.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Sampling:
             raise ValueError(f"The scale of a feature map must be positive; got {self.scale}.")
         if self.ratio < 0:
             raise ValueError(
-                f"sampling_ratio must be a number of samples, or 0 for as many as a bin has pixels; "
+                "sampling_ratio must be a number of samples, or 0 for as many as a bin has pixels; "
                 f"got {self.ratio}."
             )
 

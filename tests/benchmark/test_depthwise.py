@@ -22,7 +22,13 @@ from replk_jax.benchmark.depthwise_programs import (
     operator,
 )
 from replk_jax.ops.depthwise.implementation import DIRECTIONS
-from replk_jax.ops.depthwise.shapes import DETECTION, REPLKNET_224, REPLKNET_384, TABLE_1, Shape
+from replk_jax.ops.depthwise.shapes import (
+    REPLKNET_224,
+    REPLKNET_384,
+    REPLKNET_DETECTION,
+    TABLE_1,
+    Shape,
+)
 from tests.ops.depthwise import reference
 
 SMALL = Layer(Shape("14/5", (14, 14), (5, 5), 3), 2)
@@ -89,8 +95,10 @@ def test_suites():
     expected = {Layer(shape, 64) for shape in TABLE_1}
     for batch in (1, 8, 64, 128):
         expected |= {Layer(shape, batch) for shape in REPLKNET_224 + REPLKNET_384}
-    expected |= {Layer(shape, batch) for shape in DETECTION for batch in (1, 2, 4)}
+    expected |= {Layer(shape, batch) for shape in REPLKNET_DETECTION[:1] for batch in (1, 2, 4)}
     assert set(paper) == expected
+    expected = {Layer(shape, batch) for shape in REPLKNET_DETECTION for batch in (1, 2, 4)}
+    assert set(SUITES["detection"]) == expected
     assert {layer.batch for layer in layers_of("paper", 2)} == {2}
     assert len(layers_of("paper", 2)) == len({layer.shape for layer in paper})
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from replk_jax import pretrained
-from replk_jax.benchmark import depthwise, tune
+from replk_jax.benchmark import depthwise, detection_ops, tune
 from replk_jax.benchmark import model as benchmark
 from replk_jax.benchmark.depthwise_programs import draw_operands
 from replk_jax.benchmark.network_programs import MODES, draw_inputs, network_program
@@ -134,6 +134,7 @@ def test_like_takes_tags_and_file_names(like, resized):
         (["bench", "profile", "--model", "resnet"], "Unknown model 'resnet'"),
         (["bench", "depthwise", "--json", "nowhere/x.json"], "no folder nowhere"),
         (["bench", "depthwise", "--suite", "abacus"], "invalid choice"),
+        (["bench", "detection-ops", "--json", "nowhere/x.json"], "no folder nowhere"),
         (["bench", "depthwise", "--table", "x.json"], "it needs --tune"),
         (["bench", "depthwise", "--tune", "--batch-size", "2"], "no --batch-size"),
         (["bench", "model", "--json", "."], ". is a folder; name a file"),
@@ -272,6 +273,22 @@ def test_bench_model_without_memory_for_all(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "not measured: JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory\n" in out
     assert "In batches of 4:" in out
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_bench_detection_ops(tmp_path, capsys, monkeypatch):
+    small = {"nms_boxes": (9,), "align_boxes": (3,), "image_size": (32, 64), "channels": 2}
+    whole = detection_ops.Benchmark
+    monkeypatch.setattr(detection_ops, "Benchmark", lambda **chosen: whole(**chosen, **small))
+    path = tmp_path / "report.json"
+    main(["bench", "detection-ops", "--no-peers", "--seconds", "0.001", "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert [(row["operation"], row["boxes"], row["contender"]) for row in report["rows"]] == [
+        (*each, "replk_jax") for each in zip(detection_ops.OPERATIONS, (9, 3, 3), strict=True)
+    ]
+    assert all(row["median"] > 0 and row["runs"] >= 3 for row in report["rows"])
+    assert report["environment"]["torchvision"]
+    assert "roi_align forward+backward" in capsys.readouterr().out
 
 
 def test_bench_model_of_nan(capsys, monkeypatch):

@@ -35,8 +35,8 @@ BOXES = np.float32(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_overlaps(kind):
-    """In float32 within 1e-6, some roundings of numbers up to 1 (below -1 for GIoU with empty ones);
-    the inverted box is left out there, whose overlap divides by almost nothing."""
+    """In float32 within 1e-6, some roundings of numbers up to 1; without the inverted box there,
+    whose overlap divides by almost nothing."""
     expected = [[reference.overlap(a, b, kind) for b in BOXES] for a in BOXES]
     with jax.enable_x64(True):
         wide = jnp.asarray(BOXES, jnp.float64)

@@ -1,5 +1,7 @@
 """NMS against loops in NumPy, and against mmcv's and torchvision's semantics in numbers."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +23,8 @@ def small_blocks(monkeypatch):
 
 
 def draw(number, seed=0, spread=60.0):
-    """Boxes with whole coordinates, of which many overlap and some are the same, and scores of which
-    several are equal."""
+    """Boxes with whole coordinates, of which many overlap and some are the same, and scores, of
+    which several are equal."""
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, int(spread), (number, 2))
     boxes = np.float32(np.concatenate([corner, corner + rng.integers(0, 30, (number, 2))], axis=1))
@@ -76,7 +78,7 @@ def test_a_chain_within_a_block():
 @pytest.mark.usefixtures("small_blocks")
 def test_a_batch():
     """Members of unequal lengths, nested; the state of the shorter does not change."""
-    boxes, scores = (np.stack(each) for each in zip(*map(lambda s: draw(60, s), range(6))))
+    boxes, scores = (np.stack(each) for each in zip(*map(partial(draw, 60), range(6)), strict=True))
     valid = np.arange(60) < np.array([[60], [0], [1], [16], [17], [40]])
     shape = (2, 3)
 
@@ -93,7 +95,7 @@ def test_a_batch():
 def test_a_sharded_batch():
     mesh = jax.sharding.Mesh(jax.devices(), "batch")
     sharding = jax.NamedSharding(mesh, jax.P("batch"))
-    boxes, scores = (np.stack(each) for each in zip(*map(lambda s: draw(40, s), range(8))))
+    boxes, scores = (np.stack(each) for each in zip(*map(partial(draw, 40), range(8)), strict=True))
     placed = jax.device_put((boxes, scores), sharding)
     run = jax.jit(jax.vmap(lambda b, s: nms(b, s, 0.5, max_kept=30)))
     indices, counts = run(*placed)

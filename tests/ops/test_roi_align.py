@@ -17,8 +17,8 @@ from tests.ops import detection_reference as reference
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 FOLDER = "downstream/cascade_mask_rcnn/small"
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
-# In pixels of an image of 52 x 76: inside, on the borders, beyond each, all around, far outside, long
-# in either direction, tiny, without width, without height, a point, inverted, of whole bins.
+# In pixels of an image of 52 x 76: inside, on the borders, beyond each, all around, far outside,
+# long in either direction, tiny, without width, without height, a point, inverted, of whole bins.
 BOXES = np.float32(
     [
         [8.3, 10.1, 40.7, 30.9],
@@ -96,17 +96,15 @@ class TestMmcv:
         results = [run(image, rois[of[image], 1:]) for image in (0, 1)]
         return np.concatenate(results)[np.argsort(np.concatenate(of))]
 
-    def test_levels(self, arrays):
+    @pytest.mark.parametrize("size", [7, pytest.param(14, marks=pytest.mark.exhaustive)])
+    def test_levels(self, arrays, size):
         rois = arrays["rois"]
         np.testing.assert_array_equal(box_levels(rois[:, 1:], 4), arrays["levels"])
-        for size in (7, 14):
-            run = jax.jit(partial(levels_roi_align, output_size=size, scales=SCALES))
-            maps = self.maps(arrays)
-            actual = self.by_image(
-                rois, lambda i, boxes, m=maps, r=run: r([x[i] for x in m], boxes)
-            )
-            expected = reference_data.nhwc(arrays[f"extractor_{size}"])
-            np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+        run = jax.jit(partial(levels_roi_align, output_size=size, scales=SCALES))
+        maps = [[x[image] for x in self.maps(arrays)] for image in (0, 1)]
+        actual = self.by_image(rois, lambda i, boxes: run(maps[i], boxes))
+        expected = reference_data.nhwc(arrays[f"extractor_{size}"])
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
 
     @pytest.mark.parametrize(
         ("name", "settings"),
@@ -208,7 +206,7 @@ def test_levels_at_powers_of_two():
 
 
 def test_16_bits_are_rounded_once():
-    """Forward of positive values; the gradient of a pixel sums 900 values, more than 16 bits could."""
+    """Forward of positive values; the gradient of a pixel sums 900, more than 16 bits could."""
     x = jnp.asarray(np.abs(draw(9, 9, 2)) + 0.5, jnp.bfloat16)
     boxes = jnp.broadcast_to(jnp.float32([1.3, 2.1, 7.7, 6.4]), (900, 4))
     align = partial(roi_align, output_size=2, scale=1.0)

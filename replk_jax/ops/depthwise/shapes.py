@@ -74,8 +74,13 @@ SMALL = [
 TABLE_1_KERNELS = (3, 5, 7, 9, 13, 17, 21, 27, 29, 31)
 TABLE_1 = [square(size, kernel, 384) for size in (16, 32, 64) for kernel in TABLE_1_KERNELS]
 
-# The first stage at a detector's 800 x 1344 pixels.
-DETECTION = [Shape("200x336/31", (200, 336), (31, 31), 128)]
+# The same at a detector's 800 x 1344 pixels.
+REPLKNET_DETECTION = [
+    Shape("200x336/31", (200, 336), (31, 31), 128),
+    Shape("100x168/29", (100, 168), (29, 29), 256),
+    Shape("50x84/27", (50, 84), (27, 27), 512),
+    Shape("25x42/13", (25, 42), (13, 13), 1024),
+]
 
 # Shapes that the networks of the paper do not have.
 UNUSUAL = [

@@ -25,7 +25,7 @@ SHAPES = (
     *shapes.SMALL,
     *shapes.REPLKNET_384,
     *shapes.TABLE_1,
-    *shapes.DETECTION,
+    *shapes.REPLKNET_DETECTION[:1],
     *shapes.UNUSUAL,
 )
 
