@@ -8,10 +8,9 @@ BSD-3-Clause. The wheel is only read as a zip file, and need not be installed:
     python examples/nuclei.py stardist-*.whl out/nuclei-data
     python -m train.main --config configs/segmentation/nuclei.py --workdir out/nuclei
 
-Classes are background, nucleus and border: the outermost pixel of a nucleus, which keeps touching
-nuclei apart. Overlapping tiles of the left two thirds are for training; four tiles of the right
-quarter, which shares no pixel with them, for validation. One image says nothing about others: this
-is an example of a data set of one's own, not a benchmark.
+Classes are background and nucleus. Overlapping tiles of the left two thirds are for training; four
+tiles of the right quarter, which shares no pixel with them, for validation. One image says nothing
+about others: this is an example of a data set of one's own, not a benchmark.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CLASSES = ("background", "nucleus", "border")
+CLASSES = ("background", "nucleus")
 SIDE = 128  # of a tile, in pixels
 _STRIDE = 32  # of the training tiles
 _TRAINING_COLUMNS = 352
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         image, nuclei = read_wheel(options.wheel)
-        write(image, classes_of(nuclei), options.folder)
+        write(image, (nuclei > 0).astype(np.uint8), options.folder)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         sys.exit(f"error: {error}. Give a wheel of StarDist and a folder that does not exist.")
 
@@ -51,16 +50,6 @@ def read_wheel(path: Path) -> tuple[np.ndarray, np.ndarray]:
     image, nuclei = pages
     low, high = np.percentile(image, (0.5, 99.8))
     return (255 * np.clip((image - low) / (high - low), 0, 1)).round().astype(np.uint8), nuclei
-
-
-def classes_of(nuclei: np.ndarray) -> np.ndarray:
-    """The class of each pixel, uint8 (H, W), an index in `CLASSES`."""
-    padded = np.pad(nuclei, 1, mode="edge")
-    height, width = nuclei.shape
-    inside = np.ones(nuclei.shape, bool)
-    for row, column in ((0, 1), (2, 1), (1, 0), (1, 2)):
-        inside &= padded[row : row + height, column : column + width] == nuclei
-    return np.where(nuclei > 0, np.where(inside, 1, 2), 0).astype(np.uint8)
 
 
 def write(image: np.ndarray, classes: np.ndarray, folder: Path) -> None:
