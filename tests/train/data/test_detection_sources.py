@@ -1,6 +1,7 @@
 """Images with annotated objects from JSON and XML files, and from TensorFlow Datasets."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -242,6 +243,16 @@ def test_masks_that_do_not_fit(tmp_path, segmentation, message):
     with pytest.raises(ImageError, match=rf"a\.png: the mask of object 1 .*{message}"):
         masks.bitmap(0, 40, 56)
     assert masks.bitmap(1, 40, 56).sum() > 20
+
+
+def test_the_truth_does_not_read_images(folder, tmp_path):
+    """Of a folder, masks are in the annotations."""
+    source = open_detection_source(detection_sets.data(folder), "val")
+    copy = tmp_path / "set"
+    shutil.copytree(folder / "annotations", copy / "annotations")
+    (copy / "val").mkdir()
+    without_images = open_detection_source(detection_sets.data(copy), "val")
+    assert coco_truth(without_images, masks=True) == coco_truth(source, masks=True)
 
 
 def test_missing_files(tmp_path, folder):
