@@ -42,13 +42,14 @@ def build_detector(config: ConfigDict, num_classes: int) -> DetectionNetwork:
     of_backbone = {name: detector.pop(name) for name in _OF_BACKBONE if name in detector}
     try:
         of_backbone |= configuration.model_fields(model)
+        remat = of_backbone.pop("remat", None)
         network = replk_jax.create_detector(
             detector.pop("name"),
             model.name,
             num_classes,
             backbone_options=of_backbone,
             dtype=jnp.dtype(model.dtype),
-            remat=of_backbone.pop("remat", None),
+            remat=remat,
             **detector,
         )
     except (ValueError, TypeError) as error:

@@ -187,6 +187,8 @@ def test_a_set_without_images_to_train_on(tmp_path):
         (small(annotations=[annotation(), annotation()]), r"several annotations have the id 3"),
         (small(annotations=[annotation(bbox=[1, 2, 3])]), r"annotation 3 has no bbox of four"),
         (small(annotations=[annotation(bbox=[1, 2, 3, float("nan")])]), r"no bbox of four"),
+        (small(annotations=[annotation(bbox=[1, 2, 3, 10**400])]), r"no bbox of four"),
+        (small(annotations=[annotation(id=2**63)]), r"has an id that is no number"),
         (small(annotations=[annotation(area="big")]), r"area that is no number: 'big'"),
         (small(annotations=[annotation(image_id=None)]), r"no valid image_id or category_id"),
         (small(annotations=["it"]), r"annotation at position 0 is no dictionary: 'it'"),
@@ -226,6 +228,7 @@ def test_ids_of_images_that_devices_cannot_hold(tmp_path):
     [
         ([], "has no polygon"),
         ([[1, 2, 3, 4]], "three points"),
+        ([[1, 2, 3, 4, 5, 10**400]], "a list of numbers"),
         ({"size": [40, 56], "counts": [40 * 56 + 1]}, "2241 pixels in all"),
         ({"size": [56, 40], "counts": [40 * 56]}, r"of the size \[56, 40\]"),
         ("it", "list of polygons"),
