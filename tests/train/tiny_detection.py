@@ -4,7 +4,6 @@ from ml_collections import ConfigDict
 
 from configs.detection import common
 
-
 # Of the detectors with two stages.
 _TWO_STAGES = {
     "rpn_channels": 16, "rpn_anchor_scale": 4.0, "rpn_train_pre_nms": 100,

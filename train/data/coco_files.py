@@ -216,7 +216,9 @@ def _broken(name: str | int, what: str) -> Problem:
 
 def _is_number(value: Any) -> bool:
     """Whether it is a number that a table can hold: finite, and an integer of 64 bits."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
+    )
 
 
 def _add(builder: TableBuilder, annotation: dict[str, Any], class_of: dict[int, int]) -> None:

@@ -81,8 +81,8 @@ def test_a_worker_ends_with_the_main_process_and_not_before(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_do_it_all_together(tmp_path):
-    """Save, restore, fail, refuse, decide, and leave at the same step when one of them is asked, here by
-    SIGINT, which it makes a SIGTERM of."""
+    """Save, restore, fail, refuse, decide, and leave at the same step when one of them is asked,
+    here by SIGINT, which it makes a SIGTERM of."""
     port = free_port()
     processes = [
         subprocess.Popen(
