@@ -244,6 +244,7 @@ def test_buckets():
         ({"detector.rpn_train_post_nms": 0}, r"config\.detector\.rpn_train_post_nms must be at"),
         ({"detector.rpn_anchor_scale": 0.0}, r"config\.detector\.rpn_anchor_scale must be more"),
         ({"detector.rpn_anchor_ratios": (1, 0)}, r"config\.detector\.rpn_anchor_ratios must be"),
+        ({"detector.regression_limits": ("64",)}, r"config\.detector\.regression_limits must be"),
         ({"detector.sampling_ratio": -1}, r"config\.detector\.sampling_ratio must be 0 or more"),
         ({"test.library": "coco"}, r"config\.test\.library must be faster_coco_eval or pycocoto"),
         ({"test.pictures": -1}, r"config\.test\.pictures must be"),

@@ -143,9 +143,14 @@ _DETECTOR_RULES = (
     ),
     ("center_radius rpn_anchor_scale", lambda value: 0 < value < math.inf, "more than 0"),
     (
-        "regression_limits rpn_anchor_ratios",
-        lambda value: len(value) >= 1 and all(0 < number < math.inf for number in value),
+        "rpn_anchor_ratios",
+        lambda value: len(value) >= 1 and all(0 < ratio < math.inf for ratio in value),
         "one number or more, each more than 0",
+    ),
+    (
+        "regression_limits",
+        lambda value: all(0 < limit < math.inf for limit in value),
+        "numbers, each more than 0",
     ),
 )
 

@@ -168,7 +168,7 @@ def test_two_processes_do_what_one_does(folder, start, tmp_path):
     processes have at the same step."""
     options = [
         f"--config.data.folder={folder}", "--config.steps=4", "--config.eval_every_steps=4",
-        "--config.log_every_steps=1",
+        "--config.log_every_steps=1", "--config.test.buckets=((96, 96),)",
     ]  # fmt: skip
     config = {"config": "tests/train/tiny_detection.py"}
     one, two = tmp_path / "one", tmp_path / "two"
