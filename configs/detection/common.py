@@ -4,11 +4,12 @@ They have mmdetection's values for FCOS on COCO, where an experiment sets none, 
 RepLKNet's published configurations (DingXiaoH/RepLKNet-pytorch, detection/configs).
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from configs import common
 from configs.common import known, on_gpus, row_and_gpus
 from configs.detection.data import crop_policy, data_fields
+from configs.detection.network import detector_fields
 
 __all__ = ["coco", "crop_policy", "get_config", "known", "on_gpus", "row_and_gpus"]
 
@@ -19,33 +20,8 @@ def get_config() -> ConfigDict:
     fields["data"] |= data_fields()
     fields |= {
         "task": "detection",
-        # The neck and the heads on the backbone of `model`; see replk_jax.create_detector. None is
-        # the detector's own value.
-        "detector": {
-            "name": "fcos",  # faster_rcnn, mask_rcnn, cascade_rcnn or cascade_mask_rcnn
-            # Of the feature pyramid: its channels, its levels, and the first feature map of the
-            # backbone that it uses.
-            "neck_channels": config_dict.placeholder(int),
-            "neck_num_outputs": config_dict.placeholder(int),
-            "neck_start_level": config_dict.placeholder(int),
-            "channels": config_dict.placeholder(int),  # of the head
-            "num_convs": config_dict.placeholder(int),  # of each branch of FCOS's head
-            "num_groups": config_dict.placeholder(int),  # of its group norms
-            # Of FCOS: the largest distance from a point to a side of its box, in pixels, on each
-            # level but the last; whether distances are in strides, only points near the centres of
-            # objects are positive, and the branch of the boxes predicts the centerness.
-            "regression_limits": config_dict.placeholder(tuple),
-            "norm_on_bbox": config_dict.placeholder(bool),
-            "center_sampling": config_dict.placeholder(bool),
-            "centerness_on_reg": config_dict.placeholder(bool),
-            # Objects of an image that are found at most, the least score of each, and the overlap
-            # of two of a class above which the one with the lower score is dropped.
-            "max_detections": config_dict.placeholder(int),
-            "score_threshold": config_dict.placeholder(float),
-            "nms_threshold": config_dict.placeholder(float),
-            # Whether a batch norm follows each feature map of a RepLKNet's stages.
-            "norm_intermediate_features": config_dict.placeholder(bool),
-        },
+        # The neck and the heads on the backbone of `model`.
+        "detector": detector_fields(),
         # How images are tested: the protocol that is stored with the network. See
         # replk_jax.detection.DetectionProtocol.
         "test": {

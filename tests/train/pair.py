@@ -1,4 +1,5 @@
-"""One of two processes of a run, which save, restore, fail, refuse and are interrupted together.
+"""One of two processes of a run, which save, restore, fail, refuse, decide and are interrupted
+together.
 
 python -m tests.train.pair PROCESS PORT FOLDER prints what it has met, as JSON.
 """
@@ -60,6 +61,20 @@ def hold_twice(folder: Path) -> None:
         met["second run"] = refusal(lambda: hold(folder))
 
 
+def decide() -> None:
+    """The main process alone works, here the number of the process, and all learn the result."""
+
+    def work() -> dict:
+        return {"process": jax.process_index(), "text": "naïve " * 1000, "nothing": None}
+
+    met["by main process"] = parallel.by_main_process(work)
+
+    def fail() -> None:
+        raise RunError("no result")
+
+    met["failed work"] = refusal(lambda: parallel.by_main_process(fail))
+
+
 def train(process: int) -> int:
     """The step at which this process leaves, if process 1 gets a SIGINT at its tenth."""
     with Interruption() as interruption:
@@ -87,5 +102,6 @@ if __name__ == "__main__":
     )
     save_and_restore(folder / "checkpoints")
     hold_twice(folder)
+    decide()
     met["left at"] = train(process)
     print(json.dumps(met), flush=True)

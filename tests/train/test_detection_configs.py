@@ -10,6 +10,7 @@ import pytest
 import configs.detection
 import replk_jax
 from configs.detection import cascade_mask_rcnn_replknet, common, one_gpu
+from replk_jax.detection.registry import KINDS
 from replk_jax.models.variables import abstract_variables
 from tests import reference_data
 from tests.train import tiny_detection
@@ -19,6 +20,7 @@ from train.engine.optimizer import decayed
 from train.errors import RunError
 from train.tasks import find_task
 from train.tasks.detection_config import (
+    _OF_BACKBONE,
     build_augmentation,
     build_detector,
     build_protocol,
@@ -41,7 +43,34 @@ def load(file, row=()):
 
 def test_every_file_is_here():
     files = {path.stem for path in Path(configs.detection.__file__).parent.glob("*.py")}
-    assert files - {"__init__", "data"} == {*PLAIN, *ROWS}
+    assert files - {"__init__", "data", "network"} == {*PLAIN, *ROWS}
+
+
+def test_every_field_of_a_detector_can_be_set():
+    """By its name in `create_detector`."""
+    fields = set(common.get_config().detector) - {"name", *_OF_BACKBONE}
+    assert fields == {field for kind in KINDS.values() for field in kind.part_fields()}
+
+
+TWO_STAGES = {
+    "detector.rpn_train_pre_nms": 300, "detector.rpn_test_post_nms": 50,
+    "detector.rpn_positive_threshold": 0.6, "detector.rpn_anchor_ratios": (0.5, 2.0),
+    "detector.box_loss": "l1", "detector.sample_count": 64, "detector.mask_convs": 2,
+}  # fmt: skip
+
+
+def test_fields_reach_the_heads():
+    config = load("cascade_mask_rcnn_replknet")
+    config.update_from_flattened_dict(TWO_STAGES)
+    find_task(config).check(config)
+    network = build_detector(config, 3)
+    rpn, roi = network.rpn_head, network.roi_head
+    assert (rpn.train_pre_nms, rpn.test_post_nms, rpn.positive_threshold) == (300, 50, 0.6)
+    assert (rpn.anchor_ratios, roi.box_loss) == ((0.5, 2.0), "l1")
+    assert (roi.sample_count, roi.mask_convs) == (64, 2)
+    config.detector.num_groups = 4
+    with pytest.raises(RunError, match=r"config\.detector: Unknown field num_groups"):
+        build_detector(config, 3)
 
 
 @pytest.mark.parametrize(("file", "row"), ALL, ids=lambda value: "".join(value))
@@ -212,6 +241,11 @@ def test_buckets():
         ({"detector.score_threshold": 1.5}, r"config\.detector\.score_threshold must be"),
         ({"detector.nms_threshold": -0.1}, r"config\.detector\.nms_threshold must be"),
         ({"detector.max_detections": 0}, r"config\.detector\.max_detections must be"),
+        ({"detector.rpn_train_post_nms": 0}, r"config\.detector\.rpn_train_post_nms must be at"),
+        ({"detector.rpn_anchor_scale": 0.0}, r"config\.detector\.rpn_anchor_scale must be more"),
+        ({"detector.rpn_anchor_ratios": (1, 0)}, r"config\.detector\.rpn_anchor_ratios must be"),
+        ({"detector.regression_limits": ("64",)}, r"config\.detector\.regression_limits must be"),
+        ({"detector.sampling_ratio": -1}, r"config\.detector\.sampling_ratio must be 0 or more"),
         ({"test.library": "coco"}, r"config\.test\.library must be faster_coco_eval or pycocoto"),
         ({"test.pictures": -1}, r"config\.test\.pictures must be"),
         ({"test.pad_multiple": 0}, r"config\.test: pad_multiple"),

@@ -37,6 +37,14 @@ class ImageReader(Protocol):
         """
         ...
 
+    def read_masks(self, image: int) -> InstanceMasks | None:
+        """The masks of the objects of an image alone; None if the data set has none.
+
+        Raises:
+          ImageError: they cannot be read.
+        """
+        ...
+
     def origin(self, image: int) -> str:
         """What errors call an image."""
         ...

@@ -1,7 +1,6 @@
 """COCO's annotation files: JSON with images, annotations and categories."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,8 @@ from train.data.object_tables import ObjectTable, TableBuilder
 from train.errors import RunError
 from train.reporting.examination import Problem
 
+_TOO_LARGE = 2**63  # for any number
+_TOO_LARGE_SIDE = 2**31
 _LISTS = ("images", "annotations", "categories")
 
 
@@ -123,7 +124,7 @@ def _images(images: Iterable[Any], path: Path, problems: list[Problem]) -> list[
         number = _field(image, "id", (int, str), path, "image", i)
         name = _field(image, "file_name", str, path, "image", i)
         for side in ("height", "width"):
-            if _field(image, side, int, path, "image", i) < 1:
+            if not 1 <= _field(image, side, int, path, "image", i) < _TOO_LARGE_SIDE:
                 raise RunError(f"{path}: the image {name} has the {side} {image[side]}.")
         if number in found:
             problems.append(
@@ -214,7 +215,10 @@ def _broken(name: str | int, what: str) -> Problem:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that a table can hold: finite, and an integer of 64 bits."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
+    )
 
 
 def _add(builder: TableBuilder, annotation: dict[str, Any], class_of: dict[int, int]) -> None:

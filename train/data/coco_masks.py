@@ -82,7 +82,7 @@ def area(run_lengths: RunLengths) -> int:
 def _polygon(part: Any) -> list[float]:
     try:
         values = np.asarray(part, np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise ValueError(
             f"a polygon is a list of numbers, x, y, x, y, ...; not {part!r:.60}"
         ) from None

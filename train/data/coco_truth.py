@@ -24,7 +24,7 @@ def coco_truth(source: DetectionSource, *, masks: bool) -> dict[str, Any]:
     annotations = []
     for image, image_id in enumerate(table.image_ids.tolist()):
         size, objects = table.size(image), table.objects(image)
-        stored = source.reader.read(image).masks if masks and len(objects.boxes) else None
+        stored = source.reader.read_masks(image) if masks and len(objects.boxes) else None
         for i in range(len(objects.boxes)):
             annotation = {
                 "image_id": image_id,

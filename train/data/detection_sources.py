@@ -128,11 +128,14 @@ class FileReader:
             data = Path(path).read_bytes()
         except OSError as error:
             raise image_error(path, error) from error
+        return StoredImage(data, path, self.read_masks(image))
+
+    def read_masks(self, image: int) -> CocoSegmentations | None:
+        """See `ImageReader`."""
         if self._segmentations is None or self._ends is None:
-            return StoredImage(data, path, None)
+            return None
         rows = range(self._ends[image], self._ends[image + 1])
-        texts = [self._segmentations[row] for row in rows]
-        return StoredImage(data, path, CocoSegmentations(texts, path))
+        return CocoSegmentations([self._segmentations[row] for row in rows], self.origin(image))
 
     def origin(self, image: int) -> str:
         """See `ImageReader`."""

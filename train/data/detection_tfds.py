@@ -143,6 +143,10 @@ class _RecordReader:
         example, origin = self._example(image)
         return StoredImage(example[self._features.image], origin, self._masks(example, origin))
 
+    def read_masks(self, image: int) -> InstanceMasks | None:
+        """See `ImageReader`."""
+        return self._masks(*self._example(image))
+
     def origin(self, image: int) -> str:
         """See `ImageReader`."""
         return self._example(image)[1] if self._features.has_file_name else self._name(image)

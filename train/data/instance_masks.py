@@ -1,5 +1,7 @@
 """The masks of the objects of an image, in the form in which a data set stores them."""
 
+import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -73,7 +75,8 @@ class CocoSegmentations(NamedTuple):
         )
 
 
-class InstanceImage(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class InstanceImage:
     """An image whose values are the numbers of the objects, from 1; 0 is background.
 
     Attributes:
@@ -84,9 +87,13 @@ class InstanceImage(NamedTuple):
     data: bytes
     origin: str
 
+    @functools.cached_property
+    def _values(self) -> np.ndarray:
+        return mask_values(self.data, self.origin)
+
     def bitmap(self, number: int, height: int, width: int) -> np.ndarray:
         """See `InstanceMasks`."""
-        values = mask_values(self.data, self.origin)
+        values = self._values
         if values.shape != (height, width):
             raise ImageError(
                 escaped(

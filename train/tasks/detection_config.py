@@ -1,5 +1,6 @@
 """Checks of the fields of a configuration that only detection has, and what is built of them."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,13 +42,14 @@ def build_detector(config: ConfigDict, num_classes: int) -> DetectionNetwork:
     of_backbone = {name: detector.pop(name) for name in _OF_BACKBONE if name in detector}
     try:
         of_backbone |= configuration.model_fields(model)
+        remat = of_backbone.pop("remat", None)
         network = replk_jax.create_detector(
             detector.pop("name"),
             model.name,
             num_classes,
             backbone_options=of_backbone,
             dtype=jnp.dtype(model.dtype),
-            remat=of_backbone.pop("remat", None),
+            remat=remat,
             **detector,
         )
     except (ValueError, TypeError) as error:
@@ -117,6 +119,41 @@ def _are_limits(value: Any) -> bool:
     return all(are_sides(pair) and pair[0] >= pair[1] for pair in value)
 
 
+# Names in `config.detector`, what their values are if they are not None, and that in words.
+_DETECTOR_RULES = (
+    (
+        "neck_channels neck_num_outputs max_detections channels num_convs num_groups "
+        "candidates_per_level rpn_channels rpn_train_pre_nms rpn_train_post_nms rpn_test_pre_nms "
+        "rpn_test_post_nms rpn_sample_count box_size box_conv_channels box_fc_channels "
+        "sample_count mask_size mask_channels",
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (
+        "neck_start_level rpn_smooth_l1_beta sampling_ratio box_convs box_fcs box_loss_weight "
+        "mask_convs",
+        lambda value: 0 <= value < math.inf,
+        "0 or more",
+    ),
+    (
+        "score_threshold nms_threshold rpn_nms_threshold rpn_positive_threshold "
+        "rpn_negative_threshold rpn_least_positive rpn_positive_fraction positive_fraction",
+        lambda value: 0 <= value <= 1,
+        "between 0 and 1",
+    ),
+    ("center_radius rpn_anchor_scale", lambda value: 0 < value < math.inf, "more than 0"),
+    (
+        "rpn_anchor_ratios",
+        lambda value: len(value) >= 1 and all(0 < ratio < math.inf for ratio in value),
+        "one number or more, each more than 0",
+    ),
+    (
+        "regression_limits",
+        lambda value: all(0 < limit < math.inf for limit in value),
+        "numbers, each more than 0",
+    ),
+)
+
 RULES = (
     Rule(
         "data.scales",
@@ -140,13 +177,13 @@ RULES = (
     ),
     Rule("data.policy", *one_of(("resize", "crop"))),
     Rule("data.max_objects", lambda value: value >= 1, "at least 1"),
-    Rule(
-        "detector.score_threshold detector.nms_threshold",
-        lambda value: value is None or 0 <= value <= 1,
-        "between 0 and 1, or None",
-    ),
-    Rule(
-        "detector.max_detections", lambda value: value is None or value >= 1, "at least 1, or None"
+    *(
+        Rule(
+            " ".join(f"detector.{name}" for name in names.split()),
+            lambda value, is_valid=is_valid: value is None or is_valid(value),
+            f"{expected}, or None",
+        )
+        for names, is_valid, expected in _DETECTOR_RULES
     ),
     Rule("test.library", *one_of(LIBRARIES)),
     Rule("test.pictures", lambda value: value >= 0, "0 or more"),

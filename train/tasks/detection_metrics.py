@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from replk_jax.detection.pasting import paste_mask
 from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.detection.structures import Detections
+from replk_jax.vision.coco_results import coco_result
 from replk_jax.vision.images import ImageError
 from train.data import coco_masks
 from train.engine import parallel
@@ -145,13 +147,13 @@ class CollectedDetections:
         if self._truth is None:
             return
         category_ids = [category["id"] for category in self._truth["categories"]]
-        for i in np.flatnonzero(batch["mask"]):
-            image_id = int(batch["image_id"][i])
-            self._images.add(image_id)
-            found = jax.tree.map(lambda array, i=i: array[i], batch["detections"])
-            for entry in coco_results(found, tuple(batch["original_size"][i].tolist())):
-                category = category_ids[entry.pop("class")]
-                self._detected.append({"image_id": image_id, "category_id": category, **entry})
+        counts = batch["mask"]
+        image_ids = batch["image_id"][counts].tolist()
+        self._images.update(image_ids)
+        detections = jax.tree.map(lambda array: array[counts], batch["detections"])
+        self._detected += coco_results(
+            detections, image_ids, batch["original_size"][counts].tolist(), category_ids
+        )
 
     @functools.cached_property
     def results(self) -> dict[Kind, AveragePrecision]:
@@ -183,30 +185,44 @@ class CollectedDetections:
         return {kind: AveragePrecision(*found[kind]) for kind in self._kinds}
 
 
-def coco_results(detections: Any, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """The detections of an image in COCO's result format, with `class` and without `image_id`.
+def coco_results(
+    detections: Any,
+    image_ids: Sequence[int],
+    sizes: Sequence[Sequence[int]],
+    category_ids: Sequence[int],
+) -> list[dict[str, Any]]:
+    """The detections of a batch in COCO's result format, by image and score.
+
+    Masks are pasted into their images by as many threads as there are processors.
 
     Args:
-      detections: a `Detections` of NumPy arrays of one image, (D, ...), in its pixels.
-      size: (height, width) of the image.
-
-    Returns:
-      `class` (from 0), `score`, `bbox` ([x, y, width, height]), and with masks `segmentation`
-      (compressed run lengths), by score.
+      detections: a `Detections` of NumPy arrays (N, D, ...), in pixels of the images.
+      image_ids: of the N images.
+      sizes: (height, width) of the N images.
+      category_ids: of the classes.
     """
-    results = []
-    for i in range(int(detections.count)):
-        x1, y1, x2, y2 = detections.boxes[i].tolist()
-        result = {
-            "class": int(detections.classes[i]),
-            "score": float(detections.scores[i]),
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-        }
-        if detections.masks is not None:
-            pasted = paste_mask(np.asarray(detections.masks[i]), detections.boxes[i], size)
-            result["segmentation"] = coco_masks.from_bitmap(pasted)
-        results.append(result)
+    results, masks = [], []
+    for i, (image_id, (height, width)) in enumerate(zip(image_ids, sizes, strict=True)):
+        found = jax.tree.map(lambda array, i=i: array[i], detections)
+        for j in range(int(found.count)):
+            category_id = category_ids[int(found.classes[j])]
+            score = float(found.scores[j])
+            results.append(coco_result(image_id, category_id, found.boxes[j], score, None))
+            if found.masks is not None:
+                masks.append((found.masks[j], found.boxes[j], (height, width)))
+    if masks:
+        # NumPy and the library let other threads run.
+        with ThreadPoolExecutor() as pool:
+            for result, segmentation in zip(results, pool.map(_segmentation, masks), strict=True):
+                result["segmentation"] = segmentation
     return results
+
+
+def _segmentation(
+    mask_box_size: tuple[np.ndarray, np.ndarray, tuple[int, int]],
+) -> coco_masks.RunLengths:
+    """The run lengths of a mask that is pasted into its image."""
+    return coco_masks.from_bitmap(paste_mask(*mask_box_size))
 
 
 def _finite(outputs: Any) -> jax.Array:

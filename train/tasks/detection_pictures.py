@@ -100,7 +100,7 @@ def _truth(
         source.class_names[number] + (" (crowd)" if crowd else "")
         for number, crowd in zip(objects.classes, objects.crowd, strict=True)
     ]
-    stored = source.reader.read(position).masks if source.has_masks else None
+    stored = source.reader.read_masks(position) if source.has_masks else None
     masks = None
     if stored is not None:
         bitmaps = [

@@ -1,6 +1,7 @@
 """Images with annotated objects from JSON and XML files, and from TensorFlow Datasets."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -186,6 +187,8 @@ def test_a_set_without_images_to_train_on(tmp_path):
         (small(annotations=[annotation(), annotation()]), r"several annotations have the id 3"),
         (small(annotations=[annotation(bbox=[1, 2, 3])]), r"annotation 3 has no bbox of four"),
         (small(annotations=[annotation(bbox=[1, 2, 3, float("nan")])]), r"no bbox of four"),
+        (small(annotations=[annotation(bbox=[1, 2, 3, 10**400])]), r"no bbox of four"),
+        (small(annotations=[annotation(id=2**63)]), r"has an id that is no number"),
         (small(annotations=[annotation(area="big")]), r"area that is no number: 'big'"),
         (small(annotations=[annotation(image_id=None)]), r"no valid image_id or category_id"),
         (small(annotations=["it"]), r"annotation at position 0 is no dictionary: 'it'"),
@@ -225,6 +228,7 @@ def test_ids_of_images_that_devices_cannot_hold(tmp_path):
     [
         ([], "has no polygon"),
         ([[1, 2, 3, 4]], "three points"),
+        ([[1, 2, 3, 4, 5, 10**400]], "a list of numbers"),
         ({"size": [40, 56], "counts": [40 * 56 + 1]}, "2241 pixels in all"),
         ({"size": [56, 40], "counts": [40 * 56]}, r"of the size \[56, 40\]"),
         ("it", "list of polygons"),
@@ -242,6 +246,16 @@ def test_masks_that_do_not_fit(tmp_path, segmentation, message):
     with pytest.raises(ImageError, match=rf"a\.png: the mask of object 1 .*{message}"):
         masks.bitmap(0, 40, 56)
     assert masks.bitmap(1, 40, 56).sum() > 20
+
+
+def test_the_truth_does_not_read_images(folder, tmp_path):
+    """Of a folder, masks are in the annotations."""
+    source = open_detection_source(detection_sets.data(folder), "val")
+    copy = tmp_path / "set"
+    shutil.copytree(folder / "annotations", copy / "annotations")
+    (copy / "val").mkdir()
+    without_images = open_detection_source(detection_sets.data(copy), "val")
+    assert coco_truth(without_images, masks=True) == coco_truth(source, masks=True)
 
 
 def test_missing_files(tmp_path, folder):

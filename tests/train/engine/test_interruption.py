@@ -81,8 +81,8 @@ def test_a_worker_ends_with_the_main_process_and_not_before(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_do_it_all_together(tmp_path):
-    """Save, restore, fail, refuse, and leave at the same step when one of them is asked, here by
-    SIGINT, which it makes a SIGTERM of."""
+    """Save, restore, fail, refuse, decide, and leave at the same step when one of them is asked,
+    here by SIGINT, which it makes a SIGTERM of."""
     port = free_port()
     processes = [
         subprocess.Popen(
@@ -105,7 +105,10 @@ def test_two_processes_do_it_all_together(tmp_path):
     assert "report" not in other
     assert f"could not be written to {checkpoints}" in main["full disk"]
     assert "in use by another program" in main["second run"]
-    for trouble in ("full disk", "second run"):
+    decided = {"process": 0, "text": "naïve " * 1000, "nothing": None}
+    assert main["by main process"] == other["by main process"] == decided
+    assert main["failed work"] == "no result"
+    for trouble in ("full disk", "second run", "failed work"):
         assert "Process 0 failed" in other[trouble]
     assert {path.name for path in checkpoints.iterdir()} == {"3", "4.damaged", "5"}
     assert main["left at"] == other["left at"] > 10

@@ -1,6 +1,10 @@
 """A detection network from data to average precision: runs, evaluations, bad input."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,7 +13,8 @@ import pytest
 import replk_jax
 from replk_jax.detection.protocol import DetectionProtocol
 from tests.helpers import data_mesh, random_variables
-from tests.train import detection_sets, tiny_detection
+from tests.train import detection_pair, detection_sets, tiny_detection
+from tests.train.runs import ends, free_port, losses, start_two
 from train import preview as preview_program
 from train.engine import parallel
 from train.engine.evaluate import evaluate_checkpoint
@@ -23,6 +28,7 @@ from train.reporting.metric_writers import read_metrics
 from train.tasks.detection import DETECTION, make_evaluations, make_task
 from train.tasks.detection_config import build_detector
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 BUCKETS = ((64, 96), (96, 64))
 SQUARE = ((96, 96),)  # for one program in place of two
 SIZES = [(40, 60), (60, 40)]
@@ -126,6 +132,55 @@ def test_devices_share_a_batch(folder, tmp_path):
     one, two = (first_losses(config, tmp_path, devices) for devices in (1, 2))
     for expected, actual in zip(one, two, strict=True):
         assert actual == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.exhaustive
+def test_two_processes_evaluate_together(folder):
+    """Each image is evaluated once, by one of them; the main process computes AP, for both."""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.detection_pair", str(i), str(port), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+        )
+        for i in range(2)
+    ]
+    texts = ends(processes)
+    assert [status for status, _, _ in texts] == [0, 0], texts
+    main, other = (json.loads(out.splitlines()[-1]) for _, out, _ in texts)
+    alone = detection_pair.evaluate(folder, data_mesh(1))
+    assert 0 < alone["scores"]["AP"] < 1
+    assert main["scores"] == other["scores"] == pytest.approx(alone["scores"])
+    assert alone["scores"]["examples"] == len(alone["images"]) == 5
+    assert sorted(main["images"] + other["images"]) == sorted(alone["images"])
+    assert min(len(main["images"]), len(other["images"])) == 2
+    assert (main["truths read"], main["times computed"]) == (1, 1)
+    assert (other["truths read"], other["times computed"]) == (0, 0)
+
+
+@pytest.mark.exhaustive
+def test_two_processes_do_what_one_does(folder, start, tmp_path):
+    """With as many devices, the sums are the same. Batches have one of two shapes, which all
+    processes have at the same step."""
+    options = [
+        f"--config.data.folder={folder}", "--config.steps=4", "--config.eval_every_steps=4",
+        "--config.log_every_steps=1", "--config.test.buckets=((96, 96),)",
+    ]  # fmt: skip
+    config = {"config": "tests/train/tiny_detection.py"}
+    one, two = tmp_path / "one", tmp_path / "two"
+    both = start_two(start, two, *((option, option) for option in options), **config)
+    for status, _, err in ends([*both, start(one, *options, devices=2, **config)]):
+        assert status == 0, err
+    assert losses(two) == pytest.approx(losses(one), rel=1e-3)
+    results = [json.loads((workdir / "result.json").read_text()) for workdir in (one, two)]
+    for result in results:
+        assert result["training"]["examples"] == 5
+    assert results[1]["training"] == pytest.approx(results[0]["training"], abs=2e-3)
+    assert len(list((two / "pictures").iterdir())) == 2
 
 
 @pytest.mark.exhaustive

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from replk_jax.detection.pasting import paste_mask
 from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.detection.structures import Detections
 from replk_jax.models.network import Network
@@ -169,11 +170,29 @@ def test_masks_are_pasted_into_their_boxes():
     assert scores["mask_AP"] == scores["mask_AP_small"] == scores["AP"] == 1
     row = metrics.table(collected, 1)["cell"]
     assert list(row) == ["AP", "AP50", "AP75", "mask_AP", "mask_AP50", "mask_AP75"]
-    (result,) = coco_results(jax.tree.map(lambda array: array[0], detections), (HEIGHT, WIDTH))
+    (result,) = coco_results(detections, [7], [(HEIGHT, WIDTH)], [9, 2])
     np.testing.assert_array_equal(
-        coco_masks.to_bitmap(result["segmentation"], HEIGHT, WIDTH), bitmap
+        coco_masks.to_bitmap(result.pop("segmentation"), HEIGHT, WIDTH), bitmap
     )
-    assert (result["class"], result["score"], result["bbox"]) == (0, 0.9, BOX)
+    assert result == {"image_id": 7, "category_id": 9, "score": 0.9, "bbox": BOX}
+
+
+def test_results_of_a_batch():
+    """Threads do not change their order, and each mask goes into the image of its box."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 20, (3, 6, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(4, 30, (3, 6, 2))], axis=2)
+    masks = rng.random((3, 6, 28, 28)).astype(np.float32)
+    scores, classes = rng.random((3, 6)), rng.integers(0, 2, (3, 6))
+    count, sizes = np.array([6, 0, 3]), [(40, 60), (20, 20), (60, 41)]
+    found = coco_results(Detections(boxes, scores, classes, count, masks), [7, 3, 5], sizes, [9, 2])
+    rows = [(0, j) for j in range(6)] + [(2, j) for j in range(3)]
+    assert len(found) == len(rows)
+    for result, (i, j) in zip(found, rows, strict=True):
+        pasted = paste_mask(masks[i, j], boxes[i, j], sizes[i])
+        assert result["segmentation"] == coco_masks.from_bitmap(pasted)
+        assert (result["image_id"], result["score"]) == ((7, 3, 5)[i], scores[i, j])
+        assert result["category_id"] == (9, 2)[classes[i, j]]
 
 
 class Brightest(Network, kw_only=True):
