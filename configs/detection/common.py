@@ -38,6 +38,24 @@ def get_config() -> ConfigDict:
             "norm_on_bbox": config_dict.placeholder(bool),
             "center_sampling": config_dict.placeholder(bool),
             "centerness_on_reg": config_dict.placeholder(bool),
+            # Of two-stage detectors: the channels of the RPN, the side of its square anchors in
+            # strides, and the numbers of its boxes before NMS, of each level, and after it.
+            "rpn_channels": config_dict.placeholder(int),
+            "rpn_anchor_scale": config_dict.placeholder(float),
+            "rpn_train_pre_nms": config_dict.placeholder(int),
+            "rpn_train_post_nms": config_dict.placeholder(int),
+            "rpn_test_pre_nms": config_dict.placeholder(int),
+            "rpn_test_post_nms": config_dict.placeholder(int),
+            # Of their heads: layers and channels, samples of RoIAlign per axis of a bin (0:
+            # adaptive), and the boxes of an image that the losses see.
+            "box_convs": config_dict.placeholder(int),
+            "box_conv_channels": config_dict.placeholder(int),
+            "box_fcs": config_dict.placeholder(int),
+            "box_fc_channels": config_dict.placeholder(int),
+            "mask_convs": config_dict.placeholder(int),
+            "mask_channels": config_dict.placeholder(int),
+            "sampling_ratio": config_dict.placeholder(int),
+            "sample_count": config_dict.placeholder(int),
             # Objects of an image that are found at most, the least score of each, and the overlap
             # of two of a class above which the one with the lower score is dropped.
             "max_detections": config_dict.placeholder(int),
