@@ -77,7 +77,8 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 def write(photographs: dict[str, list[tuple[Image.Image, np.ndarray]]], folder: Path) -> None:
     """Writes the tiles of each split and their annotations."""
-    (folder / "annotations").mkdir(parents=True)
+    folder.mkdir(parents=True)
+    (folder / "annotations").mkdir()
     for split, of_split in photographs.items():
         (folder / split).mkdir()
         images, annotations = [], []

@@ -14,7 +14,6 @@ from PIL import Image
 
 from replk_jax import (
     Checkpoint,
-    DetectionProtocol,
     SegmentationProtocol,
     create_detector,
     create_model,
@@ -29,6 +28,7 @@ from replk_jax import (
     summary,
 )
 from replk_jax.cli.main import main, make_parser
+from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.models import registry
 from replk_jax.reparam.table import BLOCKS
 from tests.helpers import TINY, random_variables

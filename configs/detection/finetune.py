@@ -3,7 +3,7 @@
     python -m train.check --config configs/detection/finetune.py --config.data.folder=DIR
     python -m train.main --config configs/detection/finetune.py --workdir out/finetune \\
         --config.data.folder=DIR --config.init_from=RepLKNet-31B_ImageNet-1K_224.pth
-    python -m replk_jax detect photo.jpg --weights out/finetune/checkpoints/STEP --output out/objects
+    python -m replk_jax detect photo.jpg --weights out/finetune/checkpoints/STEP --output out/found
 
 DIR has the images in `train` and `val`, and annotations in COCO's form in
 `annotations/instances_train.json` and `instances_val.json`; see docs/detection.md for others. The
