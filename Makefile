@@ -1,5 +1,6 @@
 # make demo              train a small RepLKNet on handwritten digits
 # make demo-segmentation train a small UPerNet on digits scattered over photographs
+# make demo-detection    train a small FCOS on the same digits
 # make test              run the tests
 # make lint              check style and types
 # make test-jax-latest   test with the newest JAX the code that its releases may break
@@ -15,13 +16,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo demo-segmentation test lint test-jax-latest test-operators kernels-sass
+.PHONY: demo demo-segmentation demo-detection test lint test-jax-latest test-operators kernels-sass
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python -m train.main --config configs/digits.py --workdir out/digits
 
 demo-segmentation: $(VENV)/train.stamp
 	$(BIN)/python -m train.main --config configs/segmentation/scattered_digits.py --workdir out/scattered_digits
+
+demo-detection: $(VENV)/train.stamp
+	$(BIN)/python -m train.main --config configs/detection/scattered_digits.py --workdir out/detected_digits
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal

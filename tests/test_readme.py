@@ -1,5 +1,6 @@
 """What README.md shows runs."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ from PIL import Image
 from replk_jax import (
     Checkpoint,
     SegmentationProtocol,
+    create_detector,
     create_model,
     create_segmenter,
     list_models,
@@ -26,6 +28,7 @@ from replk_jax import (
     summary,
 )
 from replk_jax.cli.main import main, make_parser
+from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.models import registry
 from replk_jax.reparam.table import BLOCKS
 from tests.helpers import TINY, random_variables
@@ -155,6 +158,35 @@ def test_segmentation(tmp_path, monkeypatch, capsys):
     exec(code, names)
     assert eval(capsys.readouterr().out) <= {"sky", "tree", "road"}
     assert (names["classes"].shape, names["probabilities"].shape) == ((60, 52), (60, 52, 3))
+
+
+def test_detection(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = create_detector(
+        "fcos", TINY, 3, neck_channels=8, neck_start_level=0, neck_num_outputs=2, channels=8,
+        num_convs=1, num_groups=2, regression_limits=(32,), score_threshold=0.0, max_detections=5,
+    )  # fmt: skip
+    variables = random_variables(model)
+    variables["params"]["bbox_head"]["conv_cls"]["bias"] = np.full(3, 4, np.float32)  # sure
+    network = Checkpoint(model, variables, DetectionProtocol((64, 64)), ("cat", "dog", "cow"))
+    save("detector.safetensors", network)
+    Path("photos").mkdir()
+    for name in ("photo.jpg", "photos/dog.jpg"):
+        Image.fromarray(np.full((60, 52, 3), len(name), np.uint8)).save(name)
+    text = section("Detection")
+    for command in re.findall(r"^    python -m replk_jax (.*)$", text, re.MULTILINE):
+        main(shlex.split(command))
+    written = {path.name for path in Path("out").iterdir()}
+    assert written == {"photo_objects.jpg", "dog_objects.jpg"}
+    results = json.loads(Path("out.json").read_text())
+    assert {result["image"] for result in results} == {"photo.jpg", "photos/dog.jpg"}
+    capsys.readouterr()
+    names = {}
+    (code,) = code_of("Detection")
+    exec(code, names)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(names["found"].boxes) == 5
+    assert {line.split()[0] for line in printed} <= {"cat", "dog", "cow"}
 
 
 VERBS = re.findall(r"^    python -m replk_jax (.*?)(?:  +#.*)?$", TEXT, re.MULTILINE)

@@ -9,7 +9,13 @@ import pytest
 
 import configs.detection
 import replk_jax
-from configs.detection import cascade_mask_rcnn_replknet, common, one_gpu
+from configs.detection import (
+    cascade_mask_rcnn_replknet,
+    common,
+    finetune,
+    one_gpu,
+    scattered_digits,
+)
 from replk_jax.detection.registry import KINDS
 from replk_jax.models.variables import abstract_variables
 from tests import reference_data
@@ -28,8 +34,12 @@ from train.tasks.detection_config import (
     training_buckets,
 )
 
-PLAIN = ["common", "fcos_replknet", "one_gpu"]
-ROWS = {"cascade_mask_rcnn_replknet": list(cascade_mask_rcnn_replknet.ROWS)}
+PLAIN = ["common", "fcos_replknet", "one_gpu", "trees"]
+ROWS = {
+    "cascade_mask_rcnn_replknet": list(cascade_mask_rcnn_replknet.ROWS),
+    "scattered_digits": list(scattered_digits.DETECTORS),
+    "finetune": list(finetune.DETECTORS),
+}
 ALL = [(file, ()) for file in (*PLAIN, *ROWS)] + [
     (file, (row,)) for file, rows in ROWS.items() for row in rows
 ]
