@@ -16,8 +16,8 @@ def add_reading(verb: argparse.ArgumentParser) -> None:
         type=_published,
         metavar="NAME",
         help="prepare images as for this checkpoint: a tag of `models --pretrained`, the name of "
-        "its file, or a model; for a segmenter of PyTorch also its align_corners and class names, "
-        "if the file has none",
+        "its file, or a model; for a segmenter or detector of PyTorch also its class names and the "
+        "settings that no tensor records, if the file has none",
     )
     add_selection(verb)
 

@@ -38,7 +38,8 @@ def add_parser(verbs) -> None:
         "jax.export.deserialize; and OUT.json, with its inputs and outputs, the preprocessing and "
         "the class names. The program of a segmentation network maps pixels (N, H, W, C) to "
         "classes (N, H, W), both uint8; it slides the window of the weights over the images. That "
-        "of a detection network maps pixels to boxes, scores, classes and masks.",
+        "of a detection network maps pixels to a dictionary of boxes, scores, classes, counts and "
+        "masks.",
     )
     export.add_argument(
         "weights", type=user_path, help="a PyTorch checkpoint, or what convert or train wrote"
@@ -227,7 +228,7 @@ def _description(program: jax.export.Exported, network: Checkpoint) -> str:
     (images,) = program.in_avals
     interface = {
         "images": _type(images),
-        "outputs": [_type(output) for output in program.out_avals],
+        "outputs": _outputs(program),
         "platforms": list(program.platforms),
         "jax": jax.__version__,
     }
@@ -235,6 +236,14 @@ def _description(program: jax.export.Exported, network: Checkpoint) -> str:
     model = model.clone(deploy=model.mergeable)
     deployed = dataclasses.replace(network, model=model)
     return json_text({"program": interface, **deployed.description()}, indent=2) + "\n"
+
+
+def _outputs(program: jax.export.Exported) -> list[dict[str, Any]]:
+    """The type of each output, with its name if the program returns a dictionary."""
+    outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
+    if isinstance(outputs, dict):
+        return [{"name": name, **_type(output)} for name, output in outputs.items()]
+    return [_type(output) for output in program.out_avals]
 
 
 def _type(array: ShapedArray) -> dict[str, Any]:

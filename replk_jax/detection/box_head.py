@@ -53,7 +53,7 @@ class BoxHead(ReparameterizableModule, kw_only=True):
             )
             x = nn.relu(module(x, train, valid))
         # PyTorch's order of axes: channel, row, column.
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         for i in range(self.num_fcs):
             x = nn.relu(
                 Linear(

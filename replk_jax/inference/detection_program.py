@@ -40,7 +40,8 @@ class Objects(NamedTuple):
       classes: int32 (M,).
       cells: float32 (M, h, w), the probability that the object covers each cell of a grid over its
         box; None of a network without masks.
-      is_finite: whether the network computed finite values. If not, the other fields mean nothing.
+      is_finite: whether the features and the weights of the heads are finite. If not, the other
+        fields mean nothing.
     """
 
     size: Size
@@ -168,7 +169,7 @@ def _detect(
     sizes: jax.Array,
     scales: jax.Array,
 ) -> tuple[Detections, jax.Array]:
-    """The detections, and for each image whether its features are finite.
+    """The detections, and for each image whether its features and all weights of heads are finite.
 
     Detections would not show it: objects with scores that are NaN are not found.
     """
@@ -180,4 +181,10 @@ def _detect(
         return found, jnp.all(jnp.stack(maps), axis=0)
 
     outputs = model.apply(variables, blank_padding(images, sizes), method=detect)
-    return cast("tuple[Detections, jax.Array]", outputs)
+    found, finite = cast("tuple[Detections, jax.Array]", outputs)
+    heads = [
+        {name: part for name, part in tree.items() if name != "backbone"}
+        for tree in variables.values()
+    ]
+    weights = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(heads)]
+    return found, finite & jnp.all(jnp.stack(weights))

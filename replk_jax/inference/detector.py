@@ -140,24 +140,31 @@ class Detector(DetectionProgram):
           ImageError: an image that cannot be read.
           ValueError: masks of a network without them, or values that are NaN or infinite.
         """
-        found: list[Objects] = []
+        results: list[Detected] = []
+        bad: list[int] = []
         for prepared in prepare_ahead(self.prepare, several(images), self.batch_size):
-            found += self.detect(prepared)
-        bad = [index for index, objects in enumerate(found) if not objects.is_finite]
+            for objects in self.detect(prepared):
+                if not objects.is_finite:
+                    bad.append(len(results))
+                results.append(self._detected(objects.above(threshold), masks))
         if bad:
             shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
             raise ValueError(
-                f"The features of {len(bad)} of {len(found)} images are not finite (index {shown}):"
-                " no objects can be found. The training run may have diverged."
+                f"The network's values are not finite for {len(bad)} of {len(results)} images "
+                f"(index {shown}): no objects can be found. The training run may have diverged."
             )
-        return [self._detected(objects.above(threshold), masks) for objects in found]
+        return results
 
     def _detected(self, objects: Objects, masks: bool) -> Detected:
         names = tuple(self.class_names[index] for index in objects.classes)
         pixels = None
         if masks:
-            pixels = np.array(list(objects.masks()), bool).reshape(-1, *objects.size)
-        return Detected(objects.boxes, objects.scores, objects.classes, names, pixels)
+            pixels = np.zeros((len(names), *objects.size), bool)
+            for mask, pasted in zip(pixels, objects.masks(), strict=True):
+                mask[:] = pasted
+        # Copies, since the arrays are parts of those of a whole batch.
+        arrays = (objects.boxes.copy(), objects.scores.copy(), objects.classes.copy())
+        return Detected(*arrays, names, pixels)
 
 
 def require_detector(model: Network) -> DetectionNetwork:

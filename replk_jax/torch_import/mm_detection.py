@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from replk_jax.detection.pasting import THRESHOLD as MASK_THRESHOLD
 from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.torch_import.config_fields import (
     flag,
@@ -63,8 +64,11 @@ def _neck(neck: Mapping[str, Any]) -> Settings:
     settings: Settings = {}
     if "num_outs" in neck:
         settings["num_outputs"] = whole_number(neck, "num_outs")
-    if neck.get("end_level", -1) != -1:
-        raise unexpected("end_level", neck["end_level"], "-1")
+    _expect(neck, end_level=-1)
+    if neck.get("act_cfg") is not None:
+        raise unexpected("act_cfg of the neck", neck["act_cfg"], "None")
+    if isinstance(neck.get("upsample_cfg"), Mapping):
+        _expect(mapping(neck, "upsample_cfg"), mode="nearest")
     extra = neck.get("add_extra_convs", False)
     if extra not in (False, "on_output"):
         # True, too, is "on_input", the last feature map of the backbone.
@@ -132,6 +136,7 @@ def _nms(test: Mapping[str, Any]) -> Settings:
         return {}
     if nms.get("type", "nms") != "nms":
         raise unexpected("the type of nms", nms["type"], "nms")
+    _expect(nms, class_agnostic=False, offset=0)
     name = "iou_threshold" if "iou_threshold" in nms else "iou_thr"
     return {"nms_threshold": number(nms, name)}
 
@@ -151,6 +156,7 @@ def _two_stage(model: Mapping[str, Any], test: Mapping[str, Any]) -> Settings:
     fields: Settings = {}
     if isinstance(test.get("rcnn"), Mapping):
         fields |= _detections(mapping(test, "rcnn"))
+        _expect(mapping(test, "rcnn"), mask_thr_binary=MASK_THRESHOLD)
     if isinstance(head.get("bbox_roi_extractor"), Mapping):
         extractor = mapping(head, "bbox_roi_extractor")
         fields |= _roi_align(extractor)
@@ -177,6 +183,8 @@ def _anchors(head: Mapping[str, Any]) -> tuple[Settings, Settings]:
     generator = head.get("anchor_generator")
     if not isinstance(generator, Mapping):
         return {}, {}
+    _expect_type(generator, "anchor_generator", "AnchorGenerator")
+    _expect(generator, center_offset=0, scale_major=True, base_sizes=generator.get("strides"))
     fields: Settings = {}
     if generator.get("scales") is not None:
         scales = generator["scales"]
@@ -210,6 +218,7 @@ def _proposals(test: Mapping[str, Any]) -> Settings:
 
 
 def _roi_align(extractor: Mapping[str, Any]) -> Settings:
+    _expect(extractor, finest_scale=56)
     layer = mapping(extractor, "roi_layer")
     if type_name(layer) != "RoIAlign":
         raise unexpected("the type of roi_layer", type_name(layer), "RoIAlign")
@@ -224,10 +233,26 @@ def _roi_align(extractor: Mapping[str, Any]) -> Settings:
 def _stds(head: Mapping[str, Any]) -> tuple[float, ...]:
     """The standard deviations of the offsets of a head; their means are 0."""
     coder = mapping(head, "bbox_coder")
+    _expect_type(coder, "bbox_coder", "DeltaXYWHBBoxCoder")
+    _expect(coder, clip_border=True, add_ctr_clamp=False)
     means = coder.get("target_means", (0.0,) * 4)
     if any(means):
         raise unexpected("target_means", means, "all 0")
     return tuple(_numbers({"target_stds": (1.0,) * 4, **coder}, "target_stds"))
+
+
+def _expect_type(fields: Mapping[str, Any], name: str, wanted: str) -> None:
+    """Raises ValueError if the class that fields are of is given, and is another one."""
+    if "type" in fields and type_name(fields) != wanted:
+        raise unexpected(f"the type of {name}", type_name(fields), wanted)
+
+
+def _expect(fields: Mapping[str, Any], **wanted: Any) -> None:
+    """Raises ValueError for a field that is given, and has another value than the supported one."""
+    for name, value in wanted.items():
+        found = fields.get(name)
+        if found is not None and found != value:
+            raise unexpected(name, found, repr(value))
 
 
 def _several(heads: Any) -> Sequence[Mapping[str, Any]]:

@@ -15,18 +15,18 @@ _DARK, _LIGHT = (0, 0, 0), (255, 255, 255)
 def object_palette(class_names: Sequence[str]) -> np.ndarray:
     """A colour for each class of objects.
 
-    They are those of the known label set with these names, or else Pascal VOC's without black,
-    which is its background.
+    They are those of the known label set with these names, or else the 255 of Pascal VOC without
+    black, which is its background, again and again.
 
     Args:
-      class_names: K names, at most 255.
+      class_names: K names.
 
     Returns:
       RGB, uint8 (K, 3).
     """
     palette = palette_of(class_names)
     if np.array_equal(palette, default_palette(len(class_names))):
-        return default_palette(len(class_names) + 1)[1:]
+        return default_palette(256)[1 + np.arange(len(class_names)) % 255]
     return palette
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 import replk_jax
 from replk_jax.checkpoint import Checkpoint, save
+from replk_jax.cli.main import main
 from replk_jax.detection.fpn import FPN
 from replk_jax.detection.padding import blank_padding
 from replk_jax.detection.pasting import paste_mask
@@ -18,7 +19,6 @@ from replk_jax.detection.roi_heads import StandardRoIHead
 from replk_jax.detection.rpn import RPNHead
 from replk_jax.detection.two_stage import TwoStageDetector
 from replk_jax.inference.detector import Detector
-from replk_jax.inference.detector_export import export_detector
 from replk_jax.vision.base_preprocessing import normalize
 from replk_jax.vision.run_lengths import compressed_run_lengths
 from tests.cli.test_images import run
@@ -111,11 +111,14 @@ def test_threshold_and_masks(detector):
     assert detector([]) == []
 
 
-def test_values_that_are_not_finite(network):
+@pytest.mark.parametrize("module", ["backbone", "roi_head"])
+def test_values_that_are_not_finite(network, module):
+    """In whatever part of the network."""
     model, variables = network
-    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, variables)
-    with pytest.raises(ValueError, match=r"features of 1 of 1 images are not finite"):
-        Detector(model, broken, PROTOCOL)(images()[0])
+    params = dict(variables["params"])
+    params[module] = jax.tree.map(lambda leaf: leaf * jnp.nan, params[module])
+    with pytest.raises(ValueError, match=r"not finite for 1 of 1 images \(index 0\)"):
+        Detector(model, {**variables, "params": params}, PROTOCOL)(images()[0])
 
 
 def test_other_arguments(network, weights):
@@ -131,22 +134,26 @@ def test_other_arguments(network, weights):
     assert Detector.from_file(weights).class_names == NAMES
 
 
-def test_export(network, detector):
-    """The program is the detector, for images that need no resizing."""
-    program = export_detector(*network, PROTOCOL, image_size=(60, 90), batch_size=1)
-    program = jax.export.deserialize(bytearray(program.serialize()))
-    image = picture(90, 60, seed=3)
-    assert image.shape == (60, 90, 3)
-    assert PROTOCOL.resized_size(60, 90) == (64, 96)
+def test_export(network, weights, tmp_path):
+    """The program is the detector, for images that need no resizing and any size of the batch."""
+    out = tmp_path / "out"
+    main(["export", str(weights), str(out), "--image-size", "60", "90", "--platforms", "cpu"])
+    program = jax.export.deserialize(bytearray(out.read_bytes()))
+    both = np.stack([picture(90, 60, seed=3), picture(90, 60, seed=4)])
     protocol = DetectionProtocol((90, 60), mean=PROTOCOL.mean, std=PROTOCOL.std)
-    (wanted,) = Detector(*network, protocol, NAMES)(image)
-    found = jax.jit(program.call)(image[None])
-    count = int(found["count"][0])
-    assert count == len(wanted.boxes)
-    np.testing.assert_allclose(found["boxes"][0, :count], wanted.boxes, atol=1e-2)
-    np.testing.assert_allclose(found["scores"][0, :count], wanted.scores, atol=1e-4)
-    np.testing.assert_array_equal(found["classes"][0, :count], wanted.classes)
-    assert found["masks"].shape == (1, 6, 6, 6)
+    wanted = Detector(*network, protocol, NAMES, batch_size=2)(both)
+    found = jax.jit(program.call)(both)
+    assert found["masks"].shape == (2, 6, 6, 6)
+    for index, objects in enumerate(wanted):
+        count = int(found["count"][index])
+        assert count == len(objects.boxes) > 0
+        np.testing.assert_allclose(found["boxes"][index, :count], objects.boxes, atol=1e-2)
+        np.testing.assert_allclose(found["scores"][index, :count], objects.scores, atol=1e-4)
+        np.testing.assert_array_equal(found["classes"][index, :count], objects.classes)
+    description = json.loads((tmp_path / "out.json").read_text())
+    named = {each.pop("name"): each for each in description["program"]["outputs"]}
+    assert named.keys() == found.keys()
+    assert named["boxes"] == {"shape": ["batch", 6, 4], "dtype": "float32"}
 
 
 # --- The command line ----------------------------------------------------------------------

@@ -5,13 +5,15 @@ import json
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import replk_jax
-from replk_jax import checkpoint
+from replk_jax import Detector, check_equivalence, checkpoint
 from replk_jax.detection.fcos import FCOSHead
 from replk_jax.detection.fpn import FPN
+from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.detection.registry import create_detector
 from replk_jax.detection.roi_heads import CascadeRoIHead, StandardRoIHead
 from replk_jax.detection.rpn import RPNHead
@@ -27,9 +29,12 @@ from replk_jax.torch_import.families import family_of
 from replk_jax.torch_import.reader import read
 from replk_jax.torch_import.structures import Structure
 from replk_jax.torch_import.writer import write_torch
+from replk_jax.vision import label_sets
 from tests import reference_data
 from tests.helpers import random_variables
 from tests.torch_import.archives import add_entries
+from tests.torch_import.full_size import weights_by_rule
+from tests.vision.test_images import picture
 
 FOLDERS = {"fcos": "downstream/fcos", "cascade": "downstream/cascade_mask_rcnn"}
 MANIFESTS = sorted(reference_data.ROOT.glob("downstream/[fc][ca]*/manifests/*.json"))
@@ -173,6 +178,35 @@ class TestManifests:
             abstract_variables(model),
         )
         assert entries(to_state_dict(variables, model)) == entries_of(path)
+
+
+@reference_data.required
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("manifest", "name", "like"),
+    [
+        ("fcos_31b", "model.pth", "fcos_replknet_31b_coco.in1k"),
+        ("cascade_31b", "RepLKNet-31B_ImageNet-22K_CascMaskRCNN_COCO.pth", None),
+    ],
+)
+def test_full_size(manifest, name, like, tmp_path):
+    """An official file: its settings by its name or `like`, merged, and objects found with it."""
+    (path,) = (path for path in MANIFESTS if path.stem == manifest)
+    written(tmp_path / name, weights_by_rule(entries_of(path)))
+    network = checkpoint.load(tmp_path / name, like=like)
+    assert network.model == official(path)
+    assert network.class_names == label_sets.find("coco").class_names
+    image = picture(160, 128)
+    images = jnp.asarray(image[None], jnp.float32) / 128 - 1
+    # Merging changes the order of float32 sums over 31 x 31 positions and 84 layers.
+    assert check_equivalence(network.model, network.variables, images).max_rel < 1e-3
+    protocol = DetectionProtocol((160, 128))
+    detector = Detector(network.model, network.variables, protocol, network.class_names)
+    masks = manifest == "cascade_31b"
+    (found,) = detector(image, masks=masks)
+    assert np.isfinite(found.boxes).all()
+    assert not masks or found.masks.shape == (len(found.boxes), 128, 160)
 
 
 # --- Round trips -------------------------------------------------------------------------
@@ -374,6 +408,21 @@ class TestCheckpoints:
             (("ratios=[0.5, 1.0, 2.0]", "ratios=[1.0]"), "3 anchors per position"),
             (("sampling_ratio=2)),\n        bbox_head", "sampling_ratio=0)),\n        bbox_head"),
              "sampling_ratio of boxes and masks differ"),
+            (("mask_thr_binary=0.5", "mask_thr_binary=0.4"), "mask_thr_binary must be 0.5"),
+            (("iou_threshold=0.4", "iou_threshold=0.4, class_agnostic=True"),
+             "class_agnostic must be False"),
+            (("featmap_strides=[4,", "finest_scale=112, featmap_strides=[4,"),
+             "finest_scale must be 56"),
+            (("type='AnchorGenerator'", "type='LegacyAnchorGenerator'"),
+             "anchor_generator must be AnchorGenerator"),
+            (("scales=[4]", "scales=[4], center_offset=0.5"), "center_offset must be 0"),
+            (("scales=[4]", "scales=[4], base_sizes=[8, 16, 32, 64, 128]"), "base_sizes must be"),
+            (("type='DeltaXYWHBBoxCoder'", "type='LegacyDeltaXYWHBBoxCoder'"),
+             "bbox_coder must be DeltaXYWHBBoxCoder"),
+            (("dict(target_stds=[0.05,", "dict(clip_border=False, target_stds=[0.05,"),
+             "clip_border must be True"),
+            (("num_outs=5", "num_outs=5, act_cfg=dict(type='ReLU')"), "act_cfg of the neck"),
+            (("num_outs=5", "num_outs=5, upsample_cfg=dict(mode='bilinear')"), "mode must be"),
         ],
     )  # fmt: skip
     def test_other_settings(self, change, match, tmp_path):

@@ -33,6 +33,7 @@ from tests import reference_data
 from tests.helpers import random_images, random_variables
 from tests.torch_import import test_families
 from tests.torch_import.archives import add_entries
+from tests.torch_import.full_size import weights_by_rule
 
 SMALL = "downstream/segmentation/small"
 MANIFESTS = reference_data.ROOT / "downstream/segmentation/manifests"
@@ -932,19 +933,7 @@ class TestStarting:
 @pytest.mark.exhaustive
 def test_full_size(tmp_path):
     """UPerNet with RepLKNet-31B, written by a rule, loaded, merged, and run at 512 x 512."""
-    rng = np.random.default_rng(0)
-
-    def tensor(key, shape, dtype):
-        if dtype == "int64":
-            return np.zeros(shape, dtype)
-        if key.endswith("running_var"):
-            return rng.uniform(0.5, 2, shape).astype(dtype)
-        if len(shape) == 1:
-            return (rng.standard_normal(shape) * 0.1 + key.endswith("weight")).astype(dtype)
-        fan_in = np.prod(shape[1:])
-        return (rng.standard_normal(shape, np.float32) * (1.4 / np.sqrt(fan_in))).astype(dtype)
-
-    weights = {entry[0]: tensor(*entry) for entry in manifest("ade20k_31b")}
+    weights = weights_by_rule(manifest("ade20k_31b"))
     model, variables = load(written(tmp_path / "f.pth", weights))
     assert model == official("ade20k_31b")
     merged = jax.jit(replk_jax.reparameterize)(variables)

@@ -99,3 +99,11 @@ def test_palette():
     np.testing.assert_array_equal(object_palette(coco.class_names), coco.palette)
     others = object_palette(["a", "b"])
     np.testing.assert_array_equal(others, [(128, 0, 0), (0, 128, 0)])
+
+
+def test_palette_of_many_classes():
+    """None is black, which is no colour of an object."""
+    many = object_palette([str(index) for index in range(1203)])
+    assert many.shape == (1203, 3)
+    assert many.any(-1).all()
+    np.testing.assert_array_equal(many[255:510], many[:255])
