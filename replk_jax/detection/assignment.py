@@ -79,12 +79,13 @@ def assign(
         overlaps = jnp.where(valid[:, None], overlaps, 0.0)
         overlaps = jnp.where(valid_boxes[None], overlaps, -1.0)
         here = jnp.max(overlaps, axis=0)
-        which = jnp.where(here > largest, first + jnp.argmax(overlaps, axis=0), which)
+        best_here = first + jax.lax.argmax(overlaps, 0, jnp.int32)
+        which = jnp.where(here > largest, best_here, which)
         if least_positive is not None:
             of_truth = jnp.max(overlaps, axis=1, keepdims=True)
             enough = valid[:, None] & (of_truth >= least_positive)
             matched = enough & (overlaps == of_truth)
-            last = _CHUNK - 1 - jnp.argmax(matched[::-1], axis=0)
+            last = _CHUNK - 1 - jax.lax.argmax(matched[::-1], 0, jnp.int32)
             forced = jnp.where(jnp.any(matched, axis=0), first + last, forced)
         return (jnp.maximum(largest, here), which, forced), None
 

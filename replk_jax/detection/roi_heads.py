@@ -21,12 +21,20 @@ from replk_jax.detection.rpn import Proposals
 from replk_jax.detection.selection import Candidates, select
 from replk_jax.detection.structures import Detections, Truths
 from replk_jax.models.parts import NetworkPart, register_part
-from replk_jax.models.stored import COUNT, FLAG, FRACTION, MOST_LAYERS, StoredField
+from replk_jax.models.stored import (
+    COUNT,
+    FLAG,
+    FRACTION,
+    MOST_LAYERS,
+    NOT_NEGATIVE,
+    StoredField,
+)
 from replk_jax.ops.roi_align import levels_roi_align, mask_targets
 
 # RoIs use the first levels of the pyramid, of at most this number.
 _LEVELS = 4
 _NUMBER = StoredField(lambda value: type(value) is int and 0 <= value <= MOST_LAYERS)
+_BOX_LOSS = StoredField(lambda value: value in BOX_LOSSES)
 
 
 class Stage(NamedTuple):
@@ -81,6 +89,11 @@ class RoIHead(NetworkPart, kw_only=True):
         "score_threshold": FRACTION,
         "nms_threshold": FRACTION,
         "max_detections": COUNT,
+        "box_loss": _BOX_LOSS,
+        "box_loss_weight": NOT_NEGATIVE,
+        "match_low_quality": FLAG,
+        "sample_count": COUNT,
+        "positive_fraction": FRACTION,
     }
     shared_fields: ClassVar[tuple[str, ...]] = (*NetworkPart.shared_fields, "num_classes")
     stages: ClassVar[tuple[Stage, ...]] = ()
@@ -349,11 +362,11 @@ class RoIHead(NetworkPart, kw_only=True):
     @nn.nowrap
     def check_fields(self) -> None:
         """Raises ValueError for invalid fields."""
-        super().check_fields()
         if self.box_loss not in BOX_LOSSES:
             raise ValueError(
                 f"box_loss must be one of {', '.join(BOX_LOSSES)}; got {self.box_loss!r}."
             )
+        super().check_fields()
 
 
 @register_part

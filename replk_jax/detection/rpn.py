@@ -15,7 +15,15 @@ from replk_jax.detection.sampling import sample
 from replk_jax.detection.structures import Truths
 from replk_jax.models.layers import Conv2D
 from replk_jax.models.parts import NetworkPart, register_part
-from replk_jax.models.stored import COUNT, FRACTION, POSITIVE, POSITIVES, StoredField
+from replk_jax.models.stored import (
+    COUNT,
+    FLAG,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVES,
+    StoredField,
+)
 from replk_jax.ops.dtypes import accumulation_dtype
 from replk_jax.ops.nms import nms
 
@@ -81,6 +89,15 @@ class RPNHead(NetworkPart, kw_only=True):
         "nms_threshold": FRACTION,
         "test_pre_nms": COUNT,
         "test_post_nms": COUNT,
+        "train_pre_nms": COUNT,
+        "train_post_nms": COUNT,
+        "smooth_l1_beta": NOT_NEGATIVE,
+        "anchors_inside": FLAG,
+        "sample_count": COUNT,
+        "positive_fraction": FRACTION,
+        "positive_threshold": FRACTION,
+        "negative_threshold": FRACTION,
+        "least_positive": POSITIVE,
     }
 
     channels: int = 256

@@ -32,7 +32,8 @@ class Detections(NamedTuple):
       count: int32 (N,), the number of objects. All after them is padding, whose boxes and scores
         are 0.
       masks: float32 (N, D, 28, 28), the probability that the object covers each cell of a grid over
-        its box. None for boxes alone.
+        its box; with another `mask_size` of the head, twice as many cells as that. None for boxes
+        alone.
     """
 
     boxes: jax.Array

@@ -48,6 +48,7 @@ COUNT_OR_NONE = StoredField(lambda value: value is None or COUNT.is_valid(value)
 INDICES_OR_NONE = StoredField(lambda value: value is None or _are_indices(value))
 FRACTION = StoredField(lambda value: _is_number(value) and 0 <= value <= 1)
 POSITIVE = StoredField(lambda value: _is_number(value) and value > 0)
+NOT_NEGATIVE = StoredField(lambda value: _is_number(value) and value >= 0)
 # A tuple of positive numbers, a list in JSON.
 POSITIVES = StoredField(
     _are_positive,

@@ -11,6 +11,7 @@ import replk_jax
 from replk_jax.detection.roi_heads import StandardRoIHead
 from replk_jax.detection.structures import Truths
 from replk_jax.models.description import describe, from_description
+from replk_jax.models.parts import own_fields
 from replk_jax.models.variables import abstract_variables
 from replk_jax.torch_import import names
 from tests import downstream, reference_data
@@ -51,10 +52,13 @@ def some_truths(valid=True):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_descriptions(kind):
-    model = tiny(kind)
+    """They have all fields: a rebuilt network has the losses of the one that was described."""
+    model = tiny(kind, rpn_smooth_l1_beta=0.5, rpn_least_positive=0.2, positive_fraction=0.5)
     rebuilt = from_description(json.loads(json.dumps(describe(model))))
-    assert describe(rebuilt) == describe(model)
+    assert rebuilt == model
     assert rebuilt.roi_head.masks is ("mask" in kind)
+    for part in (model.neck, model.rpn_head, model.roi_head):
+        assert set(part.stored_fields) == own_fields(type(part))
 
 
 def test_settings_of_mmdetection():
@@ -84,6 +88,16 @@ def test_errors():
     model = tiny("mask_rcnn")
     with pytest.raises(ValueError, match=r"box_loss must be one of l1, smooth_l1, giou"):
         tiny("mask_rcnn", box_loss="l2")
+    for field, value in (
+        ("sample_count", 0),
+        ("positive_fraction", 1.5),
+        ("box_loss_weight", -1.0),
+        ("rpn_train_pre_nms", 0),
+        ("rpn_least_positive", 0),
+    ):
+        name = field.removeprefix("rpn_")
+        with pytest.raises(ValueError, match=f"{name} of a .* cannot be {value}"):
+            tiny("mask_rcnn", **{field: value})
     with pytest.raises(TypeError, match="rpn_head must be a RPNHead; got StandardRoIHead"):
         model.clone(rpn_head=StandardRoIHead())
     pyramid, sizes = tuple(jnp.zeros((1, 8, 8, 8)) for _ in range(5)), jnp.full((1, 2), 32.0)
@@ -93,6 +107,25 @@ def test_errors():
     truths = jax.tree.map(lambda array: array[:, :0], some_truths())
     with pytest.raises(ValueError, match="pad them to at least one"):
         model.apply({}, pyramid, sizes, truths, None, False, method=model.losses)
+
+
+def test_dtypes_where_float64_is_the_default():
+    """Python's numbers and indices are 64 bits wide there; results are as everywhere."""
+    truths = some_truths()
+    with jax.enable_x64(True):
+        model = tiny("cascade_mask_rcnn")
+        variables, images = abstract_variables(model), jnp.zeros((1, 33, 40, 3), jnp.float32)
+
+        def both(variables, images, truths, key):
+            found = model.apply(variables, images, scales=jnp.ones((1, 2), jnp.float32))
+            losses = model.apply(variables, images, truths=truths, key=key)
+            return found, losses
+
+        found, losses = jax.eval_shape(both, variables, images, truths, jax.random.key(0))
+    assert [str(array.dtype) for array in found] == [
+        "float32", "float32", "int32", "int32", "float32",
+    ]  # fmt: skip
+    assert {str(loss.dtype) for loss in losses.values()} == {"float32"}
 
 
 @pytest.mark.exhaustive
