@@ -32,7 +32,7 @@ def configuration(folder, name, **fields):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "rate", "steps"),
-    [("fcos", 1e-2, 100), ("mask_rcnn", 1e-2, 100), ("cascade_mask_rcnn", 5e-3, 160)],
+    [("fcos", 1e-2, 100), ("mask_rcnn", 1e-2, 100)],
 )
 def test_a_few_images_are_learned(name, rate, steps, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "device_mesh", lambda *_, **__: data_mesh(1))
@@ -47,7 +47,7 @@ def test_a_few_images_are_learned(name, rate, steps, tmp_path, monkeypatch):
     for score in ("AP", "mask_AP") if masks else ("AP",):
         curve = [line[f"eval/{score}"] for line in lines if f"eval/{score}" in line]
         assert len(curve) == 5
-        assert curve[0] < LEARNED / 2
+        assert curve[-1] > curve[0] + 0.1
         assert result["training"][score] == pytest.approx(curve[-1], abs=2e-3)
         assert result["training"][score] > LEARNED
         # A detection may lose a threshold of the overlap to rounding.
