@@ -61,6 +61,29 @@ def test_targets_by_definition(radius):
     assert positives > 80
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("radius", [None, 1.5])
+def test_targets_of_a_large_image(radius):
+    """512 x 896 pixels with the settings of mmdetection; all five levels have positive points."""
+    strides, limits = (8, 16, 32, 64, 128), (64, 128, 256, 512)
+    sizes = [(512 // stride, 896 // stride) for stride in strides]
+    boxes = [
+        [3, 5, 890, 507], [100, 60, 700, 500], [200, 100, 520, 420], [300, 150, 460, 300],
+        [10, 20, 90, 80], [400, 200, 440, 260], [0, 0, 896, 512], [500.5, 17.25, 830.75, 333],
+    ]  # fmt: skip
+    classes = np.arange(8) % K
+    truths = Truths(jnp.float32([boxes]), jnp.int32([classes]), jnp.ones((1, 8), bool))
+    points = pyramid_points(sizes, strides)
+    actual = jax.jit(
+        partial(fcos_targets, points, num_classes=K, limits=limits, center_radius=radius)
+    )(truths)
+    expected = reference.targets(sizes, strides, boxes, classes, K, limits, radius)
+    assert set(points.levels[expected[0] < K]) == set(range(5))
+    np.testing.assert_array_equal(actual.classes[0], expected[0])
+    np.testing.assert_array_equal(actual.distances[0], expected[1])
+    np.testing.assert_allclose(actual.centerness[0], expected[2], atol=1e-6)
+
+
 def test_ends_of_the_ranges():
     """A largest distance that equals a limit is in the ranges of both levels."""
     truths = Truths(
