@@ -10,8 +10,6 @@ from replk_jax.benchmark.timing import Contender, Timing
 from replk_jax.ops.nms import nms
 from replk_jax.ops.roi_align import box_levels, levels_roi_align
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_text_fits_the_header():
     row = Row(NMS, 4000, OURS, Timing(0.5, 0.25, 3, 1.0))

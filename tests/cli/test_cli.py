@@ -275,7 +275,6 @@ def test_bench_model_without_memory_for_all(tmp_path, capsys, monkeypatch):
     assert "In batches of 4:" in out
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_bench_detection_ops(tmp_path, capsys, monkeypatch):
     small = {"nms_boxes": (9,), "align_boxes": (3,), "image_size": (32, 64), "channels": 2}
     whole = detection_ops.Benchmark
