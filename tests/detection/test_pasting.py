@@ -12,7 +12,7 @@ from tests.detection import rcnn_golden
 @reference_data.required
 def test_golden():
     arrays = rcnn_golden.load("paste")
-    masks, boxes = arrays["masks"][:, 0], arrays["boxes"]
+    masks, boxes = arrays["masks"][..., 0], arrays["boxes"]
     expected = arrays["binary_60x80"].astype(bool)
     for mask, box, pixels in zip(masks, boxes, expected, strict=True):
         np.testing.assert_array_equal(paste_mask(mask, box, (60, 80)), pixels)
