@@ -11,18 +11,20 @@ from PIL import Image
 import replk_jax
 from replk_jax.checkpoint import Checkpoint, save
 from replk_jax.cli.main import main
+from replk_jax.detection.fcos import FCOSHead
 from replk_jax.detection.fpn import FPN
 from replk_jax.detection.padding import blank_padding
 from replk_jax.detection.pasting import paste_mask
 from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.detection.roi_heads import StandardRoIHead
 from replk_jax.detection.rpn import RPNHead
+from replk_jax.detection.single_stage import SingleStageDetector
 from replk_jax.detection.two_stage import TwoStageDetector
 from replk_jax.inference.detector import Detector
 from replk_jax.vision.base_preprocessing import normalize
 from replk_jax.vision.run_lengths import compressed_run_lengths
 from tests.cli.test_images import run
-from tests.helpers import TINY, random_variables
+from tests.helpers import ONE_STAGE, TINY, random_variables
 from tests.vision.test_images import picture
 
 pytestmark = pytest.mark.usefixtures("printed_warnings")
@@ -96,10 +98,23 @@ def test_objects(network, detector):
     assert (result.masks[0] != pasted).mean() < 0.01
 
 
-def test_compilations(detector):
+def test_compilations():
     """Two shapes, and batches of one and of two, however many sizes the images have."""
-    detector([picture(40 + 7 * i, 90 - 5 * i, seed=i) for i in range(9)])
-    assert detector._program.compilations <= 4
+    backbone = replk_jax.create_model(ONE_STAGE, num_classes=None, features_only=True)
+    model = SingleStageDetector(
+        backbone=backbone,
+        num_classes=3,
+        neck=FPN(channels=4, num_outputs=2),
+        bbox_head=FCOSHead(
+            channels=4, num_convs=1, num_groups=2, regression_limits=(8.0,), max_detections=3
+        ),
+    )
+    detector = Detector(model, random_variables(model), PROTOCOL, batch_size=2)
+    found = detector([picture(40 + 7 * i, 90 - 5 * i, seed=i) for i in range(9)])
+    assert detector._program.compilations == 4
+    assert all(objects.masks is None for objects in found)
+    with pytest.raises(ValueError, match="boxes without masks"):
+        detector(images()[0], masks=True)
 
 
 def test_threshold_and_masks(detector):
