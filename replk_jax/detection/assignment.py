@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from replk_jax.ops.boxes import pairwise_overlaps
+from replk_jax.ops.dtypes import accumulation_dtype
 from replk_jax.ops.materialize import materialize
 
 BACKGROUND, IGNORED = -1, -2
@@ -18,8 +19,8 @@ class Assignment(NamedTuple):
 
     Attributes:
       truths: int32 (B,): the index of the truth, `BACKGROUND` or `IGNORED`.
-      overlaps: float32 (B,): the largest IoU with a truth; 0 without truths, -1 for boxes that
-        take no part.
+      overlaps: (B,), in at least float32: the largest IoU with a truth; 0 without truths, -1 for
+        boxes that take no part.
     """
 
     truths: jax.Array
@@ -53,7 +54,8 @@ def assign(
       truths: float (M, 4); M may be 0.
       valid_truths: bool (M,), False for padding.
       positive, negative: IoU thresholds.
-      least_positive: see above; None for no such matches. Positive.
+      least_positive: see above; None for no such matches. With 0, a truth that no box overlaps gets
+        all boxes, as in mmdetection.
       valid_boxes: bool (B,); the others are ignored and take no part, such as padding, anchors
         beyond the image or boxes in a crowd. None for all.
 
@@ -90,7 +92,7 @@ def assign(
         return (jnp.maximum(largest, here), which, forced), None
 
     start = (
-        jnp.where(valid_boxes, 0.0, -1.0).astype(jnp.float32),
+        jnp.where(valid_boxes, 0.0, -1.0).astype(accumulation_dtype(boxes.dtype, truths.dtype)),
         jnp.zeros(count, jnp.int32),
         jnp.full(count, BACKGROUND, jnp.int32),
     )

@@ -97,7 +97,7 @@ class RPNHead(NetworkPart, kw_only=True):
         "positive_fraction": FRACTION,
         "positive_threshold": FRACTION,
         "negative_threshold": FRACTION,
-        "least_positive": POSITIVE,
+        "least_positive": FRACTION,
     }
 
     channels: int = 256

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tests.ops.detection_reference import overlap
+
 
 def points_of(sizes, strides):
     """(x, y, stride, level) of every point, level by level, row by row."""
@@ -48,15 +50,6 @@ def targets(sizes, strides, boxes, classes, num_classes, limits, radius=None):
     return np.array(labels), np.array(distances), np.array(centerness)
 
 
-def iou(a, b):
-    """Of two boxes."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    common = max(width, 0) * max(height, 0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return common / max(sum(areas) - common, 1e-6)
-
-
 def detections(levels, strides, size, scale, *, threshold, per_level, nms, most, in_strides):
     """Of one image: a list of (score, class, box), the best first.
 
@@ -90,6 +83,6 @@ def detections(levels, strides, size, scale, *, threshold, per_level, nms, most,
     found.sort(key=lambda each: -each[0])
     kept = []
     for score, k, box in found:
-        if all(other != k or iou(box, seen) <= nms for _, other, seen in kept):
+        if all(other != k or overlap(box, seen) <= nms for _, other, seen in kept):
             kept.append((score, k, box))
     return kept[:most]

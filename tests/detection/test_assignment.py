@@ -7,7 +7,7 @@ import pytest
 
 from replk_jax.detection.assignment import BACKGROUND, IGNORED, assign, in_crowd
 from tests import reference_data
-from tests.detection import rcnn_golden
+from tests.detection import rcnn_golden, rcnn_reference
 
 # The settings of the cases: positive, negative and least positive IoU.
 CASES = {
@@ -53,32 +53,6 @@ def test_golden(name):
     np.testing.assert_allclose(assigned.overlaps, expected, atol=1e-7)
 
 
-def iou(a, b):
-    """Of two boxes, in float64."""
-    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
-    common = max(width, 0) * max(height, 0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return common / max(sum(areas) - common, 1e-6)
-
-
-def assign_by_loops(boxes, truths, valid_truths, valid_boxes, positive, negative, least):
-    chosen = [t for t in range(len(truths)) if valid_truths[t]]
-    result = np.full(len(boxes), IGNORED)
-    overlaps = np.asarray([[iou(box, truth) for truth in truths] for box in boxes])
-    for b in np.flatnonzero(valid_boxes):
-        best = max((overlaps[b, t] for t in chosen), default=0.0)
-        if best >= positive:
-            result[b] = next(t for t in chosen if overlaps[b, t] == best)
-        elif best < negative:
-            result[b] = BACKGROUND
-    if least is not None:
-        for t in chosen:
-            of_truth = np.where(valid_boxes, overlaps[:, t], -1)
-            if of_truth.max() >= least:
-                result[of_truth == of_truth.max()] = t
-    return result
-
-
 @pytest.mark.parametrize("least", [None, 0.3])
 @pytest.mark.parametrize("objects", [1, 8, 19])
 def test_random_boxes(objects, least):
@@ -103,7 +77,10 @@ def test_random_boxes(objects, least):
         least_positive=least,
         valid_boxes=jnp.asarray(valid_boxes),
     )
-    expected = assign_by_loops(some, truths, valid_truths, valid_boxes, *thresholds, least)
+    chosen = np.flatnonzero(valid_truths)
+    of_valid = rcnn_reference.assign(some[valid_boxes], truths[chosen], *thresholds, least)
+    expected = np.full(150, IGNORED)
+    expected[valid_boxes] = np.append(chosen, [IGNORED, BACKGROUND])[of_valid]
     np.testing.assert_array_equal(actual.truths, expected)
 
 
@@ -115,6 +92,16 @@ def test_padding_changes_nothing():
     padded = ASSIGN(boxes, jnp.pad(truths, [(0, 9), (0, 0)]), jnp.arange(11) < 2, **settings)
     jax.tree.map(np.testing.assert_array_equal, alone, padded)
     assert alone.truths.tolist() == [0, 1, BACKGROUND]
+
+
+def test_boxes_of_float64():
+    """Those of a network in float64, and truths in float32."""
+    box = np.asarray([[0, 0, 8, 8.0]])
+    with jax.enable_x64(True):
+        settings = dict(positive=0.5, negative=0.4, least_positive=0.1)
+        assigned, overlaps = ASSIGN(box, np.float32(box), np.ones(1, bool), **settings)
+    assert (assigned.dtype, overlaps.dtype) == (jnp.int32, jnp.float64)
+    assert (assigned.tolist(), overlaps.tolist()) == ([0], [1.0])
 
 
 def test_memory_does_not_grow_with_boxes_times_truths():

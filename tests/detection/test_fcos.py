@@ -11,6 +11,7 @@ from replk_jax.detection.fcos import FCOSHead, FCOSOutputs, _most_likely
 from replk_jax.detection.fcos_targets import fcos_targets, pyramid_points
 from replk_jax.detection.structures import Truths
 from tests.detection import reference
+from tests.ops.detection_reference import overlap
 
 SIZES, STRIDES = [(13, 21), (7, 11), (4, 6)], (8, 16, 32)
 LIMITS = (20, 48)
@@ -233,7 +234,7 @@ def test_losses_by_definition():
         [(-left, -top, right, bottom) for left, top, right, bottom in each[positive]]
         for each in (distances, np.float64(targets.distances))
     ]
-    ious = np.array([reference.iou(*pair) for pair in zip(*boxes, strict=True)])
+    ious = np.array([overlap(*pair) for pair in zip(*boxes, strict=True)])
     chances = 1 / (1 + np.exp(-centerness[..., 0][positive]))
     entropy = -(weights * np.log(chances) + (1 - weights) * np.log(1 - chances))
     expected = {

@@ -14,8 +14,8 @@ from replk_jax.detection.losses import (
     sigmoid_focal_loss,
     smooth_l1,
 )
-from tests.detection import reference
 from tests.helpers import assert_equal_in_float64
+from tests.ops.detection_reference import overlap
 
 
 def sigmoid(x):
@@ -29,14 +29,6 @@ def entropy(x, t):
 def focal(x, t, alpha=0.25, gamma=2.0):
     right = np.where(t > 0, sigmoid(x), sigmoid(-x))
     return -np.where(t > 0, alpha, 1 - alpha) * (1 - right) ** gamma * np.log(right)
-
-
-def giou(a, b):
-    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    overlap = reference.iou(a, b)
-    union = areas / (1 + overlap)
-    return overlap - (hull - union) / hull
 
 
 def of_boxes(function):
@@ -65,11 +57,11 @@ CASES = {
     ),
     "IoU": (
         iou_loss,
-        of_boxes(lambda a, b: -np.log(max(reference.iou(a, b), 1e-6))),
+        of_boxes(lambda a, b: -np.log(max(overlap(a, b), 1e-6))),
         BOXES,
         TARGETS,
     ),
-    "GIoU": (giou_loss, of_boxes(lambda a, b: 1 - giou(a, b)), BOXES, TARGETS),
+    "GIoU": (giou_loss, of_boxes(lambda a, b: 1 - overlap(a, b, "giou")), BOXES, TARGETS),
     "smooth L1": (smooth_l1, partial(huber, beta=1), VALUES, OTHERS),
     "of a small beta": (partial(smooth_l1, beta=1 / 9), partial(huber, beta=1 / 9), VALUES, OTHERS),
     "L1": (partial(smooth_l1, beta=0), partial(huber, beta=0), VALUES, OTHERS),

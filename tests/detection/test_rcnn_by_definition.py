@@ -1,4 +1,4 @@
-"""The losses of Cascade Mask R-CNN against their definitions, in NumPy and float64."""
+"""Proposals and losses of Cascade Mask R-CNN against their definitions, in NumPy and float64."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import replk_jax
+from replk_jax.detection.rpn import Proposals
 from replk_jax.detection.structures import Truths
+from replk_jax.detection.two_stage import TwoStageDetector
 from tests.detection import rcnn_reference as reference
 from tests.helpers import ONE_STAGE, random_variables
 
@@ -25,8 +27,15 @@ def draw_truths(rng):
     return boxes, rng.integers(0, K, (3, 5)), valid, blocks.repeat(4, axis=2).repeat(4, axis=3)
 
 
+def draw_proposals(rng, truths):
+    """30 boxes (N, 30, 4) close to objects or to padding, and whether each is valid."""
+    close = truths[:, np.arange(30) % 5]
+    boxes = close + rng.uniform(-4, 4, close.shape).astype(np.float32)
+    return Proposals(boxes, rng.random((3, 30)) < 0.8)
+
+
 @pytest.mark.exhaustive
-def test_losses_with_statistics_of_the_batch():
+def test_training_with_statistics_of_the_batch():
     """Of images of several sizes, of which one has no objects, with padded samples. To what about
     ten layers round, relatively; every sample and every pixel of the targets is the same."""
     model = replk_jax.create_detector(
@@ -34,7 +43,7 @@ def test_losses_with_statistics_of_the_batch():
         rpn_train_post_nms=35, rpn_sample_count=40, box_convs=2, box_conv_channels=8,
         box_fc_channels=8, mask_convs=1, mask_channels=8, sample_count=45,
     )  # fmt: skip
-    assert isinstance(model, replk_jax.DetectionNetwork)
+    assert isinstance(model, TwoStageDetector)
     variables = random_variables(model)
     # Small offsets, so that boxes stay close to the objects and are positive in later stages.
     for stage in range(3):
@@ -44,41 +53,42 @@ def test_losses_with_statistics_of_the_batch():
     pyramid = [np.float32(rng.standard_normal((3, *shape, 8))) for shape in SHAPES]
     boxes, classes, valid, masks = draw_truths(rng)
     truths = Truths(boxes, np.int32(classes), valid, np.packbits(masks, axis=-1))
+    given = draw_proposals(rng, boxes)
 
-    def run(network, pyramid, truths):
-        outputs = network.rpn_head(pyramid)
-        return outputs, network.losses(pyramid, jnp.asarray(SIZES), truths, None, True)
+    def run(network, pyramid, given, truths):
+        sizes, rpn = jnp.asarray(SIZES), network.rpn_head
+        outputs = rpn(pyramid)
+        losses = rpn.losses(outputs, STRIDES, sizes, truths, None)
+        proposals = rpn.propose(outputs, STRIDES, sizes, train=True)
+        arguments = (pyramid, STRIDES, given, sizes, truths, None, True)
+        return outputs, proposals, losses | network.roi_head.losses(*arguments)
 
-    (outputs, actual), _ = jax.jit(
+    arguments = jax.tree.map(jnp.asarray, (variables, pyramid, given, truths))
+    (outputs, proposals, actual), _ = jax.jit(
         lambda *args: model.apply(*args, method=run, mutable=["batch_stats"])
-    )(variables, pyramid, truths)
+    )(*arguments)
 
     outputs, params = jax.tree.map(np.asarray, (outputs, variables["params"]["roi_head"]))
-    levels = reference.anchors(SHAPES, STRIDES)
+    levels, rpn = reference.anchors(SHAPES, STRIDES), model.rpn_head
+    for image in range(3):
+        expected = reference.proposals(
+            [x[image] for x in outputs.logits], [x[image] for x in outputs.deltas], levels,
+            SIZES[image], rpn.train_pre_nms, rpn.train_post_nms, rpn.nms_threshold,
+        )  # fmt: skip
+        assert proposals.valid[image].sum() == len(expected)
+        np.testing.assert_allclose(proposals.boxes[image, : len(expected)], expected, atol=1e-3)
+
     objects, kinds, pixels = (
         [array[image][valid[image]] for image in range(3)] for array in (boxes, classes, masks)
     )
-    rpn = model.rpn_head
-    expected = dict(
-        zip(
-            ("loss_rpn_cls", "loss_rpn_bbox"),
-            reference.rpn_losses(rpn, outputs, levels, SIZES, objects),
-            strict=True,
-        )
-    )
-    proposals = [
-        reference.proposals(
-            [x[image] for x in outputs.logits], [x[image] for x in outputs.deltas], levels,
-            SIZES[image], rpn.train_pre_nms, rpn.train_post_nms, rpn.nms_threshold,
-        )
-        for image in range(3)
-    ]  # fmt: skip
-    of_stages, counts = reference.cascade_losses(
-        model.roi_head, params, pyramid, STRIDES, proposals, SIZES, objects, kinds, pixels
+    of_class, of_boxes = reference.rpn_losses(rpn, outputs, levels, SIZES, objects)
+    near = [given.boxes[image][given.valid[image]] for image in range(3)]
+    expected, counts = reference.cascade_losses(
+        model.roi_head, params, pyramid, STRIDES, near, SIZES, objects, kinds, pixels
     )
     assert all(number < 3 * 45 for number, _ in counts)  # there is padding
-    assert all(positive >= 2 for _, positive in counts[:2])  # not the truths alone
-    expected |= of_stages
+    assert all(positive >= 2 for _, positive in counts), counts  # not the truths alone
+    expected |= {"loss_rpn_cls": of_class, "loss_rpn_bbox": of_boxes}
     assert set(actual) == set(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)

@@ -93,7 +93,7 @@ def test_errors():
         ("positive_fraction", 1.5),
         ("box_loss_weight", -1.0),
         ("rpn_train_pre_nms", 0),
-        ("rpn_least_positive", 0),
+        ("rpn_least_positive", 2),
     ):
         name = field.removeprefix("rpn_")
         with pytest.raises(ValueError, match=f"{name} of a .* cannot be {value}"):
@@ -109,6 +109,7 @@ def test_errors():
         model.apply({}, pyramid, sizes, truths, None, False, method=model.losses)
 
 
+@pytest.mark.exhaustive
 def test_dtypes_where_float64_is_the_default():
     """Python's numbers and indices are 64 bits wide there; results are as everywhere."""
     truths = some_truths()
