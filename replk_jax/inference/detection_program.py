@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from replk_jax.detection.network import DetectionNetwork
-from replk_jax.detection.padding import blank_padding
 from replk_jax.detection.pasting import paste_mask
 from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.detection.structures import Detections
 from replk_jax.inference.image_program import ImageProgram
 from replk_jax.vision.images import ImageLike, read_image
+from replk_jax.vision.padding import blank_padding
 
 Size = tuple[int, int]  # (height, width) in pixels
 

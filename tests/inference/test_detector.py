@@ -13,7 +13,6 @@ from replk_jax.checkpoint import Checkpoint, save
 from replk_jax.cli.main import main
 from replk_jax.detection.fcos import FCOSHead
 from replk_jax.detection.fpn import FPN
-from replk_jax.detection.padding import blank_padding
 from replk_jax.detection.pasting import paste_mask
 from replk_jax.detection.protocol import DetectionProtocol
 from replk_jax.detection.roi_heads import StandardRoIHead
@@ -22,6 +21,7 @@ from replk_jax.detection.single_stage import SingleStageDetector
 from replk_jax.detection.two_stage import TwoStageDetector
 from replk_jax.inference.detector import Detector
 from replk_jax.vision.base_preprocessing import normalize
+from replk_jax.vision.padding import blank_padding
 from replk_jax.vision.run_lengths import compressed_run_lengths
 from tests.cli.test_images import run
 from tests.helpers import ONE_STAGE, TINY, random_variables

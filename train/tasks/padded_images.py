@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 from replk_jax.vision.base_preprocessing import normalize
+from replk_jax.vision.padding import blank_padding
 
 
 def normalized(
@@ -21,8 +21,4 @@ def normalized(
     Returns:
       Float32 (N, H, W, C).
     """
-    height, width = images.shape[1:3]
-    rows = jnp.arange(height)[None] < valid_size[:, :1]
-    columns = jnp.arange(width)[None] < valid_size[:, 1:]
-    valid = rows[:, :, None] & columns[:, None, :]
-    return jnp.where(valid[..., None], normalize(images, mean, std), 0)
+    return blank_padding(normalize(images, mean, std), valid_size)
