@@ -59,7 +59,7 @@ class DetectionProtocol(KeepRatio):
           height, width: of the image in pixels, before it is resized.
         """
         rows, columns = (
-            self._rounded_up(side, self.pad_multiple) for side in self.resized_size(height, width)
+            _rounded_up(side, self.pad_multiple) for side in self.resized_size(height, width)
         )
         return rows, columns
 
@@ -69,15 +69,8 @@ class DetectionProtocol(KeepRatio):
 
         It is one shape if the limits are equal.
         """
-        long, short = (
-            self._rounded_up(self._rounded_up(limit, self.multiple), self.pad_multiple)
-            for limit in self.limits
-        )
-        return ((short, long), (long, short)) if short < long else ((long, long),)
-
-    @staticmethod
-    def _rounded_up(side: int, multiple: int) -> int:
-        return -(-side // multiple) * multiple
+        long, short = (_rounded_up(limit, self.multiple) for limit in self.limits)
+        return wide_and_high(long, short, self.pad_multiple)
 
     def in_words(self) -> str:
         """Such as "resize to at most 1333 x 800, pad to multiples of 32"."""
@@ -89,6 +82,24 @@ class DetectionProtocol(KeepRatio):
         if (self.mean, self.std) != (IMAGENET_MEAN, IMAGENET_STD):
             parts.append(f"mean {self.mean}, std {self.std}")
         return ", ".join(parts)
+
+
+def wide_and_high(long: int, short: int, multiple: int) -> tuple[tuple[int, int], ...]:
+    """The (height, width) of two shapes that hold all wide and all high images within limits.
+
+    Args:
+      long, short: limits of the longer and the shorter side.
+      multiple: to which the sides of the shapes are rounded up.
+
+    Returns:
+      The shape of wide images and that of high ones, or one square if the sides are equal.
+    """
+    long, short = _rounded_up(long, multiple), _rounded_up(short, multiple)
+    return ((short, long), (long, short)) if short < long else ((long, long),)
+
+
+def _rounded_up(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple
 
 
 _FIELDS: dict[str, Rule] = {"pad_multiple": SIDE}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from replk_jax.detection.protocol import wide_and_high
 from replk_jax.vision.keep_ratio import sizes_within
 
 Size = tuple[int, int]  # (height, width)
@@ -122,11 +123,8 @@ def default_buckets(scales: tuple[tuple[int, int], ...], multiple: int = 32) -> 
       scales: limits (long, short) of the images.
       multiple: of their sides.
     """
-    longest = -(-max(long for long, _ in scales) // multiple) * multiple
-    shortest = -(-max(short for _, short in scales) // multiple) * multiple
-    return (
-        ((shortest, longest), (longest, shortest)) if shortest < longest else ((longest, longest),)
-    )
+    longest, shortest = (max(limits) for limits in zip(*scales, strict=True))
+    return wide_and_high(longest, shortest, multiple)
 
 
 def choose_buckets(sizes: np.ndarray, buckets: tuple[Size, ...]) -> np.ndarray:

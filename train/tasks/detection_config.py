@@ -112,7 +112,7 @@ def evaluation_buckets(config: ConfigDict, protocol: DetectionProtocol) -> tuple
     """The shapes of images to evaluate on; () for as many as `protocol` gives."""
     if config.test.exact_padding:
         return ()
-    return config.test.buckets or default_buckets((protocol.limits,), protocol.pad_multiple)
+    return config.test.buckets or protocol.buckets
 
 
 def _are_limits(value: Any) -> bool:
